@@ -1,0 +1,65 @@
+# `make demo` runs the main job on real photos, `make test` passes the tests. Both make what they need.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKER := $(BIN)/spottmee-worker
+PACK ?= buffalo_sc
+MODEL := $(VENV)/share/spottmee-worker/model
+INSTALLED := $(VENV)/.installed
+BAKED := $(MODEL)/manifest.json
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spottmee-worker needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12 …" % sys.version_info[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo 'python could not make a virtual environment (on Debian: apt-get install python3-venv)'; exit 1; }
+	@echo 'installing the pinned packages into $(VENV)'
+	@# --no-deps: the lock is complete, and leaves out the opencv-python that insightface asks for.
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BAKED): $(INSTALLED)
+	@test -s $@ && touch $@ || $(WORKER) models bake --pack $(PACK) --out $(MODEL)
+
+.PHONY: setup
+setup: $(BAKED) ## Make .venv with everything, and bake the default model pack
+
+.PHONY: demo
+demo: setup ## Run the main job: real photos in, matches out (ALBUM=folder SELFIE=file for your own)
+	@$(BIN)/python -m runner.demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
+
+.PHONY: test
+test: setup ## Run the tests (long campaigns shortened)
+	@$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+.PHONY: format
+format: $(INSTALLED) ## Let ruff format and fix the code
+	@$(BIN)/ruff check --fix --exit-zero .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json
+	@$(BIN)/python -m tests.benchmarks
+
+.PHONY: lock
+lock: ## Resolve the pinned packages again (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --override requirements/overrides.in --no-emit-package opencv-python pyproject.toml -o requirements/run.txt
+	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --override requirements/overrides.in --no-emit-package opencv-python --all-extras --group dev pyproject.toml -o requirements/dev.txt
+
+.PHONY: clean
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .cache demo-out bench-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

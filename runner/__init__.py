@@ -1,0 +1,1 @@
+"""spottmee-worker: a one-shot runner for face-embedding jobs."""

@@ -1,0 +1,1 @@
+"""The demonstration: everything the service needs, on one machine, without a cluster."""

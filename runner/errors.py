@@ -1,0 +1,210 @@
+"""Every error of the project: one hierarchy, with exit codes and stable words.
+
+Two families. A `RunnerError` ends the command, with its `exit_code`. A `JobError` ends one job and never the
+run: its `word` is the stable name that result details, dead letters and logs carry, and its type says whether
+trying again can help. The docstring of a class is the message; a detail may follow it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+
+class SpottmeeError(Exception):
+    """Something went wrong."""
+
+    word: ClassVar[str] = "error"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        """Return the sentence of the class and, where given, what it happened to."""
+        sentence = " ".join((inspect.getdoc(type(self)) or "").split())
+        return f"{sentence.rstrip('.')}: {self.detail}" if self.detail else sentence
+
+
+class RunnerError(SpottmeeError):
+    """The command could not do its work."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(RunnerError):
+    """The settings are wrong."""
+
+    word = "settings"
+    exit_code = 2
+
+
+class SchemaError(RunnerError):
+    """The embeddings database does not have the schema that this version needs; run `spottmee-worker migrate`."""
+
+    word = "schema"
+    exit_code = 3
+
+
+class ModelError(RunnerError):
+    """The model pack cannot be used."""
+
+    word = "model"
+    exit_code = 4
+
+
+class CheckFailedError(RunnerError):
+    """The command ran, and what it checked does not hold."""
+
+    word = "check_failed"
+    exit_code = 5
+
+
+class UnreachableError(RunnerError):
+    """A server could not be reached; trying again later can help."""
+
+    word = "unreachable"
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class RedisUnreachableError(UnreachableError):
+    """Redis could not be used (REDIS_URL)."""
+
+    word = "redis_unreachable"
+
+
+class DatabaseUnreachableError(UnreachableError):
+    """PostgreSQL could not be used."""
+
+    word = "database_unreachable"
+
+
+class ClusterError(RunnerError):
+    """The Kubernetes API could not be used."""
+
+    word = "cluster"
+    exit_code = 6
+
+
+class StuckError(RunnerError):
+    """A job did not come back from native code; the run ended so that another runner can take it over."""
+
+    word = "stuck"
+    exit_code = 76
+
+
+class JobError(SpottmeeError):
+    """The job could not be done."""
+
+    transient: ClassVar[bool] = False
+
+
+class PermanentJobError(JobError):
+    """The job can never be done."""
+
+
+class TransientJobError(JobError):
+    """The job could not be done now."""
+
+    transient = True
+
+
+class InvalidJobError(PermanentJobError):
+    """The payload is no valid job."""
+
+    word = "invalid_job"
+
+    def __init__(self, detail: str, *, subject: str | None = None) -> None:
+        """Keep in `subject` the photo id or job id, where the payload still shows one."""
+        super().__init__(detail)
+        self.subject = subject
+
+
+class PoisonJobError(PermanentJobError):
+    """The job ended its runner too many times."""
+
+    word = "too_many_attempts"
+
+
+class PhotoGoneError(PermanentJobError):
+    """The photo is no longer in the API's table."""
+
+    word = "photo_gone"
+
+
+class LeaseLostError(TransientJobError):
+    """Another runner has taken the lease over; this one's work on the job was dropped."""
+
+    word = "lease_lost"
+
+
+class ForbiddenUrlError(PermanentJobError):
+    """The image URL is not one that this runner may fetch."""
+
+    word = "url_forbidden"
+
+
+class ImageMissingError(PermanentJobError):
+    """The image server says that the image is not there."""
+
+    word = "image_missing"
+
+
+class FetchError(TransientJobError):
+    """The image could not be fetched."""
+
+    word = "fetch_failed"
+
+
+class FetchTimeoutError(FetchError):
+    """The image server was too slow."""
+
+    word = "fetch_timeout"
+
+
+class ImageTooManyBytesError(PermanentJobError):
+    """The image has more bytes than allowed (RUNNER_MAX_IMAGE_BYTES)."""
+
+    word = "image_too_many_bytes"
+
+
+class ImageTooManyPixelsError(PermanentJobError):
+    """The image has more pixels than allowed (RUNNER_MAX_PIXELS)."""
+
+    word = "image_too_many_pixels"
+
+
+class ImageUndecodableError(PermanentJobError):
+    """The bytes are no image that can be decoded."""
+
+    word = "image_undecodable"
+
+
+class TooManyFacesError(PermanentJobError):
+    """The photo has more faces than allowed (RUNNER_MAX_FACES)."""
+
+    word = "too_many_faces"
+
+
+class PhotoTimeoutError(TransientJobError):
+    """The photo took longer than allowed (RUNNER_PHOTO_SECONDS)."""
+
+    word = "photo_timeout"
+
+
+class OutOfMemoryError(TransientJobError):
+    """There was not enough memory for this job."""
+
+    word = "out_of_memory"
+
+
+class NoFaceInSelfieError(PermanentJobError):
+    """No face was found in the selfie."""
+
+    word = "no_face_in_selfie"
+
+
+class UnexpectedJobError(TransientJobError):
+    """Something unforeseen went wrong."""
+
+    word = "unexpected"

@@ -1,0 +1,1 @@
+"""Faces: model packs, and the engine that detects and embeds."""

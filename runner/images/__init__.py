@@ -1,0 +1,1 @@
+"""Images: fetching bytes over HTTP, and decoding them into pixels."""

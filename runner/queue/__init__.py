@@ -1,0 +1,1 @@
+"""Redis: the leased lists that jobs are taken from."""

@@ -1,0 +1,1 @@
+"""What is kept: embeddings, photo statuses and match results."""
