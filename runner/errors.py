@@ -97,6 +97,8 @@ class JobError(SpottmeeError):
     """The job could not be done."""
 
     transient: ClassVar[bool] = False
+    # False where the job ended as it should all the same: there is no dead letter for it.
+    is_fault: ClassVar[bool] = True
 
 
 class PermanentJobError(JobError):
@@ -130,6 +132,7 @@ class PhotoGoneError(PermanentJobError):
     """The photo is no longer in the API's table."""
 
     word = "photo_gone"
+    is_fault = False
 
 
 class LeaseLostError(TransientJobError):
@@ -202,6 +205,7 @@ class NoFaceInSelfieError(PermanentJobError):
     """No face was found in the selfie."""
 
     word = "no_face_in_selfie"
+    is_fault = False
 
 
 class UnexpectedJobError(TransientJobError):

@@ -331,6 +331,10 @@ class Settings:
         parse=_choice("debug", "info", "warning", "error"),
         default="info",
     )
+    termination_log: str = _setting(
+        "RUNNER_TERMINATION_LOG",
+        "a file that the summary is also written to: Kubernetes shows /dev/termination-log in the pod's status",
+    )
 
 
 REQUIRED_FOR_RUN = ("redis_url", "database_url")

@@ -1,0 +1,73 @@
+"""Settings: every wrong one named in one message, and no secret in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.errors import SettingsError
+from runner.settings import Settings, load, postgres_conninfo
+
+MINIMAL = {"REDIS_URL": "redis://redis:6379", "DATABASE_URL": "postgresql://u:hidden@db/api"}
+
+
+def test_defaults() -> None:
+    settings = load(MINIMAL)
+    assert settings.queues == ("compare", "process")
+    assert (settings.max_jobs, settings.idle_seconds, settings.lease_seconds, settings.max_attempts) == (
+        50,
+        0,
+        30,
+        3,
+    )
+    assert settings.embeddings_database_url == settings.database_url
+    assert settings.allow_private_urls is False
+    assert settings.model_dir == Path(sys.prefix) / "share" / "spottmee-worker" / "model"
+
+
+def test_flags_come_before_the_environment() -> None:
+    settings = load(MINIMAL | {"RUNNER_MAX_JOBS": "7"}, {"max_jobs": "9", "queues": "process"})
+    assert (settings.max_jobs, settings.queues) == (9, ("process",))
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert load(MINIMAL | {"RUNNER_MAX_JOBS": " ", "EMBEDDINGS_DATABASE_URL": ""}).max_jobs == 50
+
+
+def test_one_message_names_every_fault() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"DATABASE_URL": "mysql://u:hidden@db/x", "RUNNER_MAX_JOBS": "0", "RUNNER_IDLE_SECONDS": "soon"})
+    message = str(caught.value)
+    for name in ("REDIS_URL is missing", "DATABASE_URL must", "RUNNER_MAX_JOBS must", "RUNNER_IDLE_SECONDS must"):
+        assert name in message
+    assert "hidden" not in message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RUNNER_QUEUES", "compare,other"), ("RUNNER_QUEUES", "process,process"), ("RUNNER_QUEUES", ","),
+        ("RUNNER_MAX_JOBS", "1.5"), ("RUNNER_MAX_JOBS", "-1"), ("RUNNER_LEASE_SECONDS", "0"),
+        ("RUNNER_LEASE_SECONDS", "nan"), ("RUNNER_MAX_SECONDS", "inf"), ("RUNNER_ALLOW_PRIVATE_URLS", "perhaps"),
+        ("RUNNER_LOG_FORMAT", "xml"), ("REDIS_URL", "http://redis"), ("REDIS_URL", "redis://"),
+        ("EMBEDDINGS_DATABASE_URL", "nonsense"), ("DATABASE_URL", "postgresql://[::1"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load(MINIMAL | {name: value})
+
+
+def test_no_secret_in_the_repr() -> None:
+    settings = load(MINIMAL | {"REDIS_URL": "redis://:hidden@redis", "RUNNER_PROXY_URL": "http://u:hidden@proxy"})
+    assert "hidden" not in repr(settings)
+    assert isinstance(settings, Settings)
+
+
+def test_a_prisma_url_is_split_into_what_libpq_takes_and_the_schema() -> None:
+    url = "postgresql://u:p%40s@db:5432/api?schema=album&connection_limit=5&sslmode=require"
+    assert postgres_conninfo(url) == ("postgresql://u:p%40s@db:5432/api?sslmode=require", "album")
+    assert postgres_conninfo("postgresql://db/api") == ("postgresql://db/api", None)
