@@ -1,0 +1,237 @@
+"""Connections to PostgreSQL: opened with limits on every wait, classified failures, bounded retries.
+
+psycopg costs about 100 ms to import: only the modules of this room import it, and only commands that need a
+database import them. tenacity is imported when something has failed for the first time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from runner.errors import DatabaseUnreachableError, SettingsError
+from runner.settings import postgres_conninfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+# No statement of a run takes a second on a healthy server; these end what hangs on a sick one.
+STATEMENT_SECONDS = 60.0
+LOCK_SECONDS = 10.0
+# A runner that is frozen inside a transaction (a paused node) must not hold its row locks against the API.
+IDLE_IN_TRANSACTION_SECONDS = 60.0
+CONNECT_TIMEOUT_SECONDS = 10
+
+_LIMITS = {
+    "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "25000",  # milliseconds: a peer that vanished is noticed while data is unacknowledged
+    # After a failover the name may still lead to the old primary, now read-only: that is a failed connection.
+    "target_session_attrs": "read-write",
+}
+
+# libpq gives no SQLSTATE for a refused connection, only a text, in English on every usual image. What is not
+# recognised counts as passing and is tried again, bounded.
+_REFUSED_FOR_GOOD = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|(role|database) \"[^\"]*\" does not exist"
+    r"|permission denied for database|is not permitted to log in|server does not support SSL"
+    r"|certificate verify failed|root certificate file .* does not exist|invalid (sslmode|port|integer) "
+)
+_TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")  # connection, rollback, resources, intervention, system
+_TRANSIENT_STATES = {
+    "55P03",  # lock_not_available: lock_timeout
+    "55006",  # object_in_use
+    "25006",  # read_only_sql_transaction: a standby, or a primary that is being replaced
+    "25P03",  # idle_in_transaction_session_timeout
+    "25P04",  # transaction_timeout
+}
+_PERMANENT_STATES = {"57P04"}  # database_dropped
+_STATES_TO_RECONNECT_AFTER = {"25006"}
+
+# One round trip. Types and operators of pgvector are found wherever the extension lives, which is seldom the
+# schema that a Prisma URL names; where that schema does not exist, no other may silently take its place.
+_SESSION = """
+SELECT set_config('search_path', concat_ws(', ',
+           coalesce(quote_ident(%(schema)s::text), nullif(current_setting('search_path'), '')),
+           (SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+             WHERE e.extname = 'vector'
+               AND (%(schema)s::text IS NULL OR to_regnamespace(quote_ident(%(schema)s)) IS NOT NULL))), false),
+       set_config('statement_timeout', %(statement)s, false),
+       set_config('lock_timeout', %(lock)s, false),
+       set_config('idle_in_transaction_session_timeout', %(idle)s, false),
+       set_config('random_page_cost', '1.1', false),
+       set_config('jit', 'off', false)
+"""
+
+
+def connect(
+    url: str,
+    *,
+    seconds: float,
+    application_name: str,
+    variable: str = "DATABASE_URL",
+    statement_seconds: float = STATEMENT_SECONDS,
+) -> psycopg.Connection:
+    """Return an autocommitting connection to `url`, trying for at most `seconds` after the first failure.
+
+    `url` may carry Prisma's own parameters; its `schema` becomes the search path. `variable` is what messages call
+    the URL: they never repeat any of it. `statement_seconds` of 0 sets no limit.
+
+    Raises `SettingsError` at once for what no retry can heal (the URL itself, password, role, database), and
+    `DatabaseUnreachableError` when the time is up.
+    """
+    database = Database(
+        url, application_name=application_name, variable=variable, statement_seconds=statement_seconds
+    )
+    return retrying(lambda: database.connection, [database], seconds=seconds)
+
+
+class Database:
+    """One database of a run: connects when it is first needed, and again after a loss.
+
+    Nothing is connected by making one. `connection` is the live connection, for use within `retrying`.
+    """
+
+    def __init__(
+        self, url: str, *, application_name: str, variable: str, statement_seconds: float = STATEMENT_SECONDS
+    ) -> None:
+        """Raise `SettingsError` when libpq does not understand `url`."""
+        self.variable = variable
+        self._parameters, self._schema = _parameters(url, application_name, variable)
+        self._statement_seconds = statement_seconds
+        self._connection: psycopg.Connection | None = None
+
+    @property
+    def connection(self) -> psycopg.Connection:
+        """The live connection, opened where there is none. Raises what one attempt of `connect` meets."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._open()
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def after(self, error: psycopg.Error) -> None:
+        """Drop the connection where `error` means that another one may fare better."""
+        if self._connection is not None and (
+            self._connection.broken or error.sqlstate in _STATES_TO_RECONNECT_AFTER
+        ):
+            self.close()
+
+    def _open(self) -> psycopg.Connection:
+        try:
+            # No prepared statements: PgBouncer may hand every transaction to another server connection.
+            connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
+        except psycopg.OperationalError as error:
+            if _REFUSED_FOR_GOOD.search(str(error)):
+                raise SettingsError(f"{self.variable} was refused by PostgreSQL: {reason(error)}") from None
+            raise
+        try:
+            _configure(connection, self._schema, self._statement_seconds)
+        except psycopg.Error:
+            connection.close()
+            raise
+        return connection
+
+
+def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[str, str], str | None]:
+    conninfo, schema = postgres_conninfo(url)
+    try:
+        given = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as error:
+        # libpq's text quotes the part that it stumbled over, which may be the password: only a name is repeated.
+        name = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
+        what = f"has an unknown parameter {name[1]}" if name else "is no URL that libpq understands"
+        advice = "characters like @ : / % # in user or password must be percent-encoded"
+        raise SettingsError(f"{variable} {what} ({advice})") from None
+    return {
+        **_LIMITS,
+        "application_name": application_name,
+        **{name: str(value) for name, value in given.items() if value is not None},
+    }, schema
+
+
+def _configure(connection: psycopg.Connection, schema: str | None, statement_seconds: float) -> None:
+    limits = {"statement": statement_seconds, "lock": LOCK_SECONDS, "idle": IDLE_IN_TRANSACTION_SECONDS}
+    values = {name: f"{round(seconds * 1000)}ms" for name, seconds in limits.items()}
+    connection.execute(_SESSION, {"schema": schema, **values})
+
+
+def is_transient(error: psycopg.Error) -> bool:
+    """Return whether the same work can succeed later, or on another connection.
+
+    Transient are a lost or refused connection, deadlock, serialisation failure, shutdown, lock and statement
+    timeouts, a read-only server (failover), and every lack of resources: connections, memory, disk.
+    """
+    state = error.sqlstate
+    if state is None:
+        # psycopg's own: a connection that is lost or closed, as against a wrong call.
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    if state in _PERMANENT_STATES:
+        return False
+    return state in _TRANSIENT_STATES or state[:2] in _TRANSIENT_CLASSES
+
+
+def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: float) -> T:
+    """Return what `work` returns, repeating it after transient errors for `seconds` from the first failure.
+
+    `databases` are those that `work` uses; a lost connection of theirs is dropped before the next attempt. `work`
+    must leave nothing behind when it fails, or be harmless to repeat. The waits grow to 3 s, with jitter. Raises
+    `DatabaseUnreachableError` when the time is up, and every other error as it is.
+    """
+    failures: list[psycopg.Error] = []
+
+    def attempt() -> T:
+        try:
+            return work()
+        except psycopg.Error as error:
+            for database in databases:
+                database.after(error)
+            failures.append(error)
+            raise
+
+    def passing(error: BaseException) -> bool:
+        return isinstance(error, psycopg.Error) and is_transient(error)
+
+    try:
+        return attempt()
+    except psycopg.Error as error:
+        if not passing(error):
+            raise
+    from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_fixed, wait_random_exponential
+
+    waits = wait_fixed(0.05) + wait_random_exponential(multiplier=0.2, max=3)
+    again = Retrying(stop=stop_before_delay(seconds), wait=waits, retry=retry_if_exception(passing), reraise=True)
+    try:
+        time.sleep(min(0.05, seconds))
+        return again(attempt)
+    except psycopg.Error as error:
+        if not passing(error):
+            raise
+        names = " or ".join(dict.fromkeys(database.variable for database in databases))
+        raise DatabaseUnreachableError(f"{names}: {reason(failures[-1])} (tried for {seconds:g} s)") from None
+
+
+def reason(error: psycopg.Error) -> str:
+    """Return one line that says what went wrong, without anything that came out of a URL or a job.
+
+    What libpq says about a host may quote a piece of a password whose special characters were not encoded.
+    """
+    if error.sqlstate is not None:
+        return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
+    text = str(error).strip() or type(error).__name__
+    failed = text.splitlines()[0].removeprefix("connection failed: ")
+    if "FATAL:" in failed:
+        return failed.partition("FATAL:")[2].strip()
+    return re.sub(r"(\"[^\"]*\"|'[^']*')", "…", failed)

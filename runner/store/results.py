@@ -1,0 +1,189 @@
+"""The result of a comparison in Redis, and the race for its key.
+
+The API pushes the job first and writes `INITIATED` after it, without a TTL (CONTRACT: Results). So that word may
+replace PROCESSING or the answer at any later moment, once. Every write of ours therefore reads what it replaces:
+who has seen INITIATED knows that nothing can come after it. Who has not keeps the answer under watch, and what is
+still unconfirmed when the watching ends is noted for later runs, which heal it for as long as a result lives.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from runner.queue import keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from redis import Redis
+
+INITIATED = b"INITIATED"
+PROCESSING = b"PROCESSING"
+RESULT_SECONDS = 3600
+
+# KEYS[1] the result; ARGV[1] its seconds. Sets PROCESSING, unless there is an answer already: then the job was
+# delivered again, and nobody who has the answer is sent back to waiting. Returns what was there.
+_BEGIN = """
+local old = redis.call('GET', KEYS[1])
+if not old or old == 'INITIATED' or old == 'PROCESSING' then
+    redis.call('SET', KEYS[1], 'PROCESSING', 'EX', ARGV[1])
+end
+return old
+"""
+
+# KEYS[1] the result; ARGV[1] the answer, ARGV[2] its seconds, ARGV[3] '1' to write it as well where there is
+# nothing. Replaces nothing but the two words of waiting. Returns what was there.
+_CONFIRM = """
+local old = redis.call('GET', KEYS[1])
+if old == 'INITIATED' or old == 'PROCESSING' or (not old and ARGV[3] == '1') then
+    redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+end
+return old
+"""
+
+# KEYS[1] the unconfirmed answers, a sorted set of job ids by the second in which each expires; ARGV[1] a job id,
+# ARGV[2] the seconds that it stays.
+_REMEMBER = """
+redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[2], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
+# KEYS[1] the unconfirmed answers; ARGV[1] how many at most. Forgets the expired ones and returns the others, the
+# oldest first.
+_UNCONFIRMED = """
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', redis.call('TIME')[1])
+return redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)
+"""
+
+
+class ResultStore:
+    """Results of comparisons. Any method may be repeated, also by another runner. Errors of redis come out."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._initiated: set[str] = set()
+        self._begin = redis.register_script(_BEGIN)
+        self._confirm = redis.register_script(_CONFIRM)
+        self._remember = redis.register_script(_REMEMBER)
+        self._unconfirmed = redis.register_script(_UNCONFIRMED)
+
+    def begin(self, job_id: str) -> bool:
+        """Set the result to PROCESSING and return whether INITIATED was seen, now or by an earlier runner."""
+        old = self._begin(keys=[keys.match_result(job_id)], args=[RESULT_SECONDS])
+        if old == INITIATED:
+            self._write_detail(job_id, {"initiated": True})
+        initiated = old == INITIATED or (old is not None and self._read_detail(job_id).get("initiated") is True)
+        if initiated:
+            self._initiated.add(job_id)
+        return initiated
+
+    def answer(self, job_id: str, matched_ids: Sequence[str], detail: dict[str, Any]) -> bool:
+        """Write the answer, its detail first, and return whether INITIATED has been seen by now.
+
+        `detail` is a JSON object; `initiated` and `matched` are added to it. Where this returns False, the answer
+        has to be watched.
+        """
+        initiated = job_id in self._initiated
+        self._initiated.discard(job_id)
+        self._write_detail(job_id, {**detail, "initiated": initiated, "matched": list(matched_ids)})
+        old = self._redis.set(keys.match_result(job_id), _encode(matched_ids), ex=RESULT_SECONDS, get=True)
+        return initiated or old == INITIATED
+
+    def confirm(self, job_id: str, matched_ids: Sequence[str], *, fill: bool = True) -> bool:
+        """Write the answer again where a word of waiting has replaced it, and return whether that was INITIATED.
+
+        With `fill` also where there is nothing: a failover has lost it.
+        """
+        args: list[str | int] = [_encode(matched_ids), RESULT_SECONDS, int(fill)]
+        return bool(self._confirm(keys=[keys.match_result(job_id)], args=args) == INITIATED)
+
+    def remember(self, job_id: str) -> None:
+        """Note that the answer may still be overwritten, for later runs to `heal`."""
+        self._remember(keys=[keys.unconfirmed()], args=[job_id, RESULT_SECONDS])
+
+    def heal(self, limit: int = 1000) -> list[str]:
+        """Write the answers again that INITIATED has replaced since their run ended, and return their job ids."""
+        healed = []
+        for raw in self._unconfirmed(keys=[keys.unconfirmed()], args=[limit]):
+            job_id = raw.decode()
+            if self._redis.get(keys.match_result(job_id)) == INITIATED:
+                # Where the detail was evicted, no answer is left to give, and waiting for ever is worse than none.
+                matched = self._read_detail(job_id).get("matched", [])
+                if self.confirm(job_id, matched, fill=False):
+                    healed.append(job_id)
+        if healed:
+            self._redis.zrem(keys.unconfirmed(), *healed)
+        return healed
+
+    def _read_detail(self, job_id: str) -> dict[str, Any]:
+        text = self._redis.get(keys.match_result_detail(job_id))
+        document = json.loads(text) if isinstance(text, bytes) else {}
+        return document if isinstance(document, dict) else {}
+
+    def _write_detail(self, job_id: str, document: dict[str, Any]) -> None:
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        self._redis.set(keys.match_result_detail(job_id), text, ex=RESULT_SECONDS)
+
+
+def _encode(matched_ids: Sequence[str]) -> str:
+    return json.dumps(list(matched_ids), ensure_ascii=False, separators=(",", ":"))
+
+
+class AnswerWatch:
+    """Answers that INITIATED may still overwrite, each watched for a while, without blocking.
+
+    The caller keeps the lease of a watched job, and acknowledges it when `poll` or `leave` names it.
+    """
+
+    POLL_SECONDS = 0.1
+
+    def __init__(
+        self, results: ResultStore, *, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._results = results
+        self._seconds = seconds
+        self._clock = clock
+        self._pending: dict[str, tuple[float, list[str]]] = {}
+        self._next_poll = 0.0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, job_id: str, matched_ids: Sequence[str]) -> None:
+        """Watch the answer of a job from now on."""
+        self._pending[job_id] = (self._clock() + self._seconds, list(matched_ids))
+
+    def poll(self) -> list[str]:
+        """Look at every watched answer, at most every `POLL_SECONDS`, and return the jobs that are done with.
+
+        Done with is what INITIATED was seen for, and what was watched for long enough: that is left to `heal`.
+        """
+        now = self._clock()
+        if not self._pending or now < self._next_poll:
+            return []
+        self._next_poll = now + self.POLL_SECONDS
+        done = []
+        for job_id, (until, matched) in list(self._pending.items()):
+            if self._results.confirm(job_id, matched):
+                done.append(job_id)
+            elif now >= until:
+                self._results.remember(job_id)
+                done.append(job_id)
+        for job_id in done:
+            del self._pending[job_id]
+        return done
+
+    def leave(self) -> list[str]:
+        """Look a last time, leave what is unconfirmed to `heal`, and return every job that was watched."""
+        jobs = list(self._pending)
+        for job_id in jobs:
+            if not self._results.confirm(job_id, self._pending[job_id][1]):
+                self._results.remember(job_id)
+            del self._pending[job_id]
+        return jobs
+
+    def forget(self, job_id: str) -> None:
+        """Watch no longer: the lease is another runner's."""
+        self._pending.pop(job_id, None)

@@ -1,0 +1,87 @@
+"""Both databases of a run behind one object: connected once, reconnected after a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from runner.store import schema
+from runner.store.database import Database, retrying
+from runner.store.embeddings import EmbeddingStore, FaceLike, Matches
+from runner.store.photos import PhotoTable, Stored, store_photos
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runner.settings import Settings
+
+T = TypeVar("T")
+
+
+class Stores:
+    """The API's table and the embeddings of one model.
+
+    Every method repeats its work after transient errors of PostgreSQL for `connect_seconds`, then raises
+    `DatabaseUnreachableError`. All of it is idempotent.
+    """
+
+    def __init__(self, settings: Settings, model: str, *, application_name: str) -> None:
+        """Raise `SettingsError` when libpq does not understand a URL. Nothing is connected yet."""
+        self.model = model
+        self._seconds = settings.connect_seconds
+        self._photos = Database(settings.database_url, application_name=application_name, variable="DATABASE_URL")
+        same = settings.embeddings_database_url == settings.database_url
+        self._embeddings = (
+            self._photos
+            if same
+            else Database(
+                settings.embeddings_database_url,
+                application_name=application_name,
+                variable="EMBEDDINGS_DATABASE_URL",
+            )
+        )
+
+    def check(self) -> None:
+        """Connect both; raise `SchemaError` or `SettingsError` where one is not what this version needs."""
+        self._retrying(lambda: schema.check(self._embeddings.connection))
+        self._retrying(lambda: PhotoTable(self._photos.connection).check())
+
+    def begin(self, photo_ids: Sequence[str]) -> set[str]:
+        """Set the photos to PROCESSING and return those that exist (see `PhotoTable.begin`)."""
+        return self._retrying(lambda: PhotoTable(self._photos.connection).begin(photo_ids)) if photo_ids else set()
+
+    def store(
+        self, outcomes: Mapping[str, Sequence[FaceLike] | None], still_owned: Callable[[str], bool]
+    ) -> dict[str, Stored]:
+        """Store the outcome of every photo (see `store_photos`)."""
+        if not outcomes:
+            return {}
+        return self._retrying(
+            lambda: store_photos(PhotoTable(self._photos.connection), self._faces(), outcomes, still_owned)
+        )
+
+    def match(self, selfie: NDArray[np.float32], stored_ids: Collection[str], threshold: float) -> Matches:
+        """Compare a selfie with an album (see `EmbeddingStore.match`)."""
+        return self._retrying(lambda: self._faces().match(selfie, stored_ids, threshold))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._photos.close()
+        self._embeddings.close()
+
+    def _faces(self) -> EmbeddingStore:
+        return EmbeddingStore(self._embeddings.connection, self.model)
+
+    def _retrying(self, work: Callable[[], T]) -> T:
+        return retrying(work, [self._photos, self._embeddings], seconds=self._seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
