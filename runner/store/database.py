@@ -54,6 +54,7 @@ _TRANSIENT_STATES = {
     "25P04",  # transaction_timeout
 }
 _PERMANENT_STATES = {"57P04"}  # database_dropped
+_SETUP_CLASSES = ("28", "3D", "3F", "42")  # authorisation, catalog, schema, access rules and names
 _STATES_TO_RECONNECT_AFTER = {"25006"}
 
 # One round trip. Types and operators of pgvector are found wherever the extension lives, which is seldom the
@@ -187,8 +188,10 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
     """Return what `work` returns, repeating it after transient errors for `seconds` from the first failure.
 
     `databases` are those that `work` uses; a lost connection of theirs is dropped before the next attempt. `work`
-    must leave nothing behind when it fails, or be harmless to repeat. The waits grow to 3 s, with jitter. Raises
-    `DatabaseUnreachableError` when the time is up, and every other error as it is.
+    must leave nothing behind when it fails, or be harmless to repeat. The waits grow to 3 s, with jitter.
+
+    Raises `DatabaseUnreachableError` when the time is up, `SettingsError` where the server refuses the statements
+    themselves (a missing privilege, table or column: no job's fault), and every other error as it is.
     """
     failures: list[psycopg.Error] = []
 
@@ -204,23 +207,29 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
     def passing(error: BaseException) -> bool:
         return isinstance(error, psycopg.Error) and is_transient(error)
 
+    names = " or ".join(dict.fromkeys(database.variable for database in databases))
     try:
-        return attempt()
+        try:
+            return attempt()
+        except psycopg.Error as error:
+            if not passing(error):
+                raise
+        time.sleep(min(0.05, seconds))
+        return _again(attempt, passing, seconds)
     except psycopg.Error as error:
-        if not passing(error):
-            raise
+        if passing(error):
+            raise DatabaseUnreachableError(f"{names}: {reason(failures[-1])} (tried for {seconds:g} s)") from None
+        if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
+            raise SettingsError(f"{names}: PostgreSQL refuses what this program does: {reason(error)}") from None
+        raise
+
+
+def _again(attempt: Callable[[], T], passing: Callable[[BaseException], bool], seconds: float) -> T:
     from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_fixed, wait_random_exponential
 
     waits = wait_fixed(0.05) + wait_random_exponential(multiplier=0.2, max=3)
     again = Retrying(stop=stop_before_delay(seconds), wait=waits, retry=retry_if_exception(passing), reraise=True)
-    try:
-        time.sleep(min(0.05, seconds))
-        return again(attempt)
-    except psycopg.Error as error:
-        if not passing(error):
-            raise
-        names = " or ".join(dict.fromkeys(database.variable for database in databases))
-        raise DatabaseUnreachableError(f"{names}: {reason(failures[-1])} (tried for {seconds:g} s)") from None
+    return again(attempt)
 
 
 def reason(error: psycopg.Error) -> str:

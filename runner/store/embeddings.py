@@ -31,7 +31,7 @@ WITH selfie AS MATERIALIZED (SELECT ARRAY[{faces}] AS embeddings)
 SELECT count(best), json_object_agg(id, best) FILTER (WHERE best > %b::float8)
   FROM selfie,
        (SELECT DISTINCT id FROM unnest(%b::text[]) AS id) AS album,
-       LATERAL (SELECT least(max(-(f.embedding <#> face)), 1) AS best
+       LATERAL (SELECT max(least(-(f.embedding <#> face), 1)) AS best
                   FROM faces AS f, unnest(selfie.embeddings) AS face
                  WHERE f.photo_id = album.id AND f.model = %s) AS photo
 """
@@ -89,6 +89,11 @@ class _HalfVectorDumper(Dumper):
         return bytes(obj)
 
 
+def register(connection: Connection) -> None:
+    """Let `connection` send half vectors."""
+    connection.adapters.register_dumper(HalfVector, _HalfVectorDumper)
+
+
 class EmbeddingStore:
     """The embeddings of one model, over a connection that others may be using too.
 
@@ -99,7 +104,7 @@ class EmbeddingStore:
     def __init__(self, connection: Connection, model: str) -> None:
         self.connection = connection
         self.model = model
-        connection.adapters.register_dumper(HalfVector, _HalfVectorDumper)
+        register(connection)
 
     def replace(self, faces_by_photo: Mapping[str, Sequence[FaceLike]]) -> None:
         """Make `faces_by_photo` all that is stored of those photos and this model.

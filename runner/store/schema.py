@@ -136,9 +136,7 @@ def _check_pgvector(connection: Connection) -> None:
         " FROM pg_available_extensions WHERE name = 'vector'"
     ).fetchone()
     if row is None:
-        raise SchemaError(
-            "its server has no pgvector: install it there (package postgresql-NN-pgvector, image pgvector/pgvector)"
-        )
+        raise SchemaError("its server has no pgvector: install it there (package postgresql-NN-pgvector)")
     version = tuple(int(part) for part in str(row[0]).split(".")[:2])
     if version < _OLDEST_PGVECTOR:
         raise SchemaError(

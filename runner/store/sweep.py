@@ -1,0 +1,75 @@
+"""Removing the embeddings of photos that the API has deleted: biometric data that the API itself never removes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runner.errors import CheckFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+BATCH = 5000
+
+# A photo that is uploaded again under its old id gets new faces while the sweep runs: those are younger than it.
+_DELETE = "DELETE FROM faces WHERE photo_id = ANY(%b) AND created_at < %b::timestamptz"
+_NEXT_PHOTOS = "SELECT DISTINCT photo_id FROM faces WHERE photo_id > %s ORDER BY photo_id LIMIT %s"
+_EXISTING = 'SELECT id FROM "Photo" WHERE id = ANY(%b)'
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep looked at and did: photos with embeddings, those of them that are deleted, faces removed."""
+
+    photos: int = 0
+    deleted_photos: int = 0
+    removed_faces: int = 0
+
+
+def sweep(
+    photos: Connection,
+    embeddings: Connection,
+    *,
+    dry_run: bool = False,
+    allow_all: bool = False,
+    batch: int = BATCH,
+) -> Swept:
+    """Remove the faces, of every model, of photos that are not in the API's table, and return the counts.
+
+    `photos` leads to the API's table and `embeddings` to the faces. Safe beside working runners, which write faces
+    only while they hold the photo's row. With `dry_run` everything is counted and nothing removed. Raises
+    `CheckFailedError` where not one photo is left, unless `allow_all` says that this can be so: it looks like the
+    wrong DATABASE_URL. May be repeated after any failure.
+    """
+    started = embeddings.execute("SELECT clock_timestamp()").fetchone()
+    assert started is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
+    swept = Swept()
+    orphans: list[str] = []
+    for ids in _photo_ids(embeddings, batch):
+        existing = {row[0] for row in photos.execute(_EXISTING, (ids,))}
+        swept.photos += len(ids)
+        orphans += [photo_id for photo_id in ids if photo_id not in existing]
+    swept.deleted_photos = len(orphans)
+    if orphans and len(orphans) == swept.photos and not (allow_all or dry_run):
+        raise CheckFailedError(
+            f"none of the {swept.photos} photos with embeddings is in the API's table, which looks like the wrong "
+            "DATABASE_URL or ?schema=; if all of them are deleted indeed, add --all. Nothing was removed"
+        )
+    for start in range(0, len(orphans), batch):
+        part = orphans[start : start + batch]
+        if dry_run:
+            found = embeddings.execute("SELECT count(*) FROM faces WHERE photo_id = ANY(%b)", (part,)).fetchone()
+            swept.removed_faces += found[0] if found else 0
+        else:
+            swept.removed_faces += embeddings.execute(_DELETE, (part, started[0])).rowcount
+    return swept
+
+
+def _photo_ids(embeddings: Connection, batch: int) -> Iterator[list[str]]:
+    last = ""
+    while ids := [row[0] for row in embeddings.execute(_NEXT_PHOTOS, (last, batch))]:
+        yield ids
+        last = ids[-1]
