@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -152,7 +153,12 @@ def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[st
         given = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
         # libpq's text quotes the part that it stumbled over, which may be the password: only a name is repeated.
-        name = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
+        # With an @ in the query, even the name may be a piece of a password with a ? in it.
+        name = (
+            re.search(r'invalid URI query parameter: "(\w+)"', str(error))
+            if "@" not in urlsplit(url).query
+            else None
+        )
         what = f"has an unknown parameter {name[1]}" if name else "is no URL that libpq understands"
         advice = "characters like @ : / % # in user or password must be percent-encoded"
         raise SettingsError(f"{variable} {what} ({advice})") from None
