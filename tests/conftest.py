@@ -1,0 +1,84 @@
+"""Fixtures of every test: a stripped environment, and real servers started once a session."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from runner.demo import api
+from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
+from runner.store import schema
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
+_OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _stripped_environment() -> None:
+    """No test sees what the person who runs it has set."""
+    for name in [name for name in os.environ if _OURS.match(name)]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis, redis: Redis) -> str:
+    """The URL of the emptied database that `redis` is connected to."""
+    return redis_server.url
+
+
+@pytest.fixture
+def redis(redis_server: EmbeddedRedis) -> Iterator[Redis]:
+    """A client of an emptied database; it answers bytes."""
+    from redis import Redis
+
+    with Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(settings=["max_connections=60"]) as server:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE api_template")
+        with psycopg.connect(server.database_url("api_template"), autocommit=True) as connection:
+            api.create_table(connection)
+            schema.migrate(connection)
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """A fresh database with the API's table and the migrated embeddings."""
+    yield from _fresh(postgres_server, "TEMPLATE api_template")
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """A fresh database with nothing in it."""
+    yield from _fresh(postgres_server, "")
+
+
+def _fresh(server: EmbeddedPostgres, source: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} {source}".encode())
+    yield server.database_url(name)
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
