@@ -33,11 +33,12 @@ end
 return old
 """
 
-# KEYS[1] the result; ARGV[1] the answer, ARGV[2] its seconds, ARGV[3] '1' to write it as well where there is
-# nothing. Replaces nothing but the two words of waiting. Returns what was there.
+# KEYS[1] the result; ARGV[1] the answer, ARGV[2] its seconds, ARGV[3] '1' for who holds the lease. Replaces
+# INITIATED; the holder of the lease also replaces PROCESSING and nothing at all, which are what a failover that
+# lost the answer leaves. Returns what was there.
 _CONFIRM = """
 local old = redis.call('GET', KEYS[1])
-if old == 'INITIATED' or old == 'PROCESSING' or (not old and ARGV[3] == '1') then
+if old == 'INITIATED' or (ARGV[3] == '1' and (not old or old == 'PROCESSING')) then
     redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 end
 return old
@@ -91,12 +92,12 @@ class ResultStore:
         old = self._redis.set(keys.match_result(job_id), _encode(matched_ids), ex=RESULT_SECONDS, get=True)
         return initiated or old == INITIATED
 
-    def confirm(self, job_id: str, matched_ids: Sequence[str], *, fill: bool = True) -> bool:
-        """Write the answer again where a word of waiting has replaced it, and return whether that was INITIATED.
+    def confirm(self, job_id: str, matched_ids: Sequence[str], *, holds_lease: bool = True) -> bool:
+        """Write the answer again where INITIATED has replaced it, and return whether it had.
 
-        With `fill` also where there is nothing: a failover has lost it.
+        Who holds the lease also restores an answer that a failover has lost.
         """
-        args: list[str | int] = [_encode(matched_ids), RESULT_SECONDS, int(fill)]
+        args: list[str | int] = [_encode(matched_ids), RESULT_SECONDS, int(holds_lease)]
         return bool(self._confirm(keys=[keys.match_result(job_id)], args=args) == INITIATED)
 
     def remember(self, job_id: str) -> None:
@@ -105,17 +106,22 @@ class ResultStore:
 
     def heal(self, limit: int = 1000) -> list[str]:
         """Write the answers again that INITIATED has replaced since their run ended, and return their job ids."""
-        healed = []
-        for raw in self._unconfirmed(keys=[keys.unconfirmed()], args=[limit]):
-            job_id = raw.decode()
-            if self._redis.get(keys.match_result(job_id)) == INITIATED:
-                # Where the detail was evicted, no answer is left to give, and waiting for ever is worse than none.
-                matched = self._read_detail(job_id).get("matched", [])
-                if self.confirm(job_id, matched, fill=False):
-                    healed.append(job_id)
+        pending = [raw.decode() for raw in self._unconfirmed(keys=[keys.unconfirmed()], args=[limit])]
+        healed = [job_id for job_id in pending if self._heal(job_id)]
         if healed:
             self._redis.zrem(keys.unconfirmed(), *healed)
         return healed
+
+    def _heal(self, job_id: str) -> bool:
+        if self._redis.get(keys.match_result(job_id)) != INITIATED:
+            return False
+        detail = self._read_detail(job_id)
+        if "matched" not in detail:
+            # Evicted: no answer is left to give, and waiting for ever is worse than none.
+            sentence = "The answer was lost before the API had written INITIATED."
+            detail = {**detail, "matched": [], "error": {"word": "answer_lost", "sentence": sentence}}
+            self._write_detail(job_id, detail)
+        return self.confirm(job_id, detail["matched"], holds_lease=False)
 
     def _read_detail(self, job_id: str) -> dict[str, Any]:
         text = self._redis.get(keys.match_result_detail(job_id))

@@ -1,0 +1,104 @@
+"""A proxy that can break a connection to PostgreSQL at any message, before or after the server has seen it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from contextlib import suppress
+from enum import Enum
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+# ReadyForQuery: the server has done all that it was asked for (PostgreSQL protocol 3.0, message formats).
+_READY = re.compile(rb"Z\x00\x00\x00\x05[ITE]\Z")
+
+
+class Verdict(Enum):
+    """What happens to a message of the client, and to its connection."""
+
+    PASS = "pass"
+    LOSE_REQUEST = "lose request"  # the server never sees it
+    LOSE_REPLY = "lose reply"  # the server does it, the client never hears of it
+
+
+class Proxy:
+    """Listens on loopback and forwards to `port`. `judge` is asked about every message, counted from 1."""
+
+    def __init__(self, port: int) -> None:
+        self._upstream = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.judge: Callable[[int], Verdict] = lambda _: Verdict.PASS
+        self.messages = 0
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+
+    def url(self, url: str) -> str:
+        """Return `url` led through this proxy."""
+        return re.sub(r":\d+/([^?]*)", rf":{self.port}/\1?sslmode=disable&gssencmode=disable", url, count=1)
+
+    def watch(self, judge: Callable[[int], Verdict]) -> None:
+        """Count from 1 again and ask `judge` from now on."""
+        with self._lock:
+            self.messages = 0
+            self.judge = judge
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._upstream))
+            except OSError:
+                return
+            self._sockets += [client, server]
+            replies = threading.Event()
+            replies.set()
+            threading.Thread(target=self._requests, args=(client, server, replies), daemon=True).start()
+            threading.Thread(target=self._replies, args=(client, server, replies), daemon=True).start()
+
+    def _requests(self, client: socket.socket, server: socket.socket, replies: threading.Event) -> None:
+        with suppress(OSError):
+            while data := client.recv(1 << 20):
+                with self._lock:
+                    self.messages += 1
+                    verdict = self.judge(self.messages)
+                if verdict is Verdict.LOSE_REPLY:
+                    replies.clear()
+                    server.sendall(data)
+                    return
+                if verdict is Verdict.LOSE_REQUEST:
+                    break
+                server.sendall(data)
+        _close(server)
+        _close(client)
+
+    def _replies(self, client: socket.socket, server: socket.socket, replies: threading.Event) -> None:
+        with suppress(OSError):
+            while data := server.recv(1 << 20):
+                if replies.is_set():
+                    client.sendall(data)
+                elif _READY.search(data):
+                    break
+        _close(client)
+        _close(server)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _close(self._listener)
+        for end in self._sockets:
+            _close(end)
+
+
+def _close(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()

@@ -1,0 +1,314 @@
+"""Statuses in the API's table, and storing the outcomes of a batch in both databases."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psycopg
+import pytest
+
+from runner.demo import api
+from runner.errors import SettingsError
+from runner.store import schema
+from runner.store.embeddings import EmbeddingStore
+from runner.store.photos import PhotoStatus, PhotoTable, Stored
+from tests.integration.store_tools import (
+    MODEL,
+    Face,
+    Runner,
+    add_photos,
+    faces,
+    opened,
+    statuses,
+    stored_faces,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+ALL = [str(status) for status in PhotoStatus]
+SUCCESS = {"READY", "NO_FACES_FOUND"}
+
+
+@pytest.fixture
+def table(database_url: str) -> Iterator[PhotoTable]:
+    with opened(database_url) as connection:
+        yield PhotoTable(connection)
+
+
+@pytest.fixture(params=["one database", "two databases"])
+def runner(request: pytest.FixtureRequest, database_url: str) -> Iterator[Runner]:
+    """Both tables over one connection, or over one each (another parameter makes another URL)."""
+    faces_url = database_url if request.param == "one database" else f"{database_url}?schema=public"
+    with Runner(database_url, faces_url) as runner:
+        yield runner
+
+
+def in_every_status(connection: Connection) -> None:
+    for status in ALL:
+        add_photos(connection, [f"was {status}"], status)
+
+
+def test_beginning_spares_what_has_succeeded(table: PhotoTable) -> None:
+    in_every_status(table.connection)
+    ids = [f"was {status}" for status in ALL]
+    assert table.begin([*ids, *ids, "unknown"]) == set(ids)
+    assert statuses(table.connection) == {
+        f"was {status}": status if status in SUCCESS else "PROCESSING" for status in ALL
+    }
+    assert table.begin([]) == set()
+
+
+@pytest.mark.parametrize("final", ["READY", "NO_FACES_FOUND", "FAILED"])
+def test_failure_never_replaces_success(table: PhotoTable, final: str) -> None:
+    in_every_status(table.connection)
+    updated = table.finish({f"was {status}": PhotoStatus(final) for status in [*ALL]} | {"?": PhotoStatus.READY})
+    kept = SUCCESS if final == "FAILED" else set()
+    assert updated == {f"was {status}" for status in ALL if status not in kept}
+    assert statuses(table.connection) == {f"was {status}": status if status in kept else final for status in ALL}
+
+
+def test_statuses_of_a_batch_are_written_each_as_its_own(table: PhotoTable) -> None:
+    ids = [f"p{number}" for number in range(3000)]
+    add_photos(table.connection, ids)
+    finals = [PhotoStatus.READY, PhotoStatus.NO_FACES_FOUND, PhotoStatus.FAILED]
+    wanted = {photo_id: finals[number % 3] for number, photo_id in enumerate(ids)}
+    assert table.begin(ids) == set(ids)
+    assert table.finish(wanted) == set(ids)
+    assert statuses(table.connection) == {photo_id: str(status) for photo_id, status in wanted.items()}
+    assert table.finish({}) == set()
+
+
+def test_a_success_that_commits_while_begin_waits_is_spared(database_url: str, table: PhotoTable) -> None:
+    add_photos(table.connection, ["a", "b"])
+    with opened(database_url) as other:
+        other.execute("BEGIN")
+        other.execute("UPDATE \"Photo\" SET status = 'READY' WHERE id = 'a'")
+        begun: list[set[str]] = []
+        thread = threading.Thread(target=lambda: begun.append(table.begin(["b", "a"])))
+        thread.start()
+        wait_for_lock(other)
+        other.execute("COMMIT")
+        thread.join()
+        assert begun == [{"a", "b"}]
+        assert statuses(other) == {"a": "READY", "b": "PROCESSING"}
+
+
+def test_a_success_that_commits_while_a_failure_waits_is_spared(database_url: str, table: PhotoTable) -> None:
+    add_photos(table.connection, ["a"])
+    with opened(database_url) as other:
+        other.execute("BEGIN")
+        other.execute("UPDATE \"Photo\" SET status = 'NO_FACES_FOUND' WHERE id = 'a'")
+        updated: list[set[str]] = []
+        thread = threading.Thread(target=lambda: updated.append(table.finish({"a": PhotoStatus.FAILED})))
+        thread.start()
+        wait_for_lock(other)
+        other.execute("COMMIT")
+        thread.join()
+        assert updated == [set()]
+        assert statuses(other) == {"a": "NO_FACES_FOUND"}
+
+
+def test_a_row_that_is_deleted_while_begin_waits_does_not_exist(database_url: str, table: PhotoTable) -> None:
+    add_photos(table.connection, ["a", "b"])
+    with opened(database_url) as other:
+        other.execute("BEGIN")
+        other.execute("DELETE FROM \"Photo\" WHERE id = 'a'")
+        begun: list[set[str]] = []
+        thread = threading.Thread(target=lambda: begun.append(table.begin(["a", "b"])))
+        thread.start()
+        wait_for_lock(other)
+        other.execute("COMMIT")
+        thread.join()
+        assert begun == [{"b"}]
+
+
+def wait_for_lock(connection: Connection) -> None:
+    """Wait until some session of this database waits for a row lock."""
+    for _ in range(1000):
+        row = connection.execute(
+            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+            " WHERE NOT granted AND datname = current_database()"
+        ).fetchone()
+        if row and row[0]:
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("nobody waits")
+
+
+def test_a_locked_row_stays_until_the_transaction_ends(database_url: str, table: PhotoTable) -> None:
+    add_photos(table.connection, ["a", "b"], "READY")
+    with opened(database_url) as other:
+        other.execute("SET lock_timeout = '50ms'")
+        with table.connection.transaction():
+            assert table.lock(["a", "b", "c", "a"]) == {"a": PhotoStatus.READY, "b": PhotoStatus.READY}
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute("DELETE FROM \"Photo\" WHERE id = 'a'")
+            # The API's own foreign keys and reads are not in the way.
+            other.execute("SELECT * FROM \"Photo\" WHERE id = 'a' FOR KEY SHARE")
+        other.execute("DELETE FROM \"Photo\" WHERE id = 'a'")
+        assert table.lock(["a"]) == {}
+
+
+def test_runners_with_the_same_photos_in_any_order_never_deadlock(runner: Runner) -> None:
+    ids = [f"p{number}" for number in range(30)]
+    add_photos(runner.api, ids)
+    failures: list[Exception] = []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            with runner.another() as mine:
+                for _ in range(15):
+                    part = [ids[i] for i in rng.permutation(30)[:12]]
+                    mine.photos.begin(part)
+                    mine.store({photo_id: faces(1) if i % 3 else None for i, photo_id in enumerate(part)})
+        except psycopg.Error as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    ready = {photo_id for photo_id, status in statuses(runner.api).items() if status == "READY"}
+    assert {photo_id for photo_id, _ in stored_faces(runner.faces)} >= ready
+
+
+def test_every_outcome_ends_as_the_contract_says(runner: Runner) -> None:
+    add_photos(runner.api, ["faces", "nobody", "broken"], "PROCESSING")
+    stored = runner.store({"faces": faces(3), "nobody": [], "broken": None, "gone": faces(2), "gone too": None})
+    assert stored == {
+        "faces": Stored.STORED,
+        "nobody": Stored.NO_FACES,
+        "broken": Stored.FAILED,
+        "gone": Stored.GONE,
+        "gone too": Stored.GONE,
+    }
+    assert statuses(runner.api) == {"faces": "READY", "nobody": "NO_FACES_FOUND", "broken": "FAILED"}
+    assert stored_faces(runner.faces) == [("faces", 0), ("faces", 1), ("faces", 2)]
+
+
+def test_doing_it_twice_leaves_what_once_leaves(runner: Runner) -> None:
+    add_photos(runner.api, ["a", "b"], "PROCESSING")
+    outcomes = {"a": faces(3), "b": []}
+    assert runner.store(outcomes) == runner.store(outcomes)
+    assert statuses(runner.api) == {"a": "READY", "b": "NO_FACES_FOUND"}
+    assert len(stored_faces(runner.faces)) == 3
+
+
+def test_what_an_earlier_attempt_left_of_a_photo_that_is_gone_is_removed(runner: Runner) -> None:
+    runner.embeddings.replace({"gone": faces(2), "other": faces(1)})
+    EmbeddingStore(runner.faces, "another model").replace({"gone": faces(2)})
+    assert runner.store({"gone": faces(2)}) == {"gone": Stored.GONE}
+    left = runner.faces.execute("SELECT photo_id, model FROM faces").fetchall()
+    assert left == [("other", MODEL)]
+
+
+def test_what_an_earlier_attempt_left_of_a_photo_that_fails_is_removed(runner: Runner) -> None:
+    add_photos(runner.api, ["half done"], "PROCESSING")
+    add_photos(runner.api, ["done before"], "READY")
+    runner.embeddings.replace({"half done": faces(2), "done before": faces(1)})
+    assert set(runner.store({"half done": None, "done before": None}).values()) == {Stored.FAILED}
+    assert statuses(runner.api) == {"half done": "FAILED", "done before": "READY"}
+    assert stored_faces(runner.faces) == [("done before", 0)]
+
+
+def test_nothing_is_touched_after_a_lost_lease(runner: Runner) -> None:
+    add_photos(runner.api, ["lost", "mine", "lost failure"], "PROCESSING")
+    runner.embeddings.replace({"lost and gone": faces(1)})
+    outcomes = {"lost": faces(1), "mine": faces(1), "lost failure": None, "lost and gone": faces(1)}
+    stored = runner.store(outcomes, lambda photo_id: not photo_id.startswith("lost"))
+    assert {photo_id for photo_id, what in stored.items() if what is Stored.LOST} == set(outcomes) - {"mine"}
+    assert statuses(runner.api) == {"lost": "PROCESSING", "mine": "READY", "lost failure": "PROCESSING"}
+    assert stored_faces(runner.faces) == [("lost and gone", 0), ("mine", 0)]
+
+
+def test_ownership_is_asked_once_the_rows_are_locked(runner: Runner) -> None:
+    add_photos(runner.api, ["a"], "PROCESSING")
+    locked = []
+    with runner.another() as other:
+
+        def still_owned(photo_id: str) -> bool:
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.api.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR NO KEY UPDATE NOWAIT', (photo_id,))
+            locked.append(photo_id)
+            return True
+
+        runner.store({"a": faces(1)}, still_owned)
+    assert locked == ["a"]
+
+
+def test_a_failing_question_about_ownership_stores_nothing(runner: Runner) -> None:
+    add_photos(runner.api, ["a"], "PROCESSING")
+
+    def still_owned(_photo_id: str) -> bool:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        runner.store({"a": faces(1)}, still_owned)
+    assert statuses(runner.api) == {"a": "PROCESSING"}
+    assert stored_faces(runner.faces) == []
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 0.0, 3.0])
+def test_data_that_the_database_refuses_hurts_no_other_photo(runner: Runner, factor: float) -> None:
+    ids = [f"p{number}" for number in range(8)]
+    add_photos(runner.api, ids, "PROCESSING")
+    add_photos(runner.api, ["was ready"], "READY")
+    runner.embeddings.replace({"was ready": faces(1)})
+    with np.errstate(invalid="ignore"):
+        bad = [Face(faces(1)[0].embedding * np.float32(factor))]
+    outcomes = {photo_id: faces(2, seed) for seed, photo_id in enumerate(ids)}
+    stored = runner.store({**outcomes, "p3": [*faces(1), *bad], "p6": bad, "was ready": bad, "gone": bad})
+    refused = {"p3", "p6", "was ready"}
+    assert {photo_id for photo_id, what in stored.items() if what is Stored.REFUSED} == refused
+    assert stored["gone"] is Stored.GONE
+    assert statuses(runner.api) == {
+        **{photo_id: "FAILED" if photo_id in refused else "READY" for photo_id in ids},
+        "was ready": "READY",
+    }
+    good = [photo_id for photo_id in ids if photo_id not in refused]
+    assert stored_faces(runner.faces) == [*((p, i) for p in good for i in range(2)), ("was ready", 0)]
+
+
+def test_ids_of_any_kind(runner: Runner) -> None:
+    ids = ["%", "_", "a_b", "{a,b}", 'q"uote', "back\\slash", "NULL", "été", "🎉", "x" * 256, "'; --", "%s", " "]
+    add_photos(runner.api, ids)
+    assert runner.photos.begin(ids) == set(ids)
+    assert set(runner.store({photo_id: faces(1) for photo_id in ids}).values()) == {Stored.STORED}
+    assert set(statuses(runner.api).values()) == {"READY"}
+    assert {photo_id for photo_id, _ in stored_faces(runner.faces)} == set(ids)
+
+
+def test_a_batch_of_thousands(runner: Runner) -> None:
+    ids = [f"p{number}" for number in range(2000)]
+    add_photos(runner.api, ids)
+    found = faces(3)
+    assert len(runner.store(dict.fromkeys(ids, found))) == 2000
+    assert len(stored_faces(runner.faces)) == 6000
+
+
+def test_the_tables_may_lie_in_schemas_of_their_own(empty_database_url: str) -> None:
+    api_url, faces_url = f"{empty_database_url}?schema=The%20API", f"{empty_database_url}?schema=faces"
+    with opened(empty_database_url) as admin:
+        admin.execute('CREATE SCHEMA "The API"')
+    with opened(api_url) as connection:
+        api.create_table(connection)
+    with opened(faces_url) as connection:
+        schema.migrate(connection, "faces")
+    with Runner(api_url, faces_url) as runner:
+        runner.photos.check()
+        add_photos(runner.api, ["a"])
+        assert runner.store({"a": faces(1)}) == {"a": Stored.STORED}
+        assert runner.embeddings.match([faces(1)[0].embedding], ["a"], 0.5).with_embeddings == 1
+
+
+def test_a_database_without_the_apis_table_is_refused(empty_database_url: str) -> None:
+    with opened(empty_database_url) as connection, pytest.raises(SettingsError, match="Photo"):
+        PhotoTable(connection).check()
