@@ -1,0 +1,42 @@
+"""Alignment: from five landmarks to the upright crop that the recogniser was trained on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CROP_SIZE = 112
+# Where ArcFace expects eyes, nose and mouth corners in a crop of 112 pixels (insightface/utils/face_align.py).
+TEMPLATE = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+_TEMPLATE_MEAN = TEMPLATE.mean(axis=0)
+_TEMPLATE_CENTRED = (TEMPLATE - _TEMPLATE_MEAN) @ np.array([1, 1j])
+
+
+def similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the 2×3 similarity transform that maps `landmarks` (5, 2) onto the template with the least squares.
+
+    Umeyama's estimate (1991, https://doi.org/10.1109/34.88573) that InsightFace takes from scikit-image, in closed
+    form for two dimensions: with points as complex numbers, scale and rotation are one complex factor. Landmarks
+    that all coincide have no such transform; they give NaN, as there.
+    """
+    points = landmarks.astype(np.float64)
+    mean = points.mean(axis=0)
+    centred = (points - mean) @ np.array([1, 1j])
+    spread = float((centred * centred.conj()).real.sum())
+    factor = complex((centred.conj() * _TEMPLATE_CENTRED).sum() / spread) if spread > 0 else complex("nan")
+    a, b = factor.real, factor.imag
+    x, y = _TEMPLATE_MEAN - (a * mean[0] - b * mean[1], b * mean[0] + a * mean[1])
+    return np.array([[a, -b, x], [b, a, y]])
+
+
+def crop(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the aligned 112×112 BGR crop of one face."""
+    matrix = similarity(landmarks)
+    return cv2.warpAffine(image, matrix, (CROP_SIZE, CROP_SIZE), borderValue=0.0)  # type: ignore[return-value]

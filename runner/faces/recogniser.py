@@ -1,0 +1,32 @@
+"""ArcFace, the recogniser (https://arxiv.org/abs/1801.07698): aligned crops in, embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from runner.faces.alignment import CROP_SIZE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MEAN, SCALE = 127.5, 1.0 / 127.5
+
+
+class Recogniser:
+    """Embeds crops with one session, from any number of threads."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0].name
+        self._output = session.get_outputs()[0].name
+
+    def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Return an L2-normalised row for each 112×112 BGR crop."""
+        blob = cv2.dnn.blobFromImages(list(crops), SCALE, (CROP_SIZE, CROP_SIZE), (MEAN, MEAN, MEAN), swapRB=True)
+        raw: NDArray[np.float32] = self._session.run([self._output], {self._input: blob})[0]
+        norms = np.linalg.norm(raw, axis=1, keepdims=True)
+        return raw / np.maximum(norms, np.finfo(np.float32).tiny)

@@ -1,0 +1,58 @@
+"""Every key of Redis that this project touches, in one place.
+
+The side keys of a list carry its name in braces: on Redis Cluster they lie in the slot of the list itself, so one
+script may touch all of them.
+"""
+
+from __future__ import annotations
+
+LIST_PREFIX = "face_embeddings"
+
+
+def list_key(name: str) -> str:
+    """Return the list that the API pushes jobs of the kind `name` (process, compare) to."""
+    return f"{LIST_PREFIX}:{name}"
+
+
+def leases(name: str) -> str:
+    """Return the sorted set of lease ids by the moment (Redis time, milliseconds) at which they fall due."""
+    return _side(name, "leases")
+
+
+def claimed(name: str) -> str:
+    """Return the hash of lease id → what is leased: payload, attempts, owner (see `leases.py`)."""
+    return _side(name, "claimed")
+
+
+def dead(name: str) -> str:
+    """Return the hash of lease id → dead letter, without its payload."""
+    return _side(name, "dead")
+
+
+def dead_index(name: str) -> str:
+    """Return the sorted set of the dead letters' ids by the moment (milliseconds) at which they were buried."""
+    return _side(name, "dead:index")
+
+
+def dead_payload(name: str, letter_id: str) -> str:
+    """Return the key that holds the payload of a dead letter, for as long as it may be kept."""
+    return _side(name, f"dead:payload:{letter_id}")
+
+
+def unconfirmed() -> str:
+    """Return the sorted set of comparisons whose answer INITIATED may still replace."""
+    return _side("compare", "unconfirmed")
+
+
+def match_result(job_id: str) -> str:
+    """Return the key in which the API looks for the answer of a comparison."""
+    return f"match-result:{job_id}"
+
+
+def match_result_detail(job_id: str) -> str:
+    """Return the key with everything about a comparison that does not fit the API's own."""
+    return f"match-result:{job_id}:detail"
+
+
+def _side(name: str, suffix: str) -> str:
+    return f"{{{list_key(name)}}}:{suffix}"

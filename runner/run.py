@@ -1,0 +1,163 @@
+"""`spottmee-worker run`: put the rooms together, drain the lists, print the summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from runner import logs
+from runner.errors import RunnerError
+from runner.stop import Stop, StoppedEarlyError
+from runner.summary import Summary
+
+if TYPE_CHECKING:
+    from numpy import uint8
+    from numpy.typing import NDArray
+
+    from runner.faces.engine import Engine
+    from runner.settings import Settings
+    from runner.tasks import Handler
+
+T = TypeVar("T")
+
+
+def run(settings: Settings) -> int:
+    """Run once and return the exit code; the last line on standard output is the summary."""
+    log = logs.configure(settings.log_format, settings.log_level)
+    summary = Summary()
+
+    def last_resort() -> None:
+        # The main thread is inside a call that does not return. What it holds falls due by itself.
+        summary.reason = "signal"
+        _print(summary, settings)
+        os._exit(0)
+
+    try:
+        with Stop(settings.drain_seconds + 1.0, last_resort) as stop:
+            summary.reason = _drain(settings, summary, stop)
+    except StoppedEarlyError:
+        summary.reason = "signal"
+    except RunnerError as error:
+        summary.reason = error.word
+        log.error(  # noqa: TRY400 - a foreseen end, told in one line
+            "run ended", extra={"reason": error.word, "detail": str(error), "exit_code": error.exit_code}
+        )
+        _print(summary, settings)
+        return error.exit_code
+    _print(summary, settings)
+    return 0
+
+
+def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
+    """Open everything, drain the lists, and close everything, also after a failure."""
+    # Loading the model is native code that leaves the interpreter free: it runs beside everything that follows.
+    engine = _in_background(partial(_open_engine, settings), "engine")
+    from runner.drain import Drain
+    from runner.faces.hardware import thread_count
+    from runner.faces.pack import read_manifest
+    from runner.handlers.compare import CompareHandler
+    from runner.handlers.process import ProcessHandler
+    from runner.images.fetch import Fetcher
+    from runner.queue import client
+    from runner.queue.heartbeat import Heartbeat
+    from runner.queue.leases import LeaseQueue, owner_name
+    from runner.settle import Settler
+    from runner.store.results import AnswerWatch, ResultStore
+    from runner.store.stores import Stores
+
+    model = read_manifest(settings.model_dir).model
+    owner = owner_name(settings.owner)
+    with ExitStack() as stack:
+        stores = stack.enter_context(Stores(settings, model, application_name=f"spottmee-worker {owner}"))
+        stores.check()
+        redis = client.connect(settings)
+        stack.callback(redis.close)
+        make = partial(
+            LeaseQueue,
+            redis,
+            owner=owner,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+        )
+        queues = {name: make(name) for name in settings.queues}
+        heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
+        fetcher = Fetcher.from_settings(settings)
+        stack.callback(fetcher.close)
+        results = ResultStore(redis)
+        handlers: dict[str, Handler[Any]] = {
+            "process": ProcessHandler(stores, fetcher, heartbeat.still_owned),
+            "compare": CompareHandler(
+                results, AnswerWatch(results, seconds=settings.initiated_seconds), stores, heartbeat.still_owned
+            ),
+        }
+        settler = Settler(settings, queues=queues, handlers=handlers, heartbeat=heartbeat, summary=summary)
+        drain = Drain(
+            settings,
+            queues=queues,
+            handlers=handlers,
+            decode=_decoder(settings),
+            compute=lambda load: engine.result().submit(load),
+            compute_threads=thread_count(settings.threads),
+            settler=settler,
+            stop=stop,
+        )
+        stop.begin()
+        if "compare" in queues:
+            results.heal()
+        try:
+            return drain.run()
+        except RunnerError:
+            drain.abandon()
+            raise
+
+
+def _open_engine(settings: Settings) -> Engine:
+    from runner.faces.engine import Engine
+
+    return Engine.open(
+        settings.model_dir,
+        threads=settings.threads,
+        providers=settings.providers,
+        batch_size=settings.batch_size,
+        max_faces=settings.max_faces,
+    )
+
+
+def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
+    def decode(data: bytes) -> NDArray[uint8]:
+        from runner.images.decode import decode as decode_image
+
+        return decode_image(data, max_pixels=settings.max_pixels, max_bytes=settings.max_image_bytes)
+
+    return decode
+
+
+def _in_background(work: Callable[[], T], name: str) -> Future[T]:
+    """Run `work` in a daemon thread of its own."""
+    future: Future[T] = Future()
+
+    def target() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=target, name=name, daemon=True).start()
+    return future
+
+
+def _print(summary: Summary, settings: Settings) -> None:
+    line = summary.line()
+    print(line, flush=True)
+    if settings.termination_log:
+        try:
+            with open(settings.termination_log, "w", encoding="utf-8") as message:  # noqa: PTH123 - often a device
+                message.write(line)
+        except OSError as error:
+            print(f"spottmee-worker: cannot write {settings.termination_log}: {error.strerror}", file=sys.stderr)

@@ -1,0 +1,180 @@
+"""How a claimed job leaves the run: concluded by its handler, then settled in the queue, exactly once."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from logging import INFO, WARNING
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import JobError, PhotoGoneError, RunnerError
+from runner.logs import logger
+from runner.queue.leases import backoff
+from runner.summary import Ending, Summary
+from runner.tasks import Conclusion, Handler, Task, job_error
+
+if TYPE_CHECKING:
+    from runner.queue.heartbeat import Heartbeat
+    from runner.queue.leases import Lease, LeaseQueue
+    from runner.settings import Settings
+
+AnyTask = Task[Any]
+
+
+class Settler:
+    """Knows every lease that this run holds, and ends each in one way.
+
+    A failed job is retried while its error is transient and attempts are left; otherwise its handler writes the
+    final status, and only then is it buried: a crash in between leaves a lease, never a job without a status.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        queues: Mapping[str, LeaseQueue],
+        handlers: Mapping[str, Handler[Any]],
+        heartbeat: Heartbeat,
+        summary: Summary,
+    ) -> None:
+        self._settings = settings
+        self._queues = queues
+        self._handlers = handlers
+        self._heartbeat = heartbeat
+        self._summary = summary
+        self._random = random.Random()  # noqa: S311 - jitter, no secret
+        self._log = logger()
+        self._watched: set[AnyTask] = set()
+        self._own_retries: dict[str, float] = {}
+
+    @property
+    def watching(self) -> bool:
+        """Whether answers are still watched for the API's late INITIATED."""
+        return bool(self._watched)
+
+    def next_own_retry(self) -> float | None:
+        """Return in how many seconds the next retry that this run has set falls due, or None without one."""
+        now = time.monotonic()
+        self._own_retries = {k: due for k, due in self._own_retries.items() if due > now - 1}
+        return max(0.0, min(self._own_retries.values()) - now) if self._own_retries else None
+
+    def hold(self, leases: Sequence[Lease]) -> list[AnyTask]:
+        """Keep the leases alive from now on, and return a task for each."""
+        self._heartbeat.hold(leases)
+        for lease in leases:
+            self._own_retries.pop(lease.id, None)
+        self._summary.claimed += len(leases)
+        return [Task(lease) for lease in leases]
+
+    def conclude(self, tasks: Sequence[AnyTask]) -> None:
+        """Retry what may still work; store the outcome of everything else and settle it."""
+        final: dict[str, list[AnyTask]] = {}
+        for task in tasks:
+            error = task.error
+            if error is not None and error.transient and task.lease.attempts < self._settings.max_attempts:
+                self._retry(task, error)
+            else:
+                final.setdefault(task.lease.queue, []).append(task)
+        for name, group in final.items():
+            self._settle(self._stored(self._handlers[name], group))
+
+    def release(self, tasks: Sequence[AnyTask]) -> None:
+        """Give the leases back, due at once, without counting the attempt."""
+        for task in tasks:
+            done = self._queues[task.lease.queue].release(task.lease)
+            self._end(task, Ending.RELEASED if done else Ending.LOST)
+
+    def settle_confirmed(self) -> None:
+        """Acknowledge the watched answers that nothing can overwrite any more."""
+        if self._watched:
+            self._finish([task for handler in self._handlers.values() for task in handler.confirmed()])
+
+    def settle_unconfirmed(self) -> None:
+        """Acknowledge every watched answer: the run ends, and a later one heals what the API overwrote."""
+        if self._watched:
+            self._finish([task for handler in self._handlers.values() for task in handler.stop_watching()])
+
+    def _stored(self, handler: Handler[Any], tasks: list[AnyTask]) -> dict[AnyTask, Conclusion]:
+        """Return the conclusions of a batch; what fails as a batch is stored one by one, so none hurts another."""
+        start = time.monotonic()
+        try:
+            return handler.conclude(tasks)
+        except RunnerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one job's data did to the batch
+            if len(tasks) > 1:
+                return {k: v for task in tasks for k, v in self._stored(handler, [task]).items()}
+            fault = tasks[0].error = job_error(tasks[0], error)
+            if tasks[0].lease.attempts < self._settings.max_attempts:
+                self._retry(tasks[0], fault)
+                return {}
+            return {tasks[0]: Conclusion.DONE}
+        finally:
+            share = (time.monotonic() - start) / len(tasks)
+            for task in tasks:
+                task.stages["store"] = task.stages.get("store", 0.0) + share
+
+    def _settle(self, conclusions: Mapping[AnyTask, Conclusion]) -> None:
+        finished: list[AnyTask] = []
+        for task, conclusion in conclusions.items():
+            if conclusion is Conclusion.LOST:
+                self._end(task, Ending.LOST)
+            elif conclusion is Conclusion.UNCONFIRMED:
+                self._watched.add(task)
+            else:
+                if conclusion is Conclusion.GONE:
+                    task.error = PhotoGoneError()
+                finished.append(task)
+        self._finish(finished)
+
+    def _retry(self, task: AnyTask, error: JobError) -> None:
+        settings = self._settings
+        delay = backoff(
+            task.lease.attempts, base=settings.retry_seconds, cap=settings.retry_max_seconds, random=self._random
+        )
+        if self._queues[task.lease.queue].retry(task.lease, delay, error.word):
+            self._own_retries[task.lease.id] = time.monotonic() + delay
+            self._end(task, Ending.RETRIED, again_in_seconds=round(delay, 3))
+        else:
+            self._end(task, Ending.LOST)
+
+    def _bury(self, task: AnyTask, error: JobError) -> None:
+        done = self._queues[task.lease.queue].bury(task.lease, error.word, str(error))
+        self._end(task, Ending.BURIED if done else Ending.LOST)
+
+    def _finish(self, tasks: Sequence[AnyTask]) -> None:
+        """Bury the faults and acknowledge the others, those of a list in one call."""
+        good: dict[str, list[AnyTask]] = {}
+        for task in tasks:
+            self._watched.discard(task)
+            if task.error is not None and task.error.is_fault:
+                self._bury(task, task.error)
+            else:
+                good.setdefault(task.lease.queue, []).append(task)
+        for name, group in good.items():
+            lost = self._queues[name].acknowledge_many([task.lease for task in group])
+            for task in group:
+                self._end(task, Ending.LOST if task.lease.id in lost else Ending.SUCCEEDED)
+
+    def _end(self, task: AnyTask, ending: Ending, **more: object) -> None:
+        """Count the ending and write the one log line of the job."""
+        self._heartbeat.drop(task.lease)
+        self._summary.endings[ending] += 1
+        self._summary.count(task.lease.queue, len(task.faces or ()), task.stages, done=ending is Ending.SUCCEEDED)
+        error = task.error
+        level = WARNING if error is not None and error.is_fault else INFO
+        self._log.log(
+            level,
+            "photo" if task.lease.queue == "process" else "comparison",
+            extra={
+                **task.names(),
+                "outcome": str(ending),
+                "faces_found": None if task.faces is None else len(task.faces),
+                "reason": error.word if error else None,
+                "detail": str(error) if error else None,
+                "milliseconds": round((time.monotonic() - task.claimed_at) * 1000, 1),
+                "stages_ms": {name: round(seconds * 1000, 1) for name, seconds in task.stages.items()},
+                **more,
+            },
+        )
