@@ -9,7 +9,9 @@ still unconfirmed when the watching ends is noted for later runs, which heal it 
 from __future__ import annotations
 
 import json
+import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner.queue import keys
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 
 INITIATED = b"INITIATED"
 PROCESSING = b"PROCESSING"
+WORDS = (None, INITIATED, PROCESSING)  # what may stand in the place of an answer
 RESULT_SECONDS = 3600
+
+# Where the detail was evicted, no answer is left to give, and waiting for ever is worse than none.
+_LOST = {"error": {"word": "answer_lost", "sentence": "The answer was lost before the API wrote INITIATED."}}
 
 # KEYS[1] the result; ARGV[1] its seconds. Sets PROCESSING, unless there is an answer already: then the job was
 # delivered again, and nobody who has the answer is sent back to waiting. Returns what was there.
@@ -73,32 +79,47 @@ class ResultStore:
     def begin(self, job_id: str) -> bool:
         """Set the result to PROCESSING and return whether INITIATED was seen, now or by an earlier runner."""
         old = self._begin(keys=[keys.match_result(job_id)], args=[RESULT_SECONDS])
+        kept = {} if old is None else self._read_detail(job_id)
         if old == INITIATED:
-            self._write_detail(job_id, {"initiated": True})
-        initiated = old == INITIATED or (old is not None and self._read_detail(job_id).get("initiated") is True)
-        if initiated:
+            kept["initiated"] = True
+            self._write_detail(job_id, kept)
+            if "matched" in kept:  # INITIATED had replaced the answer of an earlier runner
+                self._replace_words(job_id, kept["matched"], holds_lease=True)
+        if kept.get("initiated") is True:
             self._initiated.add(job_id)
-        return initiated
+        return job_id in self._initiated
 
     def answer(self, job_id: str, matched_ids: Sequence[str], detail: dict[str, Any]) -> bool:
-        """Write the answer, its detail first, and return whether INITIATED has been seen by now.
+        """Write the answer and the detail beside it, and return whether INITIATED has been seen by now.
 
-        `detail` is a JSON object; `initiated` and `matched` are added to it. Where this returns False, the answer
-        has to be watched.
+        `detail` is a JSON object; `initiated` and `matched` are added to it. A failure (`detail["error"]`) never
+        replaces the answer of an earlier attempt. Where this returns False, the answer has to be watched.
         """
         initiated = job_id in self._initiated
         self._initiated.discard(job_id)
-        self._write_detail(job_id, {**detail, "initiated": initiated, "matched": list(matched_ids)})
+        detail = {**detail, "initiated": initiated, "matched": list(matched_ids)}
+        if detail.get("error") is not None:
+            return self.confirm(job_id, matched_ids, detail) or initiated
+        self._write_detail(job_id, detail)  # first: who sees the answer finds its detail
         old = self._redis.set(keys.match_result(job_id), _encode(matched_ids), ex=RESULT_SECONDS, get=True)
         return initiated or old == INITIATED
 
-    def confirm(self, job_id: str, matched_ids: Sequence[str], *, holds_lease: bool = True) -> bool:
+    def confirm(
+        self, job_id: str, matched_ids: Sequence[str], detail: dict[str, Any], *, holds_lease: bool = True
+    ) -> bool:
         """Write the answer again where INITIATED has replaced it, and return whether it had.
 
+        The answer is the one that the detail key holds, and `matched_ids` with `detail` only where that is lost.
         Who holds the lease also restores an answer that a failover has lost.
         """
-        args: list[str | int] = [_encode(matched_ids), RESULT_SECONDS, int(holds_lease)]
-        return bool(self._confirm(keys=[keys.match_result(job_id)], args=args) == INITIATED)
+        old = self._redis.get(keys.match_result(job_id))
+        if old not in WORDS or not (holds_lease or old == INITIATED):
+            return False
+        kept = self._read_detail(job_id)
+        if "matched" not in kept:
+            kept = {"initiated": old == INITIATED, **kept, **detail, "matched": list(matched_ids)}
+            self._write_detail(job_id, kept)
+        return self._replace_words(job_id, kept["matched"], holds_lease=holds_lease) == INITIATED
 
     def remember(self, job_id: str) -> None:
         """Note that the answer may still be overwritten, for later runs to `heal`."""
@@ -107,21 +128,15 @@ class ResultStore:
     def heal(self, limit: int = 1000) -> list[str]:
         """Write the answers again that INITIATED has replaced since their run ended, and return their job ids."""
         pending = [raw.decode() for raw in self._unconfirmed(keys=[keys.unconfirmed()], args=[limit])]
-        healed = [job_id for job_id in pending if self._heal(job_id)]
+        healed = [job_id for job_id in pending if self.confirm(job_id, [], _LOST, holds_lease=False)]
         if healed:
             self._redis.zrem(keys.unconfirmed(), *healed)
         return healed
 
-    def _heal(self, job_id: str) -> bool:
-        if self._redis.get(keys.match_result(job_id)) != INITIATED:
-            return False
-        detail = self._read_detail(job_id)
-        if "matched" not in detail:
-            # Evicted: no answer is left to give, and waiting for ever is worse than none.
-            sentence = "The answer was lost before the API had written INITIATED."
-            detail = {**detail, "matched": [], "error": {"word": "answer_lost", "sentence": sentence}}
-            self._write_detail(job_id, detail)
-        return self.confirm(job_id, detail["matched"], holds_lease=False)
+    def _replace_words(self, job_id: str, matched_ids: Sequence[str], *, holds_lease: bool) -> bytes | None:
+        args: list[str | int] = [_encode(matched_ids), RESULT_SECONDS, int(holds_lease)]
+        old: bytes | None = self._confirm(keys=[keys.match_result(job_id)], args=args)
+        return old
 
     def _read_detail(self, job_id: str) -> dict[str, Any]:
         text = self._redis.get(keys.match_result_detail(job_id))
@@ -151,15 +166,15 @@ class AnswerWatch:
         self._results = results
         self._seconds = seconds
         self._clock = clock
-        self._pending: dict[str, tuple[float, list[str]]] = {}
+        self._pending: dict[str, _Watched] = {}
         self._next_poll = 0.0
 
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, job_id: str, matched_ids: Sequence[str]) -> None:
-        """Watch the answer of a job from now on."""
-        self._pending[job_id] = (self._clock() + self._seconds, list(matched_ids))
+    def add(self, job_id: str, matched_ids: Sequence[str], detail: dict[str, Any]) -> None:
+        """Watch from now on what `ResultStore.answer` was given."""
+        self._pending[job_id] = _Watched(self._clock() + self._seconds, list(matched_ids), detail)
 
     def poll(self) -> list[str]:
         """Look at every watched answer, at most every `POLL_SECONDS`, and return the jobs that are done with.
@@ -170,26 +185,28 @@ class AnswerWatch:
         if not self._pending or now < self._next_poll:
             return []
         self._next_poll = now + self.POLL_SECONDS
-        done = []
-        for job_id, (until, matched) in list(self._pending.items()):
-            if self._results.confirm(job_id, matched):
-                done.append(job_id)
-            elif now >= until:
-                self._results.remember(job_id)
-                done.append(job_id)
-        for job_id in done:
-            del self._pending[job_id]
-        return done
+        return [job_id for job_id in list(self._pending) if self._settled(job_id, now)]
 
     def leave(self) -> list[str]:
         """Look a last time, leave what is unconfirmed to `heal`, and return every job that was watched."""
-        jobs = list(self._pending)
-        for job_id in jobs:
-            if not self._results.confirm(job_id, self._pending[job_id][1]):
-                self._results.remember(job_id)
-            del self._pending[job_id]
-        return jobs
+        return [job_id for job_id in list(self._pending) if self._settled(job_id, math.inf)]
 
     def forget(self, job_id: str) -> None:
         """Watch no longer: the lease is another runner's."""
         self._pending.pop(job_id, None)
+
+    def _settled(self, job_id: str, now: float) -> bool:
+        watched = self._pending[job_id]
+        if not self._results.confirm(job_id, watched.matched_ids, watched.detail):
+            if now < watched.until:
+                return False
+            self._results.remember(job_id)
+        del self._pending[job_id]
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    until: float
+    matched_ids: list[str]
+    detail: dict[str, Any]
