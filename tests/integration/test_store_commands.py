@@ -1,0 +1,138 @@
+"""The commands of the store: output, exit codes, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.cli import main
+from tests.integration.store_tools import LEGACY_TABLE, MODEL, Runner, add_photos, faces, opened, stored_faces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Command = Callable[[Sequence[str], str | None], tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command with DATABASE_URL set, and return its exit code, standard output and standard error."""
+
+    def run(arguments: Sequence[str], database_url: str | None) -> tuple[int, str, str]:
+        monkeypatch.setenv("RUNNER_CONNECT_SECONDS", "0.2")
+        if database_url is None:
+            monkeypatch.delenv("DATABASE_URL", raising=False)
+        else:
+            monkeypatch.setenv("DATABASE_URL", database_url)
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_migrate(command: Command, empty_database_url: str) -> None:
+    code, _, error = command(["migrate", "--check"], empty_database_url)
+    assert code == 3
+    assert "spottmee-worker migrate" in error
+    code, out, error = command(["migrate"], empty_database_url)
+    assert (code, error) == (0, "")
+    assert "0001_faces.sql" in out
+    code, out, _ = command(["migrate", "--json"], empty_database_url)
+    assert (code, json.loads(out)) == (0, {"version": 1, "applied": []})
+    code, out, _ = command(["migrate", "--check", "--json"], empty_database_url)
+    assert (code, json.loads(out)["version"]) == (0, 1)
+
+
+def test_migrate_into_the_schema_of_the_url(
+    command: Command, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDDINGS_DATABASE_URL", f"{empty_database_url}?schema=Its%20own&connection_limit=3")
+    assert command(["migrate"], None)[0] == 0
+    with opened(empty_database_url) as connection:
+        tables = connection.execute("SELECT schemaname FROM pg_tables WHERE tablename = 'faces'").fetchall()
+    assert tables == [("Its own",)]
+
+
+def test_missing_settings(command: Command) -> None:
+    for arguments in (["migrate"], ["sweep"], ["import-legacy", "--model", "m"]):
+        code, out, error = command(arguments, None)
+        assert (code, out) == (2, "")
+        assert "DATABASE_URL" in error
+
+
+def test_servers_that_cannot_be_used(command: Command, database_url: str) -> None:
+    secret = "hunter2"
+    for url, expected in (
+        (f"postgresql://u:{secret}@127.0.0.1:1/x", 75),
+        (database_url.replace("postgres@", f"nobody:{secret}@"), 2),
+        (database_url + "_nonexistent", 2),
+        (database_url + f"?wrong={secret}", 2),
+    ):
+        for arguments in (["migrate"], ["sweep"], ["import-legacy", "--model", "m"]):
+            code, out, error = command(arguments, url)
+            assert (code, out) == (expected, ""), error
+            assert "DATABASE_URL" in error
+            assert secret not in error
+            assert len(error.splitlines()) == 1
+
+
+def test_a_database_that_is_not_the_apis(command: Command, empty_database_url: str) -> None:
+    code, _, error = command(["sweep"], empty_database_url)
+    assert code == 2
+    assert '"Photo"' in error
+
+
+def test_sweep_of_a_database_without_schema(command: Command, empty_database_url: str) -> None:
+    with opened(empty_database_url) as connection:
+        from runner.demo import api
+
+        api.create_table(connection)
+    code, _, error = command(["sweep"], empty_database_url)
+    assert code == 3
+    assert "spottmee-worker migrate" in error
+
+
+def test_sweep(command: Command, database_url: str) -> None:
+    with Runner(database_url, database_url) as runner:
+        add_photos(runner.api, ["kept"])
+        runner.embeddings.replace({"kept": faces(1), "deleted": faces(2)})
+        expected = {"photos": 2, "deleted_photos": 1, "removed_faces": 2}
+        code, out, _ = command(["sweep", "--dry-run", "--json"], database_url)
+        assert (code, json.loads(out)) == (0, {**expected, "dry_run": True})
+        assert len(stored_faces(runner.faces)) == 3
+        code, out, _ = command(["sweep", "--json"], database_url)
+        assert (code, json.loads(out)) == (0, {**expected, "dry_run": False})
+        assert stored_faces(runner.faces) == [("kept", 0)]
+        code, out, _ = command(["sweep"], database_url)
+        assert (code, out) == (0, "1 photos have embeddings; 0 of them are deleted; 0 faces were removed\n")
+        runner.api.execute('DELETE FROM "Photo"')
+        code, _, error = command(["sweep"], database_url)
+        assert code == 5
+        assert "--all" in error
+        assert command(["sweep", "--all"], database_url)[0] == 0
+        assert stored_faces(runner.faces) == []
+
+
+def test_import_legacy(command: Command, database_url: str) -> None:
+    with Runner(database_url, database_url) as runner:
+        assert command(["import-legacy", "--model", MODEL], database_url)[0] == 2
+        runner.faces.execute(LEGACY_TABLE)
+        add_photos(runner.api, ["a_b"])
+        insert = "INSERT INTO face_embeddings (name, embedding) VALUES (%s, %s)"
+        runner.faces.execute(insert, ("a_b_0", str((faces(1)[0].embedding * 20).tolist())))
+        code, out, _ = command(["import-legacy", "--model", MODEL], database_url)
+        assert code == 0
+        assert out.startswith("1 rows: 1 imported")
+        runner.faces.execute(insert, ("a_b_1", "[broken"))
+        code, out, error = command(["import-legacy", "--model", MODEL, "--json"], database_url)
+        assert code == 5
+        assert "1 rows of face_embeddings could not be read" in error
+        counts = json.loads(out)
+        assert (counts["rows"], counts["already_there"], counts["unreadable_rows"]) == (2, 1, 1)
+        assert list(counts["unreadable"]) == ["a_b_1"]
+        code, _, error = command(["import-legacy", "--model", MODEL], database_url)
+        assert "'a_b_1'" in error
+        assert stored_faces(runner.faces) == [("a_b", 0)]
