@@ -201,6 +201,12 @@ class OutOfMemoryError(TransientJobError):
     word = "out_of_memory"
 
 
+class UnstorableError(PermanentJobError):
+    """The database refuses what was computed for this photo."""
+
+    word = "unstorable"
+
+
 class NoFaceInSelfieError(PermanentJobError):
     """No face was found in the selfie."""
 

@@ -66,9 +66,7 @@ class TextFormatter(logging.Formatter):
         """Return the line of `record`."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname} "
         values = "  ".join(f"{key}={value}" for key, value in _extras(record).items())
-        line = (
-            f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}  {values}"
-        )
+        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}  {values}"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return line.rstrip()

@@ -64,7 +64,7 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
     from runner.handlers.compare import CompareHandler
     from runner.handlers.process import ProcessHandler
     from runner.images.fetch import Fetcher
-    from runner.queue import client
+    from runner.queue.client import connect
     from runner.queue.heartbeat import Heartbeat
     from runner.queue.leases import LeaseQueue, owner_name
     from runner.settle import Settler
@@ -76,7 +76,7 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
     with ExitStack() as stack:
         stores = stack.enter_context(Stores(settings, model, application_name=f"spottmee-worker {owner}"))
         stores.check()
-        redis = client.connect(settings)
+        redis = connect(settings)
         stack.callback(redis.close)
         make = partial(
             LeaseQueue,
@@ -108,6 +108,9 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
             stop=stop,
         )
         stop.begin()
+        if settings.owner:
+            for leased in queues.values():
+                leased.take_over()
         if "compare" in queues:
             results.heal()
         try:

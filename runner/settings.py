@@ -245,8 +245,7 @@ class Settings:
     )
     providers: tuple[str, ...] = _setting(
         "RUNNER_PROVIDERS",
-        "execution providers of onnxruntime, the first available one is taken: tensorrt, cuda, cpu; "
-        "auto is that order",
+        "execution providers of onnxruntime, the first available one is taken: tensorrt, cuda, cpu; auto is that order",
         parse=_words,
         default="auto",
     )

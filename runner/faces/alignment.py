@@ -20,7 +20,7 @@ _TEMPLATE_CENTRED = (TEMPLATE - _TEMPLATE_MEAN) @ np.array([1, 1j])
 
 
 def similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the 2×3 similarity transform that maps `landmarks` (5, 2) onto the template with the least squares.
+    """Return the 2x3 similarity transform that maps `landmarks` (5, 2) onto the template with the least squares.
 
     Umeyama's estimate (1991, https://doi.org/10.1109/34.88573) that InsightFace takes from scikit-image, in closed
     form for two dimensions: with points as complex numbers, scale and rotation are one complex factor. Landmarks
@@ -37,6 +37,6 @@ def similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def crop(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the aligned 112×112 BGR crop of one face."""
+    """Return the aligned 112x112 BGR crop of one face."""
     matrix = similarity(landmarks)
     return cv2.warpAffine(image, matrix, (CROP_SIZE, CROP_SIZE), borderValue=0.0)  # type: ignore[return-value]

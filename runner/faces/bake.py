@@ -18,16 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from runner.errors import CheckFailedError, ModelError
 from runner.faces import pack
 from runner.faces.engine import Engine, Face
 from runner.faces.pack import Graph, Manifest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LICENCE = "InsightFace model weights: non-commercial research purposes only"
 DETECTION_SIZE = 640
@@ -122,9 +124,7 @@ def prove(baked: Path, originals: Path, photos: dict[str, NDArray[np.uint8]] | N
         for name, image in photos.items():
             expected, found = reference.get(image), engine.analyse(image)
             if len(expected) != len(found):
-                raise CheckFailedError(
-                    f"{name}: InsightFace finds {len(expected)} faces, the baked pack {len(found)}"
-                )
+                raise CheckFailedError(f"{name}: InsightFace finds {len(expected)} faces, the baked pack {len(found)}")
             for theirs, ours in zip(expected, found, strict=True):
                 faces += 1
                 pixels = max(pixels, _apart(theirs, ours))
@@ -161,7 +161,7 @@ def sample_images() -> dict[str, NDArray[np.uint8]]:
             raise ModelError(
                 f"the sample photo {path} cannot be decoded: install the packages again (make clean setup)"
             )
-        images[name] = image
+        images[name] = np.asarray(image, np.uint8)
     return images
 
 
@@ -268,9 +268,7 @@ def _folder_pack(folder: Path) -> KnownPack:
         elif outputs == 1 and list(shape[2:]) == [112, 112]:
             roles["recogniser"].append(path.name)
     if any(len(names) != 1 for names in roles.values()):
-        raise ModelError(
-            f"{folder} must hold exactly one SCRFD detector and one ArcFace recogniser; found {roles}"
-        )
+        raise ModelError(f"{folder} must hold exactly one SCRFD detector and one ArcFace recogniser; found {roles}")
     megabytes = sum(path.stat().st_size for path in folder.glob("*.onnx")) // 1_000_000
     return KnownPack(folder.resolve().name, roles["detector"][0], roles["recogniser"][0], megabytes, {})
 
@@ -323,10 +321,8 @@ def _optimise(source: Path, target: Path, input_size: int) -> Graph:
     options.log_severity_level = 3
     try:
         onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises types of its own for every fault
-        raise ModelError(
-            f"onnxruntime refuses {source.name} ({type(error).__name__}): is it an ONNX file?"
-        ) from None
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises types of its own for every fault
+        raise ModelError(f"onnxruntime refuses {source.name} ({type(error).__name__}): is it an ONNX file?") from None
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (target, source)]
     return Graph(target.name, digests[0], digests[1], input_size)
 

@@ -21,12 +21,8 @@ def add_parser(subparsers: Any) -> None:
     )
     actions = models.add_subparsers(dest="action", metavar="ACTION", required=True)
     bake = actions.add_parser("bake", help="make a pack, and prove it against InsightFace")
-    bake.add_argument(
-        "--pack", required=True, metavar="NAME|DIR", help="a known pack (models list), or its folder"
-    )
-    bake.add_argument(
-        "--out", type=Path, default=default_model_dir(), metavar="DIR", help="default: where run looks"
-    )
+    bake.add_argument("--pack", required=True, metavar="NAME|DIR", help="a known pack (models list), or its folder")
+    bake.add_argument("--out", type=Path, default=default_model_dir(), metavar="DIR", help="default: where run looks")
     bake.add_argument(
         "--source", default="", metavar="PATH|URL", help="folder, zip, wheel or URL of the original files"
     )

@@ -74,7 +74,7 @@ class Detector:
         all_scores = np.concatenate(scores)
         order = np.argsort(-all_scores, kind="stable")
         all_boxes = (np.vstack(boxes) / scale).astype(np.float32, copy=False)[order]
-        all_landmarks = (np.vstack(landmarks) / scale)[order]
+        all_landmarks = (np.vstack(landmarks) / scale).astype(np.float32, copy=False)[order]
         all_scores = all_scores[order]
         keep = suppress(all_boxes, all_scores)
         return Detections(all_boxes[keep], all_scores[keep], all_landmarks[keep])
@@ -115,5 +115,6 @@ def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> list[in
 
 
 def _anchor_centres(cells: int, stride: int) -> NDArray[np.float32]:
-    centres = np.stack(np.mgrid[:cells, :cells][::-1], axis=-1).astype(np.float32) * stride
+    rows, columns = np.mgrid[:cells, :cells]
+    centres = np.stack([columns, rows], axis=-1).astype(np.float32) * stride
     return np.repeat(centres.reshape(-1, 2), ANCHORS, axis=0)

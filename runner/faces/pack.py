@@ -54,8 +54,8 @@ def read_manifest(folder: Path) -> Manifest:
         document = json.loads(path.read_bytes())
         if document.pop("format") != FORMAT:
             raise ModelError(f"{path} was written by another version of spottmee-worker; {_ADVICE}")
-        graphs = {name: Graph(**document.pop(name)) for name in ("detector", "recogniser")}
-        manifest = Manifest(**document, **graphs)
+        detector, recogniser = Graph(**document.pop("detector")), Graph(**document.pop("recogniser"))
+        manifest = Manifest(**document, detector=detector, recogniser=recogniser)
     except FileNotFoundError:
         raise ModelError(f"there is none in {folder} (RUNNER_MODEL_DIR); {_ADVICE}") from None
     except OSError as error:
@@ -98,5 +98,5 @@ def open_session(content: bytes, provider: str) -> InferenceSession:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(content, options, providers=[provider])
-    except Exception as error:  # onnxruntime raises types of its own for every fault
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises types of its own for every fault
         raise ModelError(f"onnxruntime refuses a graph of the pack ({type(error).__name__}); {_ADVICE}") from None

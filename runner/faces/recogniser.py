@@ -25,8 +25,8 @@ class Recogniser:
         self._output = session.get_outputs()[0].name
 
     def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Return an L2-normalised row for each 112×112 BGR crop."""
+        """Return an L2-normalised row for each 112x112 BGR crop."""
         blob = cv2.dnn.blobFromImages(list(crops), SCALE, (CROP_SIZE, CROP_SIZE), (MEAN, MEAN, MEAN), swapRB=True)
         raw: NDArray[np.float32] = self._session.run([self._output], {self._input: blob})[0]
         norms = np.linalg.norm(raw, axis=1, keepdims=True)
-        return raw / np.maximum(norms, np.finfo(np.float32).tiny)
+        return np.asarray(raw / np.maximum(norms, np.finfo(np.float32).tiny), np.float32)

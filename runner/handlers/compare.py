@@ -65,7 +65,7 @@ class CompareHandler:
         matched, detail = self._match(task)
         if self._results.answer(job_id, matched, detail):
             return Conclusion.DONE
-        self._watch.add(job_id, matched)
+        self._watch.add(job_id, matched, detail)
         self._unconfirmed.setdefault(job_id, []).append(task)
         return Conclusion.UNCONFIRMED
 

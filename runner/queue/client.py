@@ -51,7 +51,7 @@ def connect(settings: Settings) -> Redis:
             f"REDIS_URL cannot be used ({type(error).__name__}): check its host, port and parameters"
         ) from None
     patience = Patience(settings.connect_seconds)
-    plain = client.execute_command
+    plain: Callable[..., Any] = client.execute_command
 
     def execute_command(*args: Any, **more: Any) -> Any:
         return patience.call(lambda: plain(*args, **more))

@@ -59,8 +59,8 @@ def owner_name(name: str) -> str:
 
 def backoff(attempts: int, *, base: float, cap: float, random: random_module.Random) -> float:
     """Return the seconds to wait before the next attempt: doubled each time, capped, half of it jitter."""
-    longest = min(cap, base * 2 ** (attempts - 1))
-    return longest * (0.5 + 0.5 * random.random())
+    longest: float = min(cap, base * 2.0 ** (attempts - 1))
+    return longest * random.uniform(0.5, 1.0)
 
 
 class LeaseQueue:
@@ -89,7 +89,7 @@ class LeaseQueue:
             keys=[self._list, self._leases, self._claimed],
             args=[self.owner, self._milliseconds(self.lease_seconds), limit, uuid.uuid4().hex],
         )
-        return [Lease(id.decode(), self.name, payload, int(attempts)) for id, payload, attempts in found]
+        return [Lease(raw.decode(), self.name, payload, int(attempts)) for raw, payload, attempts in found]
 
     def renew(self, lease_ids: Iterable[str]) -> set[str]:
         """Keep the leases for another `lease_seconds`; return the ids of those that are no longer ours."""

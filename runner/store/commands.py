@@ -128,9 +128,7 @@ def _import_legacy(args: argparse.Namespace) -> int:
         for name, why in counts.unreadable.items():
             print(f"unreadable: {name!r}: {why}", file=sys.stderr)
     if counts.unreadable_rows:
-        raise CheckFailedError(
-            f"{counts.unreadable_rows} rows of {args.table} could not be read and were left out"
-        )
+        raise CheckFailedError(f"{counts.unreadable_rows} rows of {args.table} could not be read and were left out")
     return 0
 
 
@@ -162,9 +160,7 @@ def _with_both(settings: Settings, work: Callable[[Connection, Connection], T]) 
         return work(photos.connection, embeddings.connection)
 
     with (
-        closing(
-            Database(settings.database_url, application_name=APPLICATION_NAME, variable="DATABASE_URL")
-        ) as photos,
+        closing(Database(settings.database_url, application_name=APPLICATION_NAME, variable="DATABASE_URL")) as photos,
         closing(_embeddings(settings)) as embeddings,
     ):
         return retrying(checked, [photos, embeddings], seconds=settings.connect_seconds)

@@ -90,9 +90,7 @@ def connect(
     Raises `SettingsError` at once for what no retry can heal (the URL itself, password, role, database), and
     `DatabaseUnreachableError` when the time is up.
     """
-    database = Database(
-        url, application_name=application_name, variable=variable, statement_seconds=statement_seconds
-    )
+    database = Database(url, application_name=application_name, variable=variable, statement_seconds=statement_seconds)
     return retrying(lambda: database.connection, [database], seconds=seconds)
 
 
@@ -126,9 +124,7 @@ class Database:
 
     def after(self, error: psycopg.Error) -> None:
         """Drop the connection where `error` means that another one may fare better."""
-        if self._connection is not None and (
-            self._connection.broken or error.sqlstate in _STATES_TO_RECONNECT_AFTER
-        ):
+        if self._connection is not None and (self._connection.broken or error.sqlstate in _STATES_TO_RECONNECT_AFTER):
             self.close()
 
     def _open(self) -> psycopg.Connection:
@@ -155,9 +151,7 @@ def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[st
         # libpq's text quotes the part that it stumbled over, which may be the password: only a name is repeated.
         # With an @ in the query, even the name may be a piece of a password with a ? in it.
         name = (
-            re.search(r'invalid URI query parameter: "(\w+)"', str(error))
-            if "@" not in urlsplit(url).query
-            else None
+            re.search(r'invalid URI query parameter: "(\w+)"', str(error)) if "@" not in urlsplit(url).query else None
         )
         what = f"has an unknown parameter {name[1]}" if name else "is no URL that libpq understands"
         advice = "characters like @ : / % # in user or password must be percent-encoded"

@@ -160,9 +160,7 @@ class AnswerWatch:
 
     POLL_SECONDS = 0.1
 
-    def __init__(
-        self, results: ResultStore, *, seconds: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, results: ResultStore, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._results = results
         self._seconds = seconds
         self._clock = clock

@@ -1,0 +1,115 @@
+"""`spottmee-worker doctor`: everything that a run needs, looked at one by one, without taking a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runner.errors import RunnerError
+
+if TYPE_CHECKING:
+    from runner.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at: what was found, or the error and the exit code that `run` would end with."""
+
+    name: str
+    finding: str = ""
+    error: str | None = None
+    exit_code: int = 0
+
+    def document(self) -> dict[str, object]:
+        """Return the check as it is printed with --json."""
+        return {"name": self.name, "ok": self.error is None, "finding": self.error or self.finding}
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Look at all of it; a failure never keeps the others from being looked at."""
+    looks: dict[str, Callable[[Settings], str]] = {
+        "Redis": _redis,
+        "API database": _photos,
+        "embeddings database": _embeddings,
+        "model": _model,
+        "hardware": _hardware,
+    }
+    return [_look(name, look, settings) for name, look in looks.items()]
+
+
+def _look(name: str, look: Callable[[Settings], str], settings: Settings) -> Check:
+    try:
+        return Check(name, finding=look(settings))
+    except RunnerError as error:
+        return Check(name, error=str(error), exit_code=error.exit_code)
+
+
+def _redis(settings: Settings) -> str:
+    from runner.queue.client import connect
+    from runner.queue.leases import LeaseQueue
+
+    redis = connect(settings)
+    try:
+        found = []
+        for name in settings.queues:
+            counts = LeaseQueue(
+                redis,
+                name,
+                owner="doctor",
+                lease_seconds=settings.lease_seconds,
+                max_attempts=settings.max_attempts,
+            ).counts()
+            found.append(f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight, {counts.dead} dead")
+        return "; ".join(found)
+    finally:
+        redis.close()
+
+
+def _photos(settings: Settings) -> str:
+    from runner.store.database import connect
+    from runner.store.photos import PhotoTable
+
+    with connect(
+        settings.database_url, seconds=settings.connect_seconds, application_name="spottmee-worker doctor"
+    ) as connection:
+        PhotoTable(connection).check()
+        return f'PostgreSQL {connection.info.server_version // 10000}, table "Photo" found'
+
+
+def _embeddings(settings: Settings) -> str:
+    from runner.store import schema
+    from runner.store.database import connect
+
+    with connect(
+        settings.embeddings_database_url,
+        seconds=settings.connect_seconds,
+        application_name="spottmee-worker doctor",
+        variable="EMBEDDINGS_DATABASE_URL",
+    ) as connection:
+        schema.check(connection)
+        return f"schema version {schema.current_version(connection)}, as this version needs"
+
+
+def _model(settings: Settings) -> str:
+    from runner.faces import pack
+
+    manifest = pack.read_manifest(settings.model_dir)
+    for graph in (manifest.detector, manifest.recogniser):
+        pack.read_graph(settings.model_dir, graph)
+    return f"{manifest.pack} ({manifest.model}), as it was baked"
+
+
+def _hardware(settings: Settings) -> str:
+    import onnxruntime
+
+    from runner.faces.hardware import choose_provider, cpu_quota, thread_count
+
+    available = onnxruntime.get_available_providers()
+    choice = choose_provider(settings.providers, available, settings.batch_size)
+    quota = cpu_quota()
+    limit = f"a CPU limit of {quota:g}" if quota else "no CPU limit"
+    return (
+        f"{choice.word} ({choice.why}), {choice.batch_size} crops a call, {thread_count(settings.threads)} threads "
+        f"({limit}, RUNNER_THREADS={settings.threads})"
+    )

@@ -1,0 +1,83 @@
+"""From an `imageUrl` of the wire to what is asked of a server.
+
+The API does not encode file names: spaces, `#`, `?`, `%` and non-Latin letters stand in the path as they are
+(CONTRACT: Lists). A signed or already encoded URL looks the same, so an ambiguous one has two readings, tried in
+turn: first every such character as a part of the file name, then as in any other URL.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from runner.errors import ForbiddenUrlError
+
+_SHAPE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#\\]+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_UNSENDABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")  # control characters, halves of surrogate pairs
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+MOST_CHARACTERS = 8192
+# RFC 3986: what may stand in a path and in a query.
+_PATH = "/:@!$&'()*+,;=~"
+_QUERY = _PATH + "?%"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Scheme, host, port, and the path (with its query) in the form that a request line takes."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def host_header(self) -> str:
+        """The value of the Host header."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return name if self.port == _DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
+
+
+def readings(url: str) -> list[Target]:
+    """Return the one or two readings of `url`, the one by the contract first. Raises `ForbiddenUrlError`."""
+    url = url.strip(" ")
+    if len(url) > MOST_CHARACTERS:
+        raise ForbiddenUrlError(f"it is longer than {MOST_CHARACTERS} characters")
+    if _UNSENDABLE.search(url):
+        raise ForbiddenUrlError("it holds a control character")
+    shape = _SHAPE.fullmatch(url)
+    if shape is None:
+        raise ForbiddenUrlError("it is no http:// or https:// URL with a host")
+    scheme = shape["scheme"].lower()
+    host, port = _authority(shape["authority"], scheme)
+    rest = shape["rest"]
+    raw = _path(quote(rest if rest.startswith("/") else f"/{rest}", safe=_PATH))
+    if not (_ESCAPE.search(rest) or "?" in rest or "#" in rest):
+        return [Target(scheme, host, port, raw)]
+    path, mark, query = rest.partition("#")[0].partition("?")
+    encoded = _path(quote(path or "/", safe=_PATH + "%")) + (mark and "?" + quote(query, safe=_QUERY))
+    return [Target(scheme, host, port, raw), Target(scheme, host, port, encoded)]
+
+
+def _authority(text: str, scheme: str) -> tuple[str, int]:
+    if "@" in text:
+        raise ForbiddenUrlError("it carries a user or a password")
+    shape = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s%]+)(?::(\d{0,5}))?", text)
+    if shape is None:
+        raise ForbiddenUrlError("its host is malformed")
+    port = int(shape[2]) if shape[2] else _DEFAULT_PORTS[scheme]
+    if not 1 <= port <= 65535:  # noqa: PLR2004 - TCP
+        raise ForbiddenUrlError("its port is none")
+    try:
+        host = shape[1].strip("[]").encode("idna").decode("ascii").lower().rstrip(".")
+    except UnicodeError:
+        raise ForbiddenUrlError("its host is no name that can be looked up") from None
+    if not host:
+        raise ForbiddenUrlError("it names no host")
+    return host, port
+
+
+def _path(path: str) -> str:
+    """Encode dot segments: an object may be called `..`, and no proxy on the way may walk up."""
+    return re.sub(r"(?<=/)(\.{1,2})(?=/|$)", lambda dots: "%2E" * len(dots[1]), path)
