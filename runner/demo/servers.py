@@ -31,6 +31,10 @@ NOBODY = 65534  # uid and gid of an unprivileged user on every Linux
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
+# Folders of servers carry the process id of who made them, so that what a killed one left can be told and removed.
+STALE_PREFIX = "spottmee-server-"
+
+
 class EmbeddedServerError(RunnerError):
     """An embedded server did not start."""
 
@@ -44,6 +48,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def remove_stale_folders() -> None:
+    """Remove what servers of killed processes have left in the temporary folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{STALE_PREFIX}*"):
+        owner = folder.name.removeprefix(STALE_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class EmbeddedServer:
     """One server process: started, waited for, stopped. Subclasses say how."""
 
@@ -51,7 +63,7 @@ class EmbeddedServer:
 
     def __init__(self, directory: Path | None, port: int) -> None:
         self._own_directory = directory is None
-        self.directory = Path(tempfile.mkdtemp(prefix=f"spottmee-{self.name}-")) if directory is None else directory
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{STALE_PREFIX}{os.getpid()}-{self.name}-")) if directory is None else directory
         self._fixed_port = port
         self.port = port
         self._process: subprocess.Popen[bytes] | None = None
@@ -341,6 +353,11 @@ def _enterable(path: Path) -> bool:
     """Return whether every user may enter `path`."""
     needed = stat.S_IROTH | stat.S_IXOTH
     return all(folder.stat().st_mode & needed == needed for folder in (path, *path.parents))
+
+
+def die_with_parent() -> Callable[[], None]:
+    """Return a `preexec_fn` that makes a child die with this process, even when that is killed."""
+    return _child_setup(None, signal.SIGKILL)
 
 
 def _child_setup(uid: int | None, parent_gone: signal.Signals) -> Callable[[], None]:
