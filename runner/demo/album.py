@@ -117,7 +117,9 @@ def sample_album(originals: Mapping[str, Image]) -> Album:
         _photo("Cleo, deep colour.png", png(faces["Cleo"].astype(np.uint16) * 257), "Cleo"),
         Photo("the lake.jpg", jpeg(landscape()), frozenset(), "NO_FACES_FOUND"),
         Photo("one pixel.png", png(np.full((1, 1, 3), 200, np.uint8)), frozenset(), "NO_FACES_FOUND"),
-        Photo("invitation.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', frozenset(), "FAILED"),
+        Photo(
+            "invitation.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', frozenset(), "FAILED"
+        ),
         Photo("upload broke off.jpg", jpeg(group)[:40_000], frozenset(), "FAILED"),
     ]
     selfies = [
@@ -146,7 +148,7 @@ def portrait(image: Image, box: tuple[int, int, int, int], *, height: int = 640)
 def beside(*parts: Image) -> Image:
     """Return pictures of one height side by side."""
     height = min(part.shape[0] for part in parts)
-    return np.hstack([_resized(part, height / part.shape[0])[:height] for part in parts])
+    return np.asarray(np.hstack([_resized(part, height / part.shape[0])[:height] for part in parts]), np.uint8)
 
 
 def landscape(width: int = 1200, height: int = 800) -> Image:
@@ -177,7 +179,7 @@ def _tilted(image: Image, degrees: float) -> Image:
 
 
 def _lit(image: Image, factor: float) -> Image:
-    return np.clip(image.astype(np.float32) * factor, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image.astype(np.float32) * factor, 0, 255), np.uint8)
 
 
 def _from_far(image: Image) -> Image:

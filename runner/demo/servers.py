@@ -63,7 +63,11 @@ class EmbeddedServer:
 
     def __init__(self, directory: Path | None, port: int) -> None:
         self._own_directory = directory is None
-        self.directory = Path(tempfile.mkdtemp(prefix=f"{STALE_PREFIX}{os.getpid()}-{self.name}-")) if directory is None else directory
+        self.directory = (
+            Path(tempfile.mkdtemp(prefix=f"{STALE_PREFIX}{os.getpid()}-{self.name}-"))
+            if directory is None
+            else directory
+        )
         self._fixed_port = port
         self.port = port
         self._process: subprocess.Popen[bytes] | None = None

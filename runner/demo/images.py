@@ -1,0 +1,50 @@
+"""The album over HTTP on loopback, as the photo-sharing API's storage would serve it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote
+
+
+class ImageServer:
+    """Serves name → bytes for the time of a `with` block."""
+
+    def __init__(self, images: Mapping[str, bytes]) -> None:
+        files = {f"/albums/sample/{name}": data for name, data in images.items()}
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                data = files.get(unquote(self.path))
+                self.send_response(404 if data is None else 200)
+                self.send_header("Content-Type", "application/octet-stream")
+                self.send_header("Content-Length", str(len(data or b"")))
+                self.end_headers()
+                self.wfile.write(data or b"")
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing: the runners log every photo."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="images", daemon=True)
+
+    def url(self, name: str) -> str:
+        """Return the URL of an image as the API sends it: the file name is not encoded."""
+        return f"http://127.0.0.1:{self._server.server_port}/albums/sample/{name}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
