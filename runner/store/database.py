@@ -6,6 +6,7 @@ database import them. tenacity is imported when something has failed for the fir
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from runner.errors import DatabaseUnreachableError, SettingsError
 from runner.settings import postgres_conninfo
@@ -105,6 +107,8 @@ class Database:
     ) -> None:
         """Raise `SettingsError` when libpq does not understand `url`."""
         self.variable = variable
+        # Without a handler, psycopg's warnings about lost connections would appear raw on standard error.
+        logging.getLogger("psycopg").addHandler(logging.NullHandler())
         self._parameters, self._schema = _parameters(url, application_name, variable)
         self._statement_seconds = statement_seconds
         self._connection: psycopg.Connection | None = None
@@ -123,8 +127,14 @@ class Database:
             self._connection = None
 
     def after(self, error: psycopg.Error) -> None:
-        """Drop the connection where `error` means that another one may fare better."""
-        if self._connection is not None and (self._connection.broken or error.sqlstate in _STATES_TO_RECONNECT_AFTER):
+        """Drop the connection where `error` has spoilt it, or means that another one may fare better."""
+        connection = self._connection
+        if connection is None:
+            return
+        # psycopg may leave a lost connection in the middle of a pipeline without calling it broken.
+        state = connection.pgconn
+        usable = state.transaction_status == TransactionStatus.IDLE and state.pipeline_status == PipelineStatus.OFF
+        if not usable or error.sqlstate is None or error.sqlstate in _STATES_TO_RECONNECT_AFTER:
             self.close()
 
     def _open(self) -> psycopg.Connection:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # ReadyForQuery: the server has done all that it was asked for (PostgreSQL protocol 3.0, message formats).
 _READY = re.compile(rb"Z\x00\x00\x00\x05[ITE]\Z")
+QUIET_SECONDS = 0.1
 
 
 class Verdict(Enum):
@@ -55,36 +56,26 @@ class Proxy:
             except OSError:
                 return
             self._sockets += [client, server]
-            replies = threading.Event()
-            replies.set()
-            threading.Thread(target=self._requests, args=(client, server, replies), daemon=True).start()
-            threading.Thread(target=self._replies, args=(client, server, replies), daemon=True).start()
+            link = _Link(client, server)
+            threading.Thread(target=self._requests, args=(link,), daemon=True).start()
+            threading.Thread(target=link.relay_replies, daemon=True).start()
 
-    def _requests(self, client: socket.socket, server: socket.socket, replies: threading.Event) -> None:
+    def _requests(self, link: _Link) -> None:
         with suppress(OSError):
-            while data := client.recv(1 << 20):
+            while data := link.client.recv(1 << 20):
                 with self._lock:
                     self.messages += 1
                     verdict = self.judge(self.messages)
-                if verdict is Verdict.LOSE_REPLY:
-                    replies.clear()
-                    server.sendall(data)
-                    return
                 if verdict is Verdict.LOSE_REQUEST:
                     break
-                server.sendall(data)
-        _close(server)
-        _close(client)
-
-    def _replies(self, client: socket.socket, server: socket.socket, replies: threading.Event) -> None:
-        with suppress(OSError):
-            while data := server.recv(1 << 20):
-                if replies.is_set():
-                    client.sendall(data)
-                elif _READY.search(data):
+                if verdict is Verdict.LOSE_REPLY:
+                    link.mute = True
+                link.server.sendall(data)
+                if verdict is Verdict.LOSE_REPLY:
+                    # A part of a pipeline has no end of its own: then the server is done when it says no more.
+                    link.done.wait(QUIET_SECONDS)
                     break
-        _close(client)
-        _close(server)
+        link.close()
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -96,6 +87,28 @@ class Proxy:
         _close(self._listener)
         for end in self._sockets:
             _close(end)
+
+
+class _Link:
+    """One connection through the proxy. While `mute`, the client hears nothing; `done` says that the server is."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client, self.server = client, server
+        self.mute = False
+        self.done = threading.Event()
+
+    def relay_replies(self) -> None:
+        with suppress(OSError):
+            while data := self.server.recv(1 << 20):
+                if not self.mute:
+                    self.client.sendall(data)
+                elif _READY.search(data):
+                    self.done.set()
+        self.close()
+
+    def close(self) -> None:
+        _close(self.server)
+        _close(self.client)
 
 
 def _close(end: socket.socket) -> None:

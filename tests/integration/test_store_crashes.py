@@ -1,0 +1,210 @@
+"""Storing a batch while the connection breaks, or the photo is deleted, at every message to the server."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from runner import settings
+from runner.store.database import is_transient
+from runner.store.photos import Stored
+from runner.store.stores import Stores
+from runner.store.sweep import sweep
+from tests.integration.proxy import Proxy, Verdict
+from tests.integration.store_tools import MODEL, Runner, add_photos, faces, statuses, stored_faces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg import Connection
+
+    from runner.demo.servers import EmbeddedPostgres
+
+OUTCOMES = {"three": faces(3), "nobody": [], "broken": None, "was ready": None, "gone": faces(2), "again": faces(1)}
+EXPECTED = {
+    "three": Stored.STORED,
+    "nobody": Stored.NO_FACES,
+    "broken": Stored.FAILED,
+    "was ready": Stored.FAILED,
+    "gone": Stored.GONE,
+    "again": Stored.STORED,
+}
+FINAL = {"three": "READY", "nobody": "NO_FACES_FOUND", "broken": "FAILED", "was ready": "READY", "again": "READY"}
+FINAL_FACES = [("again", 0), ("three", 0), ("three", 1), ("three", 2), ("was ready", 0), ("was ready", 1)]
+MOST_MESSAGES = 40
+
+
+@pytest.fixture(params=["one connection", "two connections"])
+def direct(request: pytest.FixtureRequest, database_url: str) -> Iterator[Runner]:
+    """A runner beside the proxy, which also looks after the data."""
+    faces_url = database_url if request.param == "one connection" else f"{database_url}?schema=public"
+    with Runner(database_url, faces_url) as runner:
+        yield runner
+
+
+@pytest.fixture
+def proxy(postgres_server: EmbeddedPostgres) -> Iterator[Proxy]:
+    with Proxy(postgres_server.port) as proxy:
+        yield proxy
+
+
+def urls(direct: Runner, proxy: Proxy) -> tuple[str, str]:
+    """Return the URLs of `direct` through the proxy."""
+    through = proxy.url(direct.api_url)
+    return through, through if direct.faces is direct.api else f"{through}&schema=public"
+
+
+def prepare(direct: Runner) -> None:
+    direct.api.execute('TRUNCATE "Photo"; TRUNCATE faces')
+    add_photos(direct.api, ["three", "nobody", "broken", "again"], "PROCESSING")
+    add_photos(direct.api, ["was ready"], "READY")
+    # What runners before this one have left: done, half done, and done for a photo that is deleted since.
+    direct.embeddings.replace({"was ready": faces(2), "again": faces(3), "broken": faces(1), "gone": faces(1)})
+
+
+def breaking(at: int, how: Verdict) -> Callable[[int], Verdict]:
+    return lambda number: how if number == at else Verdict.PASS
+
+
+def breaks(runner: Runner) -> bool:
+    """Store, and return whether that met a broken connection, which is a failure that passes."""
+    try:
+        stored = runner.store(OUTCOMES)
+    except psycopg.Error as error:
+        transient = is_transient(error)
+    else:
+        assert stored == EXPECTED
+        return False
+    assert transient
+    return True
+
+
+def wait_until_alone(connection: Connection) -> None:
+    """Wait until the server has noticed that the runner's connections are gone."""
+    for _ in range(2000):
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
+            " AND pid <> pg_backend_pid()"
+        ).fetchone()
+        if row == (0,):
+            return
+        threading.Event().wait(0.002)
+    raise AssertionError("a broken connection is still at work")
+
+
+@pytest.mark.parametrize("how", [Verdict.LOSE_REQUEST, Verdict.LOSE_REPLY])
+def test_a_connection_that_breaks_at_any_message_leaves_nothing_half_done(
+    direct: Runner, proxy: Proxy, how: Verdict
+) -> None:
+    """Each message in turn is lost, or its reply is; then the job is delivered again."""
+    for at in range(1, MOST_MESSAGES):
+        prepare(direct)
+        with Runner(*urls(direct, proxy)) as broken:
+            proxy.watch(breaking(at, how))
+            if not breaks(broken):
+                break
+        wait_until_alone(direct.api)
+        between, stored = statuses(direct.api), stored_faces(direct.faces)
+        # READY says that all faces are there, and only those: also when it was written by an attempt that broke.
+        assert between["three"] in {"PROCESSING", "READY"}
+        complete = [("three", index) for index in range(3)]
+        assert [face for face in stored if face[0] == "three"] in ([], complete)
+        assert between["three"] == "PROCESSING" or set(complete) <= set(stored)
+        assert between["was ready"] == "READY"
+        assert {("was ready", 0), ("was ready", 1)} <= set(stored)
+        assert direct.store(OUTCOMES) == EXPECTED
+        assert statuses(direct.api) == FINAL
+        assert stored_faces(direct.faces) == FINAL_FACES
+    else:
+        raise AssertionError("it never got through")
+    assert at > 4, "nothing was broken"
+
+
+@pytest.mark.parametrize("how", [Verdict.LOSE_REQUEST, Verdict.LOSE_REPLY])
+def test_a_run_gets_over_a_connection_that_breaks_at_any_message(direct: Runner, proxy: Proxy, how: Verdict) -> None:
+    """The same, seen by the run itself: it connects again and nobody notices."""
+    api_url, faces_url = urls(direct, proxy)
+    environment = {
+        "REDIS_URL": "redis://unused",
+        "DATABASE_URL": api_url,
+        "EMBEDDINGS_DATABASE_URL": faces_url,
+        "RUNNER_CONNECT_SECONDS": "20",
+    }
+    for at in range(1, MOST_MESSAGES):
+        prepare(direct)
+        with Stores(settings.load(environment), MODEL, application_name="test") as stores:
+            stores.check()
+            proxy.watch(breaking(at, how))
+            assert stores.begin(list(OUTCOMES)) == set(OUTCOMES) - {"gone"}
+            assert stores.store(OUTCOMES, lambda _: True) == EXPECTED
+            assert stores.match(faces(3)[0].embedding, list(OUTCOMES), 0.9).with_embeddings == 3
+            through = at > proxy.messages
+            proxy.watch(lambda _: Verdict.PASS)
+        assert statuses(direct.api) == FINAL
+        assert stored_faces(direct.faces) == FINAL_FACES
+        if through:
+            break
+    else:
+        raise AssertionError("it never got through")
+    assert at > 6, "nothing was broken"
+
+
+def test_a_photo_that_is_deleted_at_any_message_leaves_no_faces(direct: Runner, proxy: Proxy) -> None:
+    """The API deletes a photo before each message in turn, waiting for the row's lock where it must."""
+    seen = set()
+    for at in range(1, MOST_MESSAGES):
+        prepare(direct)
+        with Runner(*urls(direct, proxy)) as runner, direct.another() as api:
+            deletion = threading.Thread(
+                target=lambda api=api: api.api.execute("DELETE FROM \"Photo\" WHERE id = 'three'")
+            )
+
+            def delete(number: int, at: int = at, deletion: threading.Thread = deletion) -> Verdict:
+                if number == at:
+                    deletion.start()
+                    deletion.join(0.05)  # it may have to wait for the lock, and the lock for this message
+                return Verdict.PASS
+
+            proxy.watch(delete)
+            what = runner.store(OUTCOMES)["three"]
+            through = at > proxy.messages
+            proxy.watch(lambda _: Verdict.PASS)  # closing the connections is a message too
+            if through:
+                break
+            deletion.join()
+        seen.add(what)
+        assert "three" not in statuses(direct.api)
+        left = {photo_id for photo_id, _ in stored_faces(direct.faces)}
+        if what is Stored.GONE:
+            assert "three" not in left
+        else:
+            # It was deleted after it had been stored: the sweep is there for these, and a later attempt too.
+            assert what is Stored.STORED
+            assert sweep(direct.api, direct.faces).deleted_photos == (1 if "three" in left else 0)
+        assert {photo_id for photo_id, _ in stored_faces(direct.faces)} == {"again", "was ready"}
+    else:
+        raise AssertionError("it never got through")
+    assert seen == {Stored.GONE, Stored.STORED}
+
+
+@pytest.mark.parametrize("how", [Verdict.LOSE_REQUEST, Verdict.LOSE_REPLY])
+def test_a_photo_that_is_deleted_between_a_crash_and_the_next_delivery_leaves_no_faces(
+    direct: Runner, proxy: Proxy, how: Verdict
+) -> None:
+    for at in range(1, MOST_MESSAGES):
+        prepare(direct)
+        with Runner(*urls(direct, proxy)) as broken:
+            proxy.watch(breaking(at, how))
+            if not breaks(broken):
+                break
+        wait_until_alone(direct.api)
+        direct.api.execute('DELETE FROM "Photo"')
+        assert set(direct.store(OUTCOMES).values()) == {Stored.GONE}
+        left = direct.faces.execute("SELECT DISTINCT photo_id FROM faces").fetchall()
+        assert left == []
+    else:
+        raise AssertionError("it never got through")
+    assert at > 4
