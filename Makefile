@@ -51,6 +51,10 @@ format: $(INSTALLED) ## Let ruff format and fix the code
 	@$(BIN)/ruff check --fix --exit-zero .
 	@$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(INSTALLED) ## Write the generated parts of the README
+	@$(BIN)/python -m runner.docs README.md
+
 .PHONY: bench
 bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json
 	@$(BIN)/python -m tests.benchmarks

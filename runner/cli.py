@@ -18,11 +18,7 @@ COMMANDS = {
     "migrate": "runner.store.commands",
     "sweep": "runner.store.commands",
     "import-legacy": "runner.store.commands",
-    "dead": "runner.queue.commands",
     "models": "runner.faces.commands",
-    "status": "runner.cluster_commands",
-    "debug": "runner.cluster_commands",
-    "inspect": "runner.cluster_commands",
 }
 
 EXIT_CODES = """exit codes:

@@ -32,8 +32,7 @@ def test_the_table_is_the_one_that_was_promised(empty_database_url: str) -> None
             " WHERE attrelid = 'faces'::regclass AND attnum > 0 ORDER BY attnum"
         ).fetchall()
         key = connection.execute(
-            "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
-            " WHERE conrelid = 'faces'::regclass AND contype = 'p'"
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'faces'::regclass AND contype = 'p'"
         ).fetchone()
     assert columns == [
         ("photo_id", "text"),
@@ -94,9 +93,7 @@ def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, monkeypa
 
 @pytest.mark.parametrize("name", ["app", "My Schema", 'quo"te', "sélect; DROP TABLE faces", "a,b", "public"])
 @pytest.mark.parametrize("extension_first", [False, True])
-def test_the_schema_of_the_url_is_created_and_used(
-    empty_database_url: str, name: str, extension_first: bool
-) -> None:
+def test_the_schema_of_the_url_is_created_and_used(empty_database_url: str, name: str, extension_first: bool) -> None:
     from urllib.parse import quote
 
     if extension_first:

@@ -141,9 +141,7 @@ def test_parameters_of_prisma_are_accepted() -> None:
 
 
 def test_what_a_refusing_server_says_is_kept_and_what_the_client_quotes_is_not() -> None:
-    refused = errors.OperationalError(
-        'connection failed: connection to server at "h", port 1 failed: FATAL:  too many'
-    )
+    refused = errors.OperationalError('connection failed: connection to server at "h", port 1 failed: FATAL:  too many')
     assert reason(refused) == "too many"
     unresolved = errors.OperationalError("failed to resolve host 'ss@word': [Errno -2] Name or service not known")
     assert reason(unresolved) == "failed to resolve host …: [Errno -2] Name or service not known"
