@@ -15,6 +15,8 @@ import pytest
 from runner.demo import api
 from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner.store import schema
+from tests.integration.run_tools import Service
+from tests.integration.run_tools import service as a_service
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -73,6 +75,13 @@ def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 def empty_database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """A fresh database with nothing in it."""
     yield from _fresh(postgres_server, "")
+
+
+@pytest.fixture
+def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service]:
+    """The whole service: an emptied Redis, a fresh database, the API, and `spottmee-worker` by subprocess."""
+    with a_service(redis, redis_url, database_url) as found:
+        yield found
 
 
 def _fresh(server: EmbeddedPostgres, source: str) -> Iterator[str]:

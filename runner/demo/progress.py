@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from runner.demo.report import Sample
+    from runner.demo.chart import Sample
 
 LINE_SECONDS = 1.0
 _STATUSES = ("UPLOADED", "PROCESSING", "READY", "NO_FACES_FOUND", "FAILED")

@@ -13,22 +13,11 @@ import cv2
 import numpy as np
 
 from runner.demo.album import encoded
+from runner.demo.chart import Sample, chart
 from runner.errors import JobError
 from runner.images.decode import decode
 
 THUMBNAIL_PIXELS = 420
-_CHART_WIDTH, _CHART_HEIGHT, _MARGIN = 960, 240, 40
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """How things stood at one moment, in seconds since the start."""
-
-    seconds: float
-    waiting: int
-    in_flight: int
-    runners: int
-    statuses: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +70,7 @@ class Report:
                 f"<p class='verdict {_class(self.passed)}'>{verdict[self.passed]}</p></header>",
                 _facts(self.facts),
                 "<h2>The pool, from zero to zero</h2>",
-                _chart(self.samples),
+                chart(self.samples),
                 "<h2>Where the time went</h2>",
                 _stages(self.stages),
                 _runners(self.runners),
@@ -171,48 +160,6 @@ def _selfie(selfie: SelfieResult, images: Mapping[str, _Thumbnail | None]) -> st
     )
 
 
-def _chart(samples: Sequence[Sample]) -> str:
-    """Return queue depth and running jobs over time as an SVG."""
-    if not samples:
-        return "<p>nothing was measured</p>"
-    end = max(samples[-1].seconds, 0.1)
-    most = max(1, *(s.waiting + s.in_flight for s in samples))
-    runners = max(1, *(s.runners for s in samples))
-    width, height = _CHART_WIDTH - 2 * _MARGIN, _CHART_HEIGHT - 2 * _MARGIN
-
-    def x(seconds: float) -> float:
-        return _MARGIN + width * seconds / end
-
-    def y(share: float) -> float:
-        return _MARGIN + height * (1 - share)
-
-    def steps(values: Sequence[float]) -> str:
-        points = [f"{x(samples[0].seconds):.1f},{y(values[0]):.1f}"]
-        for before, value, sample in zip(values, values[1:], samples[1:], strict=False):
-            points += [f"{x(sample.seconds):.1f},{y(before):.1f}", f"{x(sample.seconds):.1f},{y(value):.1f}"]
-        return " ".join(points)
-
-    depth = steps([(s.waiting + s.in_flight) / most for s in samples])
-    flight = steps([s.in_flight / most for s in samples])
-    running = steps([s.runners / runners for s in samples])
-    ticks = "".join(
-        f"<text x='{x(end * part / 6):.0f}' y='{_CHART_HEIGHT - 14}' text-anchor='middle'>{end * part / 6:.1f} s</text>"
-        for part in range(7)
-    )
-    floor, start, stop = y(0), x(samples[0].seconds), x(end)
-    return (
-        f"<svg class='chart' viewBox='0 0 {_CHART_WIDTH} {_CHART_HEIGHT}' role='img' aria-label='queue depth and "
-        "running jobs over time'>"
-        f"<path class='axis' d='M{start:.0f} {floor:.0f}H{stop:.0f}'/>{ticks}"
-        f"<polygon class='depth' points='{start:.1f},{floor:.1f} {depth} {stop:.1f},{floor:.1f}'/>"
-        f"<polygon class='flight' points='{start:.1f},{floor:.1f} {flight} {stop:.1f},{floor:.1f}'/>"
-        f"<polyline class='runners' points='{running}'/>"
-        f"<text x='{_MARGIN}' y='26' class='depth'>■ waiting (most: {most})</text>"
-        f"<text x='{_MARGIN + 170}' y='26' class='flight'>■ in flight</text>"
-        f"<text x='{_MARGIN + 270}' y='26' class='runners'>━ running jobs (most: {runners})</text></svg>"
-    )
-
-
 def _stages(stages: Mapping[str, float]) -> str:
     total = sum(stages.values()) or 1.0
     rows = "".join(
@@ -220,7 +167,8 @@ def _stages(stages: Mapping[str, float]) -> str:
         f"<td><div class='bar' style='width:{100 * seconds / total:.1f}%'></div></td></tr>"
         for name, seconds in stages.items()
     )
-    return f"<table class='stages'>{rows}</table>"
+    note = "added up over the runs and their threads; what waits for a thread counts with its stage"
+    return f"<table class='stages'>{rows}</table><p><small>{note}</small></p>"
 
 
 def _runners(runners: Sequence[Mapping[str, Any]]) -> str:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from runner.demo.api import Api, create_table
+from runner.demo.chart import Sample
 from runner.demo.images import ImageServer
 from runner.demo.progress import Progress
-from runner.demo.report import PhotoResult, Report, Sample, SelfieResult
+from runner.demo.report import PhotoResult, Report, SelfieResult
 from runner.demo.scaler import ScaledJob, Scaler
 from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis, remove_stale_folders
 from runner.errors import CheckFailedError, SettingsError
@@ -189,7 +190,7 @@ class Show:
             selfies=selfie_results,
             samples=self._samples,
             stages={name: stages[name] for name in ("fetch", "decode", "faces", "match", "store") if name in stages},
-            runners=[runner.summary for runner in scaler.runners],
+            runners=_runs(scaler),
             passed=good if expected else None,
         )
 
@@ -218,13 +219,17 @@ class Show:
             "statuses": Counter(photo.status for photo in report.photos),
             "faces": sum(len(photo.boxes) for photo in report.photos),
             "selfies": {selfie.name: dict(selfie.matches) for selfie in report.selfies},
-            "runs": [runner.summary for runner in scaler.runners],
+            "runs": _runs(scaler),
             "most_runners": max(sample.runners for sample in report.samples),
             "runners_left": sum(len(scaler.running(queue)) for queue in JOBS_PER_RUNNER),
             "seconds": round(time.monotonic() - self._started, 3),
             "seconds_upload": round(uploaded, 3),
             "stages": {name: round(seconds, 3) for name, seconds in report.stages.items()},
         }
+
+
+def _runs(scaler: Scaler) -> list[dict[str, Any]]:
+    return [{"queue": runner.queue, **runner.summary} for runner in scaler.runners]
 
 
 def _environment(redis_url: str, database_url: str) -> dict[str, str]:

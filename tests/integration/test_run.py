@@ -1,0 +1,185 @@
+"""`spottmee-worker run` as a process: limits, signals, its last line, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.demo.album import jpeg, landscape
+from tests.integration.odd_server import OddServer
+
+if TYPE_CHECKING:
+    from tests.integration.run_tools import Service
+
+COUNTS = ("claimed", "succeeded", "retried", "buried", "released", "photos", "faces", "seconds", "reason")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OddServer]:
+    with OddServer({"lake.jpg": jpeg(landscape(320, 200))}) as found:
+        yield found
+
+
+def _closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_an_empty_list_ends_at_once_and_says_so(service: Service) -> None:
+    ended = service.run()
+    assert set(COUNTS) <= set(ended.summary)
+    assert ended.summary["reason"] == "empty"
+    assert ended.summary["claimed"] == 0
+    assert len(ended.output.splitlines()) == 1
+
+
+def test_the_limits_of_flag_and_environment(service: Service, server: OddServer) -> None:
+    service.api.upload({f"{n}": server.url("lake.jpg") for n in range(7)})
+    assert service.run("--max-jobs", "3").summary["claimed"] == 3
+    by_environment = service.run(RUNNER_MAX_JOBS="2").summary
+    assert (by_environment["claimed"], by_environment["reason"]) == (2, "max_jobs")
+    flag_first = service.run("--max-jobs", "1", RUNNER_MAX_JOBS="2").summary
+    assert flag_first["claimed"] == 1
+    assert service.run("--queues", "compare").summary["claimed"] == 0
+    assert service.leftovers() == {"process waiting": 1}
+
+
+def test_an_empty_list_is_waited_on_for_as_long_as_asked(service: Service, server: OddServer) -> None:
+    process = service.start("run", "--idle-seconds", "3")
+    time.sleep(1.5)
+    service.api.upload({"late": server.url("lake.jpg")})
+    output, _ = process.communicate(timeout=60)
+    summary = json.loads(output)
+    assert (summary["claimed"], summary["reason"]) == (1, "empty")
+    assert summary["seconds"] >= 3
+
+
+def test_max_seconds_ends_the_claiming(service: Service) -> None:
+    started = time.monotonic()
+    ended = service.run("--max-seconds", "1", "--idle-seconds", "60")
+    assert ended.summary["reason"] == "max_seconds"
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_gives_back_what_has_not_begun_and_ends_with_0(
+    service: Service, server: OddServer, number: signal.Signals
+) -> None:
+    service.api.upload({f"slow {n}": server.url("hang") for n in range(20)})
+    process = service.start("run", RUNNER_CLAIM_SIZE="20", RUNNER_DRAIN_SECONDS="1")
+    while not server.requests or server.requests[-1] != "/hang":
+        assert process.poll() is None
+        time.sleep(0.05)
+    sent = time.monotonic()
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    server.requests.clear()
+    assert process.returncode == 0, errors
+    assert time.monotonic() - sent < 10
+    summary = json.loads(output.splitlines()[-1])
+    assert summary["reason"] == "signal"
+    assert summary["released"] == summary["claimed"] == 20
+    left = service.leftovers()
+    assert left["process leased"] + left.get("process waiting", 0) == 20
+    claimed: dict[bytes, bytes] = service.redis.hgetall("{face_embeddings:process}:claimed")  # type: ignore[assignment]  # the client answers bytes
+    attempts = [value for key, value in claimed.items() if key.endswith(b":attempts")]
+    assert set(attempts) == {b"0"}  # a release is no attempt
+
+
+def test_a_signal_lets_what_has_begun_finish(service: Service, server: OddServer) -> None:
+    photos = service.api.upload({f"{n}": server.url("lake.jpg") for n in range(200)})
+    process = service.start("run", "--max-jobs", "200")
+    while "NO_FACES_FOUND" not in service.api.statuses().values():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    summary = json.loads(output.splitlines()[-1])
+    assert summary["claimed"] == summary["succeeded"] + summary["released"] < 200
+    assert service.run("--max-jobs", "200").summary["succeeded"] == 200 - summary["succeeded"]
+    assert set(service.api.statuses().values()) == {"NO_FACES_FOUND"}
+    assert len(photos) == 200
+    assert service.leftovers() == {}
+
+
+# How it ends where it cannot work
+
+
+def test_every_wrong_setting_is_named_at_once(service: Service) -> None:
+    ended = service.command(
+        "run", "--max-jobs", "0", REDIS_URL="", DATABASE_URL="mysql://u:SECRET@h/d", RUNNER_QUEUES="all"
+    )
+    assert ended.code == 2
+    assert ended.output == ""
+    assert len(ended.errors.strip().splitlines()) == 1
+    for name in ("REDIS_URL", "DATABASE_URL", "RUNNER_QUEUES", "--max-jobs"):
+        assert name in ended.errors
+    assert "SECRET" not in ended.errors
+
+
+@pytest.mark.parametrize(
+    ("variable", "url", "reason"),
+    [
+        ("REDIS_URL", "redis://:SECRET@127.0.0.1:{port}/0", "redis_unreachable"),
+        ("DATABASE_URL", "postgresql://u:SECRET@127.0.0.1:{port}/d", "database_unreachable"),
+        ("EMBEDDINGS_DATABASE_URL", "postgresql://u:SECRET@127.0.0.1:{port}/d", "database_unreachable"),
+    ],
+)
+def test_an_unreachable_server_is_a_temporary_failure(service: Service, variable: str, url: str, reason: str) -> None:
+    ended = service.command("run", **{variable: url.format(port=_closed_port())}, RUNNER_CONNECT_SECONDS="1")
+    assert ended.code == 75
+    assert ended.summary["reason"] == reason
+    assert "Traceback" not in ended.errors
+    assert "SECRET" not in ended.errors
+
+
+def test_a_missing_model_refuses_to_start(service: Service, server: OddServer, tmp_path: Path) -> None:
+    service.api.upload({"lake": server.url("lake.jpg")})
+    ended = service.command("run", "--model-dir", str(tmp_path))
+    assert ended.code == 4
+    assert "models bake" in ended.errors
+    assert service.leftovers() == {"process waiting": 1}
+
+
+def test_the_summary_is_also_the_termination_message(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "termination-log"
+    ended = service.run(RUNNER_TERMINATION_LOG=str(file))
+    assert json.loads(file.read_text()) == ended.summary
+
+
+def test_doctor_looks_at_everything_and_changes_nothing(service: Service, server: OddServer) -> None:
+    service.api.upload({"lake": server.url("lake.jpg")})
+    ended = service.command("doctor", "--json")
+    checks = json.loads(ended.output)
+    assert ended.code == 0
+    assert [check["ok"] for check in checks] == [True] * len(checks)
+    assert service.leftovers() == {"process waiting": 1}
+    broken = service.command("doctor", REDIS_URL=f"redis://127.0.0.1:{_closed_port()}", RUNNER_CONNECT_SECONDS="0")
+    assert broken.code == 75
+    assert broken.output.count("FAIL") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["doctor", "--help"], ["migrate", "--help"], ["models", "--help"]]
+)
+def test_help_teaches(service: Service, arguments: list[str]) -> None:
+    ended = service.command(*arguments)
+    assert ended.code == 0
+    assert len(ended.output.splitlines()) > 5
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["run", "--max-job", "x", "--nonsense"], ["models"]])
+def test_wrong_arguments_are_refused_with_2(service: Service, arguments: list[str]) -> None:
+    ended = service.command(*arguments)
+    assert ended.code == 2
+    assert "usage:" in ended.errors
+    assert "Traceback" not in ended.errors

@@ -1,0 +1,27 @@
+"""KEDA's formula in small."""
+
+from __future__ import annotations
+
+import pytest
+
+from runner.demo.scaler import ScaledJob, new_runners
+
+
+@pytest.mark.parametrize(
+    ("waiting", "in_flight", "running", "expected"),
+    [
+        (0, 0, 0, 0),
+        (1, 0, 0, 1),
+        (50, 0, 0, 1),
+        (51, 0, 0, 2),
+        (200, 0, 0, 4),
+        (150, 50, 4, 0),  # claimed work keeps counting: nothing more is started for it
+        (0, 8, 0, 1),  # what a dead runner held starts the one that takes it over
+        (0, 8, 1, 0),
+        (5000, 0, 0, 10),  # the limit
+        (5000, 0, 10, 0),
+        (0, 0, 3, 0),  # running Jobs are never taken back
+    ],
+)
+def test_new_runners(waiting: int, in_flight: int, running: int, expected: int) -> None:
+    assert new_runners(ScaledJob("process", 50, 10), waiting, in_flight, running) == expected
