@@ -71,6 +71,7 @@ class EmbeddedServer:
         self._fixed_port = port
         self.port = port
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
 
     @property
     def pid(self) -> int:
@@ -148,6 +149,7 @@ class EmbeddedServer:
 
     def _spawn(self, command: Sequence[str], uid: int | None = None) -> None:
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -210,11 +212,9 @@ class EmbeddedRedis(EmbeddedServer):
         self._wait(self._answers)
 
     def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-            connection.sendall(b"PING\r\n")
-            reply = connection.recv(64)
-            return reply.startswith((b"+PONG", b"-NOAUTH"))
-        return False
+        # By its log, not by asking: on a port that was taken meanwhile, another server would answer.
+        said = self.log.read_bytes()[self._log_start :]
+        return b"Ready to accept connections" in said or b"Sentinel ID is" in said
 
 
 class EmbeddedPostgres(EmbeddedServer):
@@ -306,8 +306,9 @@ class EmbeddedPostgres(EmbeddedServer):
     def _answers(self) -> bool:
         import psycopg
 
-        with suppress(psycopg.OperationalError), psycopg.connect(self.url, connect_timeout=2):
-            return True
+        with suppress(psycopg.OperationalError), psycopg.connect(self.url, connect_timeout=2) as connection:
+            # On a port that was taken meanwhile, another server would answer.
+            return connection.execute("SHOW data_directory").fetchone() == (str(self.data),)
         return False
 
 
@@ -350,6 +351,8 @@ def postgres_binaries(uid: int | None) -> Path:
             partial.rename(copy)
         except OSError:  # another process was quicker
             shutil.rmtree(partial, ignore_errors=True)
+    if copy.stat().st_uid != os.geteuid():  # the folder is everybody's: nothing of a stranger is run
+        raise EmbeddedServerError(f"{copy} belongs to another user: remove it, or set TMPDIR to a folder of your own")
     return copy / package.name / "pginstall" / "bin"
 
 
