@@ -1,0 +1,129 @@
+{{/*
+Redis, from one set of values: the runner's REDIS_URL and KEDA's triggers are both written here and nowhere else.
+KEDA's names are those of its redis, redis-sentinel and redis-cluster scalers
+(https://keda.sh/docs/latest/scalers/redis-lists/).
+*/}}
+
+{{- define "spottmee-worker.redis.addresses" -}}
+{{- if eq .Values.redis.mode "standalone" -}}
+{{- printf "%s:%d" .Values.redis.host (int .Values.redis.port) -}}
+{{- else -}}
+{{- join "," .Values.redis.nodes -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Which of the three certificates there are, as key in the Secret → name of the file. */}}
+{{- define "spottmee-worker.redis.certificates" -}}
+{{- $tls := .Values.redis.tls -}}
+{{- $files := dict -}}
+{{- if $tls.enabled -}}
+{{- if or $tls.ca $tls.caKey }}{{ $_ := set $files "ca.crt" (empty $tls.ca | ternary $tls.caKey "ca.crt") }}{{ end -}}
+{{- if or $tls.certificate $tls.certificateKey }}{{ $_ := set $files "tls.crt" (empty $tls.certificate | ternary $tls.certificateKey "tls.crt") }}{{ end -}}
+{{- if or $tls.privateKey $tls.privateKeyKey }}{{ $_ := set $files "tls.key" (empty $tls.privateKey | ternary $tls.privateKeyKey "tls.key") }}{{ end -}}
+{{- end -}}
+{{- toYaml $files -}}
+{{- end -}}
+
+{{- define "spottmee-worker.redis.certificateSecret" -}}
+{{- $tls := .Values.redis.tls -}}
+{{- include "spottmee-worker.secretName" (dict "root" . "inline" (or $tls.ca $tls.certificate $tls.privateKey) "existing" $tls.existingSecret) -}}
+{{- end -}}
+
+{{/* REDIS_URL. It holds no secret: user and password are settings of their own, so no character of them can break it. */}}
+{{- define "spottmee-worker.redis.url" -}}
+{{- $redis := .Values.redis -}}
+{{- $kind := eq $redis.mode "standalone" | ternary "" (printf "+%s" $redis.mode) -}}
+{{- $path := printf "/%d" (int $redis.database) -}}
+{{- if eq $redis.mode "sentinel" }}{{ $path = printf "/%s/%d" $redis.sentinel.master (int $redis.database) }}{{ end -}}
+{{- if eq $redis.mode "cluster" }}{{ $path = "" }}{{ end -}}
+{{- $query := list -}}
+{{- $files := include "spottmee-worker.redis.certificates" . | fromYaml -}}
+{{- range $file, $option := dict "ca.crt" "ssl_ca_certs" "tls.crt" "ssl_certfile" "tls.key" "ssl_keyfile" -}}
+{{- if hasKey $files $file }}{{ $query = append $query (printf "%s=/etc/redis-tls/%s" $option $file) }}{{ end -}}
+{{- end -}}
+{{- if and $redis.tls.enabled $redis.tls.skipVerify }}{{ $query = concat $query (list "ssl_cert_reqs=none" "ssl_check_hostname=false") }}{{ end -}}
+{{- printf "%s%s://%s%s" ($redis.tls.enabled | ternary "rediss" "redis") $kind (include "spottmee-worker.redis.addresses" .) $path -}}
+{{- if $query }}?{{ join "&" $query }}{{ end -}}
+{{- end -}}
+
+{{/* What of Redis's credentials is no secret, as environment variables. KEDA reads them there too. */}}
+{{- define "spottmee-worker.redis.plainEnv" -}}
+REDIS_URL: {{ include "spottmee-worker.redis.url" . | quote }}
+{{- with .Values.redis.username }}
+REDIS_USERNAME: {{ . | quote }}
+{{- end }}
+{{- if eq .Values.redis.mode "sentinel" }}
+{{- with .Values.redis.sentinel.username }}
+REDIS_SENTINEL_USERNAME: {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/*
+Where Redis's secrets are: a list of variable (the runner's), parameter (KEDA's), name and key (the Secret's).
+Parameters of certificates have no variable: their files are mounted.
+*/}}
+{{- define "spottmee-worker.redis.secrets" -}}
+{{- $redis := .Values.redis -}}
+{{- $auth := $redis.auth -}}
+{{- $sentinel := $redis.sentinel.auth -}}
+{{- $found := list -}}
+{{- if $auth.enabled -}}
+{{- $name := include "spottmee-worker.secretName" (dict "root" . "inline" $auth.password "existing" $auth.existingSecret) -}}
+{{- if $auth.usernameKey }}{{ $found = append $found (dict "variable" "REDIS_USERNAME" "parameter" "username" "name" $name "key" $auth.usernameKey) }}{{ end -}}
+{{- $found = append $found (dict "variable" "REDIS_PASSWORD" "parameter" "password" "name" $name "key" (empty $auth.password | ternary $auth.passwordKey "REDIS_PASSWORD")) -}}
+{{- end -}}
+{{- if and (eq $redis.mode "sentinel") $sentinel.enabled -}}
+{{- $name := include "spottmee-worker.secretName" (dict "root" . "inline" $sentinel.password "existing" $sentinel.existingSecret) -}}
+{{- $found = append $found (dict "variable" "REDIS_SENTINEL_PASSWORD" "parameter" "sentinelPassword" "name" $name "key" (empty $sentinel.password | ternary $sentinel.passwordKey "REDIS_SENTINEL_PASSWORD")) -}}
+{{- end -}}
+{{- $files := include "spottmee-worker.redis.certificates" . | fromYaml -}}
+{{- $certificates := include "spottmee-worker.redis.certificateSecret" . -}}
+{{- range $file, $parameter := dict "ca.crt" "ca" "tls.crt" "cert" "tls.key" "key" -}}
+{{- if hasKey $files $file }}{{ $found = append $found (dict "parameter" $parameter "name" $certificates "key" (get $files $file)) }}{{ end -}}
+{{- end -}}
+{{- toYaml $found -}}
+{{- end -}}
+
+{{/* Name of the TriggerAuthentication or ClusterTriggerAuthentication; empty where Redis needs none. */}}
+{{- define "spottmee-worker.redis.authentication" -}}
+{{- $authentication := .Values.keda.authentication -}}
+{{- if $authentication.existing -}}
+{{- $authentication.existing -}}
+{{- else if include "spottmee-worker.redis.secrets" . | fromYamlArray -}}
+{{- $cluster := eq $authentication.kind "ClusterTriggerAuthentication" -}}
+{{- printf "%s%s" ($cluster | ternary (printf "%s-" .Release.Namespace) "") (include "spottmee-worker.fullname" .) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* One trigger. Takes root, key (of Redis) and length. KEDA counts the elements of lists and of sorted sets alike. */}}
+{{- define "spottmee-worker.redis.trigger" -}}
+{{- $redis := .root.Values.redis -}}
+type: {{ eq $redis.mode "standalone" | ternary "redis" (printf "redis-%s" $redis.mode) }}
+metadata:
+  {{ eq $redis.mode "standalone" | ternary "address" "addresses" }}: {{ include "spottmee-worker.redis.addresses" .root | quote }}
+  {{- if eq $redis.mode "sentinel" }}
+  sentinelMaster: {{ $redis.sentinel.master | quote }}
+  {{- with $redis.sentinel.username }}
+  sentinelUsernameFromEnv: REDIS_SENTINEL_USERNAME
+  {{- end }}
+  {{- end }}
+  {{- if ne $redis.mode "cluster" }}
+  databaseIndex: {{ int $redis.database | quote }}
+  {{- end }}
+  {{- with $redis.username }}
+  usernameFromEnv: REDIS_USERNAME
+  {{- end }}
+  {{- if $redis.tls.enabled }}
+  enableTLS: "true"
+  unsafeSsl: {{ $redis.tls.skipVerify | quote }}
+  {{- end }}
+  listName: {{ .key | quote }}
+  listLength: {{ int .length | quote }}
+  activationListLength: "0"
+{{- with include "spottmee-worker.redis.authentication" .root }}
+authenticationRef:
+  kind: {{ $.root.Values.keda.authentication.kind }}
+  name: {{ . }}
+{{- end }}
+{{- end -}}

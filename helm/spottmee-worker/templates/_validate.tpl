@@ -1,0 +1,1 @@
+{{- define "spottmee-worker.validate" -}}{{- end -}}
