@@ -1,13 +1,20 @@
--- Let a lease fall due at another moment, with no owner until then: a retry, or (with 0 and -1) a release.
--- KEYS[1] leases  KEYS[2] claimed
--- ARGV[1] owner  ARGV[2] lease id  ARGV[3] milliseconds from now  ARGV[4] added to the attempts  ARGV[5] reason
--- Returns 1, or 0 where the lease is no longer the owner's.
+-- Let a lease fall due at another moment, with no holder until then: a retry or a release. Only its holder can.
+-- The same call again returns the same.
+-- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last
+-- ARGV[1] word of this call  ARGV[2] lease id  ARGV[3] holder  ARGV[4] milliseconds from now
+-- ARGV[5] 1: the next claim is not counted (a release), else 0  ARGV[6] reason
+-- Returns 1, or 0 where the lease is no longer the holder's.
 local id = ARGV[2]
-if redis.call('HGET', KEYS[2], id .. ':owner') ~= ARGV[1] then
+if recall(KEYS[3], ARGV[1]) then
+    return 1
+end
+if redis.call('HGET', KEYS[2], id .. ':holder') ~= ARGV[3] then
     return 0
 end
-local time = redis.call('TIME')
-redis.call('ZADD', KEYS[1], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3], id)
-redis.call('HSET', KEYS[2], id .. ':owner', '', id .. ':reason', ARGV[5])
-redis.call('HINCRBY', KEYS[2], id .. ':attempts', ARGV[4])
+fall_due(KEYS[1], now() + ARGV[4], id)
+redis.call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[6])
+if ARGV[5] == '1' then
+    redis.call('HSET', KEYS[2], id .. ':spared', 1)
+end
+remember(KEYS[3], ARGV[1], {1})
 return 1

@@ -20,12 +20,17 @@ def leases(name: str) -> str:
 
 
 def claimed(name: str) -> str:
-    """Return the hash of lease id → what is leased: payload, attempts, owner (see `leases.py`)."""
+    """Return the hash of what is leased: payload, attempts, holder … of each lease id (see `common.lua`)."""
     return _side(name, "claimed")
 
 
+def last(name: str, owner: str) -> str:
+    """Return the key that holds the answer to an owner's latest call, in case its reply is lost."""
+    return _side(name, f"last:{owner}")
+
+
 def dead(name: str) -> str:
-    """Return the hash of lease id → dead letter, without its payload."""
+    """Return the hash of lease id → dead letter (JSON, without its payload), and when the job left the list."""
     return _side(name, "dead")
 
 

@@ -1,40 +1,64 @@
 """The leased list: a job is moved, never popped, so that whoever dies with it loses nothing.
 
-Each operation is one Lua script beside this file, atomic and on Redis' own clock. A lease belongs to the process
-that claimed it; only that owner can renew or settle it (fencing), so work on a lost lease changes nothing here.
+Each operation is one Lua script beside this file, atomic and on Redis' own clock. A lease belongs to the claim that
+made it: only who holds that very claim can renew or settle it (fencing), so work on a lost lease changes nothing
+here. Every operation may be sent twice: a repetition is answered like the first. docs/queue.md tells it all.
 """
 
 from __future__ import annotations
 
 import json
 import random as random_module
+import secrets
 import socket
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from runner.queue import keys
+from runner.queue.scripts import Script
 
 if TYPE_CHECKING:
     from redis import Redis
 
-# A selfie is kept no longer than the result it was sent for; other payloads as long as their letter.
-SELFIE_SECONDS = 3600
+# A selfie is kept no longer than the result it was sent for (3600 s from the answer on, and a job is buried within
+# a minute after it); other payloads as long as their letter.
+SELFIE_SECONDS = 3540
 LETTER_SECONDS = 30 * 86_400
-
-_SCRIPTS = ("claim", "renew", "acknowledge", "defer", "bury", "take_over", "counts")
+# No lease and no retry lasts longer (their settings end at an hour): what lies further ahead shows that Redis'
+# clock was set back.
+HORIZON_SECONDS = 3600
+# One claim hands out no further job once it carries this much, and of a larger payload only the beginning: a
+# payload that a runner cannot hold would end every runner at its claim, before any of them could bury it. The
+# largest selfie that is decoded (RUNNER_MAX_IMAGE_BYTES, 32 MiB) takes 43 MiB of base64.
+CLAIM_BYTES = 64 * 2**20
+OVERSIZED_SHOWN_BYTES = 64 * 2**10
+DETAIL_LENGTH = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A claimed job: `attempts` counts this one too."""
+    """A claimed job: `attempts` counts this one too.
+
+    `holder` is the claim that the lease belongs to. `bytes` is the size of the whole payload (0: that of `payload`);
+    of one that is too large `payload` is only the beginning. `claimed_at` is a moment of `time.monotonic` from
+    before the claim.
+    """
 
     id: str
     queue: str
     payload: bytes = field(repr=False)
     attempts: int
+    holder: str = ""
+    bytes: int = 0
+    claimed_at: float = field(default_factory=time.monotonic, compare=False)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the payload is too large to be handed out."""
+        return len(self.payload) < self.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +72,31 @@ class Counts:
     next_due_seconds: float | None
 
 
-def owner_name(name: str) -> str:
-    """Return the owner of this process: `name` is the Kubernetes Job's, or empty outside of one.
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A lease as an onlooker sees it. `owner` is empty while the job is put off (`reason` says why).
 
-    The part behind the slash is this process alone: the pod that replaces a dead pod of the same Job takes its
-    leases over, and yet the two can never settle each other's.
+    `due_seconds` is negative where it is overdue; `since_seconds` is the time since the job left the list.
     """
-    return f"{name or socket.gethostname()}/{uuid.uuid4().hex}"
+
+    id: str
+    queue: str
+    owner: str
+    attempts: int
+    due_seconds: float
+    since_seconds: float
+    reason: str
+    bytes: int
+
+
+def owner_name(name: str) -> str:
+    """Return the owner of this process: NAME/PLACE/PROCESS, or PLACE/PROCESS where `name` is empty.
+
+    `name` is the Kubernetes Job's, PLACE the host's (the pod's) and PROCESS this process alone: whoever replaces a
+    dead process takes its leases over (`LeaseQueue.take_over`), and yet the two can never settle each other's.
+    """
+    parts = [name, socket.gethostname(), secrets.token_hex(8)]
+    return "/".join(quote(part, safe="") for part in parts if part)
 
 
 def backoff(attempts: int, *, base: float, cap: float, random: random_module.Random) -> float:
@@ -64,7 +106,10 @@ def backoff(attempts: int, *, base: float, cap: float, random: random_module.Ran
 
 
 class LeaseQueue:
-    """One list with its leases and dead letters, as seen by one owner. Errors of redis come out as they are."""
+    """One list with its leases and dead letters, as seen by one owner. Errors of redis come out as they are.
+
+    `claim` and what settles leases are called from one thread; `renew` and the looks from any.
+    """
 
     def __init__(self, client: Redis, name: str, *, owner: str, lease_seconds: float, max_attempts: int) -> None:
         self.name = name
@@ -72,32 +117,40 @@ class LeaseQueue:
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
         self._client = client
-        self._scripts: Mapping[str, Any] = {script: client.register_script(_text(script)) for script in _SCRIPTS}
         self._list = keys.list_key(name)
-        self._leases = keys.leases(name)
-        self._claimed = keys.claimed(name)
+        self._held = [keys.leases(name), keys.claimed(name)]
+        self._last = keys.last(name, owner)
+        self._letters = [keys.dead(name), keys.dead_index(name)]
 
     def claim(self, limit: int) -> list[Lease]:
         """Lease up to `limit` jobs: first those whose lease has expired, then the head of the list.
 
-        The attempt is counted here, so that a job that ends its runner is counted too: `attempts` can exceed
-        `max_attempts`, and then the job is to be buried.
+        Fewer than `limit` may be returned while more are there, where their payloads are large. The attempt is
+        counted here, so that a job that ends its runner is counted too: `attempts` can exceed `max_attempts`, and
+        then the job is to be buried.
         """
         if limit <= 0:
             return []
-        found = self._scripts["claim"](
-            keys=[self._list, self._leases, self._claimed],
-            args=[self.owner, self._milliseconds(self.lease_seconds), limit, uuid.uuid4().hex],
-        )
-        return [Lease(raw.decode(), self.name, payload, int(attempts)) for raw, payload, attempts in found]
+        word, before = _word(), time.monotonic()
+        found = Script(self._client, "claim")(
+            [self._list, *self._held, self._last, *self._letters],
+            [
+                self.owner, word, _milliseconds(self.lease_seconds), limit, CLAIM_BYTES, CLAIM_BYTES,
+                OVERSIZED_SHOWN_BYTES, _milliseconds(HORIZON_SECONDS), _milliseconds(LETTER_SECONDS),
+            ],
+        )  # fmt: skip
+        holder = f"{self.owner}#{word}"
+        return [
+            Lease(raw.decode(), self.name, payload, int(attempts), holder, int(size), before)
+            for raw, payload, attempts, size in found
+        ]
 
-    def renew(self, lease_ids: Iterable[str]) -> set[str]:
-        """Keep the leases for another `lease_seconds`; return the ids of those that are no longer ours."""
-        ids = list(lease_ids)
-        if not ids:
-            return set()
-        args = [self.owner, self._milliseconds(self.lease_seconds), *ids]
-        return _ids(self._scripts["renew"](keys=[self._leases, self._claimed], args=args))
+    def renew(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Keep the leases for another `lease_seconds`; return those that are no longer ours."""
+        if not leases:
+            return []
+        args: list[str | float] = [_milliseconds(self.lease_seconds), *_pairs(leases)]
+        return [leases[int(index)] for index in Script(self._client, "renew")(self._held, args)]
 
     def acknowledge(self, lease: Lease) -> bool:
         """End the lease of a job that is done; False where the lease is no longer ours."""
@@ -107,60 +160,94 @@ class LeaseQueue:
         """End the leases of jobs that are done; return the ids of those that were no longer ours."""
         if not leases:
             return set()
-        args = [self.owner, *(lease.id for lease in leases)]
-        return _ids(self._scripts["acknowledge"](keys=[self._leases, self._claimed], args=args))
+        return _ids(Script(self._client, "acknowledge")([*self._held, self._last], [_word(), *_pairs(leases)]))
 
     def retry(self, lease: Lease, delay_seconds: float, reason: str) -> bool:
         """Let the job fall due again later; False where the lease is no longer ours."""
-        return self._defer(lease, delay_seconds, 0, reason)
+        return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), reason, spared=False)
 
     def release(self, lease: Lease) -> bool:
-        """Give the job back, due at once and without this attempt; False where the lease is no longer ours."""
-        return self._defer(lease, 0, -1, "released")
+        """Give the job back, due at once; False where the lease is no longer ours.
+
+        This attempt does not count: the next claim returns the same `attempts`.
+        """
+        return self._defer(lease, 0, "released", spared=True)
 
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:
-        """Make the job a dead letter; False where the lease is no longer ours."""
+        """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""
         letter = {
             "id": lease.id,
             "queue": self.name,
             "reason": reason,
-            "detail": detail,
+            "detail": detail[:DETAIL_LENGTH],
             "attempts": lease.attempts,
             "runner": self.owner,
-            "bytes": len(lease.payload),
+            "bytes": max(lease.bytes, len(lease.payload)),
         }
-        seconds = SELFIE_SECONDS if self.name == "compare" else 0
-        dead_keys = [keys.dead(self.name), keys.dead_index(self.name), keys.dead_payload(self.name, lease.id)]
-        done = self._scripts["bury"](
-            keys=[self._leases, self._claimed, *dead_keys],
-            args=[self.owner, lease.id, json.dumps(letter), seconds, LETTER_SECONDS * 1000],
-        )
+        seconds = SELFIE_SECONDS if self.name == "compare" else LETTER_SECONDS
+        done = Script(self._client, "bury")(
+            [*self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id)],
+            [
+                _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
+                _milliseconds(LETTER_SECONDS),
+            ],
+        )  # fmt: skip
         return bool(done)
 
     def take_over(self) -> int:
-        """Let the leases of earlier processes of the same owner fall due at once; return how many."""
-        prefix = self.owner.rpartition("/")[0] + "/"
-        return int(self._scripts["take_over"](keys=[self._leases, self._claimed], args=[self.owner, prefix]))
+        """Bring the leases of earlier processes of the same named owner forward; return how many.
+
+        Those of this place (a pod runs one process at a time) fall due at once. Those of another fall due half a
+        lease after they were last renewed: a holder that lives after all renews before, and keeps them.
+        """
+        place, _, _ = self.owner.rpartition("/")
+        job, _, _ = place.rpartition("/")
+        if not job:
+            return 0
+        args: list[str | float] = [f"{self.owner}#", f"{place}/", f"{job}/", _milliseconds(self.lease_seconds)]
+        return int(Script(self._client, "take_over")(self._held, args))
 
     def counts(self) -> Counts:
         """Return how the list stands."""
-        waiting, in_flight, due, dead, milliseconds = self._scripts["counts"](
-            keys=[self._list, self._leases, keys.dead_index(self.name)]
+        waiting, in_flight, due, dead, milliseconds = Script(self._client, "counts")(
+            [self._list, keys.leases(self.name), keys.dead_index(self.name)], [_milliseconds(LETTER_SECONDS)]
         )
         seconds = None if int(milliseconds) < 0 else int(milliseconds) / 1000
         return Counts(int(waiting), int(in_flight), int(due), int(dead), seconds)
 
-    def _defer(self, lease: Lease, seconds: float, attempts: int, reason: str) -> bool:
-        args = [self.owner, lease.id, self._milliseconds(seconds), attempts, reason]
-        return bool(self._scripts["defer"](keys=[self._leases, self._claimed], args=args))
+    def leased(self, limit: int = 1000) -> list[Leased]:
+        """Return up to `limit` leases, those that fall due first, without changing anything."""
+        rows = Script(self._client, "leased")(self._held, [limit])
+        return [
+            Leased(
+                id=raw.decode(),
+                queue=self.name,
+                owner=holder.decode().partition("#")[0],
+                attempts=int(attempts),
+                due_seconds=int(due) / 1000,
+                since_seconds=int(since) / 1000,
+                reason=reason.decode(),
+                bytes=int(size),
+            )
+            for raw, due, since, holder, attempts, reason, size in rows
+        ]
 
-    @staticmethod
-    def _milliseconds(seconds: float) -> int:
-        return round(seconds * 1000)
+    def _defer(self, lease: Lease, seconds: float, reason: str, *, spared: bool) -> bool:
+        args: list[str | float] = [_word(), lease.id, lease.holder, _milliseconds(seconds), int(spared), reason]
+        return bool(Script(self._client, "defer")([*self._held, self._last], args))
 
 
-def _text(script: str) -> str:
-    return (resources.files("runner.queue") / f"{script}.lua").read_text(encoding="utf-8")
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _word() -> str:
+    """Return what no other call of anyone is known by: 64 random bits."""
+    return secrets.token_hex(8)
+
+
+def _pairs(leases: Iterable[Lease]) -> list[str]:
+    return [word for lease in leases for word in (lease.id, lease.holder)]
 
 
 def _ids(found: Iterable[bytes]) -> set[str]:

@@ -1,16 +1,15 @@
--- Keep leases: only their owner can.
+-- Keep leases: only their holder can. The same call again changes nothing but the moment.
 -- KEYS[1] leases  KEYS[2] claimed
--- ARGV[1] owner  ARGV[2] lease in milliseconds  ARGV[3…] lease ids
--- Returns the ids that are no longer the owner's.
-local time = redis.call('TIME')
-local due = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]
+-- ARGV[1] lease in milliseconds  ARGV[2…] lease id and holder of each
+-- Returns which of them (0 is the first) are no longer the holder's.
+local due = now() + ARGV[1]
 local lost = {}
-for index = 3, #ARGV do
+for index = 2, #ARGV, 2 do
     local id = ARGV[index]
-    if redis.call('HGET', KEYS[2], id .. ':owner') == ARGV[1] then
-        redis.call('ZADD', KEYS[1], due, id)
+    if redis.call('HGET', KEYS[2], id .. ':holder') == ARGV[index + 1] then
+        fall_due(KEYS[1], due, id)
     else
-        lost[#lost + 1] = id
+        lost[#lost + 1] = (index - 2) / 2
     end
 end
 return lost

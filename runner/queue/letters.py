@@ -1,0 +1,127 @@
+"""Dead letters: the jobs that could not be done, kept for people to look at, put back or drop.
+
+Safe while runners work: each change is one Lua script.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from runner.queue import keys
+from runner.queue.leases import LETTER_SECONDS
+from runner.queue.scripts import Script
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A job that was buried, without its payload. `since` and `buried` are seconds of the Unix epoch.
+
+    `since` is when the job left the list, `runner` the owner that buried it, `bytes` the size of its payload, and
+    `reason` one of the words in `runner/errors.py`.
+    """
+
+    id: str
+    queue: str
+    reason: str
+    detail: str
+    attempts: int
+    runner: str
+    bytes: int
+    since: float
+    buried: float
+
+
+class Requeued(Enum):
+    """What became of a letter that was to be put back."""
+
+    DONE = "requeued"
+    ABSENT = "absent"  # there is no such letter (any more)
+    EXPIRED = "expired"  # its payload is no longer kept
+
+
+class DeadLetters:
+    """The dead letters of one list. Errors of redis come out as they are."""
+
+    def __init__(self, client: Redis, name: str) -> None:
+        self.name = name
+        self._client = client
+        self._keys = [keys.dead(name), keys.dead_index(name)]
+        self._last = keys.last(name, f"dead/{secrets.token_hex(8)}")
+
+    def now(self) -> float:
+        """Return the time of Redis, in seconds of the Unix epoch."""
+        seconds, microseconds = self._client.time()
+        return int(seconds) + int(microseconds) / 1e6
+
+    def all(self, *, since: float | None = None, until: float | None = None) -> Iterator[Letter]:
+        """Yield the letters buried from `since` to `until` (seconds of the epoch), the oldest first."""
+        oldest = self.now() - LETTER_SECONDS  # older ones wait for the next claim to drop them
+        low = str(round(max(since or 0.0, oldest) * 1000))
+        high = "+inf" if until is None else str(round(until * 1000))
+        script, size, seen = Script(self._client, "letters"), _PAGE, set[str]()
+        while True:
+            rows = script(self._keys, [low, high, size])
+            fresh = [letter for letter in (self._letter(*row) for row in rows) if letter.id not in seen]
+            seen.update(letter.id for letter in fresh)
+            yield from fresh
+            if len(rows) < size:
+                return
+            low = rows[-1][3].decode()  # by time, not by number: letters may be dropped meanwhile
+            size = size if fresh else 2 * size  # more than a page was buried in one millisecond
+
+    def get(self, letter_id: str) -> Letter | None:
+        """Return one letter, or None where there is none of this id."""
+        moment = self._client.zscore(keys.dead_index(self.name), letter_id)
+        if moment is None or moment / 1000 < self.now() - LETTER_SECONDS:
+            return None
+        text, since = self._client.hmget(keys.dead(self.name), [letter_id, f"{letter_id}:since"])
+        return self._letter(letter_id.encode(), text or "{}", since or moment, moment)
+
+    def payload(self, letter_id: str) -> bytes | None:
+        """Return what the API pushed, byte for byte, or None where it is no longer kept."""
+        found = self._client.get(keys.dead_payload(self.name, letter_id))
+        return found if isinstance(found, bytes) else None
+
+    def payload_seconds(self, letter_id: str) -> float | None:
+        """Return for how long the payload is kept from now on, or None where it is no longer."""
+        milliseconds = int(self._client.pttl(keys.dead_payload(self.name, letter_id)))
+        return milliseconds / 1000 if milliseconds > 0 else None
+
+    def requeue(self, letter_id: str) -> Requeued:
+        """Put the job at the end of the list, as if it were new, and drop the letter."""
+        done = Script(self._client, "requeue")(
+            [keys.list_key(self.name), *self._keys, keys.dead_payload(self.name, letter_id), self._last],
+            [secrets.token_hex(8), letter_id],
+        )
+        return {1: Requeued.DONE, 0: Requeued.ABSENT, -1: Requeued.EXPIRED}[int(done)]
+
+    def purge(self, letter_id: str) -> bool:
+        """Drop the letter and its payload; False where there is none of this id."""
+        done = Script(self._client, "purge")(
+            [*self._keys, keys.dead_payload(self.name, letter_id), self._last], [secrets.token_hex(8), letter_id]
+        )
+        return bool(done)
+
+    def _letter(self, raw_id: bytes, text: bytes | str, since: bytes | str | float, buried: bytes | float) -> Letter:
+        document = json.loads(text)
+        return Letter(
+            id=raw_id.decode(),
+            queue=self.name,
+            reason=document.get("reason", "unknown"),
+            detail=document.get("detail", ""),
+            attempts=int(document.get("attempts", 0)),
+            runner=document.get("runner", ""),
+            bytes=int(document.get("bytes", 0)),
+            since=float(since) / 1000,
+            buried=float(buried) / 1000,
+        )
