@@ -19,6 +19,9 @@ COMMANDS = {
     "sweep": "runner.store.commands",
     "import-legacy": "runner.store.commands",
     "models": "runner.faces.commands",
+    "status": "runner.cluster.commands",
+    "debug": "runner.cluster.commands",
+    "inspect": "runner.cluster.commands",
 }
 
 EXIT_CODES = """exit codes:

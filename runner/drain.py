@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runner.faces.engine import Face
-    from runner.queue.leases import LeaseQueue
+    from runner.queue.source import LeaseSource
     from runner.settings import Settings
     from runner.settle import Settler
     from runner.stop import Stop
@@ -52,7 +52,7 @@ class Drain:
         self,
         settings: Settings,
         *,
-        queues: Mapping[str, LeaseQueue],
+        queues: Mapping[str, LeaseSource],
         handlers: Mapping[str, Handler[Any]],
         decode: Callable[[bytes], NDArray[uint8]],
         compute: Callable[[Callable[[], NDArray[uint8]]], Future[list[Face]]],

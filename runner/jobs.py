@@ -41,6 +41,15 @@ class CompareJob:
     threshold: float
 
 
+def kind_of(payload: bytes) -> str:
+    """Return the list that a payload belongs to, judged by its fields; what is neither kind counts as `process`."""
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError):
+        return "process"
+    return "compare" if isinstance(document, dict) and {"jobId", "selfie"} & document.keys() else "process"
+
+
 def decode_process(payload: bytes) -> ProcessJob:
     """Return the process job that `payload` holds, or raise `InvalidJobError`."""
     document = _object(payload)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,8 +21,10 @@ from runner.summary import Summary
 if TYPE_CHECKING:
     from numpy import uint8
     from numpy.typing import NDArray
+    from redis import Redis
 
     from runner.faces.engine import Engine
+    from runner.queue.source import LeaseSource
     from runner.settings import Settings
     from runner.tasks import Handler
 
@@ -67,9 +70,11 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
     engine = _in_background(partial(_open_engine, Engine, settings), "engine")
     from runner.faces.hardware import thread_count
     from runner.faces.pack import read_manifest
-    from runner.queue.leases import LeaseQueue, owner_name
+    from runner.queue.leases import owner_name
     from runner.store.stores import Stores
 
+    if settings.job:
+        settings = replace(settings, max_jobs=settings.max_attempts)  # each retry of it is a claim
     model = read_manifest(settings.model_dir).model
     owner = owner_name(settings.owner)
     with ExitStack() as stack:
@@ -87,14 +92,7 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
         redis = connect(settings)
         stack.callback(redis.close)
         checked.result()
-        make = partial(
-            LeaseQueue,
-            redis,
-            owner=owner,
-            lease_seconds=settings.lease_seconds,
-            max_attempts=settings.max_attempts,
-        )
-        queues = {name: make(name) for name in settings.queues}
+        queues = _sources(settings, redis, owner)
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         fetcher = Fetcher.from_settings(settings)
         stack.callback(fetcher.close)
@@ -128,6 +126,24 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
         except RunnerError:
             drain.abandon()
             raise
+
+
+def _sources(settings: Settings, redis: Redis, owner: str) -> dict[str, LeaseSource]:
+    """Return what is to be drained: the lists, or the one job that was given."""
+    from runner.queue.leases import LeaseQueue
+
+    if not settings.job:
+        lease, attempts = settings.lease_seconds, settings.max_attempts
+        return {
+            name: LeaseQueue(redis, name, owner=owner, lease_seconds=lease, max_attempts=attempts)
+            for name in settings.queues
+        }
+    from runner.jobs import kind_of
+    from runner.queue.source import SingleJob, read_payload
+
+    payload = read_payload(settings.job)
+    name = kind_of(payload)
+    return {name: SingleJob(name, payload, lease_seconds=settings.lease_seconds)}
 
 
 def _spare_start_up() -> None:

@@ -162,6 +162,12 @@ class Settings:
         default="compare,process",
         flag="--queues",
     )
+    job: str = _setting(
+        "RUNNER_JOB",
+        "one job to do instead of the lists' jobs: a file, a folder whose files are joined by name, or - for "
+        "standard input; its result is written as usual",
+        flag="--job",
+    )
     max_jobs: int = _setting(
         "RUNNER_MAX_JOBS",
         "how many jobs this run claims at most",

@@ -16,7 +16,8 @@ from runner.tasks import Conclusion, Handler, Task, job_error
 
 if TYPE_CHECKING:
     from runner.queue.heartbeat import Heartbeat
-    from runner.queue.leases import Lease, LeaseQueue
+    from runner.queue.leases import Lease
+    from runner.queue.source import LeaseSource
     from runner.settings import Settings
 
 AnyTask = Task[Any]
@@ -33,7 +34,7 @@ class Settler:
         self,
         settings: Settings,
         *,
-        queues: Mapping[str, LeaseQueue],
+        queues: Mapping[str, LeaseSource],
         handlers: Mapping[str, Handler[Any]],
         heartbeat: Heartbeat,
         summary: Summary,

@@ -1,0 +1,218 @@
+"""The Kubernetes API, as far as status and debug runs need it. Objects are plain dicts, shaped as in YAML.
+
+The package `kubernetes` is optional (the extra `cluster`) and is imported when a cluster is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from runner.errors import ClusterError
+
+Object = dict[str, Any]
+
+NAME_LABEL = "app.kubernetes.io/name"
+RELEASE_LABEL = "app.kubernetes.io/instance"
+COMPONENT_LABEL = "app.kubernetes.io/component"
+APP = "spottmee-worker"
+# What Kubernetes itself puts on the pods of a Job, since 1.27.
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
+
+
+class NoClusterError(ClusterError):
+    """There is no cluster to ask."""
+
+    word = "no_cluster"
+
+
+class NotFoundError(ClusterError):
+    """The Kubernetes API does not have what was asked for."""
+
+    word = "not_found"
+
+
+class Cluster:
+    """One namespace of one cluster. Every method raises `ClusterError`."""
+
+    def __init__(self, client: Any, namespace: str, name: str) -> None:
+        from kubernetes import client as api
+
+        self.namespace = namespace
+        self.name = name
+        self._client = client
+        self._batch = api.BatchV1Api(client)
+        self._core = api.CoreV1Api(client)
+        self._custom = api.CustomObjectsApi(client)
+
+    @classmethod
+    def connect(cls, *, context: str | None = None, namespace: str | None = None) -> Self:
+        """Use the kubeconfig (KUBECONFIG, ~/.kube/config), or inside a pod its service account.
+
+        Nothing is sent yet. Raises `NoClusterError` where there is neither.
+        """
+        try:
+            from kubernetes import client as api
+            from kubernetes import config
+        except ModuleNotFoundError:
+            raise NoClusterError(
+                "the package kubernetes is not installed: pip install 'spottmee-worker[cluster]'"
+            ) from None
+        configuration = api.Configuration()
+        try:
+            config.load_kube_config(context=context, client_configuration=configuration)
+            chosen = _context(config, context)
+            found, name = chosen["context"].get("namespace"), chosen["name"]
+        except (config.ConfigException, OSError) as error:
+            if context is not None:
+                raise NoClusterError(f"context {context}: {_line(error)}") from None
+            try:
+                config.load_incluster_config(client_configuration=configuration)
+            except config.ConfigException:
+                raise NoClusterError(
+                    f"no usable kubeconfig (KUBECONFIG, ~/.kube/config) and not inside a pod ({_line(error)})"
+                ) from None
+            found, name = _NAMESPACE_FILE.read_text(encoding="utf-8").strip(), "in-cluster"
+        configuration.retries = 1
+        return cls(api.ApiClient(configuration), namespace or found or "default", name)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.rest_client.pool_manager.clear()
+
+    def jobs(self, selector: Mapping[str, str]) -> list[Object]:
+        """Return the Jobs with these labels."""
+        return self._list("jobs", self._batch.list_namespaced_job, selector)
+
+    def cron_jobs(self, selector: Mapping[str, str]) -> list[Object]:
+        """Return the CronJobs with these labels."""
+        return self._list("cronjobs", self._batch.list_namespaced_cron_job, selector)
+
+    def pods(self, selector: Mapping[str, str]) -> list[Object]:
+        """Return the pods with these labels."""
+        return self._list("pods", self._core.list_namespaced_pod, selector)
+
+    def scaled_jobs(self, selector: Mapping[str, str]) -> list[Object]:
+        """Return the ScaledJobs with these labels; `NotFoundError` where KEDA is not installed."""
+        keda = ("keda.sh", "v1alpha1")
+
+        def list_scaled_jobs(namespace: str, **more: Any) -> Any:
+            return self._custom.list_namespaced_custom_object(*keda, namespace, "scaledjobs", **more)
+
+        return self._list("scaledjobs.keda.sh", list_scaled_jobs, selector)
+
+    def job(self, name: str) -> Object:
+        """Return one Job."""
+        return self._call("get jobs", self._batch.read_namespaced_job, name, self.namespace)
+
+    def create_job(self, manifest: Object) -> Object:
+        """Create the Job and return it as the server has it."""
+        return self._call("create jobs", self._batch.create_namespaced_job, self.namespace, manifest)
+
+    def create_secret(self, manifest: Object) -> Object:
+        """Create the Secret and return it as the server has it."""
+        return self._call("create secrets", self._core.create_namespaced_secret, self.namespace, manifest)
+
+    def delete_job(self, name: str) -> None:
+        """Delete the Job and, in the background, its pods; one that is gone already is no error."""
+        self._delete("delete jobs", self._batch.delete_namespaced_job, name, propagation_policy="Background")
+
+    def delete_secret(self, name: str) -> None:
+        """Delete the Secret; one that is gone already is no error."""
+        self._delete("delete secrets", self._core.delete_namespaced_secret, name)
+
+    def follow_log(self, pod: str, container: str, seconds: float) -> Iterator[str]:
+        """Yield the lines of the container's log until it ends, for `seconds` without a line at most."""
+        from kubernetes import watch
+
+        with self._errors("get pods/log"):
+            yield from watch.Watch().stream(
+                self._core.read_namespaced_pod_log,
+                name=pod,
+                namespace=self.namespace,
+                container=container,
+                _request_timeout=(_CONNECT_SECONDS, seconds),
+            )
+
+    def _list(self, what: str, function: Callable[..., Any], selector: Mapping[str, str]) -> list[Object]:
+        labels = ",".join(f"{name}={value}" for name, value in selector.items())
+        found = self._call(f"list {what}", function, self.namespace, label_selector=labels)
+        return list(found.get("items") or [])
+
+    def _delete(self, action: str, function: Callable[..., Any], name: str, **more: Any) -> None:
+        try:
+            self._call(action, function, name, self.namespace, **more)
+        except NotFoundError:
+            return
+
+    def _call(self, action: str, function: Callable[..., Any], *args: Any, **more: Any) -> Object:
+        with self._errors(action):
+            answer = function(*args, **more, _request_timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS))
+        found: Object = self._client.sanitize_for_serialization(answer)
+        return found
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        """Turn what the client raises into one sentence with what to do."""
+        from kubernetes.client.exceptions import ApiException
+        from kubernetes.config import ConfigException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except ApiException as error:
+            raise self._refusal(action, error.status or 0, _message(error)) from None
+        except ConfigException as error:
+            raise ClusterError(f"{self.name}: {_line(error)}") from None
+        except (HTTPError, OSError) as error:
+            host = self._client.configuration.host
+            raise ClusterError(
+                f"{host} (context {self.name}) cannot be reached: {_cause(error)}; is the cluster up, and the "
+                "context the right one (--context)?"
+            ) from None
+
+    def _refusal(self, action: str, status: int, message: str) -> ClusterError:
+        place = f"namespace {self.namespace} of {self.name}"
+        if status == 401:  # noqa: PLR2004 - HTTP
+            return ClusterError(f"the credentials of context {self.name} are not accepted: log in again")
+        if status == 403:  # noqa: PLR2004
+            return ClusterError(
+                f"`{action}` is forbidden in {place}: bind the Role of docs/debugging.md to this user "
+                f"(kubectl auth can-i {action} -n {self.namespace})"
+            )
+        if status == 404:  # noqa: PLR2004
+            return NotFoundError(f"`{action}` in {place}: {message}")
+        return ClusterError(f"`{action}` in {place} was refused with HTTP {status}: {message}")
+
+
+def _context(config: Any, wanted: str | None) -> Object:
+    contexts, active = config.list_kube_config_contexts()
+    if wanted is None:
+        return dict(active)
+    return next(dict(context) for context in contexts if context["name"] == wanted)
+
+
+def _message(error: Any) -> str:
+    """Return the sentence of the API's Status object."""
+    try:
+        return str(json.loads(error.body)["message"])[:500]
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost reason; urllib3 wraps it in objects whose addresses nobody wants to read."""
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, BaseException):
+        return _cause(reason)
+    return str(error).rpartition(": ")[2][:200] or type(error).__name__

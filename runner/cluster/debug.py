@@ -1,0 +1,280 @@
+"""One job in the cluster: a Job made from the chart's suspended CronJob, with the payload in Secrets beside it.
+
+The payload never stands in the Job, whose every reader would see it for as long as the Job exists: it lies in
+Secrets that the Job owns, mounted as files, and they are deleted with it. The Job comes first, so that whatever
+ends this command in between leaves nothing that its own deadline and time to live do not remove.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from runner.cluster.api import APP, COMPONENT_LABEL, JOB_NAME_LABEL, NAME_LABEL, RELEASE_LABEL, Cluster, Object
+from runner.cluster.objects import JobState, PodState, job_state, pod_state, waiting_reason
+from runner.errors import ClusterError
+
+COMPONENT = "debug"
+PAYLOAD_FOLDER = "/var/run/spottmee-job"
+# A Secret holds at most 1 MiB, its base64 not counted (https://kubernetes.io/docs/concepts/configuration/secret/).
+PART_BYTES = 900_000
+# etcd refuses nothing until its quota, but a job above this is no selfie; the API's photos are 5 MB.
+LARGEST_PAYLOAD = 32 * 1024 * 1024
+DEADLINE_SECONDS = 900
+KEPT_SECONDS = 600
+POLL_SECONDS = 0.5
+_NAME_BYTES = 63  # a Job's name becomes a label of its pods
+_HIDDEN = "not shown: it may hold a selfie"
+
+Say = Callable[[str], None]
+
+
+def find_template(cluster: Cluster, release: str | None) -> Object:
+    """Return the CronJob that the chart installed as a template, or raise `ClusterError` with what to do."""
+    selector = {NAME_LABEL: APP, COMPONENT_LABEL: COMPONENT, **({RELEASE_LABEL: release} if release else {})}
+    found = cluster.cron_jobs(selector)
+    place = f"namespace {cluster.namespace} of {cluster.name}"
+    if not found:
+        wanted = f" of release {release}" if release else ""
+        raise ClusterError(
+            f"there is no template for debug runs{wanted} in {place}: is that the namespace of the chart "
+            "(--namespace), and is its debug.enabled true?"
+        )
+    if len(found) > 1:
+        names = ", ".join(sorted(item["metadata"]["labels"].get(RELEASE_LABEL, "?") for item in found))
+        raise ClusterError(f"several releases are installed in {place}: choose one with --release ({names})")
+    return found[0]
+
+
+def job_manifest(template: Object, parts: int) -> Object:
+    """Return the Job to create from the CronJob `template`, which reads its payload from `parts` Secrets.
+
+    Raises `ClusterError` where the template is no CronJob.
+    """
+    try:
+        base = template["spec"]["jobTemplate"]
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": copy.deepcopy(base["spec"])}
+        pod: Object = job["spec"]["template"]["spec"]
+        container: Object = pod["containers"][0]
+        source = template["metadata"]
+    except (KeyError, IndexError, TypeError):
+        raise ClusterError("the template is no CronJob with a container") from None
+    name = f"{source['name'][: _NAME_BYTES - 6].rstrip('-.')}-{secrets.token_hex(3)[:5]}"
+    job["metadata"] = {
+        "name": name,
+        "labels": dict((base.get("metadata") or {}).get("labels") or source.get("labels") or {}),
+        # As `kubectl create job --from=cronjob/…` does: the history limits of the CronJob hold for it too.
+        "annotations": {"cronjob.kubernetes.io/instantiate": "manual"},
+        **({"ownerReferences": [_owner(template, "CronJob", controller=True)]} if source.get("uid") else {}),
+    }
+    spec = job["spec"]
+    spec["backoffLimit"] = 0  # a person is watching: the first end is the outcome
+    spec.setdefault("activeDeadlineSeconds", DEADLINE_SECONDS)
+    spec.setdefault("ttlSecondsAfterFinished", KEPT_SECONDS)
+    container["env"] = [
+        *(item for item in container.get("env") or [] if item["name"] != "RUNNER_JOB"),
+        {"name": "RUNNER_JOB", "value": PAYLOAD_FOLDER},
+    ]
+    mount = {"name": "debug-payload", "mountPath": PAYLOAD_FOLDER, "readOnly": True}
+    container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
+    sources = [{"secret": {"name": secret_name(name, number)}} for number in range(parts)]
+    volume = {"name": "debug-payload", "projected": {"sources": sources}}
+    pod["volumes"] = [*(pod.get("volumes") or []), volume]
+    return job
+
+
+def split(payload: bytes) -> list[bytes]:
+    """Return the payload in pieces that a Secret can hold."""
+    if len(payload) > LARGEST_PAYLOAD:
+        raise ClusterError(
+            f"the payload has {len(payload)} bytes, and a debug Job is given at most {LARGEST_PAYLOAD}: use --local"
+        )
+    return [payload[start : start + PART_BYTES] for start in range(0, len(payload), PART_BYTES)]
+
+
+def secret_manifest(job: Object, number: int, part: bytes) -> Object:
+    """Return the Secret with one piece of the payload; the Job owns it, where it exists already."""
+    name = job["metadata"]["name"]
+    owner = [_owner(job, "Job")] if job["metadata"].get("uid") else None
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": secret_name(name, number),
+            "labels": dict(job["metadata"].get("labels") or {}),
+            **({"ownerReferences": owner} if owner else {}),
+        },
+        "immutable": True,
+        "data": {f"payload-{number:03d}": base64.b64encode(part).decode()},
+    }
+
+
+def secret_name(job_name: str, number: int) -> str:
+    """Return the name of the Secret with piece `number` of the payload of a Job."""
+    return f"{job_name}-payload-{number}"
+
+
+def dry_run(template: Object, payload: bytes) -> list[Object]:
+    """Return what would be created, the payload hidden."""
+    parts = split(payload)
+    job = job_manifest(template, len(parts))
+    hidden = [secret_manifest(job, number, b"") for number in range(len(parts))]
+    for secret, part in zip(hidden, parts, strict=True):
+        secret["data"] = dict.fromkeys(secret["data"], f"<{len(part)} bytes, {_HIDDEN}>")
+    return [job, *hidden]
+
+
+@dataclass(frozen=True, slots=True)
+class DebugOutcome:
+    """How a debug run ended: the Job, its pod, and the line that the run logged for the job, if it came so far."""
+
+    job: JobState
+    pod: PodState | None
+    logged: Object | None
+
+    @property
+    def word(self) -> str:
+        """succeeded, buried, retried, released or lost, as the run says, or how the Job failed."""
+        summary = self.pod.summary if self.pod else None
+        if summary and summary["claimed"]:
+            endings = ("succeeded", "buried", "released", "lost", "retried")
+            return next((ending for ending in endings if summary.get(ending)), "unsettled")
+        return "failed"
+
+    def document(self) -> dict[str, object]:
+        """Return what is printed with --json."""
+        pod = self.pod
+        return {
+            "outcome": self.word,
+            "job": self.job.name,
+            "phase": self.job.phase,
+            "job_reason": self.job.reason or None,
+            "pod": pod.name if pod else None,
+            "pod_reason": pod.reason or None if pod else None,
+            "exit_code": pod.exit_code if pod else None,
+            "reason": (self.logged or {}).get("reason"),
+            "detail": (self.logged or {}).get("detail"),
+            "summary": pod.summary if pod else None,
+        }
+
+    def line(self) -> str:
+        """Return the outcome in one line."""
+        logged, pod = self.logged or {}, self.pod
+        why = [str(logged.get("detail") or logged.get("reason") or "")]
+        if self.word == "failed":
+            why += [self.job.reason, pod.reason if pod else "no pod was seen"]
+        if (faces := logged.get("faces_found")) is not None:
+            why.append(f"{faces} faces")
+        told = "; ".join(filter(None, why))
+        return f"{self.word}: {told}" if told else self.word
+
+
+class DebugRun:
+    """Creates the Job, follows it, and removes it: use as a context manager."""
+
+    def __init__(self, cluster: Cluster, template: Object, payload: bytes, *, keep: bool, say: Say) -> None:
+        self._cluster = cluster
+        self._parts = split(payload)
+        self._manifest = job_manifest(template, len(self._parts))
+        self._keep = keep
+        self._say = say
+        self._created: list[str] = []
+        self._logged: Object | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the Job."""
+        return str(self._manifest["metadata"]["name"])
+
+    def __enter__(self) -> Self:
+        job = self._cluster.create_job(self._manifest)
+        try:
+            for number, part in enumerate(self._parts):
+                secret = secret_manifest(job, number, part)
+                self._cluster.create_secret(secret)
+                self._created.append(secret["metadata"]["name"])
+        except BaseException:
+            self._cluster.delete_job(self.name)
+            raise
+        self._say(f"Job {self.name} created in namespace {self._cluster.namespace}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the payload in any case, and the Job unless it is to be kept."""
+        for name in self._created:
+            self._cluster.delete_secret(name)
+        if not self._keep:
+            self._cluster.delete_job(self.name)
+
+    def follow(self, timeout_seconds: float, show: Say) -> DebugOutcome:
+        """Give the lines of the log to `show` as they come, and return the outcome.
+
+        Raises `ClusterError` when the Job has not ended after `timeout_seconds`.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        if self._started(deadline):
+            for line in self._cluster.follow_log(self._pod_name(), self._container(), timeout_seconds):
+                self._read(line)
+                show(line)
+        return self._ended(deadline)
+
+    def _started(self, deadline: float) -> bool:
+        """Wait for the container; False where the Job ends without a start, or nothing is left to wait for."""
+        told = ""
+        for job, pod in self._looks(deadline):
+            if pod is not None and pod["status"].get("phase") in {"Running", "Succeeded", "Failed"}:
+                return True
+            if job.finished:
+                return False
+            reason = waiting_reason(pod) if pod else ""
+            if reason and reason != told:
+                self._say(f"waiting: {reason}")
+                told = reason
+        return False
+
+    def _ended(self, deadline: float) -> DebugOutcome:
+        for job, pod in self._looks(deadline):
+            if job.finished:
+                return DebugOutcome(job, pod_state(pod) if pod else None, self._logged)
+        raise AssertionError("unreachable")
+
+    def _looks(self, deadline: float) -> Iterator[tuple[JobState, Object | None]]:
+        while True:
+            job = job_state(self._cluster.job(self.name))
+            pods = self._cluster.pods({JOB_NAME_LABEL: self.name})
+            yield job, pods[0] if pods else None
+            if time.monotonic() > deadline:
+                reason = waiting_reason(pods[0]) if pods else "it has no pod"
+                raise ClusterError(f"Job {self.name} has not ended in time (--timeout): {reason or 'it is running'}")
+            time.sleep(POLL_SECONDS)
+
+    def _read(self, line: str) -> None:
+        """Keep the line of the log that tells how the job ended."""
+        try:
+            event: Any = json.loads(line)
+        except ValueError:
+            return
+        if isinstance(event, dict) and "outcome" in event:
+            self._logged = event
+
+    def _pod_name(self) -> str:
+        return str(self._cluster.pods({JOB_NAME_LABEL: self.name})[0]["metadata"]["name"])
+
+    def _container(self) -> str:
+        return str(self._manifest["spec"]["template"]["spec"]["containers"][0]["name"])
+
+
+def _owner(thing: Object, kind: str, *, controller: bool = False) -> Object:
+    reference = {
+        "apiVersion": "batch/v1",
+        "kind": kind,
+        "name": thing["metadata"]["name"],
+        "uid": thing["metadata"]["uid"],
+    }
+    return {**reference, "controller": True} if controller else reference

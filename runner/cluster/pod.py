@@ -1,0 +1,155 @@
+"""`spottmee-worker inspect`: the run of this pod, seen from a second process in its container (`kubectl exec`)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner import settings as settings_module
+from runner.cluster.status import duration, table
+from runner.errors import CheckFailedError
+
+if TYPE_CHECKING:
+    from runner.queue.leases import Leased
+    from runner.settings import Settings
+
+_MIB = 2**20
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run: its process, its limits, and the leases that Redis has for its owner. Times in seconds, sizes in MiB.
+
+    `seconds_left` is until it claims nothing more, `stopping_in_seconds` never negative: what it holds it finishes.
+    """
+
+    pid: int
+    owner: str
+    lists: tuple[str, ...]
+    seconds: float
+    seconds_left: float
+    max_jobs: int
+    memory_mib: int
+    memory_peak_mib: int
+    memory_limit_mib: int | None
+    threads: int
+    leases: tuple[Leased, ...]
+
+    def document(self) -> dict[str, object]:
+        """Return what is printed with --json."""
+        return {**asdict(self), "leases": [asdict(lease) for lease in self.leases]}
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person reads."""
+        limit = f" of {self.memory_limit_mib} MiB" if self.memory_limit_mib else ""
+        ending = f"claims for another {duration(self.seconds_left)}" if self.seconds_left else "claims nothing more"
+        yield f"run of {self.owner}: process {self.pid}, up {duration(self.seconds)}, {ending}"
+        yield f"lists {', '.join(self.lists)}, at most {self.max_jobs} jobs"
+        yield f"memory {self.memory_mib} MiB{limit}, {self.memory_peak_mib} MiB at its highest; {self.threads} threads"
+        yield f"holds {len(self.leases)} leases"
+        if self.leases:
+            rows = [
+                (item.queue, item.id, str(item.attempts), duration(item.since_seconds), f"{item.due_seconds:.0f}s")
+                for item in self.leases
+            ]
+            yield from table(("LIST", "LEASE", "ATTEMPT", "SINCE", "DUE IN"), rows)
+
+
+def look(pid: int | None) -> RunView:
+    """Return a view of the run with process id `pid`, or of the first one in this container.
+
+    Raises `CheckFailedError` where there is none, and what Redis raises.
+    """
+    pid, arguments = _find(pid)
+    settings = settings_of(arguments, _environment(pid))
+    from runner.cluster.lists import held_by, opened
+    from runner.queue.leases import owner_name
+
+    owner = owner_name(settings.owner).rpartition("/")[0]
+    with opened(settings) as redis:
+        leases = held_by(redis, settings, owner)
+    up = _seconds_up(pid)
+    status = _status(pid)
+    return RunView(
+        pid=pid,
+        owner=owner,
+        lists=settings.queues,
+        seconds=round(up, 1),
+        seconds_left=round(max(0.0, settings.max_seconds - up), 1),
+        max_jobs=settings.max_jobs,
+        memory_mib=status["VmRSS"] * 1024 // _MIB,
+        memory_peak_mib=status["VmHWM"] * 1024 // _MIB,
+        memory_limit_mib=_memory_limit(),
+        threads=status["Threads"],
+        leases=tuple(leases),
+    )
+
+
+def settings_of(arguments: list[str], environment: Mapping[str, str]) -> Settings:
+    """Return the settings that a run with these arguments (behind `run`) and this environment has."""
+    from runner.commands import add_setting_flags, setting_flags
+
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
+    add_setting_flags(parser)
+    parsed, _ = parser.parse_known_args(arguments)
+    return settings_module.load(environment, setting_flags(parsed))
+
+
+def run_arguments(command: list[str]) -> list[str] | None:
+    """Return what stands behind `run` in the command line of a process, or None where it is no run."""
+    for index, word in enumerate(command):
+        ours = Path(word).name == "spottmee-worker" or (word == "runner" and command[index - 1] == "-m")
+        if ours and command[index + 1 : index + 2] == ["run"]:
+            return command[index + 2 :]
+    return None
+
+
+def _find(pid: int | None) -> tuple[int, list[str]]:
+    pids = sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    for candidate in pids if pid is None else [pid]:
+        try:
+            command = Path(f"/proc/{candidate}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        arguments = run_arguments(command)
+        if arguments is not None:
+            return candidate, [word for word in arguments if word]
+    where = "in this container" if pid is None else f"with process id {pid}"
+    raise CheckFailedError(
+        f"there is no `spottmee-worker run` {where}: kubectl exec into a pod of a Job that is running"
+    )
+
+
+def _environment(pid: int) -> dict[str, str]:
+    """Return the environment of the process, or this one's where it may not be read: `exec` gives the same."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
+    except PermissionError:
+        return dict(os.environ)
+    return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
+
+
+def _seconds_up(pid: int) -> float:
+    # proc_pid_stat(5): field 22 is the start after boot, in clock ticks; field 2 may hold spaces and brackets.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0]) - started
+
+
+def _status(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {name: int(found.get(name, "0").split()[0]) for name in ("VmRSS", "VmHWM", "Threads")}
+
+
+def _memory_limit() -> int | None:
+    try:
+        text = _MEMORY_LIMIT.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) // _MIB if text.isdigit() else None

@@ -1,0 +1,152 @@
+"""`spottmee-worker status`: how the lists stand in Redis, and what the cluster makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from runner.cluster.api import APP, NAME_LABEL, RELEASE_LABEL, Cluster, NotFoundError, Object
+from runner.cluster.objects import JobState, PodState, ScaledJobState, job_state, pod_state, scaled_job_state
+from runner.errors import ClusterError, RunnerError
+
+if TYPE_CHECKING:
+    from runner.cluster.lists import ListState
+
+
+@dataclass
+class ClusterState:
+    """The objects of the releases in one namespace; `notes` says what could not be listed, and why."""
+
+    name: str
+    namespace: str
+    scaled_jobs: list[ScaledJobState] = field(default_factory=list)
+    jobs: list[JobState] = field(default_factory=list)
+    pods: list[PodState] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Status:
+    """Both halves; where one is missing, the error that explains it."""
+
+    lists: list[ListState] = field(default_factory=list)
+    redis_error: RunnerError | None = None
+    cluster: ClusterState | None = None
+    cluster_error: ClusterError | None = None
+
+    def document(self) -> dict[str, object]:
+        """Return what is printed with --json."""
+        return {
+            "lists": {state.name: {**asdict(state)} for state in self.lists},
+            "redis_error": str(self.redis_error) if self.redis_error else None,
+            "cluster": asdict(self.cluster) if self.cluster else None,
+            "cluster_error": str(self.cluster_error) if self.cluster_error else None,
+        }
+
+
+def look_at_cluster(cluster: Cluster, release: str | None) -> ClusterState:
+    """Return the objects of one release, or of all in the namespace.
+
+    What may not be listed becomes a note; raises `ClusterError` where nothing could be.
+    """
+    selector = {NAME_LABEL: APP, **({RELEASE_LABEL: release} if release else {})}
+    state = ClusterState(cluster.name, cluster.namespace)
+    errors: list[ClusterError] = []
+
+    def listed(function: Callable[[dict[str, str]], list[Object]], convert: Callable[[Object], Any]) -> list[Any]:
+        try:
+            return [convert(item) for item in function(selector)]
+        except NotFoundError:
+            state.notes.append("KEDA is not installed in this cluster: there are no ScaledJobs")
+        except ClusterError as error:
+            errors.append(error)
+            state.notes.append(error.detail)
+        return []
+
+    state.jobs = listed(cluster.jobs, job_state)
+    if errors and "cannot be reached" in errors[0].detail:
+        raise errors[0]
+    state.pods = listed(cluster.pods, pod_state)
+    state.scaled_jobs = listed(cluster.scaled_jobs, scaled_job_state)
+    if len(errors) == 3:  # noqa: PLR2004 - everything
+        raise errors[0]
+    for things in (state.jobs, state.pods):
+        things.sort(key=lambda thing: thing.age_seconds or 0.0)
+    return state
+
+
+def lines(status: Status) -> Iterator[str]:
+    """Yield the status as plain text."""
+    yield from table(("LIST", "WAITING", "IN FLIGHT", "DUE", "DEAD", "OLDEST LEASE", "RUNNERS"), list_rows(status))
+    if status.redis_error:
+        yield f"no numbers from Redis: {status.redis_error}"
+    cluster = status.cluster
+    if cluster is None:
+        yield f"no view of the cluster: {status.cluster_error}"
+        return
+    yield ""
+    yield f"namespace {cluster.namespace} of {cluster.name}"
+    for heading, rows in sections(cluster):
+        if rows:
+            yield from table(heading, rows)
+    if not (cluster.jobs or cluster.pods or cluster.scaled_jobs):
+        yield f"  nothing is labelled {NAME_LABEL}={APP} here"
+    yield from (f"  {note}" for note in cluster.notes)
+
+
+def list_rows(status: Status) -> list[Sequence[str]]:
+    """Return a row for every list."""
+    return [
+        (
+            state.name,
+            str(state.waiting),
+            str(state.in_flight),
+            str(state.due),
+            str(state.dead),
+            duration(state.oldest_lease_seconds),
+            ", ".join(f"{owner} ({count})" for owner, count in state.runners.items()) or "-",
+        )
+        for state in status.lists
+    ]
+
+
+def sections(cluster: ClusterState) -> Iterator[tuple[Sequence[str], list[Sequence[str]]]]:
+    """Yield heading and rows of ScaledJobs, Jobs and pods."""
+    yield (
+        ("SCALEDJOB", "CONDITIONS"),
+        [(item.name, ", ".join(f"{k}={v}" for k, v in item.conditions.items()) or "none yet")
+         for item in cluster.scaled_jobs],
+    )  # fmt: skip
+    yield (
+        ("JOB", "PHASE", "PODS", "AGE", "REASON"),
+        [(item.name, item.phase, f"{item.active} active, {item.succeeded} done, {item.failed} failed",
+          duration(item.age_seconds), item.reason)
+         for item in cluster.jobs],
+    )  # fmt: skip
+    yield (
+        ("POD", "PHASE", "NODE", "AGE", "REASON"),
+        [(item.name, item.phase, item.node or "-", duration(item.age_seconds), item.reason) for item in cluster.pods],
+    )
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the rows under their heading, in columns."""
+    widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
+    for row in (heading, *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the way of kubectl: 45s, 3m12s, 5h02m, 3d04h."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours_left:02d}h"
+    if hours:
+        return f"{hours}h{minutes_left:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{whole}s"

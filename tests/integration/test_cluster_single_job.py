@@ -1,0 +1,205 @@
+"""One job alone: `run --job`, and `debug --local`, which leaves no trace on any server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pytest
+
+from runner.demo.album import Album, sample_album
+from runner.demo.images import ImageServer
+from runner.faces.bake import sample_images
+from tests.integration.odd_server import OddServer
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from tests.integration.run_tools import Service
+
+PHOTO = "Cleo & friends.jpg"
+
+
+@pytest.fixture(scope="module")
+def album() -> Album:
+    return sample_album(sample_images())
+
+
+@pytest.fixture(scope="module")
+def images(album: Album) -> Iterator[ImageServer]:
+    with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
+        yield server
+
+
+def _selfie(album: Album, person: str) -> bytes:
+    return next(selfie.data for selfie in album.selfies if selfie.person == person)
+
+
+def _pop(redis: Any, name: str = "process") -> bytes:
+    payload: bytes = redis.lpop(f"face_embeddings:{name}")
+    return payload
+
+
+def _everything(service: Service) -> dict[str, object]:
+    """Return all of Redis and the statuses and faces of PostgreSQL."""
+    redis: Any = service.redis
+    dumps = {key: redis.dump(key) for key in redis.scan_iter()}
+    faces = service.connection.execute("SELECT photo_id, face_index, created_at FROM faces ORDER BY 1, 2").fetchall()
+    return {"redis": dumps, "statuses": service.api.statuses(), "faces": faces}
+
+
+def test_run_does_the_given_job_and_leaves_the_list_alone(
+    service: Service, images: ImageServer, tmp_path: Path
+) -> None:
+    photos = service.api.upload({PHOTO: images.url(PHOTO), "other": images.url("office.png")})
+    payload = _pop(service.redis)
+    (tmp_path / "payload-001").write_bytes(payload[20:])  # a folder is joined by name, as Secrets are mounted
+    (tmp_path / "payload-000").write_bytes(payload[:20])
+    (tmp_path / "..data").mkdir()
+    ended = service.run(RUNNER_JOB=str(tmp_path), RUNNER_MAX_JOBS="1")
+    assert (ended.summary["claimed"], ended.summary["succeeded"]) == (1, 1)
+    assert service.status(photos[PHOTO]) == "READY"
+    assert service.faces(photos[PHOTO]) == 2
+    assert service.status(photos["other"]) == "UPLOADED"
+    assert service.leftovers() == {"process waiting": 1}
+
+
+def test_a_given_comparison_is_answered(service: Service, album: Album, images: ImageServer, tmp_path: Path) -> None:
+    photos = service.api.upload({PHOTO: images.url(PHOTO)})
+    service.run()
+    job = service.api.compare(_selfie(album, "Cleo"), list(photos.values()))
+    (tmp_path / "job.json").write_bytes(_pop(service.redis, "compare"))
+    assert service.run("--job", str(tmp_path / "job.json")).summary["comparisons"] == 1
+    assert service.api.result(job) == list(photos.values())
+
+
+def test_a_given_job_is_tried_again_as_often_as_any_other(service: Service, tmp_path: Path) -> None:
+    with OddServer({}) as server:
+        photos = service.api.upload({"x": server.url("status/503")})
+        (tmp_path / "job").write_bytes(_pop(service.redis))
+        ended = service.run("--job", str(tmp_path / "job"), RUNNER_MAX_JOBS="1")
+        assert len(server.requests) == 3
+    assert (ended.summary["claimed"], ended.summary["retried"], ended.summary["buried"]) == (3, 2, 1)
+    assert service.status(photos["x"]) == "FAILED"
+    assert service.leftovers() == {}  # no dead letter: the job never was in the list
+
+
+@pytest.mark.parametrize("payload", [b"", b" \n"])
+def test_a_job_that_is_not_there_is_an_error_of_the_settings(service: Service, tmp_path: Path, payload: bytes) -> None:
+    (tmp_path / "job").write_bytes(payload)
+    assert service.command("run", "--job", str(tmp_path / "job")).code == 2
+    missing = service.command("run", "--job", str(tmp_path / "missing"))
+    assert missing.code == 2
+    assert "No such file" in missing.errors
+
+
+def test_a_payload_that_is_no_job_is_buried_not_crashed_on(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "job").write_bytes(b'{"imageUrl": 5')
+    ended = service.run("--job", str(tmp_path / "job"))
+    assert ended.summary["buried"] == 1
+    assert ended.lines(reason="invalid_job")
+
+
+def test_a_photo_is_looked_at_locally_without_a_trace(service: Service, images: ImageServer, tmp_path: Path) -> None:
+    photos = service.api.upload({PHOTO: images.url(PHOTO)})
+    before = _everything(service)
+    picture = tmp_path / "seen.png"
+    ended = service.command("debug", "--local", "--photo", photos[PHOTO], "--out", str(picture), "--json")
+    assert ended.code == 0, ended.errors
+    document = json.loads(ended.output)
+    assert _everything(service) == before
+    assert [len(face["landmarks"]) for face in document["faces"]] == [5, 5]
+    assert document["error"] is None
+    image = cv2.imread(str(picture))
+    assert image is not None
+    assert [image.shape[1], image.shape[0]] == document["size"]
+    left, top, right, _ = (round(value) for value in document["faces"][0]["box"])
+    assert tuple(image[top, (left + right) // 2]) == (80, 220, 60)  # the edge of the box
+    assert stat.S_IMODE(picture.stat().st_mode) == 0o600
+
+
+def test_a_comparison_is_made_locally_without_a_trace(
+    service: Service, album: Album, images: ImageServer, tmp_path: Path
+) -> None:
+    photos = service.api.upload({name: images.url(name) for name in (PHOTO, "office.png")})
+    service.run()
+    service.api.compare(_selfie(album, "Cleo"), list(photos.values()))
+    payload = _pop(service.redis, "compare")
+    service.redis.set("only", "this")
+    before = _everything(service)
+    environment = {"REDIS_URL": "", "DATABASE_URL": "", "EMBEDDINGS_DATABASE_URL": service.environment["DATABASE_URL"]}
+    out = str(tmp_path / "selfie.jpg")
+    ended = service.command("debug", "--local", "--job", payload.decode(), "--out", out, "--json", **environment)
+    assert ended.code == 0, ended.errors
+    document = json.loads(ended.output)
+    assert list(document["matches"]) == [photos[PHOTO]]
+    assert 0.5 < document["matches"][photos[PHOTO]] <= 1
+    assert document["with_embeddings"] == 2
+    assert _everything(service) == before
+    assert json.loads(payload)["selfie"] not in ended.output + ended.errors
+
+
+def test_debug_says_why_a_job_fails(service: Service, tmp_path: Path) -> None:
+    with OddServer({"text": b"no image"}) as server:
+        gone = {"id": "a", "imageUrl": server.url("status/404")}
+        ended = service.command("debug", "--local", "--job", json.dumps(gone))
+        assert ended.code == 5
+        assert "image_missing" in ended.output
+        broken = service.command("debug", "--local", "--photo", "b", "--url", server.url("text"), "--json")
+    assert broken.code == 5
+    assert json.loads(broken.output)["error"]["word"] == "image_undecodable"
+    flat, _ = np.zeros((64, 64, 3), np.uint8), None
+    encoded = base64.b64encode(cv2.imencode(".png", flat)[1].tobytes()).decode()
+    nobody = {"jobId": "c", "storedIds": [], "selfie": encoded}
+    ended = service.command("debug", "--local", "--job", json.dumps(nobody), "--out", str(tmp_path / "c.png"), "--json")
+    assert (ended.code, json.loads(ended.output)["error"]["word"]) == (5, "no_face_in_selfie")
+
+
+def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, redis: Redis, tmp_path: Path) -> None:
+    from runner.cluster.lists import payload_of_letter, payload_of_photo
+    from runner.errors import CheckFailedError
+    from tests.integration.queue_tools import push, queue_of
+
+    payload = b'{"id":"wanted","imageUrl":"http://x/y.jpg"}'
+    push(redis, [b"no json", b"[]", payload])
+    assert payload_of_photo(redis, "wanted") == payload
+    queue = queue_of(redis, "a/b")
+    leases = queue.claim(3)
+    assert payload_of_photo(redis, "wanted") == payload
+    for lease in leases:
+        queue.bury(lease, "invalid_job", "x")
+    assert payload_of_photo(redis, "wanted") == payload
+    assert payload_of_letter(redis, leases[2].id) == payload
+    with pytest.raises(CheckFailedError, match="--url"):
+        payload_of_photo(redis, "never seen")
+    with pytest.raises(CheckFailedError, match="no dead letter"):
+        payload_of_letter(redis, "never seen")
+    out = str(tmp_path / "x.jpg")
+    ended = service.command("debug", "--local", "--dead", leases[0].id, "--out", out)
+    assert (ended.code, "not valid JSON" in ended.output) == (5, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--job", "{}", "--photo", "a"],
+        ["--job", "{}", "--url", "http://x"],
+        ["--job", "{}", "--out", "x.jpg"],
+        ["--job", "{}", "--local", "--out", "x.gif"],
+        ["--job", "{}", "--local", "--keep"],
+        ["--job", "{}", "--timeout", "0"],
+        ["--job", "{}", "--dry-run", "--template", "missing.yaml"],
+        ["--photo", "a"],
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(service: Service, arguments: list[str]) -> None:
+    ended = service.command("debug", *arguments, REDIS_URL="")
+    assert ended.code == (5 if "--dry-run" in arguments else 2)
+    assert "Traceback" not in ended.errors

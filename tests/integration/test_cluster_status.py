@@ -1,0 +1,139 @@
+"""`status` without a cluster, and `inspect` beside a run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runner.cluster.pod import run_arguments, settings_of
+from runner.demo.album import jpeg, landscape
+from tests.integration.odd_server import OddServer
+from tests.integration.queue_tools import push, queue_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from redis import Redis
+
+    from tests.integration.run_tools import Service
+
+
+def _status(service: Service, *arguments: str, **more: str) -> dict[str, Any]:
+    ended = service.command("status", "--json", *arguments, **more)
+    assert ended.code == 0, ended.errors
+    document: dict[str, Any] = json.loads(ended.output)
+    return document
+
+
+def test_the_redis_half_stands_alone(service: Service, redis: Redis, tmp_path: Path) -> None:
+    push(redis, [b"%d" % number for number in range(9)])
+    first, second = queue_of(redis, "job-a/pod-a/1"), queue_of(redis, "job-b/pod-b/1")
+    leases = first.claim(2)
+    second.claim(3)
+    first.bury(leases[0], "invalid_job", "x")
+    second.retry(second.claim(1)[0], 0, "fetch_failed")
+    document = _status(service, KUBECONFIG=str(tmp_path / "none"))
+    state = document["lists"]["process"]
+    assert {name: state[name] for name in ("waiting", "in_flight", "due", "dead", "runners")} == {
+        "waiting": 3,
+        "in_flight": 5,
+        "due": 1,
+        "dead": 1,
+        "runners": {"job-b/pod-b": 3, "job-a/pod-a": 1},
+    }
+    assert 0 <= state["oldest_lease_seconds"] < 60
+    assert document["lists"]["compare"]["waiting"] == 0
+    assert document["cluster"] is None
+    assert "kubeconfig" in document["cluster_error"]
+
+
+def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) -> None:
+    push(redis, [b"1", b"2"])
+    ended = service.command("status", KUBECONFIG=str(tmp_path / "none"))
+    lines = ended.output.splitlines()
+    assert lines[0].split() == ["LIST", "WAITING", "IN", "FLIGHT", "DUE", "DEAD", "OLDEST", "LEASE", "RUNNERS"]
+    assert lines[2].split() == ["process", "2", "0", "0", "0", "-", "-"]
+    assert lines[3].startswith("no view of the cluster: ")
+    assert "KUBECONFIG" in lines[3]
+
+
+def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: Path) -> None:
+    none = str(tmp_path / "none")
+    away = service.command("status", REDIS_URL="redis://127.0.0.1:1/0", KUBECONFIG=none, RUNNER_CONNECT_SECONDS="0.1")
+    assert (away.code, "no numbers from Redis" in away.output) == (75, True)
+    unset = service.command("status", REDIS_URL="", KUBECONFIG=none)
+    assert (unset.code, "REDIS_URL is missing" in unset.output) == (2, True)
+
+
+def test_a_cluster_that_was_asked_for_and_is_not_there_is_an_error(service: Service, tmp_path: Path) -> None:
+    ended = service.command("status", "--context", "nowhere", KUBECONFIG=str(tmp_path / "none"))
+    assert ended.code == 6
+    assert ended.output.startswith("LIST")
+
+
+def test_watching_in_a_pipe_repeats_plain_lines(service: Service, tmp_path: Path) -> None:
+    process = service.start("status", "--watch", "--json", "--interval", "0.2", KUBECONFIG=str(tmp_path / "none"))
+    assert process.stdout is not None
+    seen = [json.loads(process.stdout.readline()) for _ in range(3)]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert all(set(document["lists"]) == {"compare", "process"} for document in seen)
+
+
+def test_inspect_shows_what_a_run_holds(service: Service, redis: Redis) -> None:
+    with OddServer({"lake.jpg": jpeg(landscape(320, 200))}) as server:
+        service.api.upload({f"{number}": server.url("hang") for number in range(3)})
+        run = service.start("run", "--max-seconds", "100", RUNNER_OWNER="job-x", RUNNER_MAX_JOBS="7")
+        try:
+            deadline = time.monotonic() + 60
+            while int(redis.zcard("{face_embeddings:process}:leases")) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            ended = service.command("inspect", "--pid", str(run.pid), "--json", RUNNER_MAX_JOBS="1")
+            text = service.command("inspect", "--pid", str(run.pid))
+        finally:
+            run.kill()
+            run.communicate()
+    assert ended.code == 0, ended.errors
+    view = json.loads(ended.output)
+    assert view["owner"].startswith("job-x/")
+    assert view["max_jobs"] == 7  # the run's environment counts, not that of the command
+    assert 0 < view["seconds_left"] < 100
+    assert 20 < view["memory_mib"] <= view["memory_peak_mib"] < 2000
+    assert [(lease["queue"], lease["attempts"]) for lease in view["leases"]] == [("process", 1)] * 3
+    assert all(0 < lease["due_seconds"] <= 30 for lease in view["leases"])
+    assert "holds 3 leases" in text.output
+
+
+def test_inspect_without_a_run_says_where_to_look(service: Service) -> None:
+    ended = service.command("inspect", "--pid", "1")
+    assert ended.code == 5
+    assert "kubectl exec" in ended.errors
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (["/opt/bin/python", "/opt/bin/spottmee-worker", "run"], []),
+        (["spottmee-worker", "run", "--max-jobs", "3"], ["--max-jobs", "3"]),
+        (["python3", "-m", "runner", "run", "--queues=compare"], ["--queues=compare"]),
+        (["python3", "/opt/bin/spottmee-worker", "inspect"], None),
+        (["vi", "runner", "run"], None),
+        (["sh"], None),
+    ],
+)
+def test_a_run_is_told_by_its_command_line(command: list[str], arguments: list[str] | None) -> None:
+    assert run_arguments(command) == arguments
+
+
+def test_the_settings_of_a_run_are_its_own() -> None:
+    settings = settings_of(
+        ["--max-jobs", "3", "--queues=compare"],
+        {"REDIS_URL": "redis://a/0", "DATABASE_URL": "postgres://b/c", "RUNNER_MAX_JOBS": "9"},
+    )
+    assert (settings.max_jobs, settings.queues) == (3, ("compare",))
