@@ -52,8 +52,13 @@ format: $(INSTALLED) ## Let ruff format and fix the code
 	@$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write the generated parts of the README
+docs: $(INSTALLED) ## Write the generated parts of the README, and of the chart's README and schema
 	@$(BIN)/python -m runner.docs README.md
+	@$(BIN)/python -m tests.chart.document
+
+.PHONY: tools
+tools: $(INSTALLED) ## Fetch helm and kubectl into .cache/tools (pinned by sha256; x86-64 Linux)
+	@$(BIN)/python -m tests.chart.tools
 
 .PHONY: bench
 bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json

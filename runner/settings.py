@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from runner.errors import SettingsError
 
@@ -141,6 +141,18 @@ class Settings:
         parse=_redis_url,
         default=None,
         secret=True,
+    )
+    redis_username: str = _setting("REDIS_USERNAME", "the ACL user of Redis, before the one in REDIS_URL")
+    redis_password: str = _setting(
+        "REDIS_PASSWORD",
+        "the password of Redis, before the one in REDIS_URL; any character as it is, where a URL needs %-encoding",
+        secret=True,
+    )
+    redis_sentinel_username: str = _setting(
+        "REDIS_SENTINEL_USERNAME", "the ACL user of the sentinels themselves, where they ask for one"
+    )
+    redis_sentinel_password: str = _setting(
+        "REDIS_SENTINEL_PASSWORD", "the password of the sentinels themselves, where they ask for one", secret=True
     )
     database_url: str = _setting(
         "DATABASE_URL",
@@ -378,7 +390,25 @@ def load(
     if faults:
         raise SettingsError("; ".join(faults))
     values["embeddings_database_url"] = values["embeddings_database_url"] or values["database_url"]
+    if values["redis_url"]:
+        values["redis_url"] = _with_credentials(values["redis_url"], values)
     return Settings(**values)
+
+
+def _with_credentials(url: str, values: Mapping[str, Any]) -> str:
+    """Return `url` with the users and passwords that are settings of their own in it, %-encoded, before its own."""
+    username, password = quote(values["redis_username"], safe=""), quote(values["redis_password"], safe="")
+    parts = urlsplit(url)
+    if username or password:
+        own, _, hosts = parts.netloc.rpartition("@")
+        own_username, _, own_password = own.partition(":")
+        parts = parts._replace(netloc=f"{username or own_username}:{password or own_password}@{hosts}")
+    if parts.scheme.endswith("+sentinel"):
+        names = ("sentinel_username", "sentinel_password")
+        given = {name: values[f"redis_{name}"] for name in names if values[f"redis_{name}"]}
+        kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in given]
+        parts = parts._replace(query=urlencode([*kept, *given.items()]))
+    return urlunsplit(parts)
 
 
 def _empty(name: str) -> object:

@@ -71,3 +71,28 @@ def test_a_prisma_url_is_split_into_what_libpq_takes_and_the_schema() -> None:
     url = "postgresql://u:p%40s@db:5432/api?schema=album&connection_limit=5&sslmode=require"
     assert postgres_conninfo(url) == ("postgresql://u:p%40s@db:5432/api?sslmode=require", "album")
     assert postgres_conninfo("postgresql://db/api") == ("postgresql://db/api", None)
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "expected"),
+    [
+        ("redis://redis:6379/3", {}, "redis://redis:6379/3"),
+        ("redis://redis/0", {"REDIS_PASSWORD": "p@ss:w/ö#?&%40"}, "redis://:p%40ss%3Aw%2F%C3%B6%23%3F%26%2540@redis/0"),
+        ("rediss://a:b@redis/0?x=1", {"REDIS_USERNAME": "c"}, "rediss://c:b@redis/0?x=1"),
+        ("redis://a:b@redis/0", {"REDIS_PASSWORD": "d"}, "redis://a:d@redis/0"),
+        ("redis+cluster://r0:6379,r1:6379", {"REDIS_PASSWORD": "d"}, "redis+cluster://:d@r0:6379,r1:6379"),
+        ("redis://redis/0", {"REDIS_SENTINEL_PASSWORD": "s"}, "redis://redis/0"),
+        (
+            "redis+sentinel://:m@s0,s1/party/2?ssl_ca_certs=/a/b&sentinel_password=old",
+            {"REDIS_SENTINEL_USERNAME": "w", "REDIS_SENTINEL_PASSWORD": "s&s"},
+            "redis+sentinel://:m@s0,s1/party/2?ssl_ca_certs=%2Fa%2Fb&sentinel_username=w&sentinel_password=s%26s",
+        ),
+    ],
+)
+def test_credentials_of_their_own_come_before_those_in_the_url(url: str, given: dict[str, str], expected: str) -> None:
+    assert load(MINIMAL | {"REDIS_URL": url} | given).redis_url == expected
+
+
+def test_no_password_of_its_own_in_the_repr() -> None:
+    settings = load(MINIMAL | {"REDIS_PASSWORD": "hidden", "REDIS_SENTINEL_PASSWORD": "hidden"})
+    assert "hidden" not in repr(settings)

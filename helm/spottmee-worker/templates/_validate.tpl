@@ -1,1 +1,276 @@
-{{- define "spottmee-worker.validate" -}}{{- end -}}
+{{/*
+What a schema cannot say, or not in words that help: rules between values. Every fault is named at once, each with what
+to do. A rule that finds a fault prints it as a line; the lines are gathered here. No message repeats a secret.
+*/}}
+{{- define "spottmee-worker.validate" -}}
+{{- $text := "" -}}
+{{- range list "names" "image" "redis" "redisSecrets" "tls" "databases" "lists" "environment" "keda" "secretsThere" -}}
+{{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
+{{- end -}}
+{{- $faults := list -}}
+{{- range splitList "\n" $text -}}
+{{- if trim . }}{{ $faults = append $faults (trim .) }}{{ end -}}
+{{- end -}}
+{{- if $faults -}}
+{{- fail (printf "\n\nthese values need a change:\n  - %s\n" (join "\n  - " $faults)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.names" -}}
+{{- $name := .Values.fullnameOverride -}}
+{{- if and $name (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $name)) }}
+fullnameOverride is {{ $name | quote }}: a name has lower-case letters, digits and -, and begins and ends with a letter or digit
+{{- end }}
+{{- range $key, $_ := .Values.podLabels }}
+{{- if hasPrefix "app.kubernetes.io/" $key }}
+podLabels has {{ $key }}, by which the chart finds its pods: choose another key
+{{- end }}
+{{- end }}
+{{- if and (not .Values.serviceAccount.create) .Values.serviceAccount.annotations }}
+serviceAccount.annotations are for the account that the chart creates, and serviceAccount.create is false: annotate the existing account, or set create to true
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.image" -}}
+{{- $image := .Values.image -}}
+{{- if not $image.repository }}
+image.repository is empty: name the image, without its tag
+{{- else if regexMatch "(:[^/]*|@.*)$" $image.repository }}
+image.repository is {{ $image.repository | quote }}: put what follows the name into image.tag or image.digest
+{{- end }}
+{{- if and $image.digest (not (regexMatch "^sha256:[0-9a-f]{64}$" $image.digest)) }}
+image.digest is {{ $image.digest | quote }}: it is sha256: with 64 hexadecimal digits behind it
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.redis" -}}
+{{- $redis := .Values.redis -}}
+{{- if eq $redis.mode "standalone" }}
+{{- if $redis.nodes }}
+redis.nodes are for the modes sentinel and cluster, and redis.mode is standalone: set redis.mode, or redis.host and redis.port instead of nodes
+{{- end }}
+{{- if not $redis.host }}
+redis.host is empty: name the host of Redis, such as redis.default.svc
+{{- else if regexMatch "[/@:,[:space:]]" $redis.host }}
+redis.host is no host name alone (it has one of / @ : ,): port, user, password and database are values of their own
+{{- end }}
+{{- else }}
+{{- if not $redis.nodes }}
+redis.nodes is empty, and redis.mode is {{ $redis.mode }}: list the {{ eq $redis.mode "sentinel" | ternary "sentinels" "nodes of the cluster" }} as host:port
+{{- end }}
+{{- range $redis.nodes }}
+{{- if not (regexMatch "^[^/@:,[:space:]]+:[0-9]{1,5}$" (toString .)) }}
+redis.nodes has an entry that is not host:port (such as redis-0.redis:26379): user and password are values of their own
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and (eq $redis.mode "cluster") (int $redis.database) }}
+redis.database is {{ int $redis.database }}, and a cluster has only database 0: set it to 0
+{{- end }}
+{{- if and (eq $redis.mode "sentinel") (not $redis.sentinel.master) }}
+redis.sentinel.master is empty: give the name under which the sentinels know the master (sentinel masters lists it)
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.redisSecrets" -}}
+{{- $redis := .Values.redis -}}
+{{- $auth := $redis.auth -}}
+{{- if not $auth.enabled }}
+{{- if or $auth.password $auth.existingSecret $auth.usernameKey $redis.username }}
+redis.auth.enabled is false, and a user, a password or a Secret is given: set redis.auth.enabled to true, or leave them empty
+{{- end }}
+{{- else }}
+{{- if and $auth.password $auth.existingSecret }}
+redis.auth.password and redis.auth.existingSecret are both set: keep one of them
+{{- end }}
+{{- if and $auth.password $auth.usernameKey }}
+redis.auth.usernameKey is a key of an existing Secret, and redis.auth.password keeps the password in the values: use redis.username, or an existing Secret for both
+{{- end }}
+{{- if and $redis.username $auth.usernameKey }}
+redis.username and redis.auth.usernameKey are both set: keep one of them
+{{- end }}
+{{- if not (or $auth.password $auth.passwordKey) }}
+redis.auth.passwordKey is empty: name the Secret's key that holds the password
+{{- end }}
+{{- end }}
+{{- $sentinel := $redis.sentinel.auth -}}
+{{- if ne $redis.mode "sentinel" }}
+{{- if or $sentinel.enabled $redis.sentinel.username }}
+redis.sentinel has a user or a password, and redis.mode is {{ $redis.mode }}: set redis.mode to sentinel, or leave redis.sentinel alone
+{{- end }}
+{{- else if not $sentinel.enabled }}
+{{- if or $sentinel.password $sentinel.existingSecret $redis.sentinel.username }}
+redis.sentinel.auth.enabled is false, and a user, a password or a Secret is given: set redis.sentinel.auth.enabled to true, or leave them empty
+{{- end }}
+{{- else if and $sentinel.password $sentinel.existingSecret }}
+redis.sentinel.auth.password and redis.sentinel.auth.existingSecret are both set: keep one of them
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.tls" -}}
+{{- $tls := .Values.redis.tls -}}
+{{- $inline := or $tls.ca $tls.certificate $tls.privateKey -}}
+{{- $keys := or $tls.caKey $tls.certificateKey $tls.privateKeyKey -}}
+{{- if not $tls.enabled }}
+{{- if or $inline $keys $tls.existingSecret $tls.skipVerify }}
+redis.tls.enabled is false, and other values of redis.tls are set: set redis.tls.enabled to true, or leave them empty
+{{- end }}
+{{- else }}
+{{- if and $inline (or $keys $tls.existingSecret) }}
+redis.tls has certificates in the values and an existing Secret: keep one of them
+{{- end }}
+{{- if and $tls.existingSecret (not $keys) }}
+redis.tls.existingSecret is set, and none of its keys is named: set redis.tls.caKey (ca.crt), and certificateKey and privateKeyKey where Redis wants to see a certificate
+{{- end }}
+{{- if ne (empty $tls.certificate) (empty $tls.privateKey) }}
+redis.tls.certificate and redis.tls.privateKey belong together: set both or neither
+{{- end }}
+{{- if ne (empty $tls.certificateKey) (empty $tls.privateKeyKey) }}
+redis.tls.certificateKey and redis.tls.privateKeyKey belong together: set both or neither
+{{- end }}
+{{- if and $tls.skipVerify (or $tls.ca $tls.caKey) }}
+redis.tls.skipVerify accepts any certificate, so the authority's would never be used: leave one of them out
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.databases" -}}
+{{- range $name := list "database" "embeddingsDatabase" }}
+{{- $database := get $.Values $name }}
+{{- if and $database.url $database.existingSecret }}
+{{ $name }}.url and {{ $name }}.existingSecret are both set: keep one of them
+{{- end }}
+{{- if and $database.url (not (regexMatch "^postgres(ql)?://." $database.url)) }}
+{{ $name }}.url must begin with postgresql://
+{{- end }}
+{{- if not (or $database.url $database.urlKey) }}
+{{ $name }}.urlKey is empty: name the Secret's key that holds the URL
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.lists" -}}
+{{- $enabled := false -}}
+{{- range $name, $list := .Values.lists }}
+{{- if $list.enabled }}{{ $enabled = true }}{{ end -}}
+{{- $at := printf "lists.%s" $name -}}
+{{- $drain := float64 $list.drainSeconds -}}
+{{- if lt (int $list.jobsPerPod) 1 }}
+{{ $at }}.jobsPerPod is {{ int $list.jobsPerPod }}: a pod takes at least 1 job; to stop the list set {{ $at }}.enabled to false
+{{- end }}
+{{- if lt (int $list.pollingInterval) 1 }}
+{{ $at }}.pollingInterval is {{ int $list.pollingInterval }}: KEDA looks at most once a second, set it to 1 or more
+{{- end }}
+{{- if lt (int $list.maxReplicas) 1 }}
+{{ $at }}.maxReplicas is {{ int $list.maxReplicas }}: set it to 1 or more; to stop the list set {{ $at }}.enabled to false, or paused to true for a while
+{{- else if gt (int $list.minReplicas) (int $list.maxReplicas) }}
+{{ $at }}.minReplicas is {{ int $list.minReplicas }}, above maxReplicas ({{ int $list.maxReplicas }}): lower it, or raise maxReplicas
+{{- end }}
+{{- if or (lt (float64 $list.maxSeconds) 1.0) (gt (float64 $list.maxSeconds) 86400.0) }}
+{{ $at }}.maxSeconds must be from 1 to 86400
+{{- end }}
+{{- if or (lt $drain 0.0) (gt $drain 3600.0) }}
+{{ $at }}.drainSeconds must be from 0 to 3600
+{{- end }}
+{{- if lt (float64 $list.terminationGracePeriodSeconds) (addf $drain 5) }}
+{{ $at }}.terminationGracePeriodSeconds is {{ int $list.terminationGracePeriodSeconds }}, below drainSeconds + 5 ({{ addf $drain 5 }}): pods would be killed before they have given their jobs back; raise it, or lower drainSeconds
+{{- end }}
+{{- if le (float64 $list.activeDeadlineSeconds) (addf $drain $list.maxSeconds) }}
+{{ $at }}.activeDeadlineSeconds is {{ int $list.activeDeadlineSeconds }}, not above maxSeconds + drainSeconds ({{ addf $drain $list.maxSeconds }}): Kubernetes would end Jobs in the middle of their work; raise it, or lower maxSeconds
+{{- end }}
+{{- if and (int $list.gpu.count) (ne $.Values.image.flavour "gpu") }}
+{{ $at }}.gpu.count is {{ int $list.gpu.count }}, and image.flavour is {{ $.Values.image.flavour }}: set image.flavour to gpu (an image built for it), or the count to 0
+{{- end }}
+{{- if and $list.gpu.runtimeClassName (not (int $list.gpu.count)) }}
+{{ $at }}.gpu.runtimeClassName is set, and {{ $at }}.gpu.count is 0: set the count, or leave the class empty
+{{- end }}
+{{- range $kind, $amounts := $list.resources }}
+{{- if and (kindIs "map" $amounts) (hasKey $amounts $list.gpu.resource) }}
+{{ $at }}.resources.{{ $kind }} has {{ $list.gpu.resource }}: set {{ $at }}.gpu.count instead
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if not $enabled }}
+lists: none of them is enabled, so nothing would ever run: enable process, compare or both
+{{- end }}
+{{- if not (get .Values.lists .Values.debug.like) }}
+debug.like is {{ .Values.debug.like | quote }}: it is process or compare
+{{- end }}
+{{- end -}}
+
+{{/* The variables that the chart sets, with the value that each comes from. */}}
+{{- define "spottmee-worker.ownEnvironment" -}}
+REDIS_URL: redis
+REDIS_USERNAME: redis.username
+REDIS_PASSWORD: redis.auth
+REDIS_SENTINEL_USERNAME: redis.sentinel.username
+REDIS_SENTINEL_PASSWORD: redis.sentinel.auth
+DATABASE_URL: database
+EMBEDDINGS_DATABASE_URL: embeddingsDatabase
+RUNNER_QUEUES: lists.*.enabled
+RUNNER_MAX_JOBS: lists.*.jobsPerPod
+RUNNER_MAX_SECONDS: lists.*.maxSeconds
+RUNNER_DRAIN_SECONDS: lists.*.drainSeconds
+RUNNER_JOB: nothing (it is for debug runs)
+RUNNER_OWNER: nothing (it is the Job's name)
+RUNNER_TERMINATION_LOG: nothing (it is /dev/termination-log)
+POD_NAME: nothing
+JOB_NAME: nothing
+NODE_NAME: nothing
+{{- end -}}
+
+{{- define "spottmee-worker.validate.environment" -}}
+{{- $own := include "spottmee-worker.ownEnvironment" . | fromYaml -}}
+{{- range .Values.extraEnv }}
+{{- if hasKey $own .name }}
+extraEnv has {{ .name }}, which the chart sets: use {{ get $own .name }} instead
+{{- end }}
+{{- end }}
+{{- $places := dict "settings" .Values.settings -}}
+{{- range $name, $list := .Values.lists }}{{ $_ := set $places (printf "lists.%s.settings" $name) $list.settings }}{{ end -}}
+{{- range $place, $settings := $places }}
+{{- range $name, $value := $settings }}
+{{- if hasKey $own $name }}
+{{ $place }} has {{ $name }}, which the chart sets: use {{ get $own $name }} instead
+{{- else if eq $name "RUNNER_PROXY_URL" }}
+{{ $place }} has RUNNER_PROXY_URL, which may hold a password: give it in extraEnv, from a Secret (valueFrom.secretKeyRef)
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.keda" -}}
+{{- $authentication := .Values.keda.authentication -}}
+{{- $redis := .Values.redis -}}
+{{- $inline := or $redis.auth.password $redis.sentinel.auth.password $redis.tls.ca $redis.tls.certificate $redis.tls.privateKey -}}
+{{- if and (eq $authentication.kind "ClusterTriggerAuthentication") (not $authentication.existing) $inline }}
+keda.authentication.kind is ClusterTriggerAuthentication, whose Secrets KEDA reads in its own namespace, and Redis's password or certificates are in the values, which the chart keeps in the release's: use existing Secrets with copies in KEDA's namespace, or TriggerAuthentication
+{{- end }}
+{{- end -}}
+
+{{/*
+Against a cluster, look whether the Secrets are there: a pod that waits for a missing one says so only in its events,
+and an install would wait for it until it times out. `helm template` and `helm lint` have no cluster: look-ups find
+nothing there, not even an empty list.
+*/}}
+{{- define "spottmee-worker.validate.secretsThere" -}}
+{{- if and .Values.checkSecrets (lookup "v1" "Secret" .Release.Namespace "") -}}
+{{- $wanted := include "spottmee-worker.redis.secrets" . | fromYamlArray -}}
+{{- range $name := list "database" "embeddingsDatabase" }}
+{{- $database := get $.Values $name }}
+{{- if or (eq $name "database") $database.existingSecret -}}
+{{- $wanted = append $wanted (dict "name" (include "spottmee-worker.secretName" (dict "root" $ "inline" $database.url "existing" $database.existingSecret)) "key" $database.urlKey) -}}
+{{- end }}
+{{- end }}
+{{- range $wanted }}
+{{- if ne .name (printf "%s-inline" (include "spottmee-worker.fullname" $)) }}
+{{- $secret := lookup "v1" "Secret" $.Release.Namespace .name }}
+{{- if not $secret }}
+the Secret {{ .name }} is missing: kubectl --namespace {{ $.Release.Namespace }} create secret generic {{ .name }} --from-literal={{ .key }}=… (checkSecrets: false leaves this check out)
+{{- else if not (hasKey ($secret.data | default dict) .key) }}
+the Secret {{ .name }} has no key {{ .key }}: add it, or name the key that it has in the values
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,238 @@
+"""Values that make no sense are refused, with a message that says what to do; the schema is closed and complete."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+from tests.chart import document, tools
+from tests.chart.render import CHART, HelmError, cases, helm, render
+
+VALUES_TEXT = (CHART / "values.yaml").read_text(encoding="utf-8")
+SCHEMA_TEXT = (CHART / "values.schema.json").read_text(encoding="utf-8")
+SCHEMA = json.loads(SCHEMA_TEXT)
+DEFAULTS = yaml.safe_load(VALUES_TEXT)
+
+PEM = "-----BEGIN CERTIFICATE-----"
+GPU_LIMIT = {"limits": {"nvidia.com/gpu": 1}}
+
+# Values → what the message must say. The chart's own messages are the same under both helms; those of the schema
+# are helm's, and the pattern fits both wordings.
+NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown key": ({"replicas": 3}, r"replicas.* not allowed"),
+    "an unknown key below": ({"redis": {"hots": "redis"}}, r"hots.* not allowed"),
+    "an unknown key of a list": ({"lists": {"process": {"jobPerPod": 5}}}, r"jobPerPod.* not allowed"),
+    "an unknown list": ({"lists": {"train": {"enabled": True}}}, r"train.* not allowed"),
+    "an unknown setting": ({"settings": {"RUNNER_LEASE_SECOND": 30}}, r"RUNNER_LEASE_SECOND.* not allowed"),
+    "a toleration misspelt": (
+        {"lists": {"process": {"tolerations": [{"keys": "gpu"}]}}},
+        r"keys.* not allowed",
+    ),
+    "text for a number": ({"lists": {"compare": {"maxReplicas": "many"}}}, r"maxReplicas.*integer"),
+    "half a job": ({"lists": {"process": {"jobsPerPod": 1.5}}}, r"jobsPerPod.*integer"),
+    "a null block": ({"lists": {"process": {"gpu": None}}}, r"gpu"),
+    "an unknown flavour": ({"image": {"flavour": "tpu"}}, r"flavour.*cpu.*gpu"),
+    "an unknown mode": ({"redis": {"mode": "sharded"}}, r"mode.*standalone.*sentinel.*cluster"),
+    "a port too high": ({"redis": {"port": 70000}}, r"port.*65,?535"),
+    "a tag with a space": ({"image": {"tag": "1.0 beta"}}, r"tag"),
+    "a negative deadline": ({"lists": {"process": {"activeDeadlineSeconds": -1}}}, r"activeDeadlineSeconds"),
+    "root": ({"podSecurity": {"runAsUser": 0}}, r"runAsUser"),
+    "N of 0": (
+        {"lists": {"process": {"jobsPerPod": 0}}},
+        r"lists\.process\.jobsPerPod is 0: a pod takes at least 1 job; to stop the list set lists\.process\.enabled",
+    ),
+    "no polling": ({"lists": {"compare": {"pollingInterval": 0}}}, r"pollingInterval is 0: .* set it to 1 or more"),
+    "no replicas": ({"lists": {"process": {"maxReplicas": 0}}}, r"maxReplicas is 0: set it to 1 or more; to stop"),
+    "min above max": (
+        {"lists": {"process": {"minReplicas": 5, "maxReplicas": 2}}},
+        r"minReplicas is 5, above maxReplicas \(2\): lower it, or raise maxReplicas",
+    ),
+    "grace below the drain": (
+        {"lists": {"compare": {"drainSeconds": 40}}},
+        r"terminationGracePeriodSeconds is 30, below drainSeconds \+ 5 \(45\): .* raise it, or lower drainSeconds",
+    ),
+    "deadline below the run": (
+        {"lists": {"process": {"activeDeadlineSeconds": 900}}},
+        r"activeDeadlineSeconds is 900, not above maxSeconds \+ drainSeconds \(908\): .* raise it, or lower maxSeconds",
+    ),
+    "a run of no time": ({"lists": {"process": {"maxSeconds": 0}}}, r"maxSeconds must be from 1 to 86400"),
+    "a GPU with the CPU image": (
+        {"lists": {"process": {"gpu": {"count": 1}}}},
+        r"gpu\.count is 1, and image\.flavour is cpu: set image\.flavour to gpu .* or the count to 0",
+    ),
+    "a GPU class without GPU": (
+        {"lists": {"process": {"gpu": {"runtimeClassName": "nvidia"}}}},
+        r"gpu\.count is 0: set the count, or leave the class empty",
+    ),
+    "a GPU among the resources": (
+        {"image": {"flavour": "gpu"}, "lists": {"process": {"resources": GPU_LIMIT}}},
+        r"resources\.limits has nvidia\.com/gpu: set lists\.process\.gpu\.count instead",
+    ),
+    "no list at all": (
+        {"lists": {"process": {"enabled": False}, "compare": {"enabled": False}}},
+        r"none of them is enabled, so nothing would ever run: enable process, compare or both",
+    ),
+    "a URL for the host": ({"redis": {"host": "redis://redis"}}, r"redis\.host is no host name alone"),
+    "no host": ({"redis": {"host": ""}}, r"redis\.host is empty: name the host"),
+    "nodes of a standalone": ({"redis": {"nodes": ["a:1"]}}, r"redis\.nodes are for the modes sentinel and cluster"),
+    "sentinels without nodes": ({"redis": {"mode": "sentinel"}}, r"list the sentinels as host:port"),
+    "a node without port": (
+        {"redis": {"mode": "cluster", "nodes": ["redis-0"]}},
+        r"redis\.nodes has an entry that is not host:port",
+    ),
+    "a node with a password": (
+        {"redis": {"mode": "cluster", "nodes": ["u:hidden@redis-0:6379"]}},
+        r"redis\.nodes has an entry that is not host:port",
+    ),
+    "a database of a cluster": (
+        {"redis": {"mode": "cluster", "nodes": ["a:6379"], "database": 3}},
+        r"redis\.database is 3, and a cluster has only database 0: set it to 0",
+    ),
+    "sentinels of no master": (
+        {"redis": {"mode": "sentinel", "nodes": ["a:26379"], "sentinel": {"master": ""}}},
+        r"redis\.sentinel\.master is empty: give the name",
+    ),
+    "a password, not enabled": (
+        {"redis": {"auth": {"password": "hidden"}}},
+        r"redis\.auth\.enabled is false, .*: set redis\.auth\.enabled to true, or leave them empty",
+    ),
+    "inline and existing": (
+        {"redis": {"auth": {"enabled": True, "password": "hidden", "existingSecret": "redis"}}},
+        r"redis\.auth\.password and redis\.auth\.existingSecret are both set: keep one of them",
+    ),
+    "two users": (
+        {"redis": {"username": "a", "auth": {"enabled": True, "usernameKey": "user"}}},
+        r"redis\.username and redis\.auth\.usernameKey are both set: keep one of them",
+    ),
+    "a sentinel's password elsewhere": (
+        {"redis": {"sentinel": {"auth": {"enabled": True}}}},
+        r"redis\.mode is standalone: set redis\.mode to sentinel, or leave redis\.sentinel alone",
+    ),
+    "certificates without TLS": (
+        {"redis": {"tls": {"existingSecret": "tls", "caKey": "ca.crt"}}},
+        r"redis\.tls\.enabled is false, .*: set redis\.tls\.enabled to true, or leave them empty",
+    ),
+    "certificates twice": (
+        {"redis": {"tls": {"enabled": True, "ca": PEM, "existingSecret": "tls", "caKey": "ca.crt"}}},
+        r"redis\.tls has certificates in the values and an existing Secret: keep one of them",
+    ),
+    "a certificate without key": (
+        {"redis": {"tls": {"enabled": True, "existingSecret": "tls", "certificateKey": "tls.crt"}}},
+        r"certificateKey and redis\.tls\.privateKeyKey belong together: set both or neither",
+    ),
+    "a Secret for nothing": (
+        {"redis": {"tls": {"enabled": True, "existingSecret": "tls"}}},
+        r"none of its keys is named: set redis\.tls\.caKey",
+    ),
+    "an authority never asked": (
+        {"redis": {"tls": {"enabled": True, "skipVerify": True, "existingSecret": "tls", "caKey": "ca.crt"}}},
+        r"skipVerify accepts any certificate, .*: leave one of them out",
+    ),
+    "a database twice": (
+        {"database": {"url": "postgresql://u:hidden@db/x", "existingSecret": "api"}},
+        r"database\.url and database\.existingSecret are both set: keep one of them",
+    ),
+    "another kind of database": (
+        {"embeddingsDatabase": {"url": "mysql://u:hidden@db/x"}},
+        r"embeddingsDatabase\.url must begin with postgresql://",
+    ),
+    "a tag in the repository": (
+        {"image": {"repository": "registry:5000/worker:1.0"}},
+        r"put what follows the name into image\.tag or image\.digest",
+    ),
+    "no digest": ({"image": {"digest": "sha256:abc"}}, r"image\.digest is .*: it is sha256: with 64 hexadecimal"),
+    "the chart's own variable": (
+        {"extraEnv": [{"name": "REDIS_URL", "value": "redis://other"}]},
+        r"extraEnv has REDIS_URL, which the chart sets: use redis instead",
+    ),
+    "the chart's own setting": (
+        {"settings": {"RUNNER_MAX_JOBS": 5}},
+        r"settings has RUNNER_MAX_JOBS, which the chart sets: use lists\.\*\.jobsPerPod instead",
+    ),
+    "a proxy's password in a ConfigMap": (
+        {"lists": {"process": {"settings": {"RUNNER_PROXY_URL": "http://u:hidden@proxy"}}}},
+        r"lists\.process\.settings has RUNNER_PROXY_URL, .*: give it in extraEnv, from a Secret",
+    ),
+    "a Secret where KEDA cannot see it": (
+        {
+            "keda": {"authentication": {"kind": "ClusterTriggerAuthentication"}},
+            "redis": {"auth": {"enabled": True, "password": "hidden"}},
+        },
+        r"use existing Secrets with copies in KEDA's namespace, or TriggerAuthentication",
+    ),
+    "a label that finds pods": (
+        {"podLabels": {"app.kubernetes.io/instance": "other"}},
+        r"podLabels has app\.kubernetes\.io/instance, .*: choose another key",
+    ),
+    "a name that is none": ({"fullnameOverride": "My_Faces"}, r"fullnameOverride is \"My_Faces\": a name has"),
+    "annotations of nobody": (
+        {"serviceAccount": {"create": False, "annotations": {"a": "b"}}},
+        r"annotate the existing account, or set create to true",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_refused_with_what_to_do(helm_tool: tools.Tool, name: str) -> None:
+    values, expected = NONSENSE[name]
+    with pytest.raises(HelmError) as caught:
+        render(helm_tool, values)
+    message = str(caught.value)
+    assert re.search(expected, message), message
+    assert "hidden" not in message
+
+
+def test_every_fault_is_named_at_once(helm_tool: tools.Tool) -> None:
+    values = {"redis": {"host": ""}, "lists": {"process": {"jobsPerPod": 0}, "compare": {"drainSeconds": 60}}}
+    with pytest.raises(HelmError) as caught:
+        render(helm_tool, values)
+    for words in ("redis.host is empty", "process.jobsPerPod is 0", "compare.terminationGracePeriodSeconds is 30"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_lint_finds_nothing(helm_tool: tools.Tool, case: str) -> None:
+    arguments = [] if case == "defaults" else ["--values", str(CHART.parents[1] / f"tests/chart/values/{case}.yaml")]
+    assert "0 chart(s) failed" in helm(helm_tool, "lint", "--strict", str(CHART), *arguments)
+
+
+def test_the_schema_knows_every_value_and_no_other() -> None:
+    known = document.entries(VALUES_TEXT)
+    blocks = [(), *(entry.path for entry in known if entry.is_block)]
+    assert len(blocks) > 15
+    for path in blocks:
+        keys = {entry.path[-1] for entry in known if entry.path[:-1] == path}
+        allowed = set(document.properties_of(SCHEMA, path)) - ({"global"} if path == () else set())
+        assert allowed == keys, path
+    for entry in known:
+        assert bool(document.property_of(SCHEMA, entry.path).get("description")) or entry.is_block, entry.path
+
+
+def test_every_object_of_the_schema_is_closed() -> None:
+    found = dict(document.closed_objects(SCHEMA))
+    assert len(found) > 20
+    assert [path for path, node in found.items() if node.get("additionalProperties") is not False] == []
+
+
+@pytest.mark.parametrize(
+    "path", [entry.path for entry in document.entries(VALUES_TEXT) if entry.is_block], ids=".".join
+)
+def test_no_block_takes_an_unknown_key(path: tuple[str, ...]) -> None:
+    values = json.loads(json.dumps(DEFAULTS))
+    block = values
+    for key in path:
+        block = block[key]
+    validator = Draft7Validator(SCHEMA)
+    assert list(validator.iter_errors(values)) == []
+    block["unheardOf"] = 1
+    assert [error.validator for error in validator.iter_errors(values)] == ["additionalProperties"]
+
+
+def test_every_value_is_documented() -> None:
+    undocumented = [entry.path for entry in document.entries(VALUES_TEXT) if not entry.comment and not entry.is_block]
+    assert undocumented == []
