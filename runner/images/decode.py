@@ -42,7 +42,7 @@ def decode(data: bytes, *, max_pixels: int, max_bytes: int) -> Image:
     if header.width * header.height > max_pixels:
         raise ImageTooManyPixelsError(f"{header.width}x{header.height}, {max_pixels} pixels allowed")
     try:
-        return _decode_jpeg(data, header) if header.format == "JPEG" else _decode_other(data, header)
+        return _decode_jpeg(data, header) if header.format == "JPEG" else _opencv(data, header)
     except JobError:
         raise
     except MemoryError:
@@ -54,19 +54,21 @@ def decode(data: bytes, *, max_pixels: int, max_bytes: int) -> Image:
 
 
 def _decode_jpeg(data: bytes, header: headers.Header) -> Image:
-    if not data.rstrip(b"\0\r\n ").endswith(b"\xff\xd9") and b"\xff\xd9" not in data[-4096:]:
-        # libjpeg would fill the rest with grey, and a face in it would be missed without a word.
-        raise ImageUndecodableError("a JPEG that ends too early")
-    if header.components == 4:  # noqa: PLR2004 - CMYK: OpenCV knows Adobe's inversions
+    if header.components == 4 or header.orientation is None:  # noqa: PLR2004 - CMYK: OpenCV knows Adobe's inversions
         return _opencv(data, header)
     import simplejpeg
 
-    image: Image = simplejpeg.decode_jpeg(data, colorspace="BGR", fastdct=False, fastupsample=False)
+    try:
+        image: Image = simplejpeg.decode_jpeg(data, colorspace="BGR", fastdct=False, fastupsample=False)
+    except ValueError as error:
+        # libjpeg's first complaint. It would fill what is missing with grey, and a face there would be missed
+        # without a word; what follows the end (a phone's film, several megabytes of it) it never looks at.
+        if "remature end" in str(error):
+            raise ImageUndecodableError("a JPEG that ends too early") from None
+        if "Insufficient memory" in str(error):
+            raise OutOfMemoryError from None
+        return _opencv(data, header)  # damage that libjpeg gets over, or a kind that simplejpeg does not know
     return upright(image, header.orientation)
-
-
-def _decode_other(data: bytes, header: headers.Header) -> Image:
-    return _opencv(data, header)
 
 
 def _opencv(data: bytes, header: headers.Header) -> Image:

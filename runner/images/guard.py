@@ -3,49 +3,65 @@
 from __future__ import annotations
 
 import ipaddress
+import queue
 import socket
+import threading
 
-from runner.errors import FetchError, ForbiddenUrlError
+from runner.errors import FetchError, FetchTimeoutError, ForbiddenUrlError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Ranges that translate to IPv4: what they lead to is judged, and what hides its target is refused.
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that has been given out of IPv6 (IANA: IPv6 address space)
+# Ranges that carry an IPv4 address: where it leads is judged.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
-_REFUSED = (
-    ipaddress.ip_network("64:ff9b:1::/48"),  # local-use translation, RFC 8215
-    ipaddress.ip_network("2001::/32"),  # Teredo, RFC 4380
-    ipaddress.ip_network("100.64.0.0/10"),  # shared address space, RFC 6598
-    ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays, RFC 7526
-    ipaddress.ip_network("fec0::/10"),  # site-local, RFC 3879
-    ipaddress.ip_network("5f00::/16"),  # segment routing, RFC 9602
-    ipaddress.ip_network("::/96"),  # IPv4-compatible, RFC 4291
+_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: the upper half of the interface identifier
+# What Python's tables leave out, in all its versions or in some.
+_REFUSED_4 = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        "100.64.0.0/10",  # shared address space, RFC 6598; a cloud's metadata at 100.100.100.200
+        "168.63.129.16/32",  # Azure's platform services, at a public address
+        "192.0.0.0/24",  # protocol assignments, RFC 6890; a cloud's metadata at 192.0.0.192
+        "192.88.99.0/24",  # 6to4 relays, RFC 7526
+    )
+)
+_REFUSED_6 = tuple(
+    ipaddress.IPv6Network(network)
+    for network in (
+        "2001::/23",  # protocol assignments, RFC 2928: Teredo, benchmarking, ORCHID
+        "2001:db8::/32",  # documentation, RFC 3849
+        "3fff::/20",  # documentation, RFC 9637
+    )
 )
 
 
 def is_public(address: Address) -> bool:
     """Return whether `address`, and the IPv4 address that it may carry, is one of the public internet."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(inner)
-    if any(address in network for network in _REFUSED if network.version == address.version):
-        return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    if isinstance(address, ipaddress.IPv4Address):
+        refused = any(address in network for network in _REFUSED_4)
+        return address.is_global and not (refused or address.is_multicast or address.is_reserved)
+    inner = _carried(address)
+    if inner is not None:
+        return is_public(inner)
+    return address in _UNICAST and not any(address in network for network in _REFUSED_6)
 
 
-def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
+def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that a mapped, 6to4, NAT64 or ISATAP address leads to."""
+    number = int(address)
+    if address in _NAT64 or (number >> 32 & 0xFFFFFFFF) in _ISATAP:
+        return ipaddress.IPv4Address(number & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
+def resolve(host: str, port: int, *, allow_private: bool, seconds: float) -> list[str]:
     """Return the addresses of `host`, to be connected to as they are: there is no second resolution.
 
     Raises `ForbiddenUrlError` when any of them is not public (a name with one public and one internal address is
-    how a check is got around), and `FetchError` when the name does not resolve.
+    how a check is got around), `FetchError` when the name does not resolve, and `FetchTimeoutError` when that takes
+    longer than `seconds`.
     """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise FetchError(f"the name {host} does not resolve") from None
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    addresses = _look_up(host, port, seconds)
     for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
         if not allow_private and ("%" in text or not is_public(address)):
@@ -53,4 +69,25 @@ def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
                 f"{host} leads to {address}, which is no public address (RUNNER_ALLOW_PRIVATE_URLS, "
                 "RUNNER_ALLOWED_HOSTS)"
             )
+    return addresses
+
+
+def _look_up(host: str, port: int, seconds: float) -> list[str]:
+    """Ask the system's resolver. It knows no time limit, so a thread of its own asks, and is left behind if need be."""
+    answers: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
+        except (OSError, ValueError):  # ValueError: what the resolver's own encoding refuses
+            answers.put(None)
+
+    threading.Thread(target=ask, name="resolver", daemon=True).start()
+    try:
+        addresses = answers.get(timeout=max(seconds, 0.0))
+    except queue.Empty:
+        raise FetchTimeoutError(f"{host}, at the look-up of its name") from None
+    if not addresses:
+        raise FetchError(f"the name {host} does not resolve")
     return addresses

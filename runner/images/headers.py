@@ -1,7 +1,11 @@
-"""Image headers: format, size and orientation, read without decoding and without trusting a single length."""
+"""Image headers: format, size and orientation, read without decoding and without trusting a single length.
+
+Reading takes a bounded time, whatever the bytes: everything that repeats is counted, and nothing is searched twice.
+"""
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,10 +13,20 @@ from dataclasses import dataclass
 from runner.errors import ImageUndecodableError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_MARKER = re.compile(rb"\xff([^\x00\xff])")  # libjpeg, too, skips what else stands between segments
+_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length: TEM, RST0 to 7, SOI
 # Start-of-frame markers: all but the tables and the arithmetic-coding conditions (ITU T.81, table B.1).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = 0xC2
+_APP1, _EOI, _SOS = 0xE1, 0xD9, 0xDA
+_EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3  # TIFF type
+# Real images stay far below. Each scan of a progressive JPEG is a pass over all pixels that a few bytes can ask for;
+# the limit is that of libjpeg-turbo's own fuzzers and of its TJPARAM_SCANLIMIT.
+MOST_SEGMENTS = 65_536
+MOST_SCANS = 500
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG colour type → samples a pixel
 _NAMED = {
     b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"\0\0\0\x0cjP": "JPEG 2000",
     b"\xff\x0a": "JPEG XL", b"\x1f\x8b": "gzip",
@@ -21,13 +35,16 @@ _NAMED = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image says of itself, before orientation: pixels, colour components, EXIF orientation 1 to 8."""
+    """What an image says of itself, before orientation: pixels, colour components, EXIF orientation 1 to 8.
+
+    `orientation` is None where a JPEG's EXIF block is so odd that only OpenCV can say what OpenCV makes of it.
+    """
 
     format: str
     width: int
     height: int
     components: int = 3
-    orientation: int = 1
+    orientation: int | None = 1
 
 
 def read(data: bytes) -> Header:
@@ -58,75 +75,116 @@ def _what(data: bytes) -> str:
     if start.startswith((b"<!doctype html", b"<html")):
         return "a web page"
     if data[4:8] == b"ftyp":
-        brand = data[8:12].decode("ascii", "replace")
-        return f"{'AVIF' if brand == 'avif' else 'HEIF'}, which is not among JPEG, PNG and WebP"
+        return f"{'AVIF' if data[8:12] == b'avif' else 'HEIF'}, which is not among JPEG, PNG and WebP"
     name = next((name for magic, name in _NAMED.items() if data.startswith(magic)), None)
     return f"{name}, which is not among JPEG, PNG and WebP" if name else "neither JPEG, PNG nor WebP"
 
 
 def _jpeg(data: bytes) -> Header:
-    orientation = 1
+    size: tuple[int, int, int] | None = None
+    exif: list[bytes] = []
+    for marker, start, end in _segments(data):
+        if marker in _FRAMES and size is None:
+            size = struct.unpack_from(">HHB", data, start + 1)
+            if marker == _PROGRESSIVE and data.count(b"\xff\xda") > MOST_SCANS:
+                raise ImageUndecodableError(f"a JPEG of more than {MOST_SCANS} scans")
+        elif marker == _APP1 and data.startswith(_EXIF, start):
+            exif.append(data[start + len(_EXIF) : end])
+    if size is None:
+        raise ImageUndecodableError("a JPEG without a frame")
+    height, width, components = size
+    orientation = None if len(exif) > 1 else _orientation(exif[0]) if exif else 1
+    return Header("JPEG", width, height, components, orientation)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of every segment before the first scan."""
     position = 2
-    while True:
-        while data[position] != 0xFF:  # noqa: PLR2004 - libjpeg skips what stands between segments, too
-            position += 1
-        while data[position] == 0xFF:  # noqa: PLR2004 - fill bytes
-            position += 1
-        marker = data[position]
-        position += 1
-        if marker in (0x01, *range(0xD0, 0xD9)):  # without a length
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, position)
+        if found is None:
+            raise ImageUndecodableError("a JPEG that ends before its pixels")
+        marker, position = found[1][0], found.end()
+        if marker in (_SOS, _EOI):
+            return
+        if marker in _ALONE:
             continue
-        if marker in (0xD9, 0xDA):
-            raise ImageUndecodableError("a JPEG without a frame")
         (length,) = struct.unpack_from(">H", data, position)
-        if marker in _FRAMES:
-            height, width, components = struct.unpack_from(">HHB", data, position + 3)
-            return Header("JPEG", width, height, components, orientation)
-        if marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0" and orientation == 1:  # noqa: PLR2004
-            orientation = _orientation(data[position + 8 : position + length])
-        position += length
+        yield marker, position + 2, position + length
+        position += max(length, 2)
+    raise ImageUndecodableError(f"a JPEG of more than {MOST_SEGMENTS} segments")
 
 
-def _orientation(tiff: bytes) -> int:
-    """Return the orientation in the first directory of a TIFF block, 1 where there is none or it is damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+def _orientation(tiff: bytes) -> int | None:
+    """Return the orientation in the first directory of a TIFF block (TIFF 6.0, section 2), 1 where it has none.
+
+    Whatever is not as the standard has it gives None: OpenCV reads damaged blocks in a way of its own.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return None
     try:
-        if order is None:
-            return 1
         (start,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for index in range(count):
-            tag, kind = struct.unpack_from(f"{order}HH", tiff, start + 2 + 12 * index)
-            if tag == _ORIENTATION_TAG and kind == _SHORT:
-                (value,) = struct.unpack_from(f"{order}H", tiff, start + 2 + 12 * index + 8)
-                return int(value)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(f"{order}HHI", tiff, entry)
+            if tag == _ORIENTATION_TAG:
+                (orientation,) = struct.unpack_from(f"{order}H", tiff, entry + 8)
+                return int(orientation) if (kind, number) == (_SHORT, 1) else None
+            if not _is_inside(tiff, order, kind, number, entry + 8):
+                return None
     except struct.error:
-        pass
+        return None
     return 1
+
+
+_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # TIFF 6.0, section 2
+
+
+def _is_inside(tiff: bytes, order: str, kind: int, number: int, value: int) -> bool:
+    """Return whether the values of an entry, at `value` or where it points, lie inside the block."""
+    size = _TYPE_SIZES.get(kind, 0) * number
+    if size <= 4:  # noqa: PLR2004 - it stands in the entry itself
+        return size > 0
+    (offset,) = struct.unpack_from(f"{order}I", tiff, value)
+    return bool(offset + size <= len(tiff))
 
 
 def _png(data: bytes) -> Header:
     if data[12:16] != b"IHDR":
         raise ImageUndecodableError("a PNG without a header")
-    width, height = struct.unpack_from(">II", data, 16)
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    # Deflate never needs more than its input and a little; a PNG can carry gigabytes of pixels behind its last row,
+    # which libpng unpacks to throw them away. (Interlacing adds at most a filter byte a row, seven times over.)
+    row = (width * _CHANNELS.get(colour, 4) * depth + 7) // 8 + 8
+    needed = row * height
+    if _compressed_bytes(data) > needed + needed // 8 + 65_536:
+        raise ImageUndecodableError("a PNG with far more data than pixels")
     return Header("PNG", width, height)
 
 
+def _compressed_bytes(data: bytes) -> int:
+    """Return how many bytes the IDAT chunks of a PNG announce."""
+    total, position = 0, 8
+    for _ in range(MOST_SEGMENTS):
+        if position + 8 > len(data):
+            return total
+        length, kind = struct.unpack_from(">I4s", data, position)
+        total += length if kind == b"IDAT" else 0
+        position += length + 12
+    raise ImageUndecodableError(f"a PNG of more than {MOST_SEGMENTS} chunks")
+
+
 def _webp(data: bytes) -> Header:
-    """Return the largest of the sizes that a WebP names: the canvas and each frame (RFC 9649)."""
-    sizes = list(_webp_sizes(data))
-    if not sizes:
-        raise ImageUndecodableError("a WebP without a frame")
-    return Header("WebP", max(width for width, _ in sizes), max(height for _, height in sizes))
-
-
-def _webp_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Return the size of the picture or, where there are frames, of the canvas: libwebp refuses frames beyond it."""
     kind = data[12:16]
     if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        yield width & 0x3FFF, height & 0x3FFF
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     elif kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
-        yield (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    elif kind == b"VP8X":
-        yield int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8X" and len(data) >= 30:  # noqa: PLR2004 - the canvas ends there (RFC 9649)
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    else:
+        raise ImageUndecodableError("a WebP without a frame")
+    return Header("WebP", width, height)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from urllib.parse import quote
 
 from runner.errors import ForbiddenUrlError
@@ -17,7 +18,10 @@ _SHAPE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#\\]+)(?P<rest>.*)"
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _UNSENDABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")  # control characters, halves of surrogate pairs
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s%]+)(?::([0-9]{0,5}))?")
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 MOST_CHARACTERS = 8192
+MOST_HOST_CHARACTERS = 253  # RFC 1035
 # RFC 3986: what may stand in a path and in a query.
 _PATH = "/:@!$&'()*+,;=~"
 _QUERY = _PATH + "?%"
@@ -41,7 +45,7 @@ class Target:
 
 def readings(url: str) -> list[Target]:
     """Return the one or two readings of `url`, the one by the contract first. Raises `ForbiddenUrlError`."""
-    url = url.strip(" ")
+    url = url.lstrip(" ")
     if len(url) > MOST_CHARACTERS:
         raise ForbiddenUrlError(f"it is longer than {MOST_CHARACTERS} characters")
     if _UNSENDABLE.search(url):
@@ -63,19 +67,34 @@ def readings(url: str) -> list[Target]:
 def _authority(text: str, scheme: str) -> tuple[str, int]:
     if "@" in text:
         raise ForbiddenUrlError("it carries a user or a password")
-    shape = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s%]+)(?::(\d{0,5}))?", text)
+    shape = _AUTHORITY.fullmatch(text)
     if shape is None:
         raise ForbiddenUrlError("its host is malformed")
     port = int(shape[2]) if shape[2] else _DEFAULT_PORTS[scheme]
     if not 1 <= port <= 65535:  # noqa: PLR2004 - TCP
         raise ForbiddenUrlError("its port is none")
+    return host_name(shape[1]), port
+
+
+def host_name(text: str) -> str:
+    """Return the one spelling of a host under which it is looked up and compared: ASCII, lower case, no last dot.
+
+    An IPv6 address may stand in brackets. Raises `ForbiddenUrlError`.
+    """
+    if ":" in text:
+        try:
+            return str(IPv6Address(text.removeprefix("[").removesuffix("]")))
+        except ValueError:
+            raise ForbiddenUrlError("its host is malformed") from None
+    if len(text) > MOST_HOST_CHARACTERS:  # before Python's encoder, which is slow on long names
+        raise ForbiddenUrlError("its host is too long")
     try:
-        host = shape[1].strip("[]").encode("idna").decode("ascii").lower().rstrip(".")
+        host = text.encode("idna").decode("ascii").lower().rstrip(".")
     except UnicodeError:
         raise ForbiddenUrlError("its host is no name that can be looked up") from None
-    if not host:
-        raise ForbiddenUrlError("it names no host")
-    return host, port
+    if not _HOST.fullmatch(host):  # some letters turn into "/", "@" or "?" by their compatibility forms
+        raise ForbiddenUrlError("its host is no name that can be looked up")
+    return host
 
 
 def _path(path: str) -> str:

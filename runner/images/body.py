@@ -1,0 +1,110 @@
+"""The body of an HTTP answer, with a bound on its bytes before and after its content encoding.
+
+http.client's own reader of chunks takes `-1` for a length and then reads until the connection ends, whatever the
+amount that was asked for; so chunks are read here.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from runner.errors import FetchError, ImageTooManyBytesError
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+    from io import BufferedReader
+
+PIECE = 65_536
+_MOST_LINE = 4096
+_MOST_TRAILERS = 100
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\n]*)?\r?\n")  # RFC 9112, section 7.1
+
+
+def read(answer: HTTPResponse, host: str, limit: int) -> bytes:
+    """Return the body of `answer`, at most `limit` bytes.
+
+    Raises `ImageTooManyBytesError`, `FetchError` for a body that is cut off or malformed, and what sockets raise.
+    """
+    if (answer.length or 0) > limit:
+        raise ImageTooManyBytesError(f"{host} announces {answer.length}, {limit} allowed")
+    decoder = _decoder(answer.headers.get("Content-Encoding", ""), host)
+    expand = decoder.expand if decoder else _as_it_is
+    parts: list[bytes] = []
+    received = size = 0
+    for sent in _pieces(answer, host):
+        received += len(sent)
+        piece = expand(sent, limit - size + 1)
+        size += len(piece)
+        if max(received, size) > limit:
+            raise ImageTooManyBytesError(f"{host} sends more than the {limit} allowed")
+        parts.append(piece)
+    if decoder and received and not decoder.finished:
+        raise FetchError(f"{host} closed the connection within a content encoding")
+    return b"".join(parts)
+
+
+def _pieces(answer: HTTPResponse, host: str) -> Iterator[bytes]:
+    if answer.chunked:
+        yield from _chunks(answer.fp, host)
+        return
+    while piece := answer.read(PIECE):
+        yield piece
+    if answer.length:
+        raise FetchError(f"{host} closed the connection {answer.length} bytes too early")
+
+
+def _chunks(stream: BufferedReader, host: str) -> Iterator[bytes]:
+    while True:
+        shape = _CHUNK_SIZE.fullmatch(stream.readline(_MOST_LINE))
+        if shape is None:
+            raise FetchError(f"{host} sends chunks that are none")
+        left = int(shape[1], 16)
+        if left == 0:
+            break
+        while left:
+            piece = stream.read(min(left, PIECE))
+            if not piece:
+                raise FetchError(f"{host} closed the connection within a chunk")
+            left -= len(piece)
+            yield piece
+        if stream.readline(2) not in (b"\r\n", b"\n"):
+            raise FetchError(f"{host} sends a chunk longer than it announced")
+    for _ in range(_MOST_TRAILERS):
+        line = stream.readline(_MOST_LINE)
+        if line in (b"\r\n", b"\n"):
+            return
+        if not line.endswith(b"\n"):
+            break
+    raise FetchError(f"{host} does not end its chunks")
+
+
+def _as_it_is(sent: bytes, _most: int) -> bytes:
+    return sent
+
+
+class _Decoder:
+    """Undoes gzip or deflate, which some servers send although it was not asked for."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, by its header
+
+    @property
+    def finished(self) -> bool:
+        """Whether the end of the encoded data was seen."""
+        return self._zlib.eof
+
+    def expand(self, sent: bytes, most: int) -> bytes:
+        """Return at most `most` bytes of what `sent` expands to. Raises `zlib.error`."""
+        return self._zlib.decompress(self._zlib.unconsumed_tail + sent, max(1, most))
+
+
+def _decoder(encoding: str, host: str) -> _Decoder | None:
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return None
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise FetchError(f"{host} sends a content encoding that was not asked for")
+    return _Decoder()
