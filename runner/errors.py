@@ -73,6 +73,12 @@ class RedisUnreachableError(UnreachableError):
     word = "redis_unreachable"
 
 
+class RedisRefusedError(RunnerError):
+    """Redis answered an operation on a list with an error that trying again does not change."""
+
+    word = "redis_refused"
+
+
 class DatabaseUnreachableError(UnreachableError):
     """PostgreSQL could not be used."""
 

@@ -246,7 +246,7 @@ class Settings:
     initiated_seconds: float = _setting(
         "RUNNER_INITIATED_SECONDS",
         "how long a comparison waits for the API's late INITIATED, to overwrite it with the answer",
-        parse=_seconds(0, 3600),
+        parse=_seconds(0, 60),
         default="10",
     )
     model_dir: Path = _setting(

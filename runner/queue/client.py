@@ -6,7 +6,10 @@ redis-py takes 130 ms to import, so only `connect` does, when it is called.
 from __future__ import annotations
 
 import random
+import re
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -25,40 +28,183 @@ COMMAND_TIMEOUT_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 2.0
 _DEFAULT_PORT = 6379
 _SENTINEL_PORT = 26379
-# Errors that a server sends while it starts, fails over or runs full: they pass.
-_PASSING = ("LOADING", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY")
-_REFUSED = ("WRONGPASS", "NOAUTH", "NOPERM", "invalid username-password", "invalid password")
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_PARAMETERS = frozenset(
+    {
+        *_FILES, "ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "ssl_ciphers", "socket_timeout",
+        "socket_connect_timeout", "health_check_interval", "client_name", "protocol",
+    }
+)  # fmt: skip
+_SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
+# What servers answer while they start, fail over or run full, where redis-py has no class for it. Also inside the
+# message of a script that met it.
+_PASSING = re.compile(r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY)\b")
+_REFUSED = re.compile(
+    r"\b(WRONGPASS|NOAUTH|NOPERM)\b|invalid (username-)?password|ACL failure|DB index is out of range"
+    r"|SELECT is not allowed|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER"
+)
 
 
 def connect(settings: Settings) -> Redis:
     """Return a client whose every command is tried again for `connect_seconds` while Redis is away.
 
     It answers bytes. Commands raise `RedisUnreachableError` when the time is up, and `SettingsError` where Redis
-    refuses the credentials.
+    refuses the credentials, the database, the certificate or a command.
     """
-    parts = urlsplit(settings.redis_url)
-    scheme, _, kind = parts.scheme.partition("+")
-    options = _options(parts, tls=scheme == "rediss")
+    address = parse_url(settings.redis_url)
+    patience = Patience(settings.connect_seconds)
     try:
-        if kind == "sentinel":
-            client = _sentinel(parts, options)
-        elif kind == "cluster":
-            client = _cluster(parts, options)
-        else:
-            client = _standalone(settings.redis_url)
+        client = patience.call(lambda: _open(address))
+        plain: Callable[..., Any] = client.execute_command
+        # One place for every command and every script. A pipeline would go past it: none is used.
+        client.execute_command = lambda *args, **more: patience.call(
+            lambda: plain(*args, **more), reset=lambda: _disconnect(client)
+        )
+        if address.kind != "cluster":  # whose topology has just been read
+            client.ping()
     except (ValueError, TypeError) as error:
         raise SettingsError(
             f"REDIS_URL cannot be used ({type(error).__name__}): check its host, port and parameters"
         ) from None
-    patience = Patience(settings.connect_seconds)
-    plain: Callable[..., Any] = client.execute_command
+    ready: Redis = client
+    return ready
 
-    def execute_command(*args: Any, **more: Any) -> Any:
-        return patience.call(lambda: plain(*args, **more))
 
-    client.execute_command = execute_command  # type: ignore[method-assign]  # one place for every command and script
-    client.ping()
-    return client
+@dataclass(frozen=True, slots=True, repr=False)
+class Address:
+    """What a URL says. `kind` is standalone, sentinel or cluster; `options` are redis-py's names."""
+
+    kind: str
+    hosts: list[tuple[str, int]]
+    socket: str
+    master: str
+    database: int
+    options: dict[str, Any]
+    sentinel_options: dict[str, Any]
+
+
+def parse_url(url: str) -> Address:
+    """Return what `url` says, or raise `SettingsError`. Messages never repeat the URL, which holds a password."""
+    try:
+        parts = urlsplit(url)
+        scheme, _, kind = parts.scheme.partition("+")
+        kind = kind or "standalone"
+        unix = scheme == "unix"
+        hosts = [] if unix else _hosts(parts, _SENTINEL_PORT if kind == "sentinel" else _DEFAULT_PORT)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        words = [unquote(word) for word in parts.path.strip("/").split("/") if word]
+    except ValueError as error:
+        raise SettingsError(f"REDIS_URL cannot be read ({error}): check its hosts, ports and parameters") from None
+    if kind == "standalone" and len(hosts) > 1:
+        raise SettingsError("REDIS_URL names several hosts: they need redis+sentinel:// or redis+cluster://")
+    master = ""
+    if kind == "sentinel":
+        if not words:
+            raise SettingsError("REDIS_URL names no master: redis+sentinel://host:port,host:port/MASTER/DATABASE")
+        master = words.pop(0)
+    database = _database([query.pop("db")] if "db" in query else [] if unix else words)
+    if kind == "cluster" and database:
+        raise SettingsError("REDIS_URL names a database, and a Redis Cluster has only number 0")
+    options = _options(parts, query, kind=kind, tls=scheme == "rediss")
+    sentinel_options = {
+        name.removeprefix("sentinel_"): options.pop(name) for name in _SENTINEL_PARAMETERS if name in options
+    }
+    sentinel_options |= {name: value for name, value in options.items() if name.startswith("ssl")}
+    return Address(kind, hosts, parts.path if unix else "", master, database, options, sentinel_options)
+
+
+def _hosts(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
+    found = []
+    for place in parts.netloc.rpartition("@")[2].split(","):
+        one = urlsplit(f"//{place}")
+        if not one.hostname:
+            raise SettingsError("REDIS_URL: a host is missing")
+        found.append((one.hostname, one.port or default_port))
+    return found
+
+
+def _database(words: list[str]) -> int:
+    if not words:
+        return 0
+    if len(words) > 1 or not words[0].isdecimal():
+        raise SettingsError("REDIS_URL: the database must be a number, the last thing in the path")
+    return int(words[0])
+
+
+def _options(parts: SplitResult, query: dict[str, str], *, kind: str, tls: bool) -> dict[str, Any]:
+    known = _PARAMETERS | (_SENTINEL_PARAMETERS if kind == "sentinel" else frozenset())
+    if unknown := sorted(set(query) - known):
+        raise SettingsError(f"REDIS_URL: unknown parameter {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+    if not tls and (stray := sorted(name for name in query if name.startswith("ssl_"))):
+        raise SettingsError(f"REDIS_URL: {', '.join(stray)} needs TLS: a scheme that begins with rediss")
+    for name in _FILES:
+        if name in query and not _readable(query[name]):
+            raise SettingsError(f"REDIS_URL: {name} names a file that cannot be read: {query[name]}")
+    from redis.connection import URL_QUERY_ARGUMENT_PARSERS as PARSERS
+
+    values: dict[str, Any] = {}
+    for name, text in query.items():
+        try:
+            values[name] = PARSERS[name](text) if name in PARSERS else text  # type: ignore[operator]  # a table of types
+        except ValueError:
+            raise SettingsError(f"REDIS_URL: the value of {name} is not one that it can have") from None
+    if parts.username:
+        values["username"] = unquote(parts.username)
+    if parts.password:
+        values["password"] = unquote(parts.password)
+    return {**values, "ssl": True} if tls else values
+
+
+def _readable(path: str) -> bool:
+    try:
+        with Path(path).open("rb"):
+            return True
+    except OSError:
+        return False
+
+
+def _open(address: Address) -> Any:
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    # Every repetition is Patience's. RESP 2 without CLIENT SETINFO makes a connection ready in one round trip less
+    # each, and asks for no further permission.
+    common = {
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "socket_timeout": COMMAND_TIMEOUT_SECONDS,
+        "socket_keepalive": True,
+        "protocol": 2,
+        "driver_info": None,
+    }
+    options = {**common, **address.options}
+    never = Retry(NoBackoff(), 0)
+    if address.kind == "cluster":
+        from redis.cluster import ClusterNode, RedisCluster
+
+        nodes = [ClusterNode(host, port) for host, port in address.hosts]
+        # One repetition of its own: it moves on to another node first.
+        return RedisCluster(startup_nodes=nodes, retry=Retry(NoBackoff(), 1), **options)
+    if address.kind == "sentinel":
+        from redis.sentinel import Sentinel
+
+        asking = {**common, **address.sentinel_options, "socket_timeout": CONNECT_TIMEOUT_SECONDS, "retry": never}
+        sentinel = Sentinel(address.hosts, sentinel_kwargs=asking)
+        return sentinel.master_for(address.master, db=address.database, retry=never, **options)
+    from redis import Redis
+
+    if address.socket:
+        names = ("socket_keepalive", "ssl")
+        options = {name: value for name, value in options.items() if name not in names}
+        return Redis(unix_socket_path=address.socket, db=address.database, retry=never, **options)
+    ((host, port),) = address.hosts
+    return Redis(host=host, port=port, db=address.database, retry=never, **options)
+
+
+def _disconnect(client: Any) -> None:
+    """Drop idle connections: behind a name that has moved on they lead to the server that was the master."""
+    pool = getattr(client, "connection_pool", None)  # a cluster's client has one a node, and sees to it itself
+    if pool is not None:
+        pool.disconnect(inuse_connections=False)
 
 
 class Patience:
@@ -68,105 +214,67 @@ class Patience:
         self._seconds = seconds
         self._sleep = sleep
 
-    def call(self, command: Callable[[], Any]) -> Any:
-        """Return what `command` returns."""
-        from redis.exceptions import RedisError
+    def call(self, command: Callable[[], Any], *, reset: Callable[[], None] = lambda: None) -> Any:
+        """Return what `command` returns; `reset` is called before each repetition."""
+        from redis.exceptions import RedisClusterException, RedisError
 
         started: float | None = None
         pause = 0.05
         while True:
             try:
                 return command()
-            except RedisError as error:
+            except (RedisError, RedisClusterException) as error:
                 if is_refusal(error):
-                    raise SettingsError(
-                        f"REDIS_URL: Redis refuses the user, the password or a command ({_reason(error)})"
-                    ) from None
+                    raise SettingsError(f"REDIS_URL: {_advice(error)} ({reason(error)})") from None
                 if not is_passing(error):
                     raise
                 started = time.monotonic() if started is None else started
                 if time.monotonic() - started + pause > self._seconds:
-                    raise RedisUnreachableError(f"{_reason(error)} (tried for {self._seconds:g} s)") from None
+                    raise RedisUnreachableError(f"{reason(error)} (tried for {self._seconds:g} s)") from None
             self._sleep(pause * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            reset()
 
 
 def is_passing(error: Exception) -> bool:
     """Return whether the same command can succeed later."""
-    from redis.exceptions import ConnectionError as Unreachable
-    from redis.exceptions import TimeoutError as TooSlow
+    from redis import exceptions
 
-    return isinstance(error, Unreachable | TooSlow) or str(error).startswith(_PASSING) or "OOM" in str(error)
+    passing = (
+        exceptions.ConnectionError,
+        exceptions.TimeoutError,
+        exceptions.ReadOnlyError,
+        exceptions.OutOfMemoryError,
+        exceptions.ClusterDownError,
+        exceptions.TryAgainError,
+        exceptions.MovedError,  # more often than redis-py follows: the cluster is being rearranged
+        exceptions.RedisClusterException,  # no node could be reached, or no node has the slot
+    )
+    return isinstance(error, passing) or bool(_PASSING.search(str(error)))
 
 
 def is_refusal(error: Exception) -> bool:
     """Return whether Redis will refuse the same command for ever."""
-    from redis.exceptions import AuthenticationError, NoPermissionError
+    from redis import exceptions
 
-    return isinstance(error, AuthenticationError | NoPermissionError) or str(error).startswith(_REFUSED)
-
-
-def _reason(error: Exception) -> str:
-    """Return a short line without hosts' credentials: redis-py's messages hold the address alone."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    refusals = (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)
+    return isinstance(error, refusals) or bool(_REFUSED.search(str(error)))
 
 
-def _standalone(url: str) -> Redis:
-    from redis import Redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    return Redis.from_url(url, **_common(), retry=Retry(NoBackoff(), 0))
+def reason(error: Exception) -> str:
+    """Return a short line: redis-py's messages hold an address, and no credentials unless they repeat a command."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return re.split(r",? with args beginning with|, but got |No targets were found to execute", line)[0][:200]
 
 
-def _sentinel(parts: SplitResult, options: dict[str, Any]) -> Redis:
-    from redis import Sentinel
-
-    master, _, database = parts.path.strip("/").partition("/")
-    if not master:
-        raise SettingsError("REDIS_URL: redis+sentinel://host:port,host:port/MASTER/DATABASE names no master")
-    tls = {name: value for name, value in options.items() if name.startswith("ssl")}
-    sentinel = Sentinel(
-        _hosts(parts, _SENTINEL_PORT),
-        sentinel_kwargs={**tls, "socket_timeout": CONNECT_TIMEOUT_SECONDS},
-        **_common(),
-    )
-    client: Redis = sentinel.master_for(master, **options, **_common(), db=int(database or 0))
-    return client
-
-
-def _cluster(parts: SplitResult, options: dict[str, Any]) -> Any:
-    from redis.cluster import ClusterNode, RedisCluster
-
-    nodes = [ClusterNode(host, port) for host, port in _hosts(parts, _DEFAULT_PORT)]
-    return RedisCluster(startup_nodes=nodes, **options, **_common())
-
-
-def _common() -> dict[str, Any]:
-    return {
-        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "socket_timeout": COMMAND_TIMEOUT_SECONDS,
-        "socket_keepalive": True,
-    }
-
-
-def _options(parts: SplitResult, *, tls: bool) -> dict[str, Any]:
-    """Return user, password and TLS options of a URL that names several hosts (redis-py reads only plain ones)."""
-    query = dict(parse_qsl(parts.query))
-    return {
-        **({"username": unquote(parts.username)} if parts.username else {}),
-        **({"password": unquote(parts.password)} if parts.password else {}),
-        **({"ssl": True} if tls else {}),
-        **{name: value for name, value in query.items() if name.startswith("ssl_")},
-    }
-
-
-def _hosts(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
-    places = parts.netloc.rpartition("@")[2].split(",")
-    found = []
-    for place in places:
-        one = urlsplit(f"//{place}")
-        if not one.hostname:
-            raise SettingsError("REDIS_URL: a host is missing between the commas")
-        found.append((one.hostname, one.port or default_port))
-    return found
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "the server's certificate is not trusted; name its authority with ?ssl_ca_certs=FILE"
+    if "CERTIFICATE_REQUIRED" in text:
+        return "the server wants a client certificate: ?ssl_certfile=FILE&ssl_keyfile=FILE"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "the server does not speak TLS on this port"
+    if "DB index" in text or "SELECT is not allowed" in text:
+        return "the server has no such database"
+    return "Redis refuses the user, the password or a command"

@@ -1,8 +1,11 @@
 -- Look at dead letters, the oldest first, without changing anything.
 -- KEYS[1] dead  KEYS[2] dead index
--- ARGV[1], ARGV[2] score range of the moment of burial  ARGV[3] how many at most
+-- ARGV[1] the moment to begin at  ARGV[2], ARGV[3] the greatest and the least age in milliseconds
+-- ARGV[4] how many at most
 -- Returns {id, letter, since, buried} for each, as strings.
-local entries = redis.call('ZRANGEBYSCORE', KEYS[2], ARGV[1], ARGV[2], 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+local moment = now()
+local first, last = math.max(tonumber(ARGV[1]), moment - ARGV[2]), moment - ARGV[3]
+local entries = redis.call('ZRANGEBYSCORE', KEYS[2], first, last, 'WITHSCORES', 'LIMIT', 0, ARGV[4])
 local found = {}
 for index = 1, #entries, 2 do
     local id = entries[index]

@@ -58,19 +58,12 @@ class DeadLetters:
         self._keys = [keys.dead(name), keys.dead_index(name)]
         self._last = keys.last(name, f"dead/{secrets.token_hex(8)}")
 
-    def now(self) -> float:
-        """Return the time of Redis, in seconds of the Unix epoch."""
-        seconds, microseconds = self._client.time()
-        return int(seconds) + int(microseconds) / 1e6
-
-    def all(self, *, since: float | None = None, until: float | None = None) -> Iterator[Letter]:
-        """Yield the letters buried from `since` to `until` (seconds of the epoch), the oldest first."""
-        oldest = self.now() - LETTER_SECONDS  # older ones wait for the next claim to drop them
-        low = str(round(max(since or 0.0, oldest) * 1000))
-        high = "+inf" if until is None else str(round(until * 1000))
-        script, size, seen = Script(self._client, "letters"), _PAGE, set[str]()
+    def all(self, *, newer_than: float | None = None, older_than: float = 0.0) -> Iterator[Letter]:
+        """Yield the letters, the oldest first; `newer_than` and `older_than` are ages in seconds, now."""
+        kept = LETTER_SECONDS if newer_than is None else min(newer_than, LETTER_SECONDS)
+        script, size, low, seen = Script(self._client, "letters"), _PAGE, "0", set[str]()
         while True:
-            rows = script(self._keys, [low, high, size])
+            rows = script(self._keys, [low, round(kept * 1000), round(older_than * 1000), size])
             fresh = [letter for letter in (self._letter(*row) for row in rows) if letter.id not in seen]
             seen.update(letter.id for letter in fresh)
             yield from fresh
@@ -82,10 +75,10 @@ class DeadLetters:
     def get(self, letter_id: str) -> Letter | None:
         """Return one letter, or None where there is none of this id."""
         moment = self._client.zscore(keys.dead_index(self.name), letter_id)
-        if moment is None or moment / 1000 < self.now() - LETTER_SECONDS:
-            return None
         text, since = self._client.hmget(keys.dead(self.name), [letter_id, f"{letter_id}:since"])
-        return self._letter(letter_id.encode(), text or "{}", since or moment, moment)
+        if moment is None or text is None:
+            return None
+        return self._letter(letter_id.encode(), text, since or moment, moment)
 
     def payload(self, letter_id: str) -> bytes | None:
         """Return what the API pushed, byte for byte, or None where it is no longer kept."""

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from runner.errors import RedisRefusedError
+from runner.queue.client import reason
+
 if TYPE_CHECKING:
     from redis import Redis
 
@@ -22,11 +25,20 @@ class Script:
 
     def __init__(self, client: Redis, name: str) -> None:
         self._client = client
+        self._name = name
         self._text = _source("common") + _source(name)
 
     def __call__(self, keys: list[str], args: Iterable[str | float] = ()) -> Any:
-        """Return the script's reply; its file documents `keys`, `args` and reply."""
-        return self._client.eval(self._text, len(keys), *keys, *args)
+        """Return the script's reply; its file documents `keys`, `args` and reply.
+
+        Raises `RedisRefusedError` where the server answers with an error that does not pass.
+        """
+        from redis.exceptions import ResponseError
+
+        try:
+            return self._client.eval(self._text, len(keys), *keys, *args)
+        except ResponseError as error:
+            raise RedisRefusedError(f"{self._name} on {keys[0]}: {reason(error)}") from None
 
 
 def _source(name: str) -> str:

@@ -71,10 +71,10 @@ class ResultStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._initiated: set[str] = set()
-        self._begin = redis.register_script(_BEGIN)
-        self._confirm = redis.register_script(_CONFIRM)
-        self._remember = redis.register_script(_REMEMBER)
-        self._unconfirmed = redis.register_script(_UNCONFIRMED)
+        self._begin = _script(redis, _BEGIN)
+        self._confirm = _script(redis, _CONFIRM)
+        self._remember = _script(redis, _REMEMBER)
+        self._unconfirmed = _script(redis, _UNCONFIRMED)
 
     def begin(self, job_id: str) -> bool:
         """Set the result to PROCESSING and return whether INITIATED was seen, now or by an earlier runner."""
@@ -146,6 +146,15 @@ class ResultStore:
     def _write_detail(self, job_id: str, document: dict[str, Any]) -> None:
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
         self._redis.set(keys.match_result_detail(job_id), text, ex=RESULT_SECONDS)
+
+
+def _script(redis: Redis, text: str) -> Callable[..., Any]:
+    """Return a function that sends the whole script: after a failover no server has it in its cache."""
+
+    def call(*, keys: list[str], args: list[str | int]) -> Any:
+        return redis.eval(text, len(keys), *keys, *args)
+
+    return call
 
 
 def _encode(matched_ids: Sequence[str]) -> str:

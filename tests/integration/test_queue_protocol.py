@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -128,7 +129,7 @@ def test_a_job_is_buried_byte_for_byte(redis: Redis, payload: bytes, detail: str
     push(redis, [payload])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     (lease,) = queue.claim(1)
-    before = letters.now()
+    before = time.time()
     assert queue.bury(lease, "invalid_job", detail) is True
     assert queue.counts() == Counts(0, 0, 0, 1, None)
     (letter,) = letters.all()
@@ -137,7 +138,7 @@ def test_a_job_is_buried_byte_for_byte(redis: Redis, payload: bytes, detail: str
         lease.id, NAME, "invalid_job", 1, "a", len(payload),
     )  # fmt: skip
     assert letter.detail == detail[:1000]
-    assert before - 1 < letter.since <= letter.buried <= letters.now()
+    assert before - 1 < letter.since <= letter.buried <= time.time()
     assert letters.payload(lease.id) == payload
     assert letters.requeue(lease.id) is Requeued.DONE
     assert places(redis).all == [payload]
@@ -180,7 +181,6 @@ def test_old_letters_go_at_the_next_burial_or_claim(redis: Redis, cleaner: str) 
     redis.zincrby(keys.dead_index(NAME), -month - 1000, old.id)
     assert queue.counts().dead == 0
     assert list(letters.all()) == []
-    assert letters.get(old.id) is None
     if cleaner == "bury":
         queue.bury(new, "x", "")
     else:
@@ -195,13 +195,12 @@ def test_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: pytes
     push(redis, [b"%d" % number for number in range(10)])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     leases = queue.claim(10)
-    now = letters.now()
     for number, lease in enumerate(leases):
         queue.bury(lease, "x", str(number))
-        redis.zadd(keys.dead_index(NAME), {lease.id: round((now - 100 * number) * 1000)})
+        redis.zadd(keys.dead_index(NAME), {lease.id: round((time.time() - 100 * number) * 1000)})
     assert [letter.detail for letter in letters.all()] == [str(number) for number in range(9, -1, -1)]
-    assert [letter.detail for letter in letters.all(since=now - 250)] == ["2", "1", "0"]
-    assert [letter.detail for letter in letters.all(until=now - 750)] == ["9", "8"]
+    assert [letter.detail for letter in letters.all(newer_than=250)] == ["2", "1", "0"]
+    assert [letter.detail for letter in letters.all(older_than=750)] == ["9", "8"]
 
 
 def test_what_is_dropped_meanwhile_hides_no_letter(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,209 @@
+"""The heartbeat: leases are renewed well before they end, a loss is noticed, and without Redis the clock decides."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.demo.servers import EmbeddedRedis
+from runner.errors import RedisUnreachableError
+from runner.queue import heartbeat as heartbeat_module
+from runner.queue.client import connect
+from runner.queue.heartbeat import Heartbeat
+from runner.settings import load
+from tests.integration.queue_tools import pass_time, push, queue_of
+from tests.integration.redis_topologies import Relay
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from runner.queue.leases import Lease
+
+
+class Clock:
+    """A monotonic clock that stands still unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_a_lease_outlasts_its_time_many_times_over(redis: Redis) -> None:
+    push(redis, [b"one"])
+    queue, other = queue_of(redis, "a", lease_seconds=0.6), queue_of(redis, "b", lease_seconds=0.6)
+    (lease,) = queue.claim(1)
+    least = 0.6
+    with Heartbeat([queue]) as heartbeat:
+        heartbeat.hold([lease])
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            assert other.claim(1) == []
+            least = min(least, other.leased()[0].due_seconds)
+            time.sleep(0.02)
+        assert heartbeat.still_owned(lease)
+    assert least > 0.2, "it is renewed at two thirds of its time"
+
+
+def test_a_dropped_lease_is_left_to_end(redis: Redis) -> None:
+    push(redis, [b"one", b"two"])
+    queue = queue_of(redis, "a", lease_seconds=0.6)
+    kept, dropped = queue.claim(2)
+    with Heartbeat([queue]) as heartbeat:
+        heartbeat.hold([kept, dropped])
+        heartbeat.drop(dropped)
+        time.sleep(1)
+        assert [lease.payload for lease in queue_of(redis, "b").claim(2)] == [dropped.payload]
+        assert heartbeat.still_owned(kept)
+        assert not heartbeat.still_owned(dropped)
+
+
+def test_a_loss_is_noticed_before_anything_is_stored(redis: Redis, clock: Clock) -> None:
+    """The clock of Redis leaps ahead and another runner claims: by the local clock the lease would still be ours."""
+    push(redis, [b"one", b"two"])
+    queue = queue_of(redis, "a")
+    lost, kept = queue.claim(2)
+    with Heartbeat([queue], clock=clock) as heartbeat:
+        heartbeat.hold([lost, kept], claimed_at=clock.now)
+        clock.now += 1
+        assert heartbeat.still_owned(lost)
+        pass_time(redis, 31)
+        assert len(queue_of(redis, "b").claim(1)) == 1
+        clock.now += 1
+        assert not heartbeat.still_owned(lost)
+        assert heartbeat.still_owned(kept)
+
+
+def test_redis_is_asked_once_for_a_batch(redis: Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(redis, [b"%d" % number for number in range(8)])
+    queue = queue_of(redis, "a")
+    leases, calls = queue.claim(8), []
+    renew = queue.renew
+
+    def counted(held: list[Lease]) -> list[Lease]:
+        calls.append(len(held))
+        return renew(held)
+
+    monkeypatch.setattr(queue, "renew", counted)
+    with Heartbeat([queue], clock=clock) as heartbeat:
+        heartbeat.hold(leases, claimed_at=clock.now)
+        clock.now += 5
+        assert all(heartbeat.still_owned(lease) for lease in leases)
+        assert calls == [8]
+
+
+def test_without_its_thread_it_asks_itself(redis: Redis, clock: Clock) -> None:
+    push(redis, [b"one"])
+    queue = queue_of(redis, "a")
+    (lease,) = queue.claim(1)
+    heartbeat = Heartbeat([queue], clock=clock)
+    heartbeat.hold([lease], claimed_at=clock.now)
+    clock.now += 5
+    pass_time(redis, 31)
+    queue_of(redis, "b").claim(1)
+    assert not heartbeat.still_owned(lease)
+
+
+def test_both_claims_of_one_job_are_told_apart(redis: Redis, clock: Clock) -> None:
+    push(redis, [b"one"])
+    queue = queue_of(redis, "a")
+    heartbeat = Heartbeat([queue], clock=clock)
+    (before,) = queue.claim(1)
+    heartbeat.hold([before], claimed_at=clock.now)
+    pass_time(redis, 31)
+    (after,) = queue.claim(1)
+    heartbeat.hold([after], claimed_at=clock.now)
+    clock.now += 1
+    assert not heartbeat.still_owned(before)
+    assert heartbeat.still_owned(after)
+    heartbeat.drop(before)
+    assert heartbeat.still_owned(after)
+
+
+def test_a_lease_counts_from_before_its_claim(redis: Redis) -> None:
+    push(redis, [b"one"])
+    queue = queue_of(redis, "a", lease_seconds=1.0)
+    before = time.monotonic()
+    (lease,) = queue.claim(1)
+    after = time.monotonic()
+    assert before <= lease.claimed_at <= after
+
+
+class TestRedisAway:
+    @pytest.fixture
+    def relay(self) -> Iterator[Relay]:
+        with EmbeddedRedis() as server, Relay(lambda: server.port) as relay:
+            yield relay
+
+    def connected(self, relay: Relay, seconds: str) -> Redis:
+        url = f"redis://127.0.0.1:{relay.port}"
+        return connect(load({"REDIS_URL": url, "RUNNER_CONNECT_SECONDS": seconds}, required=("redis_url",)))
+
+    def test_leases_count_as_lost_before_another_can_take_them(
+        self, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(heartbeat_module, "ASK_SECONDS", 0.1)
+        client = self.connected(relay, "60")
+        push(client, [b"one"])
+        queue = queue_of(client, "a", lease_seconds=4.0)
+        (lease,) = queue.claim(1)
+        claimed = time.monotonic()
+        with Heartbeat([queue]) as heartbeat:
+            heartbeat.hold([lease])
+            assert heartbeat.still_owned(lease)
+            confirmed = time.monotonic()
+            relay.cut_off()
+            assert heartbeat.still_owned(lease), "for now nobody else can have it"
+            while heartbeat.still_owned(lease):
+                assert time.monotonic() < confirmed + 4.0, "it has to count as lost by then"
+                time.sleep(0.01)
+            given_up = time.monotonic()
+            assert claimed + 3 < given_up < confirmed + 4
+            relay.mend()
+            other = queue_of(self.connected(relay, "5"), "b")
+            while not other.claim(1):
+                assert time.monotonic() < given_up + 10
+                time.sleep(0.01)
+            assert time.monotonic() > given_up
+
+    def test_who_stores_does_not_wait_for_redis(self, relay: Relay) -> None:
+        """Locks are held in PostgreSQL meanwhile: half a second once, then the local clock at once."""
+        client = self.connected(relay, "60")
+        push(client, [b"%d" % number for number in range(8)])
+        queue = queue_of(client, "a")
+        leases = queue.claim(8)
+        with Heartbeat([queue]) as heartbeat:
+            heartbeat.hold(leases)
+            time.sleep(0.1)
+            relay.cut_off()
+            start = time.monotonic()
+            assert all(heartbeat.still_owned(lease) for lease in leases)
+            assert time.monotonic() - start < 2 * heartbeat_module.ASK_SECONDS
+            relay.mend()
+
+    def test_it_goes_on_after_redis_was_away(self, relay: Relay) -> None:
+        client = self.connected(relay, "0.1")
+        push(client, [b"one"])
+        queue = queue_of(client, "a", lease_seconds=1.5)
+        (lease,) = queue.claim(1)
+        with Heartbeat([queue]) as heartbeat:
+            heartbeat.hold([lease])
+            relay.cut_off()
+            time.sleep(0.8)
+            relay.mend()
+            time.sleep(1.5)
+            assert [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
+            assert heartbeat.still_owned(lease)
+            relay.cut_off()
+            with pytest.raises(RedisUnreachableError):
+                heartbeat.beat()

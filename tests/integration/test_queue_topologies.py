@@ -1,0 +1,334 @@
+"""The whole protocol in every shape that Redis is run in, and what happens when a master fails."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+import trustme
+
+from runner.demo.servers import EmbeddedRedis
+from runner.errors import RedisRefusedError, RedisUnreachableError, SettingsError
+from runner.queue import keys
+from runner.queue.client import connect
+from runner.queue.letters import DeadLetters, Requeued
+from runner.settings import Settings, load
+from runner.store.results import ResultStore
+from tests.integration.queue_tools import push, queue_of
+from tests.integration.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context, wait_until
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+SECRET = "correct horse@battery/staple,%"  # all that a URL must have quoted
+PAGE = Path(__file__).parents[2] / "docs" / "queue.md"
+
+
+def settings_of(url: str, seconds: str = "15") -> Settings:
+    return load({"REDIS_URL": url, "RUNNER_CONNECT_SECONDS": seconds}, required=("redis_url",))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(keys.list_key("process")) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tls") / "ca.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+def play(client: Any) -> None:
+    """Every operation once or more on both lists, and the results beside them."""
+    for name in ("compare", "process"):
+        push(client, [b"job %d" % number for number in range(7)], name)
+        queue = queue_of(client, "job/pod/1", name=name)
+        done, again, released, buried, purged, left = queue.claim(6)
+        assert queue.counts().waiting == 1
+        assert queue.renew([done, again]) == []
+        assert queue.acknowledge(done) is True
+        assert queue.retry(again, 0, "fetch_failed") is True
+        assert queue.release(released) is True
+        assert queue.bury(buried, "invalid_job", "not JSON") is True
+        assert queue.bury(purged, "invalid_job", "not JSON") is True
+        letters = DeadLetters(client, name)
+        assert sorted(letter.id for letter in letters.all()) == sorted([buried.id, purged.id])
+        assert letters.payload(buried.id) == buried.payload
+        assert (letters.payload_seconds(buried.id) or 0) > 3000
+        assert letters.get(buried.id) is not None
+        assert letters.requeue(buried.id) is Requeued.DONE
+        assert letters.purge(purged.id) is True
+        next_ = queue_of(client, "job/pod/2", name=name)
+        assert next_.take_over() == 1
+        assert {row.id for row in next_.leased()} == {again.id, released.id, left.id}
+        found = next_.claim(10)
+        assert sorted((lease.payload, lease.attempts) for lease in found) == [
+            (b"job 1", 2), (b"job 2", 1), (b"job 3", 1), (b"job 5", 2), (b"job 6", 1),
+        ]  # fmt: skip
+        assert queue.acknowledge(left) is False
+        assert next_.acknowledge_many(found) == set()
+        counts = next_.counts()
+        assert (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0)
+    results, job = ResultStore(client), str(uuid.uuid4())
+    assert results.begin(job) is False
+    assert results.answer(job, ["p1"], {"error": None}) is False
+    results.remember(job)
+    client.set(keys.match_result(job), "INITIATED")
+    assert results.heal() == [job]
+    assert client.get(keys.match_result(job)) == b'["p1"]'
+
+
+def test_standalone_with_a_password_and_a_database_number() -> None:
+    with EmbeddedRedis(password=SECRET) as server:
+        url = f"redis://:{quote(SECRET, safe='')}@127.0.0.1:{server.port}/7"
+        client = connect(settings_of(url))
+        play(client)
+        assert opened(server, password=SECRET, db=0).dbsize() == 0
+        assert opened(server, password=SECRET, db=7).dbsize() > 0
+        for wrong in (url.replace("correct", "incorrect"), url.replace(f":{quote(SECRET, safe='')}@", "")):
+            with pytest.raises(SettingsError, match="refuses the user, the password or a command") as refused:
+                connect(settings_of(wrong))
+            assert "horse" not in str(refused.value)
+        with pytest.raises(SettingsError, match="no such database"):
+            connect(settings_of(url.replace("/7", "/16")))
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "valkey.sock"
+    with EmbeddedRedis(arguments=["--unixsocket", str(path)]) as server:
+        play(connect(settings_of(f"unix://{path}?db=3")))
+        assert opened(server, db=3).dbsize() > 0
+
+
+def test_the_acl_line_of_the_documentation_suffices_and_is_needed() -> None:
+    line = acl_line(PAGE.read_text(encoding="utf-8"))
+    words = line.split()
+    with EmbeddedRedis() as server:
+        admin: Any = opened(server)
+        admin.execute_command("ACL", "SETUSER", words[1], *words[2:])
+        url = f"redis://{words[1]}:{words[3].removeprefix('>')}@127.0.0.1:{server.port}"
+        play(connect(settings_of(url)))
+        idle = []
+        for granted in [word for word in words if word.startswith("+")]:
+            admin.flushall()
+            admin.execute_command("ACL", "SETUSER", words[1], f"-{granted[1:]}")
+            try:
+                play(connect(settings_of(url)))
+                idle.append(granted)
+            except (SettingsError, RedisRefusedError) as refused:
+                assert "Redis" in str(refused)  # noqa: PT017 - most of the loop raises it
+            admin.execute_command("ACL", "SETUSER", words[1], granted)
+        assert idle == [], "granted, and not needed"
+
+
+class TestTls:
+    @pytest.fixture
+    def server(self) -> Iterator[EmbeddedRedis]:
+        with EmbeddedRedis() as server:
+            yield server
+
+    def test_a_private_authority(self, server: EmbeddedRedis, authority: trustme.CA, ca_file: Path) -> None:
+        with Relay(lambda: server.port, server_context(authority)) as relay:
+            play(connect(settings_of(f"rediss://127.0.0.1:{relay.port}/2?ssl_ca_certs={ca_file}")))
+            with pytest.raises(SettingsError, match="certificate is not trusted"):
+                connect(settings_of(f"rediss://127.0.0.1:{relay.port}"))
+            with pytest.raises(SettingsError, match="certificate is not trusted"):  # it is for 127.0.0.1
+                connect(settings_of(f"rediss://localhost:{relay.port}?ssl_ca_certs={ca_file}"))
+
+    def test_a_client_certificate(
+        self, server: EmbeddedRedis, authority: trustme.CA, ca_file: Path, tmp_path: Path
+    ) -> None:
+        clients = trustme.CA()
+        key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+        issued = clients.issue_cert("worker@example.org")
+        issued.private_key_pem.write_to_path(key)
+        issued.cert_chain_pems[0].write_to_path(certificate)
+        with Relay(lambda: server.port, server_context(authority, clients=clients)) as relay:
+            url = f"rediss://127.0.0.1:{relay.port}?ssl_ca_certs={ca_file}"
+            play(connect(settings_of(f"{url}&ssl_certfile={certificate}&ssl_keyfile={key}")))
+            with pytest.raises(SettingsError, match="wants a client certificate"):
+                connect(settings_of(url))
+
+    def test_a_server_without_tls(self, server: EmbeddedRedis) -> None:
+        with pytest.raises((SettingsError, RedisUnreachableError)):
+            connect(settings_of(f"rediss://127.0.0.1:{server.port}?socket_timeout=0.5", "0"))
+
+
+def test_cluster(cluster: Cluster) -> None:
+    client = connect(settings_of(cluster.url))
+    slots = {int(client.execute_command("CLUSTER KEYSLOT", keys.list_key(name))) for name in ("compare", "process")}
+    assert len(slots) == 2, "the two lists lie apart, so each has its side keys beside it"
+    play(client)
+
+
+def test_a_cluster_node_fails(cluster: Cluster) -> None:
+    client = connect(settings_of(cluster.url, "30"))
+    push(client, [b"one", b"two"])
+    queue = queue_of(client, "a")
+    (lease,) = queue.claim(1)
+    wait_until(lambda: opened(cluster.replica).info("replication")["slave_repl_offset"] > 0)
+    assert opened(cluster.master).wait(1, 5000) == 1
+    cluster.master.kill()
+    assert [again.payload for again in queue.claim(1)] == [b"two"], "waits for the replica to take its place"
+    assert queue.acknowledge(lease) is True
+    cluster.master.restart()
+    wait_until(lambda: opened(cluster.master).info("replication")["role"] == "slave")
+    wait_until(lambda: opened(cluster.replica).info("replication")["connected_slaves"] == 1)
+    counts = queue.counts()
+    assert (counts.waiting, counts.in_flight) == (0, 1)
+    client.flushall()
+    play(connect(settings_of(cluster.url)))
+
+
+def test_a_cluster_has_one_database(cluster: Cluster) -> None:
+    with pytest.raises(SettingsError, match="only number 0"):
+        connect(settings_of(f"{cluster.url}/1"))
+
+
+class TestSentinel:
+    def test_the_whole_protocol_and_a_failover(self) -> None:
+        with Sentinels() as servers:
+            client = connect(settings_of(servers.url, "30"))
+            play(client)
+            push(client, [b"one", b"two", b"three"])
+            queue = queue_of(client, "a")
+            first, second = queue.claim(2)
+            servers.synchronise()
+            servers.master.kill()
+            assert queue.renew([first, second]) == [], "waits for the sentinel to promote the replica"
+            assert queue.acknowledge(first) is True
+            assert queue.retry(second, 0, "x") is True
+            assert sorted(lease.payload for lease in queue.claim(5)) == [b"three", b"two"]
+            assert opened(servers.replica).info("replication")["role"] == "master"
+            client.flushall()
+            play(client)
+
+    def test_a_master_that_is_demoted_while_it_lives(self) -> None:
+        """The old master answers READONLY on the open connection: it must be left."""
+        with Sentinels() as servers:
+            client = connect(settings_of(servers.url, "30"))
+            push(client, [b"one"])
+            queue = queue_of(client, "a")
+            (lease,) = queue.claim(1)
+            servers.synchronise()
+            assert opened(servers.sentinel).sentinel_failover("photos")
+            wait_until(lambda: opened(servers.master).info("replication")["role"] == "slave")
+            assert queue.renew([lease]) == []
+            assert queue.acknowledge(lease) is True
+            assert opened(servers.replica).info("replication")["role"] == "master"
+
+    def test_a_failover_that_loses_the_last_writes(self) -> None:
+        """A claim that the replica never saw: the job is in the list again, the lease is not ours any more."""
+        with Sentinels() as servers:
+            client = connect(settings_of(servers.url, "30"))
+            push(client, [b"one"])
+            servers.synchronise()
+            opened(servers.replica).execute_command("REPLICAOF", "NO", "ONE")
+            queue = queue_of(client, "a")
+            (lease,) = queue.claim(1)
+            assert opened(servers.replica).llen(keys.list_key("process")) == 1
+            servers.master.kill()
+            assert queue.acknowledge(lease) is False
+            (again,) = queue.claim(1)
+            assert (again.payload, again.attempts) == (b"one", 1)
+
+    def test_sentinels_with_a_password_and_an_unknown_master(self) -> None:
+        with Sentinels(password="s3cret word") as servers:
+            with pytest.raises((RedisUnreachableError, SettingsError)) as refused:
+                connect(settings_of(servers.url, "0.5"))
+            assert "s3cret" not in str(refused.value)
+            url = f"{servers.url}?sentinel_password=s3cret%20word"
+            play(connect(settings_of(url)))
+            with pytest.raises(RedisUnreachableError, match="others"):
+                connect(settings_of(url.replace("photos", "others"), "0.5"))
+
+
+def test_a_name_that_has_moved_on_to_another_master() -> None:
+    """One address in front of two servers, as managed services have it: READONLY ends the connection."""
+    at_once = ["--repl-diskless-sync-delay", "0"]
+    with EmbeddedRedis(arguments=at_once) as old, EmbeddedRedis(arguments=at_once) as new:
+        current = [old]
+        with Relay(lambda: current[0].port) as relay:
+            client = connect(settings_of(f"redis://127.0.0.1:{relay.port}"))
+            opened(new).execute_command("REPLICAOF", "127.0.0.1", old.port)
+            wait_until(lambda: opened(new).info("replication")["master_link_status"] == "up")
+            opened(new).execute_command("REPLICAOF", "NO", "ONE")
+            opened(old).execute_command("REPLICAOF", "127.0.0.1", new.port)
+            current[0] = new
+            push(client, [b"one"])
+            assert opened(new).llen(keys.list_key("process")) == 1
+
+
+@pytest.mark.parametrize("operation", ["claim", "acknowledge", "retry", "release", "bury", "requeue", "purge"])
+def test_an_operation_whose_reply_is_lost_is_answered_when_it_is_sent_again(operation: str) -> None:
+    with EmbeddedRedis() as server, Relay(lambda: server.port) as relay:
+        client = connect(settings_of(f"redis://127.0.0.1:{relay.port}"))
+        push(client, [b"one", b"two", b"three"])
+        queue, letters = queue_of(client, "a"), DeadLetters(client, "process")
+        leases = queue.claim(1)
+        if operation in ("requeue", "purge"):
+            queue.bury(leases[0], "x", "")
+        relay.lose_replies = 1
+        if operation == "claim":
+            assert [(lease.payload, lease.attempts) for lease in queue.claim(1)] == [(b"two", 1)]
+            assert queue.counts().in_flight == 2
+        elif operation in ("requeue", "purge"):
+            assert getattr(letters, operation)(leases[0].id) in (True, Requeued.DONE)
+            assert queue.counts().dead == 0
+            assert queue.counts().waiting == (3 if operation == "requeue" else 2)
+        else:
+            more = {"retry": (5, "x"), "bury": ("x", "")}.get(operation, ())
+            assert getattr(queue, operation)(leases[0], *more) is True
+        assert relay.lose_replies == 0
+
+
+def test_redis_that_is_full_still_ends_and_keeps_leases() -> None:
+    with EmbeddedRedis() as server:
+        admin = opened(server)
+        client: Redis = connect(settings_of(server.url, "0.2"))
+        push(client, [b"x" * 1000] * 12)
+        queue = queue_of(client, "a")
+        leases = queue.claim(6)
+        queue.retry(leases[5], 0, "x")
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", 1)
+        with pytest.raises(RedisUnreachableError, match="maxmemory"):
+            client.set("anything", "more")
+        assert queue.renew(leases[:5]) == []
+        assert queue.acknowledge(leases[0]) is True
+        assert queue.retry(leases[1], 0, "x") is True
+        assert queue.release(leases[2]) is True
+        assert queue.bury(leases[3], "x", "") is True
+        assert sorted(lease.attempts for lease in queue.claim(4)) == [1, 1, 2, 2]
+        letters = DeadLetters(client, "process")
+        assert letters.requeue(leases[3].id) is Requeued.DONE
+        assert queue_of(client, "b").take_over() == 0
+        admin.config_set("maxmemory", 0)
+
+
+def test_what_is_in_the_way_is_named() -> None:
+    with EmbeddedRedis() as server:
+        client: Any = connect(settings_of(server.url))
+        client.set(keys.list_key("process"), "no list")
+        with pytest.raises(RedisRefusedError, match=r"face_embeddings:process.*WRONGTYPE") as refused:
+            queue_of(client, "a").claim(1)
+        assert refused.value.exit_code == 1
+
+
+def test_neither_client_nor_pool_shows_the_password() -> None:
+    with EmbeddedRedis(password="hunter2") as server:
+        client = connect(settings_of(server.url))
+        assert "hunter2" not in repr(client)
+        assert "hunter2" not in repr(getattr(client, "connection_pool", ""))

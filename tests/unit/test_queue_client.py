@@ -1,0 +1,210 @@
+"""The connection to Redis: what a URL says, what is tried again, and what never comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import exceptions
+
+from runner.errors import RedisUnreachableError, SettingsError
+from runner.queue.client import Patience, is_passing, is_refusal, parse_url, reason
+
+SECRET = "hunter2"
+
+
+def told(url: str) -> tuple[Any, ...]:
+    address = parse_url(url)
+    return (address.kind, address.hosts, address.master, address.database, address.options)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://h", ("standalone", [("h", 6379)], "", 0, {})),
+        ("redis://h:7/3", ("standalone", [("h", 7)], "", 3, {})),
+        ("redis://h/?db=4", ("standalone", [("h", 6379)], "", 4, {})),
+        ("redis://[::1]:7", ("standalone", [("::1", 7)], "", 0, {})),
+        ("redis://:p%40%2F%25@h", ("standalone", [("h", 6379)], "", 0, {"password": "p@/%"})),
+        ("redis://u%3A:p@h", ("standalone", [("h", 6379)], "", 0, {"username": "u:", "password": "p"})),
+        ("rediss://h", ("standalone", [("h", 6379)], "", 0, {"ssl": True})),
+        ("redis://h?socket_timeout=1.5", ("standalone", [("h", 6379)], "", 0, {"socket_timeout": 1.5})),
+        (
+            "rediss://h?ssl_check_hostname=false&ssl_cert_reqs=none",
+            ("standalone", [("h", 6379)], "", 0, {"ssl": True, "ssl_check_hostname": False, "ssl_cert_reqs": "none"}),
+        ),
+        ("redis+cluster://a,b:7,[::1]:8", ("cluster", [("a", 6379), ("b", 7), ("::1", 8)], "", 0, {})),
+        ("rediss+cluster://:p@a/0", ("cluster", [("a", 6379)], "", 0, {"password": "p", "ssl": True})),
+        ("redis+sentinel://a,b:7/main/2", ("sentinel", [("a", 26379), ("b", 7)], "main", 2, {})),
+        ("redis+sentinel://:p@a/my%20main", ("sentinel", [("a", 26379)], "my main", 0, {"password": "p"})),
+    ],
+)  # fmt: skip
+def test_urls(url: str, expected: tuple[Any, ...]) -> None:
+    assert told(url) == expected
+
+
+def test_a_socket() -> None:
+    address = parse_url("unix:///run/redis.sock?db=2")
+    assert (address.kind, address.socket, address.database, address.hosts) == ("standalone", "/run/redis.sock", 2, [])
+
+
+def test_sentinels_have_credentials_of_their_own_and_the_same_tls(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_text("")
+    url = f"rediss+sentinel://u:p@a/main?sentinel_username=s&sentinel_password=q&ssl_ca_certs={authority}"
+    address = parse_url(url)
+    assert address.options == {"username": "u", "password": "p", "ssl": True, "ssl_ca_certs": str(authority)}
+    assert address.sentinel_options == {
+        "username": "s", "password": "q", "ssl": True, "ssl_ca_certs": str(authority),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (f"redis://u:{SECRET}@h:port", "hosts, ports"),
+        (f"redis://u:{SECRET}@h:70000", "hosts, ports"),
+        (f"redis://u:{SECRET}@[::1", "hosts, ports"),
+        (f"redis://u:{SECRET}@", "host is missing"),
+        (f"redis://u:{SECRET}@a,b", "several hosts"),
+        (f"redis+cluster://u:{SECRET}@a,,b", "host is missing"),
+        (f"redis+cluster://u:{SECRET}@a/1", "only number 0"),
+        (f"redis+sentinel://u:{SECRET}@a", "no master"),
+        (f"redis+sentinel://u:{SECRET}@a/main/x", "database must be a number"),
+        (f"redis://u:{SECRET}@a/x", "database must be a number"),
+        (f"redis://u:{SECRET}@a/-1", "database must be a number"),
+        (f"redis://u:{SECRET}@a/1/2", "database must be a number"),
+        (f"redis://u:{SECRET}@a?decode_responses=1", "unknown parameter decode_responses"),
+        (f"redis://u:{SECRET}@a?sentinel_password=x", "unknown parameter sentinel_password"),
+        (f"redis://u:{SECRET}@a?nonsense", "parameters"),
+        (f"redis://u:{SECRET}@a?socket_timeout=soon", "value of socket_timeout"),
+        (f"redis://u:{SECRET}@a?ssl_cert_reqs=none", "rediss"),
+        (f"rediss://u:{SECRET}@a?ssl_ca_certs=/nowhere/ca.pem", "cannot be read: /nowhere/ca.pem"),
+    ],
+)
+def test_urls_that_say_too_little_or_nonsense(url: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as refused:
+        parse_url(url)
+    assert SECRET not in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_an_address_shows_no_password() -> None:
+    assert SECRET not in repr(parse_url(f"redis://u:{SECRET}@h"))
+
+
+PASSING = [
+    exceptions.ConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused."),
+    exceptions.TimeoutError("Timeout reading from socket"),
+    exceptions.BusyLoadingError("Redis is loading the dataset in memory"),
+    exceptions.ReadOnlyError("You can't write against a read only replica."),
+    exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+    exceptions.ClusterDownError("The cluster is down"),
+    exceptions.MasterDownError("Link with MASTER is down"),
+    exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
+    exceptions.MovedError("1 127.0.0.1:7"),
+    exceptions.RedisClusterException("Redis Cluster cannot be connected."),
+    exceptions.SlotNotCoveredError("Slot 1 is not covered"),
+    exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."),
+    exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"),
+    exceptions.ResponseError("BUSY Redis is busy running a script."),
+    exceptions.ResponseError("ERR Error running script (call to f_1): @user_script:7: -OOM command not allowed"),
+    exceptions.ResponseError("ERR Error running script (call to f_1): @user_script:7: -READONLY You can't write"),
+]
+REFUSED = [
+    exceptions.AuthenticationError("invalid username-password pair or user is disabled."),
+    exceptions.AuthorizationError("no"),
+    exceptions.NoPermissionError("User w has no permissions to run the 'eval' command"),
+    exceptions.ResponseError("ERR ACL failure in script: User w has no permissions to run the 'lpop' command"),
+    exceptions.ResponseError("DB index is out of range"),
+    exceptions.ConnectionError("Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] self-signed"),
+    exceptions.ConnectionError("Error while reading: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert"),
+]
+NEITHER = [
+    exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
+    exceptions.NoScriptError("No matching script."),
+    exceptions.DataError("Invalid input of type"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=str)
+def test_what_passes_is_tried_again(error: Exception) -> None:
+    assert is_passing(error)
+    assert not is_refusal(error)
+    errors, resets = [error, error, error], []
+    pauses: list[float] = []
+
+    def command() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    found = Patience(10, sleep=pauses.append).call(command, reset=lambda: resets.append(1))
+    assert (found, len(resets)) == ("done", 3)
+    assert [0.02 < pause < 0.35 for pause in pauses] == [True] * 3
+
+
+@pytest.mark.parametrize("error", REFUSED, ids=str)
+def test_what_is_refused_is_not_tried_again(error: Exception) -> None:
+    assert is_refusal(error)
+    calls = []
+
+    def command() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(SettingsError, match="REDIS_URL"):
+        Patience(10).call(command)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("error", NEITHER, ids=str)
+def test_other_errors_come_out_as_they_are(error: Exception) -> None:
+    assert not is_passing(error)
+    assert not is_refusal(error)
+
+    def command() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        Patience(10).call(command)
+
+
+def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr("runner.queue.client.time.monotonic", lambda: now[0])
+
+    def command() -> None:
+        raise exceptions.ConnectionError("Connection refused.")
+
+    with pytest.raises(RedisUnreachableError, match=r"Connection refused.*tried for 30 s") as ended:
+        Patience(30, sleep=sleep).call(command)
+    assert ended.value.exit_code == 75
+    assert 25 < now[0] <= 33
+    assert max(pauses) <= 3.0, "two seconds and their jitter"
+
+
+def test_no_patience_at_all_is_one_try() -> None:
+    calls = []
+
+    def command() -> None:
+        calls.append(1)
+        raise exceptions.ConnectionError("Connection refused.")
+
+    with pytest.raises(RedisUnreachableError):
+        Patience(0).call(command)
+    assert len(calls) == 1
+
+
+def test_a_reason_repeats_no_command() -> None:
+    told = reason(exceptions.ResponseError(f"unknown command 'HELLO', with args beginning with: '3' 'AUTH' '{SECRET}'"))
+    assert told == "unknown command 'HELLO'"
+    assert reason(exceptions.TimeoutError()) == "TimeoutError"
+    assert reason(exceptions.ConnectionError("one\ntwo")) == "one"

@@ -1,0 +1,62 @@
+"""What the queue says without a server: names, back-off, reprs."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.queue.leases import HORIZON_SECONDS, Lease, backoff, owner_name
+from runner.settings import load
+
+
+def test_the_repr_of_a_lease_holds_no_payload() -> None:
+    lease = Lease("id-1", "compare", b"a selfie", 1, holder="owner#word", bytes=8)
+    assert "selfie" not in repr(lease)
+    assert "id-1" in repr(lease)
+
+
+def test_a_lease_knows_whether_its_payload_is_whole() -> None:
+    assert not Lease("id", "process", b"12345", 1, bytes=5).truncated
+    assert not Lease("id", "process", b"12345", 1).truncated
+    assert Lease("id", "process", b"123", 1, bytes=5).truncated
+
+
+def test_a_lease_was_claimed_when_it_was_made() -> None:
+    before = time.monotonic()
+    assert before <= Lease("id", "process", b"", 1).claimed_at <= time.monotonic()
+
+
+def test_owners_are_unlike_and_begin_alike() -> None:
+    one, two = owner_name("job-1"), owner_name("job-1")
+    assert one != two
+    assert one.rpartition("/")[0] == two.rpartition("/")[0]
+    assert one.startswith("job-1/")
+    assert one.count("/") == 2
+    assert owner_name("").count("/") == 1
+
+
+@given(st.text(min_size=1))
+def test_no_name_can_be_taken_for_another(name: str) -> None:
+    try:
+        owner = owner_name(name)
+    except UnicodeEncodeError:  # lone surrogates: an environment has none
+        return
+    assert owner.count("/") == 2
+    assert "#" not in owner
+    assert not owner_name(name + "x").startswith(owner.partition("/")[0] + "/")
+
+
+@given(st.integers(1, 100), st.floats(0, 3600), st.floats(0, 3600), st.randoms(use_true_random=False))
+def test_backoff_grows_is_capped_and_has_jitter(attempts: int, base: float, cap: float, source: random.Random) -> None:
+    longest = min(cap, base * 2.0 ** (attempts - 1))
+    assert longest / 2 <= backoff(attempts, base=base, cap=cap, random=source) <= longest
+
+
+def test_no_setting_lets_a_lease_or_a_retry_reach_beyond_the_horizon() -> None:
+    urls = {"REDIS_URL": "redis://h", "DATABASE_URL": "postgresql://h/d"}
+    limits = {"RUNNER_LEASE_SECONDS": str(HORIZON_SECONDS), "RUNNER_RETRY_MAX_SECONDS": str(HORIZON_SECONDS)}
+    settings = load(urls | limits)
+    assert (settings.lease_seconds, settings.retry_max_seconds) == (HORIZON_SECONDS, HORIZON_SECONDS)
