@@ -56,6 +56,10 @@ docs: $(INSTALLED) ## Write the generated parts of the README, and of the chart'
 	@$(BIN)/python -m runner.docs README.md
 	@$(BIN)/python -m tests.chart.document
 
+.PHONY: manifests
+manifests: $(INSTALLED) ## Render k8s/base, keda and the production overlay from the chart
+	@$(BIN)/python -m tests.chart.manifests
+
 .PHONY: tools
 tools: $(INSTALLED) ## Fetch helm and kubectl into .cache/tools (pinned by sha256; x86-64 Linux)
 	@$(BIN)/python -m tests.chart.tools

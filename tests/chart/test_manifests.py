@@ -1,0 +1,157 @@
+"""k8s/ and keda/ are what the chart renders, and kustomize makes of them what it should."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import psycopg
+import pytest
+import yaml
+
+from runner.demo import api
+from runner.store import schema
+from runner.store.photos import PhotoTable
+from tests.chart import manifests, tools
+from tests.chart.render import NEWEST, OLDEST, Object
+from tests.chart.test_schemas import keda_validator
+
+KUBECTLS = pytest.mark.parametrize("kubectl", [tools.KUBECTL_OLD, tools.KUBECTL], ids=lambda tool: tool.version)
+LAPTOP = "k8s/overlays/laptop"
+EVERY_FOLDER = pytest.mark.parametrize("folder", [manifests.BASE, manifests.KEDA, LAPTOP, manifests.PRODUCTION])
+
+
+def kustomized(folder: str, kubectl: tools.Tool = tools.KUBECTL) -> dict[tuple[str, str], Object]:
+    done = subprocess.run(
+        [str(tools.ensure(kubectl)), "kustomize", folder],
+        cwd=tools.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    return {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(done.stdout)}
+
+
+def without_namespace(objects: dict[tuple[str, str], Object]) -> dict[tuple[str, str], Object]:
+    return {
+        key: item | {"metadata": {name: value for name, value in item["metadata"].items() if name != "namespace"}}
+        for key, item in objects.items()
+    }
+
+
+def in_any_order(node: Any) -> Any:
+    """Sort lists of named things, such as variables and volumes: kustomize puts what a patch adds first."""
+    if isinstance(node, dict):
+        return {key: in_any_order(value) for key, value in node.items()}
+    if isinstance(node, list):
+        items = [in_any_order(item) for item in node]
+        named = all(isinstance(item, dict) and "name" in item for item in items)
+        return sorted(items, key=lambda item: str(item["name"])) if named else items
+    return node
+
+
+def test_the_rendered_files_are_current() -> None:
+    wanted = manifests.files()
+    assert {name: (tools.ROOT / name).read_text(encoding="utf-8") for name in wanted} == wanted, "run `make manifests`"
+    rendered = {
+        str(path.relative_to(tools.ROOT))
+        for folder in (manifests.BASE, manifests.KEDA, manifests.PRODUCTION)
+        for path in (tools.ROOT / folder).rglob("*")
+        if path.is_file() and path.read_text(encoding="utf-8").startswith(manifests.HEADER)
+    }
+    assert rendered == set(wanted), "rendered once, and no longer"
+
+
+@KUBECTLS
+def test_base_and_keda_are_the_chart(kubectl: tools.Tool) -> None:
+    found = kustomized(manifests.BASE, kubectl) | kustomized(manifests.KEDA, kubectl)
+    assert found == manifests.plain({})
+
+
+@KUBECTLS
+def test_production_is_the_chart_with_its_values(kubectl: tools.Tool) -> None:
+    values = yaml.safe_load((tools.ROOT / manifests.PRODUCTION / "values.yaml").read_text(encoding="utf-8"))
+    found = kustomized(manifests.PRODUCTION, kubectl)
+    classes = {key for key in found if key[0] == "PriorityClass"}
+    for kind, name in found:
+        if (kind, name) not in classes:
+            assert found[kind, name]["metadata"]["namespace"] == "spottmee"
+    without_classes = {key: item for key, item in found.items() if key not in classes}
+    assert in_any_order(without_namespace(without_classes)) == in_any_order(manifests.plain(values))
+    named = {
+        item["spec"]["jobTargetRef"]["template"]["spec"]["priorityClassName"]
+        for key, item in found.items()
+        if key[0] == "ScaledJob"
+    }
+    assert named == {name for _, name in classes}
+
+
+@EVERY_FOLDER
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_kubernetes_accepts_what_kustomize_makes(folder: str, version: str) -> None:
+    for item in kustomized(folder).values():
+        if not item["apiVersion"].startswith("keda.sh/"):
+            kubernetes_validate.validate(item, version, strict=True)
+
+
+@pytest.mark.parametrize("folder", [LAPTOP, manifests.PRODUCTION])
+def test_keda_accepts_what_kustomize_makes(folder: str) -> None:
+    for item in kustomized(folder).values():
+        if item["apiVersion"].startswith("keda.sh/"):
+            assert [error.message for error in keda_validator(item["kind"]).iter_errors(item)] == []
+
+
+def test_the_laptop_has_everything_that_the_worker_asks_for() -> None:
+    found = kustomized(LAPTOP)
+    config = found["ConfigMap", "spottmee-worker"]["data"]
+    assert config == {"REDIS_URL": "redis://redis:6379/0", "RUNNER_ALLOW_PRIVATE_URLS": "true"}
+    assert ("Service", "redis") in found
+    assert ("Service", "postgres") in found
+    assert set(found["Secret", "spottmee-worker"]["data"]) == {"DATABASE_URL"}
+    for name in ("process", "compare"):
+        spec = found["ScaledJob", f"spottmee-worker-{name}"]["spec"]
+        assert spec["maxReplicaCount"] == 2
+        assert spec["jobTargetRef"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] == "1Gi"
+
+
+@pytest.mark.parametrize("folder", [LAPTOP, manifests.PRODUCTION])
+def test_an_image_is_chosen_in_one_line(folder: str, tmp_path: Path) -> None:
+    """`images:` of an overlay reaches the ScaledJobs too, which kustomize does not know."""
+    overlay = tools.ROOT / ".cache" / f"kustomize-{tmp_path.name}"
+    overlay.mkdir(parents=True)
+    image = "spottmee-worker" if folder == LAPTOP else "registry.example.org/spottmee-worker"
+    try:
+        (overlay / "kustomization.yaml").write_text(
+            yaml.safe_dump(
+                {
+                    "resources": [f"../../{folder}"],
+                    "images": [{"name": image, "newName": "other.example.org/faces", "newTag": "7"}],
+                }
+            )
+        )
+        found = kustomized(str(overlay.relative_to(tools.ROOT)))
+    finally:
+        (overlay / "kustomization.yaml").unlink(missing_ok=True)
+        overlay.rmdir()
+    text = yaml.safe_dump(list(found.values()))
+    assert text.count("image: other.example.org/faces:7") == 4  # two ScaledJobs, the debug template, the migration
+    assert f"image: {image}:" not in text
+
+
+def test_the_laptops_table_is_the_apis(empty_database_url: str, database_url: str) -> None:
+    sql = (tools.ROOT / LAPTOP / "photo-table.sql").read_text(encoding="utf-8")
+    columns = (
+        "SELECT column_name, data_type, udt_name, is_nullable, column_default, datetime_precision"
+        " FROM information_schema.columns WHERE table_name = 'Photo' ORDER BY ordinal_position"
+    )
+    with psycopg.connect(empty_database_url, autocommit=True) as laptop, psycopg.connect(database_url) as real:
+        laptop.execute(sql.encode())
+        assert laptop.execute(columns).fetchall() == real.execute(columns).fetchall()
+        PhotoTable(laptop).check()
+        schema.migrate(laptop)
+        schema.check(laptop)
+    assert api.PROCESS_LIST.startswith("face_embeddings:")

@@ -1,0 +1,420 @@
+"""What the chart renders: the same objects under both helms, and what the design asks of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+import yaml
+
+from runner import __version__, errors, settings
+from runner.queue import keys
+from tests.chart import tools
+from tests.chart.render import CHART, OLDEST, Object, Rendered, cases, environment, render
+
+CASES = cases()
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+LONGEST = "a-party-of-four-hundred-people-and-all-of-their-photos"[:53]
+LISTS = ("process", "compare")
+OWN_LABELS = ("name", "instance", "version", "managed-by")
+
+
+def rendered(case: str = "defaults", **options: Any) -> Rendered:
+    return render(tools.HELM_4, CASES[case], **options)
+
+
+def scaled_jobs(objects: Rendered) -> dict[str, Object]:
+    return {item["metadata"]["labels"]["app.kubernetes.io/component"]: item for item in objects.of_kind("ScaledJob")}
+
+
+def variables(pod: Object) -> dict[str, Any]:
+    return {variable["name"]: variable for variable in pod["spec"]["containers"][0]["env"]}
+
+
+@EVERY_CASE
+def test_both_helms_render_the_same_objects(case: str) -> None:
+    for release in ("faces", LONGEST):
+        assert render(tools.HELM_3, CASES[case], release=release) == render(tools.HELM_4, CASES[case], release=release)
+
+
+def test_the_oldest_kubernetes_gets_the_same(helm_tool: tools.Tool) -> None:
+    assert render(helm_tool, {}, kube=OLDEST) == render(helm_tool, {})
+
+
+def test_the_chart_carries_the_version_of_the_runner() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["appVersion"] == __version__
+    assert chart["kubeVersion"] == f">={OLDEST}.0-0"
+
+
+@EVERY_CASE
+def test_every_object_and_pod_is_labelled(case: str) -> None:
+    objects = rendered(case)
+    for item in [*objects.objects, *(pod for _, pod in objects.pods())]:
+        labels = item["metadata"]["labels"]
+        assert {f"app.kubernetes.io/{name}" for name in OWN_LABELS} <= set(labels)
+        assert labels["app.kubernetes.io/name"] == "spottmee-worker"
+        assert labels["app.kubernetes.io/instance"] == "faces"
+        assert re.fullmatch(r"spottmee-worker-[\w.+-]+", labels["helm.sh/chart"])
+        if "containers" in item.get("spec", {}):
+            assert labels["app.kubernetes.io/component"] in {*LISTS, "debug", "migrate", "test"}
+
+
+class TestNames:
+    def test_they_are_the_releases(self) -> None:
+        assert {(item["kind"], item["metadata"]["name"]) for item in rendered().objects} == {
+            ("ConfigMap", "faces"),
+            ("CronJob", "faces-debug"),
+            ("Job", "faces-migrate"),
+            ("Pod", "faces-test"),
+            ("ScaledJob", "faces-compare"),
+            ("ScaledJob", "faces-process"),
+            ("ServiceAccount", "faces"),
+            ("ServiceAccount", "faces-migrate"),
+        }
+
+    @EVERY_CASE
+    def test_a_release_of_53_characters_leaves_room_for_every_suffix(self, case: str) -> None:
+        objects = rendered(case, release=LONGEST)
+        assert len(LONGEST) == 53
+        for item in objects.objects:
+            name = item["metadata"]["name"]
+            if item["kind"] == "ScaledJob":
+                name += "-xxxxx"  # KEDA's generateName; the Job's name is a label too
+            assert len(name) <= {"CronJob": 52, "ClusterTriggerAuthentication": 253}.get(item["kind"], 63), name
+            assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
+            for label in item["metadata"]["labels"].values():
+                assert len(label) <= 63
+
+    def test_two_releases_in_one_namespace_share_nothing(self) -> None:
+        def names(release: str) -> set[tuple[str, str]]:
+            objects = rendered("everything", release=release).objects
+            return {(item["kind"], item["metadata"]["name"]) for item in objects}
+
+        assert not names("faces") & names("faces-2")
+        assert not names(LONGEST) & names(LONGEST[:-1] + "x")
+
+    def test_policies_select_their_own_release_alone(self) -> None:
+        objects = rendered("everything", release="faces-2")
+        (policy,) = objects.of_kind("NetworkPolicy")
+        selector = policy["spec"]["podSelector"]["matchLabels"]
+        assert selector["app.kubernetes.io/instance"] == "faces-2"
+        for _, pod in objects.pods():
+            assert selector.items() <= pod["metadata"]["labels"].items()
+
+
+class TestScaling:
+    @EVERY_CASE
+    def test_each_list_is_scaled_by_list_and_leases_together(self, case: str) -> None:
+        for name, item in scaled_jobs(rendered(case)).items():
+            spec = item["spec"]
+            assert spec["scalingStrategy"] == {"multipleScalersCalculation": "sum"}, "and no strategy: the default one"
+            assert spec["rollout"] == {"strategy": "gradual"}
+            lists = [trigger["metadata"]["listName"] for trigger in spec["triggers"]]
+            assert lists == [keys.list_key(name), keys.leases(name)]
+            for trigger in spec["triggers"]:
+                assert all(isinstance(value, str) for value in trigger["metadata"].values())
+                assert trigger["metadata"]["activationListLength"] == "0"
+
+    @EVERY_CASE
+    def test_keda_counts_for_a_pod_what_the_pod_takes(self, case: str) -> None:
+        objects = rendered(case)
+        for name, item in scaled_jobs(objects).items():
+            environment_of = environment(item["spec"]["jobTargetRef"]["template"], objects)
+            lengths = {trigger["metadata"]["listLength"] for trigger in item["spec"]["triggers"]}
+            assert lengths == {environment_of["RUNNER_MAX_JOBS"]}
+            assert environment_of["RUNNER_QUEUES"] == name
+
+    def test_the_jobs_of_a_burst_follow_the_formula(self) -> None:
+        length = int(scaled_jobs(rendered())["process"]["spec"]["triggers"][0]["metadata"]["listLength"])
+        assert [ceil(waiting / length) for waiting in (0, 1, 50, 51, 200)] == [0, 1, 1, 2, 4]
+
+    def test_a_paused_or_disabled_list(self) -> None:
+        found = scaled_jobs(rendered("one-list"))
+        assert list(found) == ["process"]
+        assert found["process"]["metadata"]["annotations"] == {"autoscaling.keda.sh/paused": "true"}
+        assert "annotations" not in scaled_jobs(rendered())["process"]["metadata"]
+
+    def test_replicas_and_history_come_from_the_values(self) -> None:
+        spec = scaled_jobs(rendered("gpu"))["process"]["spec"]
+        assert (spec["pollingInterval"], spec["minReplicaCount"], spec["maxReplicaCount"]) == (15, 1, 4)
+        assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (5, 5)
+
+
+class TestJobs:
+    @EVERY_CASE
+    def test_disruptions_do_not_count_and_configuration_faults_end_the_job(self, case: str) -> None:
+        for item in scaled_jobs(rendered(case)).values():
+            job = item["spec"]["jobTargetRef"]
+            ignored, failed = job["podFailurePolicy"]["rules"]
+            assert ignored["action"] == "Ignore"
+            assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+            assert failed["action"] == "FailJob"
+            permanent = (errors.SettingsError, errors.SchemaError, errors.ModelError)
+            assert failed["onExitCodes"]["values"] == [error.exit_code for error in permanent]
+            assert errors.UnreachableError.exit_code not in failed["onExitCodes"]["values"]
+            container = job["template"]["spec"]["containers"][0]["name"]
+            assert failed["onExitCodes"]["containerName"] == container == item["spec"]["envSourceContainerName"]
+            assert job["podReplacementPolicy"] == "Failed"
+            assert job["template"]["spec"]["restartPolicy"] == "Never"
+            assert job["ttlSecondsAfterFinished"] == 3600
+
+    @EVERY_CASE
+    def test_kubernetes_waits_longer_than_the_runner(self, case: str) -> None:
+        objects = rendered(case)
+        for item in scaled_jobs(objects).values():
+            job = item["spec"]["jobTargetRef"]
+            seconds = environment(job["template"], objects)
+            drain, limit = float(seconds["RUNNER_DRAIN_SECONDS"]), float(seconds["RUNNER_MAX_SECONDS"])
+            assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= drain + 5
+            assert job["activeDeadlineSeconds"] > limit + drain
+
+    def test_a_pod_says_who_it_is(self) -> None:
+        for name, pod in rendered().pods():
+            given = variables(pod)
+            assert given["POD_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+            assert given["NODE_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+            if name in {"faces-process", "faces-compare", "faces-debug"}:
+                job = {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}}
+                assert given["RUNNER_OWNER"]["valueFrom"] == given["JOB_NAME"]["valueFrom"] == job
+                assert given["RUNNER_TERMINATION_LOG"]["value"] == "/dev/termination-log"
+
+    def test_the_debug_template_never_runs_by_itself(self) -> None:
+        template = rendered().find("CronJob", "faces-debug")
+        assert template["spec"]["suspend"] is True
+        given = variables(template["spec"]["jobTemplate"]["spec"]["template"])
+        assert given["RUNNER_MAX_JOBS"]["value"] == "1"
+        assert given["RUNNER_LOG_LEVEL"]["value"] == "debug"
+        assert template["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
+
+    def test_the_test_pod_asks_the_doctor(self) -> None:
+        pod = rendered().find("Pod", "faces-test")
+        assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+        assert pod["spec"]["containers"][0]["args"] == ["doctor"]
+
+
+class TestPlacement:
+    def test_a_gpu_pod(self) -> None:
+        spec = scaled_jobs(rendered("gpu"))["process"]["spec"]["jobTargetRef"]["template"]["spec"]
+        assert spec["runtimeClassName"] == "nvidia"
+        assert spec["priorityClassName"] == "batch"
+        assert spec["nodeSelector"] == {"accelerator": "l4"}
+        assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert set(spec["affinity"]) == {"nodeAffinity"}
+        assert spec["topologySpreadConstraints"][0]["maxSkew"] == 1
+        container = spec["containers"][0]
+        assert container["resources"]["limits"] == {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "1"}
+        assert container["image"] == f"registry.example.org/spottmee-worker:{__version__}-gpu@sha256:{'0' * 64}"
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+
+    def test_the_other_list_keeps_its_own(self) -> None:
+        spec = scaled_jobs(rendered("gpu"))["compare"]["spec"]["jobTargetRef"]["template"]["spec"]
+        assert spec["priorityClassName"] == "urgent"
+        assert not {"runtimeClassName", "nodeSelector", "tolerations", "affinity"} & set(spec)
+        assert "nvidia.com/gpu" not in spec["containers"][0]["resources"]["limits"]
+
+    def test_settings_reach_the_runner_as_they_were_written(self) -> None:
+        objects = rendered("gpu")
+        process = scaled_jobs(objects)["process"]["spec"]["jobTargetRef"]["template"]
+        loaded = settings.load(environment(process, objects) | {"DATABASE_URL": "postgresql://db/api"})
+        assert (loaded.max_image_bytes, loaded.lease_seconds, loaded.allow_private_urls) == (33554432, 45.5, False)
+        assert (loaded.max_jobs, loaded.batch_size, loaded.providers) == (500, 32, ("tensorrt", "cuda"))
+
+
+def _violations(pod: Object) -> Iterator[str]:
+    """What Pod Security "restricted" refuses (https://kubernetes.io/docs/concepts/security/pod-security-standards/)."""
+    spec = pod["spec"]
+    if spec["securityContext"].get("runAsNonRoot") is not True or spec["securityContext"].get("runAsUser") == 0:
+        yield "may run as root"
+    if spec["securityContext"].get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield "seccomp"
+    if {"hostNetwork", "hostPID", "hostIPC"} & set(spec):
+        yield "shares the host"
+    for volume in spec.get("volumes", []):
+        if not set(volume) - {"name"} <= {"emptyDir", "secret", "configMap", "projected", "downwardAPI"}:
+            yield f"volume {volume['name']}"
+    for container in spec["containers"] + spec.get("initContainers", []):
+        security = container["securityContext"]
+        if security["allowPrivilegeEscalation"] or security["capabilities"] != {"drop": ["ALL"]}:
+            yield "privileges"
+        if any("hostPort" in port for port in container.get("ports", [])):
+            yield "host ports"
+
+
+class TestSecurity:
+    @EVERY_CASE
+    def test_every_pod_passes_pod_security_restricted(self, case: str) -> None:
+        pods = dict(rendered(case).pods())
+        assert pods
+        assert {name: list(_violations(pod)) for name, pod in pods.items()} == {name: [] for name in pods}
+
+    @EVERY_CASE
+    def test_no_pod_has_a_token_or_writes_to_its_image(self, case: str) -> None:
+        objects = rendered(case)
+        for account in objects.of_kind("ServiceAccount"):
+            assert account["automountServiceAccountToken"] is False
+        for _, pod in objects.pods():
+            assert pod["spec"]["automountServiceAccountToken"] is False
+            assert pod["spec"]["enableServiceLinks"] is False
+            (container,) = pod["spec"]["containers"]
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+            assert container["resources"]["limits"]["memory"]
+
+    def test_a_cluster_may_choose_the_user(self) -> None:
+        for _, pod in rendered("openshift").pods():
+            assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["spec"]["securityContext"])
+
+    def test_the_network_policy_lets_through_what_is_needed(self) -> None:
+        (policy,) = rendered("everything").of_kind("NetworkPolicy")
+        assert policy["spec"]["ingress"] == []
+        dns, servers, images, extra = policy["spec"]["egress"]
+        assert {port["port"] for port in dns["ports"]} == {53}
+        assert [port["port"] for port in servers["ports"]] == [6379, 5432, 6432]
+        assert servers["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "data"}}}]
+        assert [port["port"] for port in images["ports"]] == [80, 443]
+        assert {"10.0.0.0/8", "169.254.0.0/16"} <= set(images["to"][0]["ipBlock"]["except"])
+        assert extra["ports"] == [{"port": 3128, "protocol": "TCP"}]
+
+    def test_the_network_policy_of_sentinels_names_their_ports_and_the_masters(self) -> None:
+        (policy,) = rendered("sentinel").of_kind("NetworkPolicy")
+        assert [port["port"] for port in policy["spec"]["egress"][1]["ports"]] == [26379, 6379, 5432]
+
+
+class TestHook:
+    def test_a_hook_needs_nothing_that_is_not_there_yet(self) -> None:
+        """On a first install the chart's own objects come after its hooks."""
+        for case, values in CASES.items():
+            objects = rendered(case)
+            if not objects.of_kind("Job"):
+                assert values["migration"]["enabled"] is False
+                continue
+            (job,) = objects.of_kind("Job")
+            hooks = {
+                (item["kind"], item["metadata"]["name"])
+                for item in objects.objects
+                if "pre-install" in item["metadata"].get("annotations", {}).get("helm.sh/hook", "")
+            }
+            own = {(item["kind"], item["metadata"]["name"]) for item in objects.objects} - hooks
+            spec = job["spec"]["template"]["spec"]
+            assert ("ServiceAccount", spec["serviceAccountName"]) not in own, case
+            assert "envFrom" not in spec["containers"][0]
+            for variable in spec["containers"][0]["env"]:
+                if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                    assert ("Secret", reference["name"]) not in own, case
+            if case == "tls-inline":
+                assert environment({"spec": spec}, objects)["EMBEDDINGS_DATABASE_URL"].startswith("postgresql://faces@")
+                secret = objects.find("Secret", "faces-migrate")
+                assert set(secret["stringData"]) == {"DATABASE_URL", "EMBEDDINGS_DATABASE_URL"}, "and nothing else"
+
+    def test_what_a_hook_brings_comes_first_and_goes_again(self) -> None:
+        objects = rendered("tls-inline")
+        weights = {
+            item["kind"]: int(item["metadata"]["annotations"]["helm.sh/hook-weight"])
+            for item in objects.objects
+            if item["metadata"]["name"] == "faces-migrate"
+        }
+        assert max(weights["ServiceAccount"], weights["Secret"]) < weights["Job"]
+        for kind in weights:
+            annotations = objects.find(kind, "faces-migrate")["metadata"]["annotations"]
+            assert annotations["helm.sh/hook"] == "pre-install,pre-upgrade"
+            assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+
+    def test_the_hooks_account_has_the_clouds_annotations_too(self) -> None:
+        for name in ("faces", "faces-migrate"):
+            account = rendered("everything").find("ServiceAccount", name)
+            assert account["metadata"]["annotations"]["iam.example.org/role"] == "faces"
+
+
+class TestRedis:
+    """KEDA and the runner get the same Redis, in every mode."""
+
+    @EVERY_CASE
+    def test_address_database_and_tls_agree(self, case: str) -> None:
+        objects = rendered(case)
+        for item in scaled_jobs(objects).values():
+            url = urlsplit(environment(item["spec"]["jobTargetRef"]["template"], objects)["REDIS_URL"])
+            scheme, _, kind = url.scheme.partition("+")
+            path = url.path.strip("/").split("/")
+            query = dict(parse_qsl(url.query))
+            for trigger in item["spec"]["triggers"]:
+                metadata = trigger["metadata"]
+                assert trigger["type"] == (f"redis-{kind}" if kind else "redis")
+                assert metadata["addresses" if kind else "address"] == url.netloc
+                assert metadata.get("databaseIndex") == (None if kind == "cluster" else path[-1])
+                assert metadata.get("sentinelMaster") == (path[0] if kind == "sentinel" else None)
+                assert metadata.get("enableTLS") == ("true" if scheme == "rediss" else None)
+                assert (metadata.get("unsafeSsl") == "true") == (query.get("ssl_cert_reqs") == "none")
+
+    @EVERY_CASE
+    def test_credentials_come_from_the_same_place(self, case: str) -> None:
+        objects = rendered(case)
+        made = objects.of_kind("TriggerAuthentication") + objects.of_kind("ClusterTriggerAuthentication")
+        targets = {
+            target["parameter"]: (target["name"], target["key"])
+            for item in made
+            for target in item["spec"]["secretTargetRef"]
+        }
+        for item in scaled_jobs(objects).values():
+            pod = item["spec"]["jobTargetRef"]["template"]
+            given = variables(pod)
+            secrets = {
+                parameter: tuple(given[variable]["valueFrom"]["secretKeyRef"].values())
+                for parameter, variable in {
+                    "username": "REDIS_USERNAME",
+                    "password": "REDIS_PASSWORD",
+                    "sentinelPassword": "REDIS_SENTINEL_PASSWORD",
+                }.items()
+                if variable in given
+            }
+            secrets |= _certificates(pod, objects)
+            for trigger in item["spec"]["triggers"]:
+                if made:
+                    assert trigger["authenticationRef"] == {
+                        "kind": made[0]["kind"],
+                        "name": made[0]["metadata"]["name"],
+                    }
+                    assert secrets == targets
+                plain = {name for name in trigger["metadata"] if name.endswith("FromEnv")}
+                config = objects.find("ConfigMap", item["metadata"]["name"].rpartition("-")[0])["data"]
+                assert {trigger["metadata"][name] for name in plain} == set(config) & {
+                    "REDIS_USERNAME",
+                    "REDIS_SENTINEL_USERNAME",
+                }
+
+    def test_authentication_of_the_company(self) -> None:
+        objects = rendered("existing-authentication")
+        assert not objects.of_kind("ClusterTriggerAuthentication")
+        reference = scaled_jobs(objects)["process"]["spec"]["triggers"][0]["authenticationRef"]
+        assert reference == {"kind": "ClusterTriggerAuthentication", "name": "company-redis"}
+
+    def test_an_open_redis_needs_no_authentication(self) -> None:
+        objects = rendered()
+        assert not objects.of_kind("TriggerAuthentication")
+        assert "authenticationRef" not in scaled_jobs(objects)["process"]["spec"]["triggers"][0]
+        assert environment(dict(objects.pods())["faces-process"], objects)["REDIS_URL"] == "redis://redis:6379/0"
+
+    def test_no_secret_outside_of_secrets(self) -> None:
+        values = CASES["tls-inline"]
+        hidden = [values["redis"]["auth"]["password"], values["redis"]["tls"]["privateKey"], values["database"]["url"]]
+        for item in rendered("tls-inline").objects:
+            if item["kind"] != "Secret":
+                text = yaml.safe_dump(item, allow_unicode=True)
+                assert not any(secret.strip() in text for secret in hidden)
+
+
+def _certificates(pod: Object, objects: Rendered) -> dict[str, tuple[str, str]]:
+    """Return KEDA's parameter → (Secret, key) for each file that the URL names, through the volume that has it."""
+    query = dict(parse_qsl(urlsplit(environment(pod, objects)["REDIS_URL"]).query))
+    options = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+    wanted = {parameter: query[option] for parameter, option in options.items() if option in query}
+    if not wanted:
+        return {}
+    (volume,) = (volume for volume in pod["spec"]["volumes"] if volume["name"] == "redis-tls")
+    (mount,) = (mount for mount in pod["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "redis-tls")
+    keys_of = {f"{mount['mountPath']}/{item['path']}": item["key"] for item in volume["secret"]["items"]}
+    return {parameter: (volume["secret"]["secretName"], keys_of[path]) for parameter, path in wanted.items()}

@@ -1,0 +1,133 @@
+"""Every rendered object against Kubernetes' own schemas, oldest and newest, and KEDA's; unknown fields are refused."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+from tests.chart import tools
+from tests.chart.render import NEWEST, OLDEST, Object, cases, render
+
+CRDS = tools.ROOT.parent / "shared" / "crds"
+CASES = cases()
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+
+
+def builtin_objects(case: str) -> list[Object]:
+    """Return what Kubernetes itself must accept: every object of its own kinds, and KEDA's Jobs as KEDA makes them."""
+    found = []
+    for item in render(tools.HELM_4, CASES[case]).objects:
+        if item["kind"] == "ScaledJob":
+            found.append(
+                {
+                    "apiVersion": "batch/v1",
+                    "kind": "Job",
+                    "metadata": {"generateName": item["metadata"]["name"] + "-", "labels": item["metadata"]["labels"]},
+                    "spec": item["spec"]["jobTargetRef"],
+                }
+            )
+        elif not item["apiVersion"].startswith("keda.sh/"):
+            found.append(item)
+    return found
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_kubernetes_accepts_every_object(case: str, version: str) -> None:
+    for item in builtin_objects(case):
+        assert kubernetes_validate.validate(item, version, strict=True) == version
+
+
+def test_kubernetes_schemas_are_strict() -> None:
+    job = next(item for item in builtin_objects("defaults") if item["kind"] == "Job")
+    for path in (["spec"], ["spec", "template", "spec"], ["spec", "template", "spec", "containers", 0]):
+        broken: Any = copy.deepcopy(job)
+        target = broken
+        for key in path:
+            target = target[key]
+        target["unheardOf"] = 1
+        with pytest.raises(kubernetes_validate.ValidationError, match="unheardOf"):
+            kubernetes_validate.validate(broken, NEWEST, strict=True)
+
+
+def test_the_newest_version_is_the_newest_that_is_known() -> None:
+    assert kubernetes_validate.latest_version() == f"{NEWEST}.0", (
+        "render.NEWEST, Chart.yaml and the docs name the newest"
+    )
+
+
+@cache
+def keda_validator(kind: str) -> Draft7Validator:
+    path = CRDS / f"keda.sh_{kind.lower()}s.yaml"
+    if not path.exists():
+        pytest.skip(f"KEDA's CRDs are not here: put config/crd/bases/{path.name} of KEDA into {_shown(CRDS)}")
+    crd = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (version,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1alpha1")
+    return Draft7Validator(closed(version["schema"]["openAPIV3Schema"]))
+
+
+def _shown(path: Path) -> str:
+    return f"../{path.parent.name}/{path.name} beside the repository"
+
+
+def closed(schema: Any) -> Any:
+    """Return an OpenAPI schema of a CRD as a JSON schema that refuses unknown fields, as a strict API server does."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    is_open = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if schema.get("type") == "object" and "properties" in schema and not is_open:
+        found["additionalProperties"] = False
+    if schema.get("x-kubernetes-int-or-string"):
+        found.pop("anyOf", None)
+        found["type"] = ["integer", "string"]
+    return found
+
+
+def keda_objects(case: str) -> list[Object]:
+    return [item for item in render(tools.HELM_4, CASES[case]).objects if item["apiVersion"] == "keda.sh/v1alpha1"]
+
+
+@EVERY_CASE
+def test_keda_accepts_every_object(case: str) -> None:
+    found = keda_objects(case)
+    assert found
+    for item in found:
+        assert [error.message for error in keda_validator(item["kind"]).iter_errors(item)] == []
+
+
+def test_both_kinds_of_authentication_are_among_them() -> None:
+    kinds = {item["kind"] for case in CASES for item in keda_objects(case)}
+    assert kinds == {"ScaledJob", "TriggerAuthentication", "ClusterTriggerAuthentication"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "unheardOf"), 1),
+        (("spec", "rollout", "unheardOf"), 1),
+        (("spec", "rollout", "strategy"), "sudden"),
+        (("spec", "scalingStrategy", "multipleScalersCalculation"), "product"),
+        (("spec", "maxReplicaCount"), 0),
+        (("spec", "triggers", 0, "metadata", "listLength"), 50),
+        (("spec", "triggers", 0, "authenticationReference"), {"name": "x"}),
+        (("spec", "jobTargetRef", "template", "spec", "containers", 0, "unheardOf"), 1),
+    ],
+    ids=lambda part: ".".join(map(str, part)) if isinstance(part, tuple) else None,
+)
+def test_kedas_schemas_are_strict(path: tuple[str | int, ...], value: object) -> None:
+    item = copy.deepcopy(next(item for item in keda_objects("defaults") if item["kind"] == "ScaledJob"))
+    target: Any = item
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    assert list(keda_validator("ScaledJob").iter_errors(item))
