@@ -1,0 +1,145 @@
+"""The environment that the chart gives a pod reaches real servers, and KEDA's triggers reach the same lists.
+
+KEDA itself is not here: its triggers are read as its redis scalers read them (metadata, then the parameters of the
+TriggerAuthentication), and asked for the same counts (LLEN of a list, ZCARD of a sorted set).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from redis import Redis
+from redis.cluster import ClusterNode, RedisCluster
+from redis.sentinel import Sentinel
+
+from runner import settings
+from runner.demo.servers import EmbeddedRedis
+from runner.queue import keys
+from runner.queue.client import connect
+from runner.queue.leases import LeaseQueue
+from tests.chart import tools
+from tests.chart.render import Object, Rendered, environment, render
+from tests.integration.redis_topologies import Cluster, Relay, Sentinels, opened, server_context
+
+AWKWARD = "p@ss:w/ö%41 #?&$(HOME)\"'\\"
+WITHOUT_QUOTES = AWKWARD.rstrip("\"'\\")  # the sentinel's configuration file quotes it
+MOUNT = "/etc/redis-tls"
+
+
+def played(values: Object, tmp_path: Path) -> tuple[int, int]:
+    """Push three jobs, claim two, as the pod would; return what KEDA counts for list and leases."""
+    objects = render(tools.HELM_4, {"database": {"url": "postgresql://db/api"}, **values})
+    (job,) = (item for item in objects.of_kind("ScaledJob") if item["metadata"]["name"] == "faces-process")
+    given = environment(job["spec"]["jobTargetRef"]["template"], objects)
+    for name, text in (objects.find("Secret", "faces-inline")["stringData"]).items():
+        (tmp_path / name).write_text(text)  # the kubelet mounts them
+    given["REDIS_URL"] = given["REDIS_URL"].replace(MOUNT, str(tmp_path))
+    client = connect(settings.load(given | {"RUNNER_CONNECT_SECONDS": "10"}))
+    try:
+        client.rpush(keys.list_key("process"), b"{}", b"{}", b"{}")
+        assert len(LeaseQueue(client, "process", owner="a", lease_seconds=30, max_attempts=3).claim(2)) == 2
+    finally:
+        client.close()
+    waiting, leased = (_counted(trigger, objects, given, tmp_path) for trigger in job["spec"]["triggers"])
+    return waiting, leased
+
+
+def _counted(trigger: Object, objects: Rendered, given: dict[str, str], tmp_path: Path) -> int:
+    metadata = trigger["metadata"]
+    parameters: dict[str, Any] = {}
+    if reference := trigger.get("authenticationRef"):
+        for target in objects.find(reference["kind"], reference["name"])["spec"]["secretTargetRef"]:
+            parameters[target["parameter"]] = objects.find("Secret", target["name"])["stringData"][target["key"]]
+    parameters |= {
+        name.removesuffix("FromEnv"): given[value] for name, value in metadata.items() if name.endswith("FromEnv")
+    }
+    options: dict[str, Any] = {name: parameters.get(name) for name in ("username", "password")}
+    if metadata.get("enableTLS") == "true":
+        files = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+        for parameter in set(files) & set(parameters):
+            path = tmp_path / f"keda-{parameter}"
+            path.write_text(parameters[parameter])
+            options[files[parameter]] = str(path)
+        options["ssl"] = True
+    client = _keda_client(trigger["type"], metadata, parameters, options)
+    name = metadata["listName"]
+    count = client.zcard(name) if client.type(name) == b"zset" else client.llen(name)
+    client.close()
+    return int(count)
+
+
+def _keda_client(kind: str, metadata: Object, parameters: Object, options: dict[str, Any]) -> Any:
+    places = metadata.get("addresses") or metadata["address"]
+    hosts = [(host, int(port)) for host, _, port in (place.rpartition(":") for place in places.split(","))]
+    if kind == "redis-cluster":
+        return RedisCluster(startup_nodes=[ClusterNode(*host) for host in hosts], **options)
+    database = int(metadata["databaseIndex"])
+    if kind == "redis-sentinel":
+        own = {name: parameters.get(f"sentinel{name.title()}") for name in ("username", "password")}
+        return Sentinel(hosts, sentinel_kwargs=own).master_for(metadata["sentinelMaster"], db=database, **options)
+    assert kind == "redis"
+    return Redis(*hosts[0], db=database, **options)
+
+
+def _allow(server: EmbeddedRedis) -> None:
+    """Let in the user `runner` with an awkward password, and the default user no longer."""
+    client = opened(server)
+    client.execute_command("ACL", "SETUSER", "runner", "on", f">{AWKWARD}", "~*", "&*", "+@all")
+    client.execute_command("ACL", "SETUSER", "default", "off")
+
+
+def test_a_user_with_an_awkward_password_and_a_database(tmp_path: Path) -> None:
+    with EmbeddedRedis() as server:
+        _allow(server)
+        values = {
+            "host": "127.0.0.1",
+            "port": server.port,
+            "database": 3,
+            "username": "runner",
+            "auth": {"enabled": True, "password": AWKWARD},
+        }
+        assert played({"redis": values}, tmp_path) == (1, 2)
+
+
+def test_tls_with_an_authority_and_a_client_certificate_of_ones_own(tmp_path: Path) -> None:
+    authority, clients = trustme.CA(), trustme.CA()
+    certificate = clients.issue_cert("runner@example.org")
+    with (
+        EmbeddedRedis(password="plain") as server,
+        Relay(lambda: server.port, server_context(authority, clients=clients)) as relay,
+    ):
+        values = {
+            "host": "127.0.0.1",
+            "port": relay.port,
+            "auth": {"enabled": True, "password": "plain"},
+            "tls": {
+                "enabled": True,
+                "ca": authority.cert_pem.bytes().decode(),
+                "certificate": certificate.cert_chain_pems[0].bytes().decode(),
+                "privateKey": certificate.private_key_pem.bytes().decode(),
+            },
+        }
+        assert played({"redis": values}, tmp_path) == (1, 2)
+
+
+def test_sentinels_with_a_password_of_their_own(tmp_path: Path) -> None:
+    with Sentinels(password=WITHOUT_QUOTES) as servers:
+        values = {
+            "mode": "sentinel",
+            "nodes": [f"127.0.0.1:{servers.sentinel.port}"],
+            "sentinel": {
+                "master": "photos",
+                "auth": {"enabled": True, "password": WITHOUT_QUOTES},
+            },
+        }
+        assert played({"redis": values}, tmp_path) == (1, 2)
+
+
+@pytest.mark.timeout(120)
+def test_a_cluster(tmp_path: Path) -> None:
+    with Cluster(keys.list_key("process")) as cluster:
+        nodes = [f"127.0.0.1:{node.port}" for node in cluster.nodes[:2]]
+        assert played({"redis": {"mode": "cluster", "nodes": nodes}}, tmp_path) == (1, 2)
