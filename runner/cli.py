@@ -18,6 +18,7 @@ COMMANDS = {
     "migrate": "runner.store.commands",
     "sweep": "runner.store.commands",
     "import-legacy": "runner.store.commands",
+    "dead": "runner.queue.commands",
     "models": "runner.faces.commands",
     "status": "runner.cluster.commands",
     "debug": "runner.cluster.commands",

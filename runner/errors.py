@@ -39,6 +39,13 @@ class SettingsError(RunnerError):
     exit_code = 2
 
 
+class UsageError(RunnerError):
+    """The command cannot do what its arguments ask for."""
+
+    word = "usage"
+    exit_code = 2
+
+
 class SchemaError(RunnerError):
     """The embeddings database does not have the schema that this version needs; run `spottmee-worker migrate`."""
 
