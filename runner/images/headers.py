@@ -24,7 +24,9 @@ _ORIENTATION_TAG = 0x0112
 _SHORT = 3  # TIFF type
 # Real images stay far below. Each scan of a progressive JPEG is a pass over all pixels that a few bytes can ask for;
 # the limit is that of libjpeg-turbo's own fuzzers and of its TJPARAM_SCANLIMIT.
-MOST_SEGMENTS = 65_536
+MOST_SEGMENTS = 16_384  # of a JPEG
+MOST_CHUNKS = 65_536  # of a PNG
+MOST_JUNK = 1_048_576  # bytes between segments
 MOST_SCANS = 500
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG colour type → samples a pixel
 _NAMED = {
@@ -86,8 +88,8 @@ def _jpeg(data: bytes) -> Header:
     for marker, start, end in _segments(data):
         if marker in _FRAMES and size is None:
             size = struct.unpack_from(">HHB", data, start + 1)
-            if marker == _PROGRESSIVE and data.count(b"\xff\xda") > MOST_SCANS:
-                raise ImageUndecodableError(f"a JPEG of more than {MOST_SCANS} scans")
+            if marker == _PROGRESSIVE:
+                _count_scans(data)
         elif marker == _APP1 and data.startswith(_EXIF, start):
             exif.append(data[start + len(_EXIF) : end])
     if size is None:
@@ -97,13 +99,23 @@ def _jpeg(data: bytes) -> Header:
     return Header("JPEG", width, height, components, orientation)
 
 
+def _count_scans(data: bytes) -> None:
+    position = 0
+    for _ in range(MOST_SCANS + 1):
+        position = data.find(b"\xff\xda", position) + 2
+        if position == 1:
+            return
+    raise ImageUndecodableError(f"a JPEG of more than {MOST_SCANS} scans")
+
+
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield marker, start and end of every segment before the first scan."""
-    position = 2
+    position, junk = 2, MOST_JUNK
     for _ in range(MOST_SEGMENTS):
-        found = _MARKER.search(data, position)
+        found = _MARKER.search(data, position, position + junk)
         if found is None:
             raise ImageUndecodableError("a JPEG that ends before its pixels")
+        junk -= found.start() - position
         marker, position = found[1][0], found.end()
         if marker in (_SOS, _EOI):
             return
@@ -166,13 +178,13 @@ def _png(data: bytes) -> Header:
 def _compressed_bytes(data: bytes) -> int:
     """Return how many bytes the IDAT chunks of a PNG announce."""
     total, position = 0, 8
-    for _ in range(MOST_SEGMENTS):
+    for _ in range(MOST_CHUNKS):
         if position + 8 > len(data):
             return total
         length, kind = struct.unpack_from(">I4s", data, position)
         total += length if kind == b"IDAT" else 0
         position += length + 12
-    raise ImageUndecodableError(f"a PNG of more than {MOST_SEGMENTS} chunks")
+    raise ImageUndecodableError(f"a PNG of more than {MOST_CHUNKS} chunks")
 
 
 def _webp(data: bytes) -> Header:
