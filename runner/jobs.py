@@ -7,9 +7,9 @@ never repeats a value of it: payloads hold selfies.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -17,6 +17,8 @@ from runner.errors import InvalidJobError
 
 DEFAULT_THRESHOLD = 0.5
 MAX_ID_LENGTH = 256
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def _check_identifier(value: str, name: str, *, subject: str | None) -> None:
     if len(value) > MAX_ID_LENGTH:
         _reject(f"{name} is longer than {MAX_ID_LENGTH} characters", subject=subject)
     # PostgreSQL stores no NUL, and lone surrogates are no text that UTF-8 can carry.
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    if "\0" in value or _LONE_SURROGATE.search(value):
         _reject(f"{name} holds a character that no id has", subject=subject)
 
 
@@ -118,12 +120,16 @@ def _stored_ids(value: object, job_id: str) -> tuple[str, ...]:
 
 
 def _selfie(value: object, job_id: str) -> bytes:
+    """Return the bytes of a selfie: base64 in either alphabet (RFC 4648), padded or not, as Node reads it."""
     if not isinstance(value, str) or not value:
         _reject("selfie must be a non-empty string of base64", subject=job_id)
     encoded = value.partition(",")[2] if value.startswith("data:") else value
     try:
-        selfie = base64.b64decode("".join(encoded.split()), validate=True)
-    except (binascii.Error, ValueError):
+        digits = encoded.encode("ascii").translate(_STANDARD_ALPHABET, delete=b" \t\r\n")
+        if len(digits) % 4 and not digits.endswith(b"="):
+            digits += b"=" * (-len(digits) % 4)
+        selfie = base64.b64decode(digits, validate=True)
+    except ValueError:  # binascii.Error is one, and so is what is not ASCII
         _reject("selfie is not valid base64", subject=job_id)
     if not selfie:
         _reject("selfie is empty", subject=job_id)

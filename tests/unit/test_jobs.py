@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 
 import pytest
 
@@ -81,7 +82,11 @@ def test_thresholds_that_json_has_not(word: str) -> None:
         ("storedIds", "absent"), ("storedIds", None), ("storedIds", "a"), ("storedIds", {"a": 1}), ("storedIds", [1]),
         ("storedIds", [""]), ("storedIds", [None]), ("storedIds", ["a\0"]),
         ("selfie", "absent"), ("selfie", None), ("selfie", ""), ("selfie", 5), ("selfie", "a"), ("selfie", "ä"),
-        ("selfie", "@@@@"), ("selfie", "===="), ("selfie", "data:image/jpeg;base64,"),
+        ("selfie", "@@@@"), ("selfie", "===="), ("selfie", "data:image/jpeg;base64,"), ("selfie", "data:"),
+        ("selfie", "data:image/svg+xml,%3Csvg%3E"), ("selfie", "AAAA=AAA"), ("selfie", "AA==AA=="), ("selfie", "AAAAA"),
+        ("selfie", "AAA=="), ("selfie", "A==="), ("selfie", " \r\n\t"), ("selfie", "AAAA\0"), ("selfie", "AA\xa0AA"),
+        ("selfie", [SELFIE]), ("selfie", {"data": SELFIE}), ("selfie", True), ("selfie", "\ud800"),
+        ("storedIds", ["a", ["b"]]), ("storedIds", ["x" * 257]), ("storedIds", ["\ud800"]), ("storedIds", True),
     ],
 )  # fmt: skip
 def test_other_bad_fields_still_name_the_comparison(field: str, value: object) -> None:
@@ -103,6 +108,54 @@ def test_an_album_may_be_empty_or_large() -> None:
 def test_a_selfie_may_be_a_data_url_or_hold_line_breaks() -> None:
     wrapped = "data:image/jpeg;base64," + SELFIE[:4] + "\r\n" + SELFIE[4:]
     assert decode_compare(compare_payload(selfie=wrapped)).selfie == b"\xff\xd8 a picture"
+
+
+@pytest.mark.parametrize("text", ["-_-_", "+/+/", "-_-_AA", "+/+/AA==", " +/\r\n+/\tAA =="])
+def test_a_selfie_in_either_alphabet_padded_or_not(text: str) -> None:
+    assert decode_compare(compare_payload(selfie=text)).selfie[:3] == b"\xfb\xff\xbf"
+
+
+def test_of_repeated_keys_the_last_counts_as_for_the_api() -> None:
+    job = decode_process(b'{"id": "first", "id": "last", "imageUrl": "http://h/x", "imageUrl": "http://h/y"}')
+    assert (job.photo_id, job.image_url) == ("last", "http://h/y")
+    with pytest.raises(InvalidJobError):
+        decode_process(b'{"id": "first", "id": null, "imageUrl": "http://h/x"}')
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_in_any_of_its_encodings(encoding: str) -> None:
+    assert decode_process('{"id": "ü写🎉", "imageUrl": "http://h/x"}'.encode(encoding)).photo_id == "ü写🎉"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"id": "\xff\xfe", "imageUrl": "http://h/x"}', b'{"id": "\xed\xa0\x80", "imageUrl": "http://h/x"}',
+        b'{"id": "p1", "imageUrl": "http://h/x"', b'{"id": "p1", "imageUrl": "http://h/x"}}', b"{'id': 'p1'}",
+        b'{"id": "p1", "imageUrl": "http://h/x",}', b'{"id": "a\nb", "imageUrl": "http://h/x"}', b"\0", b" ", b"{}",
+        b'{"id": "p1", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"id":' * 100_000,
+        b'{"id": ' + b"9" * 5000 + b"}",
+        b'{"ID": "p1", "imageUrl": "http://h/x"}', '{"id": "p1"}'.encode("utf-16")[:-1], b"\xff\xfe{", b"\xef\xbb\xbf",
+    ],
+)  # fmt: skip
+def test_what_is_no_job_at_all(payload: bytes) -> None:
+    with pytest.raises(InvalidJobError):
+        decode_process(payload)
+    with pytest.raises(InvalidJobError):
+        decode_compare(payload)
+
+
+def test_what_else_stands_in_a_payload_is_nobodys_business() -> None:
+    extra = {"a": [None, True, 1e300, "x" * 100_000], "threshold": "x", "selfie": 5}
+    assert decode_process(process_payload(**extra)).photo_id == "p1"
+
+
+def test_a_large_album_is_read_in_no_time() -> None:
+    many = [f"3f2504e0-4f89-41d3-9a0c-{number:012}" for number in range(20_000)]
+    payload = compare_payload(storedIds=many, selfie=base64.b64encode(b"x" * 5_000_000).decode())
+    began = time.process_time()
+    assert len(decode_compare(payload).stored_ids) == 20_000
+    assert time.process_time() - began < 0.5
 
 
 def test_neither_selfie_nor_url_shows_in_a_repr_or_error() -> None:
