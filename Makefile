@@ -64,6 +64,16 @@ manifests: $(INSTALLED) ## Render k8s/base, keda and the production overlay from
 tools: $(INSTALLED) ## Fetch helm and kubectl into .cache/tools (pinned by sha256; x86-64 Linux)
 	@$(BIN)/python -m tests.chart.tools
 
+POLICY := .cache/policy/.installed
+$(POLICY): requirements/policy.txt
+	@$(PYTHON) -m venv .cache/policy
+	@.cache/policy/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/policy.txt
+	@touch $@
+
+.PHONY: policy
+policy: $(INSTALLED) $(POLICY) ## Scan chart, overlays and Dockerfile with checkov (its own environment, a minute to make)
+	@$(BIN)/python -m tests.chart.policy
+
 .PHONY: bench
 bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json
 	@$(BIN)/python -m tests.benchmarks
@@ -72,6 +82,7 @@ bench: setup ## Measure against the replaced worker: a table, and bench-out/benc
 lock: ## Resolve the pinned packages again (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --override requirements/overrides.in --no-emit-package opencv-python pyproject.toml -o requirements/run.txt
 	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --override requirements/overrides.in --no-emit-package opencv-python --all-extras --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 requirements/policy.in -o requirements/policy.txt
 
 .PHONY: clean
 clean: ## Remove what the other targets made
