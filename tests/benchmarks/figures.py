@@ -1,0 +1,137 @@
+"""What is measured: spreads over rounds, rows with their targets, and the table they are printed in."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One number over all rounds."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Return the spread of `values`, of which there must be one at least."""
+        return cls(tuple(values))
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.values)
+
+    def document(self) -> dict[str, object]:
+        """Return it for the JSON file."""
+        return {
+            "median": round(self.median, 4),
+            "min": round(min(self.values), 4),
+            "max": round(max(self.values), 4),
+            "rounds": [round(value, 4) for value in self.values],
+        }
+
+    def text(self) -> str:
+        """Return the median, and the range where there is one."""
+        middle = number(self.median)
+        return (
+            middle if len(self.values) == 1 else f"{middle} ({number(min(self.values))} to {number(max(self.values))})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a number should be: at least, or at most."""
+
+    relation: str  # "≥" or "≤"
+    value: float
+
+    def met(self, value: float) -> bool:
+        """Return whether `value` is as wanted."""
+        return value >= self.value if self.relation == "≥" else value <= self.value
+
+    def text(self) -> str:
+        """Return it as the table shows it."""
+        return f"{self.relation} {self.value:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: this runner, what stands beside it, and the ratio round by round.
+
+    A target is for the ratio where there is one, else for this runner's own number; the median is what counts.
+    `note` says in the table what a reader must know to judge the line.
+    """
+
+    part: str
+    what: str
+    unit: str
+    ours: Spread
+    beside: Spread | None = None
+    beside_what: str = ""
+    ratio: Spread | None = None
+    target: Target | None = None
+    note: str = ""
+
+    @property
+    def judged(self) -> float:
+        """The number that the target is for."""
+        return (self.ratio or self.ours).median
+
+    @property
+    def verdict(self) -> str:
+        """Whether the target is met; empty where there is none."""
+        if self.target is None:
+            return ""
+        return "met" if self.target.met(self.judged) else "NOT MET"
+
+    def document(self) -> dict[str, object]:
+        """Return it for the JSON file."""
+        return {
+            "part": self.part,
+            "what": self.what,
+            "unit": self.unit,
+            "ours": self.ours.document(),
+            "beside": self.beside.document() if self.beside else None,
+            "beside_what": self.beside_what or None,
+            "ratio": self.ratio.document() if self.ratio else None,
+            "target": self.target.text() if self.target else None,
+            "verdict": self.verdict or None,
+            "note": self.note or None,
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the cells of the table."""
+        return (
+            self.what,
+            f"{self.ours.text()} {self.unit}".rstrip(),
+            f"{self.beside_what}: {self.beside.text()}" if self.beside else "",
+            self.ratio.text() if self.ratio else "",
+            self.target.text() if self.target else "",
+            self.verdict + (f"; {self.note}" if self.note and self.verdict else self.note),
+        )
+
+
+HEADINGS = ("what", "this runner", "beside it", "ratio", "target", "verdict")
+
+
+def ratios(above: Spread, below: Spread) -> Spread:
+    """Return `above` / `below`, round by round."""
+    return Spread.of(a / b for a, b in zip(above.values, below.values, strict=True))
+
+
+def number(value: float) -> str:
+    """Return three significant digits, and thousands as they are."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table, which reads as well on a terminal."""
+    cells = [HEADINGS, *(row.cells() for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
+    rule = "|".join(["", *("-" * (width + 2) for width in widths), ""])
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], rule, *lines[1:]])

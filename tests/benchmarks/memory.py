@@ -1,0 +1,46 @@
+"""Peak memory of a whole run on 12-megapixel photos: it must be small, and the number of jobs must not matter."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+
+from tests.benchmarks import material
+from tests.benchmarks.figures import Row, Spread, Target, ratios
+from tests.benchmarks.world import World, served
+
+PART = "memory"
+FEW, MANY = 4, 40
+MOST_MIB = 300
+MOST_GROWTH = 1.1
+
+
+def peak_mib(world: World, jobs: int) -> float:
+    """Return the peak resident memory of a run over `jobs` photos of 12 megapixels, in MiB."""
+    images = {f"{n}.jpg": data for n, data in enumerate(islice(cycle(material.phone()), jobs))}
+    with served(images) as server:
+        world.empty()
+        photos = world.api.upload({name: server.url(name) for name in images})
+        done = world.run_ours(jobs)
+        world.moments(list(photos.values()))
+    return done.peak_mib
+
+
+def measure(world: World, rounds: int) -> list[Row]:
+    """Return the rows of the part."""
+    peaks = {jobs: Spread.of(peak_mib(world, jobs) for _ in range(rounds)) for jobs in (FEW, MANY)}
+    return [
+        *(
+            Row(PART, f"peak of a run, {jobs} photos of 12 megapixels", "MiB", peak, target=Target("≤", MOST_MIB))
+            for jobs, peak in peaks.items()
+        ),
+        Row(
+            PART,
+            f"growth from {FEW} to {MANY} photos",
+            "MiB",
+            peaks[MANY],
+            peaks[FEW],
+            f"{FEW} photos",
+            ratios(peaks[MANY], peaks[FEW]),
+            Target("≤", MOST_GROWTH),
+        ),
+    ]

@@ -1,0 +1,149 @@
+"""What is measured for throughput, each in a process of its own, asked in turn by `throughput.py`.
+
+    python -m tests.benchmarks.sides engine|reference|bare|bare+jpeg FOLDER
+
+Reads the name of a set of photos a line and answers with one JSON object a line: seconds of wall and of processor
+time for the whole set, and the faces found. The first line answers once everything is loaded and warm.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from runner.settings import default_model_dir
+from tests.benchmarks import material
+
+Photos = Sequence[bytes]
+CROPS_A_CALL = 4
+THREADS = 2
+MAX_PIXELS, MAX_BYTES = 100_000_000, 2**25
+
+
+def engine(_folder: Path) -> Callable[[Photos], int]:
+    """This runner's way: decoding and the engine, as `run` uses them."""
+    from runner.faces.engine import Engine
+    from runner.images.decode import decode
+
+    opened = Engine.open(default_model_dir(), threads=THREADS)
+
+    def work(photos: Photos) -> int:
+        futures = [
+            opened.submit(lambda data=data: decode(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES))  # type: ignore[misc]  # mypy infers no type for the default
+            for data in photos
+        ]
+        return sum(len(future.result()) for future in futures)
+
+    return work
+
+
+def reference(folder: Path) -> Callable[[Photos], int]:
+    """The replaced worker's way: OpenCV and `FaceAnalysis`, photo by photo, with onnxruntime's own threads."""
+    from tests.benchmarks.reference import face_analysis, faces_of
+
+    analysis = face_analysis(str(folder))
+    return lambda photos: sum(len(faces_of(analysis, data)) for data in photos)
+
+
+def bare(_folder: Path, *, decode: bool = False) -> Callable[[Photos], int]:
+    """The limit: nothing but `session.run` for the same faces, over all cores, and JPEG decoding where asked for.
+
+    The same sessions and batches as the engine's: one thread a call, a call a core, crops in full batches.
+    """
+    import simplejpeg
+
+    from runner.faces import pack
+    from runner.faces.engine import Engine
+
+    cv2.setNumThreads(1)
+    model = default_model_dir()
+    manifest = pack.read_manifest(model)
+    detector, recogniser = (
+        pack.open_session(pack.read_graph(model, graph), "CPUExecutionProvider")
+        for graph in (manifest.detector, manifest.recogniser)
+    )
+    side = manifest.detector.input_size
+    blob = np.zeros((1, 3, side, side), np.float32)
+    names = detector.get_inputs()[0].name, recogniser.get_inputs()[0].name
+    counts: dict[bytes, int] = {}
+    with Engine.open(model, threads=1) as counting:
+
+        def faces(data: bytes) -> int:
+            if data not in counts:
+                counts[data] = len(counting.analyse(simplejpeg.decode_jpeg(data, colorspace="BGR")))
+            return counts[data]
+
+        for name in material.SETS:
+            for data in material.photo_set(name):
+                faces(data)
+
+    def work(photos: Photos) -> int:
+        total = sum(counts[data] for data in photos)
+        calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        for data in photos:
+            if decode:
+                calls.put(lambda data=data: simplejpeg.decode_jpeg(data, "BGR", False, False))  # type: ignore[misc]  # mypy infers no type for the default
+            calls.put(lambda: detector.run(None, {names[0]: blob}))
+        for start in range(0, total, CROPS_A_CALL):
+            crops = np.zeros((min(CROPS_A_CALL, total - start), 3, 112, 112), np.float32)
+            calls.put(lambda crops=crops: recogniser.run(None, {names[1]: crops}))  # type: ignore[misc]  # mypy infers no type for the default
+        _all_of(calls)
+        return total
+
+    return work
+
+
+def _all_of(calls: queue.SimpleQueue[Callable[[], Any] | None]) -> None:
+    def target() -> None:
+        while (call := calls.get()) is not None:
+            call()
+
+    threads = [threading.Thread(target=target) for _ in range(THREADS)]
+    for thread in threads:
+        calls.put(None)
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+SIDES: dict[str, Callable[[Path], Callable[[Photos], int]]] = {
+    "engine": engine,
+    "reference": reference,
+    "bare": bare,
+    "bare+jpeg": lambda folder: bare(folder, decode=True),
+}
+
+
+def main(side: str, folder: Path) -> None:
+    """Answer until standard input ends."""
+    sets = {name: material.photo_set(name) for name in material.SETS}
+    work = SIDES[side](folder)
+    work(sets["web"])
+    _tell(ready=True)
+    for line in sys.stdin:
+        photos = sets[line.strip()]
+        wall, processor = time.perf_counter(), time.process_time()
+        faces = work(photos)
+        _tell(
+            seconds=time.perf_counter() - wall,
+            processor_seconds=time.process_time() - processor,
+            faces=faces,
+            photos=len(photos),
+        )
+
+
+def _tell(**values: object) -> None:
+    print(json.dumps(values), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
