@@ -11,10 +11,11 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 import yaml
 
-from runner import __version__, errors, settings
+from runner import __version__, cli, errors, settings
 from runner.queue import keys
 from tests.chart import tools
-from tests.chart.render import CHART, OLDEST, Object, Rendered, cases, environment, render
+from tests.chart.render import CASES as CASE_FILES
+from tests.chart.render import CHART, OLDEST, Object, Rendered, cases, environment, helm, render
 
 CASES = cases()
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -418,3 +419,25 @@ def _certificates(pod: Object, objects: Rendered) -> dict[str, tuple[str, str]]:
     (mount,) = (mount for mount in pod["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "redis-tls")
     keys_of = {f"{mount['mountPath']}/{item['path']}": item["key"] for item in volume["secret"]["items"]}
     return {parameter: (volume["secret"]["secretName"], keys_of[path]) for parameter, path in wanted.items()}
+
+
+def notes(case: str) -> str:
+    """Return what an install prints. Only helm 4 shows it without a cluster."""
+    arguments = ["--values", str(CASE_FILES / f"{case}.yaml")] if case != "defaults" else []
+    printed = helm(tools.HELM_4, "install", "faces", str(CHART), "--namespace", "party", "--dry-run=client", *arguments)
+    return printed.partition("\nNOTES:\n")[2]
+
+
+@EVERY_CASE
+def test_the_notes_print_commands_that_work(case: str) -> None:
+    printed = notes(case)
+    for word in ("Check", "Watch", "Pause", "Go on", "Requeue"):
+        assert re.search(rf"^{word}  ", printed, re.MULTILINE)
+    commands = [line.partition("spottmee-worker ")[2] for line in printed.splitlines() if "  spottmee-worker " in line]
+    assert [command.split()[0] for command in commands if "debug" not in command] == ["status", "dead", "dead"]
+    for command in commands:
+        parser = cli._parser(command.split()[0])
+        assert parser.parse_args(command.split()).run, command
+    template = rendered(case).of_kind("CronJob")
+    assert re.findall(r"--from=cronjob/(\S+)", printed) == [item["metadata"]["name"] for item in template]
+    assert ("PAUSED" in printed) == (case == "one-list")

@@ -4,7 +4,7 @@ to do. A rule that finds a fault prints it as a line; the lines are gathered her
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
-{{- range list "names" "image" "redis" "redisSecrets" "tls" "databases" "lists" "environment" "keda" "secretsThere" -}}
+{{- range list "names" "image" "redis" "redisSecrets" "tls" "databases" "lists" "environment" "keda" "cluster" -}}
 {{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
 {{- end -}}
 {{- $faults := list -}}
@@ -249,12 +249,15 @@ keda.authentication.kind is ClusterTriggerAuthentication, whose Secrets KEDA rea
 {{- end -}}
 
 {{/*
-Against a cluster, look whether the Secrets are there: a pod that waits for a missing one says so only in its events,
-and an install would wait for it until it times out. `helm template` and `helm lint` have no cluster: look-ups find
-nothing there, not even an empty list.
+Against a cluster, look whether KEDA and the Secrets are there: a pod that waits for a missing Secret says so only in
+its events, and an install would wait for it until it times out. `helm template` and `helm lint` have no cluster:
+look-ups find nothing there, not even an empty list.
 */}}
-{{- define "spottmee-worker.validate.secretsThere" -}}
-{{- if and .Values.checkSecrets (lookup "v1" "Secret" .Release.Namespace "") -}}
+{{- define "spottmee-worker.validate.cluster" -}}
+{{- if and .Values.checkCluster (lookup "v1" "Secret" .Release.Namespace "") -}}
+{{- if not (.Capabilities.APIVersions.Has "keda.sh/v1alpha1/ScaledJob") }}
+KEDA is not in this cluster (it knows no ScaledJob of keda.sh/v1alpha1): install it first (https://keda.sh/docs/latest/deploy/)
+{{- end }}
 {{- $wanted := include "spottmee-worker.redis.secrets" . | fromYamlArray -}}
 {{- range $name := list "database" "embeddingsDatabase" }}
 {{- $database := get $.Values $name }}
@@ -266,7 +269,7 @@ nothing there, not even an empty list.
 {{- if ne .name (printf "%s-inline" (include "spottmee-worker.fullname" $)) }}
 {{- $secret := lookup "v1" "Secret" $.Release.Namespace .name }}
 {{- if not $secret }}
-the Secret {{ .name }} is missing: kubectl --namespace {{ $.Release.Namespace }} create secret generic {{ .name }} --from-literal={{ .key }}=… (checkSecrets: false leaves this check out)
+the Secret {{ .name }} is missing: kubectl --namespace {{ $.Release.Namespace }} create secret generic {{ .name }} --from-literal={{ .key }}=… (checkCluster: false leaves this check out)
 {{- else if not (hasKey ($secret.data | default dict) .key) }}
 the Secret {{ .name }} has no key {{ .key }}: add it, or name the key that it has in the values
 {{- end }}
