@@ -78,6 +78,10 @@ policy: $(INSTALLED) $(POLICY) ## Scan chart, overlays and Dockerfile with check
 bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json
 	@$(BIN)/python -m tests.benchmarks
 
+.PHONY: faults
+faults: setup ## Let every fault happen to hundreds of jobs: a table, and fault-out/faults.json (NAMES='kill-random …', half an hour for all)
+	@$(BIN)/python -m tests.faults $(NAMES)
+
 .PHONY: lock
 lock: ## Resolve the pinned packages again (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --override requirements/overrides.in --no-emit-package opencv-python pyproject.toml -o requirements/run.txt
@@ -86,4 +90,4 @@ lock: ## Resolve the pinned packages again (needs uv)
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .cache demo-out bench-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache demo-out bench-out fault-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

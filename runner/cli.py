@@ -33,7 +33,7 @@ EXIT_CODES = """exit codes:
   4   the model pack is missing, damaged or not the right one
   5   a check did not hold
   6   the Kubernetes API could not be used
-  75  Redis or PostgreSQL could not be reached in time: try again later
+  75  Redis or PostgreSQL could not be reached in time, or did not answer before the end: try again later
   76  native code did not return for one photo: its job is tried again
   130 interrupted"""
 

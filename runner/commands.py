@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from runner import settings as settings_module
 from runner.settings import Settings
@@ -51,11 +52,16 @@ def setting_flags(args: argparse.Namespace) -> dict[str, str | None]:
     return {item.name: getattr(args, item.name, None) for item in fields(Settings) if item.metadata["flag"]}
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> NoReturn:
     settings = settings_module.load(flags=setting_flags(args))
     from runner.run import run
 
-    return run(settings)
+    code = run(settings)
+    # Native threads may still be at work: a model that loads, a photo that does not come back. The end of the
+    # interpreter would take the ground from under them, and abort.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import PhotoTimeoutError, PoisonJobError, RunnerError, StuckError
+from runner.errors import PhotoTimeoutError, RunnerError, StuckError
 from runner.tasks import Handler, Task, job_error
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runner.faces.engine import Face
+    from runner.queue.leases import Lease
     from runner.queue.source import LeaseSource
     from runner.settings import Settings
     from runner.settle import Settler
@@ -89,6 +90,7 @@ class Drain:
         for number in range(READERS):
             threading.Thread(target=self._reader, name=f"reader-{number}", daemon=True).start()
         while True:
+            self._stop.progress()
             self._claim()
             self._start_reads()
             if self._stop.requested:
@@ -102,45 +104,47 @@ class Drain:
             elif reason := self._reason_to_leave():
                 return reason
 
-    def abandon(self) -> None:
-        """Give back every lease that is still held, after an error that ends the run."""
-        self._settler.release([*self._waiting, *self._begun, *self._finished])
-
     # Claiming
 
     def _claim(self) -> None:
-        limit = self._claimable()
-        if limit == 0:
+        room = self._claimable()
+        if room <= 0:
             return
-        room = limit
         for name, source in self._queues.items():
-            leases = source.claim(room)
+            leases = source.claim(room, in_hand=len(self._in_hand()))
             if leases:
-                self._accept(name, self._settler.hold(leases))
+                self._accept(name, leases)
+                self._idle_since = None
             room -= len(leases)
-            if room == 0:
+            if room == 0 or self._alone():
                 break
-        self._claimed += limit - room
         self._next_claim = 0.0 if room == 0 else time.monotonic() + CLAIM_PAUSE
-        if room < limit:
-            self._idle_since = None
+
+    def _in_hand(self) -> list[AnyTask]:
+        """Return what a crash now would hurt."""
+        return [*self._waiting, *self._begun, *self._finished]
+
+    def _alone(self) -> bool:
+        """Return whether the job in hand is one that may have ended its runner: nothing is put beside it."""
+        return any(task.lease.alone for task in self._in_hand())
 
     def _claimable(self) -> int:
         now = time.monotonic()
         if self._stop.requested or now < self._next_claim or self._out_of_time():
             return 0
-        if len(self._waiting) > READERS or len(self._finished) >= STORE_BATCH:
+        if len(self._waiting) > READERS or len(self._finished) >= STORE_BATCH or self._alone():
             return 0
-        return min(self._settings.claim_size, self._settings.max_jobs - self._claimed)
+        # A retry that this run has set is a job that it has counted already.
+        room = self._settings.max_jobs - self._claimed
+        return min(self._settings.claim_size, room or self._settler.take_due_retries())
 
     def _out_of_time(self) -> bool:
         return time.monotonic() - self._started >= self._settings.max_seconds
 
-    def _accept(self, name: str, tasks: Sequence[AnyTask]) -> None:
-        for task in tasks:
-            if task.lease.attempts > self._settings.max_attempts:
-                task.error = PoisonJobError(f"it ended {task.lease.attempts - 1} of its runners")
-        self._handlers[name].accept(tasks)
+    def _accept(self, name: str, leases: Sequence[Lease]) -> None:
+        tasks = self._settler.hold(leases)
+        self._claimed = min(self._settings.max_jobs, self._claimed + sum(not task.again for task in tasks))
+        self._settler.accept(name, tasks)
         for task in tasks:
             if task.error is None:
                 self._waiting.append(task)
@@ -152,8 +156,9 @@ class Drain:
     def _start_reads(self) -> None:
         while self._waiting and len(self._begun) < self._ahead and not self._stop.requested:
             task = self._waiting.popleft()
-            self._begun.add(task)
-            self._reads.put(task)
+            if not self._settler.dropped(task):
+                self._begun.add(task)
+                self._reads.put(task)
 
     def _reader(self) -> None:
         while True:
@@ -173,6 +178,7 @@ class Drain:
 
     def _loader(self, task: AnyTask, data: bytes) -> Callable[[], NDArray[uint8]]:
         def load() -> NDArray[uint8]:
+            task.thread = threading.get_ident()
             task.computing_since = time.monotonic()
             with task.stage("decode"):
                 return self._decode(data)
@@ -211,15 +217,16 @@ class Drain:
 
     def _check_stuck(self) -> None:
         """End the run when a photo has been in native code for too long: no thread can be stopped there."""
-        now = time.monotonic()
         limit = self._settings.photo_seconds
-        for task in self._begun:
-            since = task.computing_since
-            if since is not None and now - since > limit:
-                task.error = PhotoTimeoutError(f"{limit:g} s")
-                self._begun.discard(task)
-                self._settler.conclude([task])
-                raise StuckError(f"{task.lease.queue} job, lease {task.lease.id}, after {limit:g} s")
+        computing = {task: since for task in self._begun if (since := task.computing_since) is not None}
+        oldest = min(computing, key=computing.__getitem__, default=None)
+        if oldest is None or time.monotonic() - computing[oldest] <= limit:
+            return
+        # A thread gathers the faces of several photos: those that it began earlier only wait behind the last.
+        stuck = max((task for task in computing if task.thread == oldest.thread), key=computing.__getitem__)
+        stuck.error = PhotoTimeoutError(f"{limit:g} s")
+        self._settler.conclude([stuck])
+        raise StuckError(f"{stuck.lease.queue} job, lease {stuck.lease.id}, after {limit:g} s")
 
     # Concluding
 
@@ -252,7 +259,7 @@ class Drain:
         """Return why to exit now that nothing is in hand, or None after a short wait."""
         if self._stop.requested:
             return "signal"
-        if self._claimed >= self._settings.max_jobs:
+        if self._claimed >= self._settings.max_jobs and self._settler.next_own_retry() is None:
             return "max_jobs"
         if self._out_of_time():
             return "max_seconds"
@@ -282,5 +289,7 @@ class Drain:
         if soon is None:
             return False
         lease = self._settings.lease_seconds
-        patience = lease * (1 - ORPHAN_SHARE) if self._claimed == 0 else 0.0
-        return soon <= lease * ORPHAN_SHARE or idle < patience
+        if soon <= lease * ORPHAN_SHARE:
+            return True
+        # More than a whole lease is left: a retry, which the runner that set it waits for, if it lives.
+        return self._claimed == 0 and (soon > lease or idle < lease * (1 - ORPHAN_SHARE))

@@ -26,6 +26,17 @@ class SpottmeeError(Exception):
         return f"{sentence.rstrip('.')}: {self.detail}" if self.detail else sentence
 
 
+def place(error: BaseException) -> str:
+    """Return file and line at which `error` was raised: all of an unforeseen error that may be told.
+
+    Its message may hold anything, a selfie or a password among it.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown"
+
+
 class RunnerError(SpottmeeError):
     """The command could not do its work."""
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runner import logs
-from runner.errors import RunnerError
+from runner.errors import RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
 from runner.stop import Stop, StoppedEarlyError
 from runner.summary import Summary
 
@@ -30,35 +30,70 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# After RUNNER_DRAIN_SECONDS (8): how long the drain may take to end, then to give back what it holds. With both, a
+# run is gone within 10 s of SIGTERM, whatever it was doing.
+GRACE_SECONDS = 0.8
+GIVE_BACK_SECONDS = 0.7
+# No call of the main thread takes longer, with RUNNER_CONNECT_SECONDS of trying again: 60 s is what a statement may.
+HUNG_SECONDS = 90.0
+
 
 def run(settings: Settings) -> int:
     """Run once and return the exit code; the last line on standard output is the summary."""
     log = logs.configure(settings.log_format, settings.log_level)
     summary = Summary()
+    held = _Held()
 
-    def last_resort() -> None:
-        # The main thread is inside a call that does not return. What it holds falls due by itself.
-        summary.reason = "signal"
+    def last_resort(reason: str) -> None:
+        """End the process while the main thread is inside a call that does not return."""
+        held.give_back()
+        summary.reason = reason
+        code = UnreachableError.exit_code if summary.unsettled or reason == "hung" else 0
+        log.error("run cut short", extra={"reason": reason, "unsettled": summary.unsettled, "exit_code": code})
         _print(summary, settings)
-        os._exit(0)
+        os._exit(code)
 
+    code = 0
     try:
-        with Stop(settings.drain_seconds + 1.0, last_resort) as stop:
-            summary.reason = _drain(settings, summary, stop)
+        with Stop(settings.drain_seconds + GRACE_SECONDS, settings.connect_seconds + HUNG_SECONDS, last_resort) as stop:
+            summary.reason = _drain(settings, summary, stop, held)
     except StoppedEarlyError:
         summary.reason = "signal"
-    except RunnerError as error:
-        summary.reason = error.word
-        log.error(  # noqa: TRY400 - a foreseen end, told in one line
-            "run ended", extra={"reason": error.word, "detail": str(error), "exit_code": error.exit_code}
+    except Exception as error:  # noqa: BLE001 - every end is told in one line, and in the summary
+        known = error if isinstance(error, RunnerError) else _unforeseen(error)
+        summary.reason, code = known.word, known.exit_code
+        log.error(  # noqa: TRY400 - the place is in the detail; a message may hold what nobody should read
+            "run ended", extra={"reason": known.word, "detail": str(known), "exit_code": code}
         )
-        _print(summary, settings)
-        return error.exit_code
     _print(summary, settings)
-    return 0
+    return code
 
 
-def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
+class _Held:
+    """What a run holds, for whoever has to end it from outside of the drain."""
+
+    def __init__(self) -> None:
+        self.abandon: Callable[[], None] = lambda: None
+
+    def give_back(self) -> None:
+        """Give it back, for as long as there is time; what stays leased falls due by itself."""
+
+        def work() -> None:
+            try:
+                self.abandon()
+            except RunnerError as error:
+                logs.logger().warning("not given back", extra={"reason": error.word, "detail": str(error)})
+
+        giving = threading.Thread(target=work, daemon=True)
+        giving.start()
+        giving.join(GIVE_BACK_SECONDS)
+
+
+def _unforeseen(error: Exception) -> RunnerError:
+    return RunnerError(f"{type(error).__name__} at {place(error)}; this is a defect: please report it")
+
+
+def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str:
     """Open everything, drain the lists, and close everything, also after a failure.
 
     Imports hold the interpreter, so they stand one after the other, in the order in which something slow can begin
@@ -89,8 +124,10 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
         from runner.settle import Settler
         from runner.store.results import AnswerWatch, ResultStore
 
+        stop.progress()
         redis = connect(settings)
         stack.callback(redis.close)
+        stop.progress()
         checked.result()
         queues = _sources(settings, redis, owner)
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
@@ -109,12 +146,13 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
             queues=queues,
             handlers=handlers,
             decode=_decoder(settings),
-            compute=lambda load: engine.result().submit(load),
+            compute=lambda load: _loaded(engine, settings.photo_seconds).submit(load),
             compute_threads=thread_count(settings.threads),
             settler=settler,
             stop=stop,
         )
         _collect_from_now_on()
+        held.abandon = settler.abandon
         stop.begin()
         if settings.owner:
             for leased in queues.values():
@@ -123,8 +161,10 @@ def _drain(settings: Settings, summary: Summary, stop: Stop) -> str:
             results.heal()
         try:
             return drain.run()
-        except RunnerError:
-            drain.abandon()
+        except RedisUnreachableError:  # what is leased there can only fall due by itself
+            raise
+        except Exception:
+            held.give_back()
             raise
 
 
@@ -158,6 +198,14 @@ def _collect_from_now_on() -> None:
     """Collect garbage as usual, without ever looking at what the start-up made: not at the exit either."""
     gc.freeze()
     gc.enable()
+
+
+def _loaded(engine: Future[Engine], seconds: float) -> Engine:
+    """Return the engine. Raises what loading it raised, and `StuckError` when that takes longer than a photo may."""
+    try:
+        return engine.result(seconds)
+    except TimeoutError:
+        raise StuckError(f"the model was not loaded after {seconds:g} s") from None
 
 
 def _open_engine(engine: type[Engine], settings: Settings) -> Engine:

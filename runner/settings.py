@@ -182,7 +182,7 @@ class Settings:
     )
     max_jobs: int = _setting(
         "RUNNER_MAX_JOBS",
-        "how many jobs this run claims at most",
+        "how many jobs this run takes at most; retries of its own are not counted again",
         parse=_whole(1, 1_000_000),
         default="50",
         flag="--max-jobs",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import JobError, PhotoGoneError, RunnerError
+from runner.errors import JobError, PhotoGoneError, PoisonJobError, RunnerError
 from runner.logs import logger
 from runner.queue.leases import backoff
 from runner.summary import Ending, Summary
@@ -46,6 +46,7 @@ class Settler:
         self._summary = summary
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._log = logger()
+        self._held: set[AnyTask] = set()
         self._watched: set[AnyTask] = set()
         self._own_retries: dict[str, float] = {}
 
@@ -60,13 +61,49 @@ class Settler:
         self._own_retries = {k: due for k, due in self._own_retries.items() if due > now - 1}
         return max(0.0, min(self._own_retries.values()) - now) if self._own_retries else None
 
+    def take_due_retries(self) -> int:
+        """Return how many retries of this run are due, and count on them no more: another may have been quicker."""
+        now = time.monotonic()
+        due = [lease_id for lease_id, moment in self._own_retries.items() if moment <= now]
+        for lease_id in due:
+            del self._own_retries[lease_id]
+        return len(due)
+
     def hold(self, leases: Sequence[Lease]) -> list[AnyTask]:
         """Keep the leases alive from now on, and return a task for each."""
         self._heartbeat.hold(leases)
-        for lease in leases:
-            self._own_retries.pop(lease.id, None)
         self._summary.claimed += len(leases)
-        return [Task(lease) for lease in leases]
+        tasks: list[AnyTask] = [
+            Task(lease, again=self._own_retries.pop(lease.id, None) is not None) for lease in leases
+        ]
+        self._held.update(tasks)
+        return tasks
+
+    def accept(self, name: str, tasks: Sequence[AnyTask]) -> None:
+        """Let the handler of the list decode the jobs and begin them; what cannot go on gets its `error`.
+
+        What fails as a batch is begun one by one, so that no job hurts another.
+        """
+        for task in tasks:
+            if task.lease.attempts > self._settings.max_attempts:
+                task.error = PoisonJobError(f"it ended {task.lease.attempts - 1} of its runners")
+        try:
+            self._handlers[name].accept(tasks)
+        except RunnerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one job's data did to the batch
+            if len(tasks) > 1:
+                for task in tasks:
+                    self.accept(name, [task])
+            else:
+                tasks[0].error = tasks[0].error or job_error(tasks[0], error)
+
+    def dropped(self, task: AnyTask) -> bool:
+        """Return whether the lease is known to be lost; then the task has ended here."""
+        if not self._heartbeat.has_lost(task.lease):
+            return False
+        self._end(task, Ending.LOST)
+        return True
 
     def conclude(self, tasks: Sequence[AnyTask]) -> None:
         """Retry what may still work; store the outcome of everything else and settle it."""
@@ -85,6 +122,11 @@ class Settler:
         for task in tasks:
             done = self._queues[task.lease.queue].release(task.lease)
             self._end(task, Ending.RELEASED if done else Ending.LOST)
+
+    def abandon(self) -> None:
+        """End everything that is still held, from any thread: the run ends before its time."""
+        self.settle_unconfirmed()
+        self.release(list(self._held))
 
     def settle_confirmed(self) -> None:
         """Acknowledge the watched answers that nothing can overwrite any more."""
@@ -160,6 +202,10 @@ class Settler:
 
     def _end(self, task: AnyTask, ending: Ending, **more: object) -> None:
         """Count the ending and write the one log line of the job."""
+        try:
+            self._held.remove(task)
+        except KeyError:  # `abandon` ended it from another thread meanwhile
+            return
         self._heartbeat.drop(task.lease)
         self._summary.endings[ending] += 1
         self._summary.count(task.lease.queue, len(task.faces or ()), task.stages, done=ending is Ending.SUCCEEDED)

@@ -42,13 +42,17 @@ class Summary:
             self.comparisons += queue == "compare"
             self.faces += faces if queue == "process" else 0
 
+    @property
+    def unsettled(self) -> int:
+        """How many claimed jobs have no ending: their leases fall due by themselves."""
+        return self.claimed - sum(self.endings.values())
+
     def document(self) -> dict[str, object]:
         """Return the object that is printed."""
-        settled = sum(self.endings.values())
         return {
             "claimed": self.claimed,
             **{str(ending): self.endings[ending] for ending in Ending},
-            "unsettled": self.claimed - settled,
+            "unsettled": self.unsettled,
             "photos": self.photos,
             "comparisons": self.comparisons,
             "faces": self.faces,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from runner.errors import JobError, UnexpectedJobError
+from runner.errors import JobError, UnexpectedJobError, place
 from runner.logs import logger
 
 if TYPE_CHECKING:
@@ -24,13 +24,16 @@ class Task(Generic[Job]):
     """One lease, its decoded job, and what has been found out so far.
 
     `job` is None where the payload is no valid job; then `error` says why. `stages` holds seconds by stage; the
-    moments are those of `time.monotonic`.
+    moments are those of `time.monotonic`. `again` says that this run itself has set the retry that this is;
+    `thread` is the engine's that computes it.
     """
 
     lease: Lease
     job: Job | None = None
     faces: list[Face] | None = None
     error: JobError | None = None
+    again: bool = False
+    thread: int = 0
     computing_since: float | None = None
     finished_at: float = 0.0
     claimed_at: float = field(default_factory=time.monotonic)
@@ -97,9 +100,5 @@ def job_error(task: Task[Any], error: Exception) -> JobError:
     """
     if isinstance(error, JobError):
         return error
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown"
-    logger().error("unexpected", extra={**task.names(), "type": type(error).__name__, "at": place})
+    logger().error("unexpected", extra={**task.names(), "type": type(error).__name__, "at": place(error)})
     return UnexpectedJobError(type(error).__name__)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
+
+
+# How long one example takes says something about the machine and who else is using it, nothing about the code.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 
 
 @pytest.fixture(autouse=True, scope="session")

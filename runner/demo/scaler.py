@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,18 +62,20 @@ class Scaler:
         environment: Mapping[str, str],
         folder: Path,
         polling_seconds: float = 0.5,
+        command: Sequence[str] = (sys.executable, "-m", "runner"),
     ) -> None:
-        self._redis = redis
+        self.redis = redis
         self._jobs = jobs
-        self._environment = dict(environment)
+        self.environment = dict(environment)
         self._folder = folder
         self._polling_seconds = polling_seconds
+        self._command = tuple(command)
         self._next_poll = 0.0
         self.runners: list[Runner] = []
 
     def depth(self, queue: str) -> tuple[int, int]:
         """Return how many jobs of a list wait and how many are leased: what the two triggers count."""
-        waiting, in_flight = self._redis.llen(keys.list_key(queue)), self._redis.zcard(keys.leases(queue))
+        waiting, in_flight = self.redis.llen(keys.list_key(queue)), self.redis.zcard(keys.leases(queue))
         return int(waiting), int(in_flight)
 
     def running(self, queue: str) -> list[Runner]:
@@ -114,7 +116,7 @@ class Scaler:
     def _start(self, job: ScaledJob) -> Runner:
         log = self._folder / f"runner-{len(self.runners):04d}-{job.queue}.log"
         command = [
-            sys.executable, "-m", "runner", "run", "--queues", job.queue, "--max-jobs", str(job.jobs_per_runner),
+            *self._command, "run", "--queues", job.queue, "--max-jobs", str(job.jobs_per_runner),
         ]  # fmt: skip
         with log.open("wb") as errors, log.with_suffix(".out").open("wb") as output:
             process = subprocess.Popen(
@@ -122,7 +124,7 @@ class Scaler:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
-                env=self._environment,
+                env=self.environment,
                 start_new_session=True,  # Ctrl-C is the demonstration's to handle
                 preexec_fn=die_with_parent(),  # noqa: PLW1509 - the only way to set PDEATHSIG
             )

@@ -1,18 +1,21 @@
 -- Lease jobs: first those whose lease has expired, then the head of the list. Counts the attempt, unless the job
 -- was released before. The same call again returns what it has taken.
+-- A job whose runner died may be what ended it. Where the caller says how many jobs it has in hand, the last attempt
+-- at such a job is made alone: so one that ends every runner is buried by itself, and takes no neighbour with it.
+-- While one is due, nothing after it is claimed: busy runners come to an end of what they hold, and one takes it.
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] last  KEYS[5] dead  KEYS[6] dead index
 -- ARGV[1] owner  ARGV[2] word of this call  ARGV[3] lease in milliseconds  ARGV[4] how many at most
 -- ARGV[5] bytes of payload after which no further job is taken  ARGV[6] largest payload that is handed out whole
 -- ARGV[7] bytes of a larger one that are  ARGV[8] milliseconds that no lease reaches into the future
--- ARGV[9] milliseconds to keep letters
--- Returns {id, payload, attempts, bytes of the whole payload} for each lease.
+-- ARGV[9] milliseconds to keep letters  ARGV[10] attempts allowed  ARGV[11] jobs in hand, -1 where that is not said
+-- Returns {id, payload, attempts, bytes of the whole payload, 1 where it is to be done alone} for each lease.
 local moment = now()
 local due = moment + ARGV[3]
 local limit, room = tonumber(ARGV[4]), tonumber(ARGV[5])
 local holder = ARGV[1] .. '#' .. ARGV[2]
 local taken, ids = {}, {}
 
-local function give(id, payload, attempts)
+local function give(id, payload, attempts, alone)
     local shown = payload
     if #payload > tonumber(ARGV[6]) then
         shown = string.sub(payload, 1, ARGV[7])
@@ -21,7 +24,13 @@ local function give(id, payload, attempts)
     redis.call('HSET', KEYS[3], id .. ':holder', holder)
     room = room - #shown
     ids[#ids + 1] = id
-    taken[#taken + 1] = {id, shown, attempts, #payload}
+    taken[#taken + 1] = {id, shown, attempts, #payload, alone}
+end
+
+-- A retry and a release leave no holder, a death does.
+local function may_have_killed(attempts, earlier_holder, spared)
+    local last = attempts and tonumber(attempts) + 1 == tonumber(ARGV[10])
+    return ARGV[11] ~= '-1' and last and earlier_holder and earlier_holder ~= '' and not spared
 end
 
 local earlier = recall(KEYS[4], ARGV[2])
@@ -29,7 +38,8 @@ if earlier then
     for _, id in ipairs(earlier) do
         if redis.call('HGET', KEYS[3], id .. ':holder') == holder then
             local payload, attempts = unpack(redis.call('HMGET', KEYS[3], id .. ':payload', id .. ':attempts'))
-            give(id, payload, tonumber(attempts))
+            local alone = ARGV[11] == '0' and #earlier == 1 and attempts == ARGV[10]
+            give(id, payload, tonumber(attempts), alone and 1 or 0)
         end
     end
     return taken
@@ -45,13 +55,23 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', moment, 'LIMIT'
     if room <= 0 then
         break
     end
+    local names = {id .. ':payload', id .. ':attempts', id .. ':holder', id .. ':spared'}
+    local payload, attempts, earlier_holder, spared = unpack(redis.call('HMGET', KEYS[3], unpack(names)))
+    local alone = payload and may_have_killed(attempts, earlier_holder, spared)
+    if alone and (#taken > 0 or ARGV[11] ~= '0') then
+        limit = 0
+        break
+    end
     redis.call('ZREM', KEYS[2], id)
-    local payload, attempts = unpack(redis.call('HMGET', KEYS[3], id .. ':payload', id .. ':attempts'))
     if payload then
         if redis.call('HDEL', KEYS[3], id .. ':spared') == 0 then
             attempts = redis.call('HINCRBY', KEYS[3], id .. ':attempts', 1)
         end
-        give(id, payload, tonumber(attempts))
+        give(id, payload, tonumber(attempts), alone and 1 or 0)
+    end
+    if alone then
+        limit = 0
+        break
     end
 end
 while #taken < limit and room > 0 do
@@ -61,7 +81,7 @@ while #taken < limit and room > 0 do
     end
     local id = ARGV[2] .. '-' .. #taken
     redis.call('HSET', KEYS[3], id .. ':payload', payload, id .. ':attempts', 1, id .. ':since', moment)
-    give(id, payload, 1)
+    give(id, payload, 1, 0)
 end
 
 if #taken > 0 then

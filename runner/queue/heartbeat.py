@@ -76,6 +76,12 @@ class Heartbeat:
             held = self._held.get(_key(lease))
             return held is not None and self._clock() < held.until
 
+    def has_lost(self, lease: Lease) -> bool:
+        """Return whether the lease is known to be lost, without asking anyone."""
+        with self._changed:
+            held = self._held.get(_key(lease))
+            return held is None or self._clock() >= held.until
+
     def beat(self) -> None:
         """Renew every lease once. Raises `RunnerError` where Redis stays away."""
         for name, queue in self._queues.items():

@@ -43,8 +43,8 @@ class Lease:
     """A claimed job: `attempts` counts this one too.
 
     `holder` is the claim that the lease belongs to. `bytes` is the size of the whole payload (0: that of `payload`);
-    of one that is too large `payload` is only the beginning. `claimed_at` is a moment of `time.monotonic` from
-    before the claim.
+    of one that is too large `payload` is only the beginning. `alone` asks for nothing else to be in hand beside it.
+    `claimed_at` is a moment of `time.monotonic` from before the claim.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Lease:
     attempts: int
     holder: str = ""
     bytes: int = 0
+    alone: bool = False
     claimed_at: float = field(default_factory=time.monotonic, compare=False)
 
     @property
@@ -122,12 +123,15 @@ class LeaseQueue:
         self._last = keys.last(name, owner)
         self._letters = [keys.dead(name), keys.dead_index(name)]
 
-    def claim(self, limit: int) -> list[Lease]:
+    def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:
         """Lease up to `limit` jobs: first those whose lease has expired, then the head of the list.
 
         Fewer than `limit` may be returned while more are there, where their payloads are large. The attempt is
         counted here, so that a job that ends its runner is counted too: `attempts` can exceed `max_attempts`, and
         then the job is to be buried.
+
+        Where `in_hand` says how many jobs the caller holds, the last attempt at a job whose runner died comes alone,
+        and only to a caller that holds none: it may be the job that ended that runner.
         """
         if limit <= 0:
             return []
@@ -137,12 +141,13 @@ class LeaseQueue:
             [
                 self.owner, word, _milliseconds(self.lease_seconds), limit, CLAIM_BYTES, CLAIM_BYTES,
                 OVERSIZED_SHOWN_BYTES, _milliseconds(HORIZON_SECONDS), _milliseconds(LETTER_SECONDS),
+                self.max_attempts, -1 if in_hand is None else in_hand,
             ],
         )  # fmt: skip
         holder = f"{self.owner}#{word}"
         return [
-            Lease(raw.decode(), self.name, payload, int(attempts), holder, int(size), before)
-            for raw, payload, attempts, size in found
+            Lease(raw.decode(), self.name, payload, int(attempts), holder, int(size), bool(alone), before)
+            for raw, payload, attempts, size, alone in found
         ]
 
     def renew(self, leases: Sequence[Lease]) -> list[Lease]:

@@ -19,7 +19,7 @@ class LeaseSource(Protocol):
     name: str
     lease_seconds: float
 
-    def claim(self, limit: int) -> list[Lease]:
+    def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:
         """Lease up to `limit` jobs."""
         ...
 
@@ -67,7 +67,7 @@ class SingleJob:
         self._attempts = 0
         self._due: float | None = time.monotonic()  # None while it is in hand, and once it is settled
 
-    def claim(self, limit: int) -> list[Lease]:
+    def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:  # noqa: ARG002 - it is the only one
         """Lease the job when it is due."""
         if limit <= 0 or self._due is None or self._due > time.monotonic():
             return []

@@ -1,0 +1,190 @@
+"""What must be true after every campaign, whatever has happened."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from runner.demo.api import Api
+from runner.errors import StuckError, UnreachableError
+from runner.queue import keys
+from runner.queue.letters import DeadLetters, Letter
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+    from runner.demo.scaler import Runner
+    from tests.faults.pictures import Kind
+    from tests.faults.world import World
+
+KILLED = -9
+Letters = dict[str, Letter]
+_ENDINGS = ("succeeded", "retried", "buried", "released", "lost")
+_REASONS = {
+    0: {"empty", "max_jobs", "max_seconds", "signal"},
+    UnreachableError.exit_code: {"redis_unreachable", "database_unreachable", "signal", "hung"},
+    StuckError.exit_code: {"stuck"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a campaign may leave behind, beyond a perfect end.
+
+    `reasons` are the words of dead letters that a good photo or comparison may end with; `codes` how runners may
+    end; `deleted` says that rows may be gone; `lossy` that Redis itself has lost writes, so that counts differ.
+    """
+
+    reasons: Collection[str] = ()
+    codes: Collection[int] = (0,)
+    deleted: bool = False
+    lossy: bool = False
+
+
+@dataclass(slots=True)
+class Verdict:
+    """`wrong` is empty where everything holds; `counts` is what was seen."""
+
+    wrong: list[str] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def expect(self, holds: object, sentence: str) -> None:
+        """Note the sentence unless it holds."""
+        if not holds:
+            self.wrong.append(sentence)
+
+
+def check(world: World, allowed: Allowed) -> Verdict:
+    """Look at both databases, Redis and every runner."""
+    verdict = Verdict()
+    letters = {name: _letters(world, name) for name in ("process", "compare")}
+    with world.database("api") as api, world.faces_database() as faces:
+        client = Api(world.redis, api)
+        _check_photos(world, client, faces, letters=letters["process"], allowed=allowed, verdict=verdict)
+        _check_comparisons(world, client, letters["compare"], allowed, verdict)
+    for name in ("process", "compare"):
+        claimed = world.redis.hlen(keys.claimed(name))
+        depth = world.scaler.depth(name)
+        verdict.expect(depth == (0, 0), f"{name}: {depth} left on list and leases")
+        verdict.expect(claimed == 0, f"{name}: {claimed} fields left of leases")
+    verdict.expect(not world.living(), "a runner still runs")
+    for runner in world.scaler.runners:
+        _check_runner(runner, allowed, verdict)
+    _check_sums(world, letters, allowed, verdict)
+    verdict.counts |= {
+        "photos": len(world.jobs.photos),
+        "comparisons": len(world.jobs.comparisons),
+        "runs": len(world.scaler.runners),
+        "exits": {str(code): count for code, count in sorted(world.exits().items())},
+        "faults": dict(world.faults_noted() + world.seen),
+        "buried": dict(Counter(str(letter.reason) for found in letters.values() for letter in found.values())),
+        **{
+            ending: sum(runner.summary.get(ending, 0) for runner in world.scaler.runners)
+            for ending in ("succeeded", "retried", "released", "lost")
+        },
+    }
+    return verdict
+
+
+def _letters(world: World, name: str) -> Letters:
+    """Return subject → dead letter, its payload read to know whose it is."""
+    letters = DeadLetters(world.redis, name)
+    found = {}
+    for letter in letters.all():
+        document = json.loads(letters.payload(letter.id) or b"{}")
+        found[str(document.get("id") or document.get("jobId") or letter.id)] = letter
+    return found
+
+
+def _check_photos(
+    world: World, api: Api, faces: Connection, *, letters: Letters, allowed: Allowed, verdict: Verdict
+) -> None:
+    statuses = api.statuses()
+    sent = world.reference.photos | world.jobs.photos
+    stored: dict[str, list[int]] = {}
+    for photo_id, index in faces.execute("SELECT photo_id, face_index FROM faces ORDER BY 1, 2").fetchall():
+        stored.setdefault(photo_id, []).append(index)
+    for photo_id, kind in sent.items():
+        if photo_id in statuses:
+            what = f"photo {photo_id} ({kind.name}) is {statuses[photo_id]}"
+            faces_found, letter = stored.get(photo_id, []), letters.get(photo_id)
+            for sentence in _faults_of_photo(kind, statuses[photo_id], faces_found, letter, allowed):
+                verdict.wrong.append(f"{what}, {sentence}")
+        else:
+            verdict.expect(allowed.deleted, f"photo {photo_id} is gone")
+    orphans = [photo_id for photo_id in stored if photo_id not in statuses]
+    verdict.expect(not orphans, f"faces without a photo: {orphans}")
+    verdict.counts["statuses"] = dict(sorted(Counter(statuses[i] for i in world.jobs.photos if i in statuses).items()))
+    verdict.counts["deleted"] = sum(photo_id not in statuses for photo_id in sent)
+
+
+def _faults_of_photo(
+    kind: Kind, status: str, indexes: list[int], letter: Letter | None, allowed: Allowed
+) -> Iterator[str]:
+    if indexes != list(range(len(kind.people) if status == "READY" else 0)):
+        yield f"with the faces {indexes}"
+    if status == "FAILED" and kind.status != "FAILED":
+        if not letter or letter.reason not in allowed.reasons:
+            yield f"with the dead letter {letter}"
+    elif status != kind.status:
+        yield f"and not {kind.status}"
+    if allowed.lossy:
+        return
+    if (status == "FAILED") != (letter is not None):
+        yield f"and its dead letter is {letter}"
+
+
+def _check_comparisons(world: World, api: Api, letters: Letters, allowed: Allowed, verdict: Verdict) -> None:
+    empty = 0
+    for job_id, person in world.jobs.comparisons.items():
+        try:
+            answer = api.result(job_id)
+        except KeyError:
+            answer = None
+        expected = [photo_id for photo_id, kind in world.reference.photos.items() if person in kind.people]
+        if answer == expected:
+            continue
+        empty += 1
+        letter = letters.get(job_id)
+        excused = answer == [] and letter is not None and letter.reason in allowed.reasons
+        verdict.expect(excused, f"comparison {job_id} ({person}): {answer}, dead letter {letter}")
+    verdict.counts["answered"] = len(world.jobs.comparisons) - empty
+
+
+def _check_runner(runner: Runner, allowed: Allowed, verdict: Verdict) -> None:
+    what = f"{runner.log.stem} (exit code {runner.exit_code})"
+    code, summary = runner.exit_code, runner.summary
+    verdict.expect(code in allowed.codes, f"{what} is no end that was to be expected: {_tail(runner)}")
+    if code == KILLED or code not in _REASONS:
+        return
+    verdict.expect(summary, f"{what} printed no summary: {_tail(runner)}")
+    if summary:
+        settled = sum(summary[ending] for ending in _ENDINGS)
+        verdict.expect(summary["claimed"] == settled + summary["unsettled"], f"{what} does not add up: {summary}")
+        verdict.expect(summary["unsettled"] == 0 or code != 0, f"{what} left work and says it is done: {summary}")
+        verdict.expect(summary["reason"] in _REASONS[code], f"{what} gives the reason {summary['reason']}")
+    text = runner.log.read_text("utf-8", "replace")
+    verdict.expect("Traceback" not in text, f"{what} showed a traceback: {_tail(runner)}")
+
+
+def _check_sums(world: World, letters: dict[str, Letters], allowed: Allowed, verdict: Verdict) -> None:
+    """What the runners say that they ended is what was sent, less what the killed never told."""
+    told = Counter[str]()
+    for runner in world.scaler.runners:
+        told.update({ending: runner.summary.get(ending, 0) for ending in _ENDINGS})
+    ended, sent = told["succeeded"] + told["buried"], len(world.jobs)
+    verdict.expect(allowed.lossy or ended <= sent, f"{ended} jobs ended, and {sent} were sent")
+    silent = any(not runner.summary for runner in world.scaler.runners)
+    # An answer of Redis that is lost with the connection leaves a job done that is told as lost.
+    verdict.expect(
+        silent or allowed.lossy or ended + told["lost"] >= sent, f"{sent} jobs were sent, and only {ended} ended"
+    )
+    dead = sum(len(found) for found in letters.values())
+    verdict.expect(silent or allowed.lossy or told["buried"] <= dead, f"{told['buried']} buried, {dead} dead letters")
+
+
+def _tail(runner: Runner) -> str:
+    return " | ".join(runner.log.read_text("utf-8", "replace").splitlines()[-3:])[:600]

@@ -1,0 +1,314 @@
+"""What happens to the world during a campaign; each fault is a generator that yields seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from runner.queue import keys
+from tests.faults.gate import State
+from tests.faults.pictures import Mood
+
+if TYPE_CHECKING:
+    from tests.faults.world import Fault, World
+
+UNREACHABLE_SECONDS = 20.0
+
+
+def kills(world: World) -> Iterator[float]:
+    """Kill a random runner at random moments, once for every twelve jobs."""
+    while world.seen["kill -9"] < len(world.jobs) // 12 and _work_left(world):
+        yield world.random.uniform(0.2, 1.2)
+        living = world.living()
+        if living:
+            os.kill(world.random.choice(living).process.pid, signal.SIGKILL)
+            world.seen["kill -9"] += 1
+
+
+def every_runner_killed_once(world: World) -> Iterator[float]:
+    """Kill each runner of the first burst once, at a random moment of its work."""
+    while not world.scaler.runners:
+        yield 0.05
+    first = list(world.scaler.runners)
+    world.random.shuffle(first)
+    world.seen["first runners"] = len(first)
+    yield 1.5
+    for runner in first:
+        yield world.random.uniform(0.0, 0.8)
+        if runner.process.poll() is None:
+            os.kill(runner.process.pid, signal.SIGKILL)
+            world.seen["kill -9"] += 1
+
+
+def terminations(count: int) -> Fault:
+    """Send SIGTERM to a random runner, `count` times, and note how long the slowest took to end."""
+
+    def fault(world: World) -> Iterator[float]:
+        slowest = 0.0
+        while world.seen["SIGTERM"] < world.times(count) and _work_left(world):
+            yield world.random.uniform(0.4, 1.5)
+            living = world.living()
+            if not living:
+                continue
+            runner = world.random.choice(living)
+            sent = time.monotonic()
+            runner.process.terminate()
+            world.seen["SIGTERM"] += 1
+            while runner.process.poll() is None:
+                yield 0.02
+            slowest = max(slowest, time.monotonic() - sent)
+            world.seen["slowest end, ms"] = round(slowest * 1000)
+
+    return fault
+
+
+def pauses(count: int, seconds: float) -> Fault:
+    """Stop a runner for longer than its leases last, and let it go on: then two runners have the same jobs in hand."""
+
+    def fault(world: World) -> Iterator[float]:
+        while world.seen["SIGSTOP"] < count and _work_left(world):
+            yield world.random.uniform(0.3, 1.0)
+            living = world.living()
+            if not living:
+                continue
+            runner = world.random.choice(living)
+            runner.process.send_signal(signal.SIGSTOP)
+            world.seen["SIGSTOP"] += 1
+            yield world.scaled(seconds)
+            with suppress(ProcessLookupError):
+                runner.process.send_signal(signal.SIGCONT)
+            yield 0.5
+
+    return fault
+
+
+# Redis
+
+
+def redis_restarts(count: int) -> Fault:
+    """Kill Redis and start it again with its append-only file, `count` times."""
+
+    def fault(world: World) -> Iterator[float]:
+        for _ in range(world.times(count)):
+            yield world.random.uniform(1.0, 2.0)
+            world.redis_server.kill()
+            world.seen["Redis restarted"] += 1
+            yield 1.0
+            world.redis_server.restart()
+
+    return fault
+
+
+def unreachable(server: str, state: State, *, seconds: float = UNREACHABLE_SECONDS, after: float = 2.0) -> Fault:
+    """Let nobody reach redis or postgres for `seconds`."""
+
+    def fault(world: World) -> Iterator[float]:
+        gate = world.redis_gate if server == "redis" else world.postgres_gate
+        yield after
+        gate.set(state)
+        world.seen[f"{server} {state.value} for {world.scaled(seconds):g} s"] += 1
+        yield world.scaled(seconds)
+        gate.set(State.OPEN)
+
+    return fault
+
+
+def redis_full(seconds: float) -> Fault:
+    """Let Redis refuse what needs memory, twice for `seconds`."""
+
+    def fault(world: World) -> Iterator[float]:
+        for _ in range(world.times(2)):
+            yield 1.5
+            world.redis.config_set("maxmemory", "1mb")
+            world.seen["Redis full"] += 1
+            yield world.scaled(seconds)
+            refused = world.redis.info("errorstats").get("errorstat_OOM", {})
+            world.seen["refused by Redis"] = int(refused.get("count", 0))
+            world.redis.config_set("maxmemory", "0")
+
+    return fault
+
+
+def failover(world: World) -> Iterator[float]:
+    """Promote a replica that lacks the last writes, and lead everybody to it; the old primary is gone."""
+    replica = world.replica()
+    while replica.client.info("replication").get("master_link_status") != "up":
+        yield 0.05
+    world.redis.wait(1, 2000)  # what the API has pushed is there: losing that would be no runner's fault
+    waiting = sum(world.redis.llen(keys.list_key(name)) for name in ("process", "compare"))
+    while sum(world.redis.llen(keys.list_key(name)) for name in ("process", "compare")) > 0.8 * waiting:
+        yield 0.02
+    replica.client.replicaof("NO", "ONE")
+    before = world.redis.info("commandstats")["cmdstat_eval"]["calls"]
+    yield 1.5  # the primary still serves the runners, and all of that is lost
+    after = world.redis.info("commandstats")["cmdstat_eval"]["calls"]
+    world.seen["scripts of runners lost"] = int(after) - int(before)
+    world.redis_server.kill()
+    world.redis_gate.upstream = replica.server.port
+    world.redis_gate.break_off()
+    world.redis = world.scaler.redis = replica.client
+    world.seen["failover"] += 1
+
+
+# PostgreSQL
+
+
+def postgres_restarts(count: int) -> Fault:
+    """Stop PostgreSQL as `pg_ctl stop -m immediate` does and start it again, `count` times."""
+
+    def fault(world: World) -> Iterator[float]:
+        for _ in range(world.times(count)):
+            yield world.random.uniform(1.0, 2.5)
+            world.postgres.stop_immediately()
+            world.seen["PostgreSQL restarted"] += 1
+            yield 0.5
+            world.postgres.restart()
+
+    return fault
+
+
+def read_only(seconds: float) -> Fault:
+    """Let PostgreSQL refuse every write, twice for `seconds`."""
+
+    def fault(world: World) -> Iterator[float]:
+        with world.database("postgres") as connection:
+            for _ in range(world.times(2)):
+                yield 1.5
+                connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+                connection.execute("SELECT pg_reload_conf()")
+                world.seen["PostgreSQL read-only"] += 1
+                yield world.scaled(seconds)
+                connection.execute("SET default_transaction_read_only = off")
+                connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+                connection.execute("SELECT pg_reload_conf()")
+
+    return fault
+
+
+def no_connections(seconds: float) -> Fault:
+    """Take every connection of PostgreSQL and break those of the runners, twice for `seconds`."""
+
+    def fault(world: World) -> Iterator[float]:
+        for _ in range(world.times(2)):
+            yield 1.5
+            taken: list[psycopg.Connection] = []
+            with suppress(psycopg.OperationalError):
+                while True:
+                    connection = world.database("postgres")
+                    connection.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ '^spottmee'"
+                    )
+                    taken.append(connection)
+            world.seen["connections used up"] += 1
+            yield world.scaled(seconds)
+            for connection in taken:
+                connection.close()
+
+    return fault
+
+
+def deadlocks(count: int) -> Fault:
+    """Lock photos in the other order than runners do, until PostgreSQL has ended `count` of them, or of us."""
+
+    def fault(world: World) -> Iterator[float]:
+        with world.database("api") as connection, world.database("api") as looking:
+            while _work_left(world):
+                found = _deadlocks(looking)
+                world.seen["deadlock"] = found
+                if found >= world.times(count):
+                    return
+                begun = looking.execute(
+                    """SELECT id FROM "Photo" WHERE status = 'PROCESSING' ORDER BY id DESC LIMIT 2"""
+                ).fetchall()
+                if len(begun) < 2:
+                    yield 0.02
+                    continue
+                with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
+                    connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', begun[0])
+                    yield 0.08
+                    connection.execute("SET LOCAL deadlock_timeout = '10s'")  # a runner finds it first
+                    connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', begun[1])
+                yield 0.3
+
+    return fault
+
+
+def _deadlocks(connection: psycopg.Connection) -> int:
+    row = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = 'api'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def serialisation_failures(world: World) -> Iterator[float]:
+    """Let transactions be REPEATABLE READ, and change the rows that runners are about to change."""
+    with world.database("api") as connection:
+        while _work_left(world):
+            # Held for a moment: a runner that began meanwhile finds a row that is newer than its snapshot.
+            with connection.transaction():
+                connection.execute("""UPDATE "Photo" SET size = size + 1 WHERE status = 'PROCESSING'""")
+                yield 0.06
+            yield 0.05
+    text = world.postgres.log.read_text("utf-8", "replace")
+    world.seen["serialisation failure"] = text.count("could not serialize access")
+
+
+def disk_full(disk: Path, seconds: float) -> Fault:
+    """Fill the disk that `disk` is mounted on, twice for `seconds`."""
+
+    def fault(world: World) -> Iterator[float]:
+        ballast = disk / "ballast"
+        for _ in range(world.times(2)):
+            yield 1.5
+            with ballast.open("wb") as file, suppress(OSError):
+                while True:
+                    file.write(b"\0" * 65536)
+                    file.flush()
+            world.seen["disk full"] += 1
+            yield world.scaled(seconds)
+            ballast.unlink()
+        text = world.postgres.log.read_text("utf-8", "replace")
+        world.seen["No space left on device"] = text.count("No space left on device")
+
+    return fault
+
+
+# The image server, and the photos themselves
+
+
+def image_server(mood: Mood, seconds: float) -> Fault:
+    """Let the image server behave badly for `seconds`."""
+
+    def fault(world: World) -> Iterator[float]:
+        yield 0.5
+        world.images.mood = mood
+        yield world.scaled(seconds)
+        world.images.mood = Mood.WELL
+        for name, count in world.images.answers.items():
+            if name != "200":
+                world.seen[f"answers: {name}"] = count
+
+    return fault
+
+
+def deletions_from_outside(share: float) -> Fault:
+    """Delete a share of the photos at random moments."""
+
+    def fault(world: World) -> Iterator[float]:
+        chosen = [photo_id for photo_id in world.jobs.photos if world.random.random() < share]
+        with world.database("api") as connection:
+            for photo_id in chosen:
+                connection.execute('DELETE FROM "Photo" WHERE id = %s', (photo_id,))
+                world.seen["deleted"] += 1
+                yield 0.05
+
+    return fault
+
+
+def _work_left(world: World) -> bool:
+    return not world.scaler.idle()

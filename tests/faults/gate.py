@@ -1,0 +1,89 @@
+"""A gate in front of a server: open, shut (connections are refused and broken) or dark (nothing gets through)."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from enum import Enum
+from types import TracebackType
+from typing import Self
+
+
+class State(Enum):
+    """What the gate does with a connection."""
+
+    OPEN = "open"
+    SHUT = "shut"  # as a server that is down: broken off, and refused
+    DARK = "dark"  # as a network that swallows everything: connected, and never answered
+
+
+class Gate:
+    """Listens on loopback and forwards to `port`, which may change; connections go where it then leads."""
+
+    def __init__(self, port: int) -> None:
+        self.upstream = port
+        self._state = State.OPEN
+        self._lit = threading.Event()
+        self._lit.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets: list[socket.socket] = []
+
+    def set(self, state: State) -> None:
+        """Change the state, also for what is connected."""
+        self._state = state
+        if state is State.DARK:
+            self._lit.clear()
+        else:
+            self._lit.set()
+        if state is State.SHUT:
+            self.break_off()
+
+    def break_off(self) -> None:
+        """Break every connection."""
+        for end in self._sockets:
+            _close(end)
+        self._sockets.clear()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._state is State.SHUT:
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self.upstream))
+            except OSError:
+                client.close()
+                continue
+            self._sockets += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 18):
+                self._lit.wait()
+                target.sendall(data)
+        _close(source)
+        _close(target)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _close(self._listener)
+        self.set(State.SHUT)
+
+
+def _close(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()

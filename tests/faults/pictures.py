@@ -1,0 +1,120 @@
+"""Small real photos, and the server that they are fetched from: well, badly, slowly or not at all."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from runner.demo.album import PEOPLE, beside, jpeg, landscape, png, portrait
+from runner.faces.bake import sample_images
+
+HEIGHT = 180
+SELFIE = "selfie "
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A picture that many photos of a campaign show: its bytes, who is on it, and what must come out."""
+
+    name: str
+    data: bytes
+    people: frozenset[str]
+    status: str = "READY"
+
+
+def kinds() -> dict[str, Kind]:
+    """Return the pictures by name; those named `selfie PERSON` are for comparisons."""
+    originals = sample_images()
+    faces = {name: portrait(originals[source], box, height=HEIGHT) for name, (source, box) in PEOPLE.items()}
+    made = [
+        *(Kind(name, jpeg(face), frozenset({name})) for name, face in faces.items()),
+        Kind("Ada and Hal", jpeg(beside(faces["Ada"], faces["Hal"])), frozenset({"Ada", "Hal"})),
+        Kind("nobody", jpeg(landscape(200, HEIGHT)), frozenset(), "NO_FACES_FOUND"),
+        Kind("broken", jpeg(faces["Ben"])[:900], frozenset(), "FAILED"),
+        # 60 million pixels in 60 kB: 180 MB when decoded.
+        Kind("huge", png(np.full((6000, 10_000), 90, np.uint8)), frozenset(), "NO_FACES_FOUND"),
+        *(Kind(f"{SELFIE}{name}", jpeg(face, quality=80), frozenset({name})) for name, face in faces.items()),
+    ]
+    return {kind.name: kind for kind in made}
+
+
+class Mood(Enum):
+    """How the image server behaves."""
+
+    WELL = "well"
+    ERRORS = "errors"  # a third of the answers is 500, broken off, or no answer
+    SLOW = "slow"  # every third answer drips for longer than the runner waits
+    DOWN = "down"  # connections are closed at once
+
+
+class PictureServer:
+    """Serves /KIND/anything for the time of a `with` block."""
+
+    def __init__(self, served: dict[str, Kind]) -> None:
+        self.mood = Mood.WELL
+        self.answers: Counter[str] = Counter()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                data = served[self.path.split("/")[1].replace("%20", " ")].data
+                with suppress(OSError):
+                    server._answer(self, data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+            def handle_error(self, *_: object) -> None:
+                pass  # the runner broke off
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self._random = random.Random(5)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="pictures", daemon=True)
+
+    def url(self, kind: str, number: int) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/{kind}/{number}.jpg"
+
+    def _answer(self, handler: BaseHTTPRequestHandler, data: bytes) -> None:
+        bad = self._random.random() < 1 / 3
+        if self.mood is Mood.DOWN or (self.mood is Mood.ERRORS and bad and self._random.random() < 0.5):
+            self.answers["broken off"] += 1
+            handler.close_connection = True
+            return
+        failing = self.mood is Mood.ERRORS and bad
+        self.answers["500" if failing else "slow" if self.mood is Mood.SLOW and bad else "200"] += 1
+        handler.send_response(500 if failing else 200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        if self.mood is Mood.SLOW and bad:
+            for start in range(0, len(data), 200):
+                handler.wfile.write(data[start : start + 200])
+                time.sleep(0.2)
+        else:
+            handler.wfile.write(data)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

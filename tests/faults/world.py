@@ -1,0 +1,253 @@
+"""The world of one campaign: real servers, real photos, runners started by KEDA's formula, and a fault that happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+from psycopg import Connection
+from redis import Redis
+from redis.exceptions import RedisError
+
+from runner.demo.api import Api, create_table
+from runner.demo.scaler import Runner, ScaledJob, Scaler
+from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
+from tests.faults.gate import Gate
+from tests.faults.pictures import SELFIE, Kind, PictureServer
+
+LAUNCHER = Path(__file__).with_name("crashing_runner.py")
+TURN_SECONDS = 0.05
+REFERENCE = 12  # photos that comparisons look through, stored before the fault
+
+# A fault is a generator: it does something to the world, and yields the seconds until its next turn.
+Fault = Callable[["World"], Iterator[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What differs between campaigns. `environment` is the runner's, `fault` that of `crashing_runner`."""
+
+    separate: bool = False  # two databases
+    appendonly: bool = False
+    durable: bool = False
+    jobs_per_runner: int = 20
+    max_runners: int = 3
+    environment: Mapping[str, str] = field(default_factory=dict)
+    fault: Mapping[str, str] = field(default_factory=dict)
+    postgres: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Jobs:
+    """What was sent: photo id → picture, comparison → person."""
+
+    photos: dict[str, Kind] = field(default_factory=dict)
+    comparisons: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.photos) + len(self.comparisons)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A Redis that follows the world's."""
+
+    server: EmbeddedRedis
+    client: Redis
+
+
+class World:
+    """Use it in a `with` block, in the main thread: the servers and the runners die with that."""
+
+    def __init__(self, pictures: Mapping[str, Kind], setup: Setup, *, short: bool = False) -> None:
+        self.setup = setup
+        self.short = short
+        self.pictures = dict(pictures)
+        self.random = random.Random(11)
+        self.jobs = Jobs()
+        self.reference = Jobs()
+        self.seen: Counter[str] = Counter()  # what has happened, by name
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._stack as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _open(self, stack: ExitStack) -> None:
+        setup = self.setup
+        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spottmee-faults-")))
+        self.postgres = stack.enter_context(EmbeddedPostgres(durable=setup.durable, settings=setup.postgres))
+        self.redis_server = stack.enter_context(EmbeddedRedis(appendonly=setup.appendonly))
+        self.redis_gate = stack.enter_context(Gate(self.redis_server.port))
+        self.postgres_gate = stack.enter_context(Gate(self.postgres.port))
+        self.images = stack.enter_context(PictureServer(self.pictures))
+        self.redis = stack.enter_context(Redis.from_url(self.redis_server.url))
+        with psycopg.connect(self.postgres.url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE api")
+            connection.execute("CREATE DATABASE faces")
+        with self.database("api") as connection:
+            create_table(connection)
+        gate = self.postgres_gate.port
+        urls = {name: f"postgresql://postgres@127.0.0.1:{gate}/{name}" for name in ("api", "faces")}
+        self.notes = self.folder / "notes"
+        self.notes.touch()
+        self.environment = {
+            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+            "REDIS_URL": f"redis://127.0.0.1:{self.redis_gate.port}/0",
+            "DATABASE_URL": urls["api"],
+            **({"EMBEDDINGS_DATABASE_URL": urls["faces"]} if setup.separate else {}),
+            "RUNNER_ALLOW_PRIVATE_URLS": "true",
+            "RUNNER_LOG_FORMAT": "json",
+            "RUNNER_LEASE_SECONDS": "3" if self.short else "5",
+            "RUNNER_RETRY_SECONDS": "0.3",
+            "RUNNER_RETRY_MAX_SECONDS": "10",
+            "RUNNER_THREADS": "1",
+            **setup.environment,
+        }
+        self.fault = {"FAULT_NOTES": str(self.notes), "FAULT_DATABASE": self.postgres.database_url("api")}
+        self._command("migrate")
+        scaled = [ScaledJob(name, setup.jobs_per_runner, setup.max_runners) for name in ("compare", "process")]
+        self.scaler = Scaler(
+            self.redis,
+            scaled,
+            environment={**self.environment, **self.fault, **setup.fault},
+            folder=self.folder,
+            polling_seconds=0.4,
+            command=(sys.executable, str(LAUNCHER)),
+        )
+        stack.callback(self.scaler.stop)
+
+    def scaled(self, seconds: float) -> float:
+        """Return how long something takes that takes `seconds` in a whole campaign."""
+        return seconds / 3 if self.short else seconds
+
+    def times(self, count: int) -> int:
+        """Return how often something happens that happens `count` times in a whole campaign."""
+        return max(1, count // 4) if self.short else count
+
+    def database(self, name: str) -> Connection:
+        """Return a connection around the gate."""
+        return psycopg.connect(self.postgres.database_url(name), autocommit=True)
+
+    def faces_database(self) -> Connection:
+        """Return a connection to the database that holds the faces."""
+        return self.database("faces" if self.setup.separate else "api")
+
+    def replica(self) -> Replica:
+        """Start a replica of Redis; it ends with the world."""
+        follow = ["--replicaof", "127.0.0.1", str(self.redis_server.port)]
+        server = self._stack.enter_context(EmbeddedRedis(arguments=follow))
+        return Replica(server, self._stack.enter_context(Redis.from_url(server.url)))
+
+    def command(self, *arguments: str, fault: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a runner of one's own."""
+        command = [sys.executable, str(LAUNCHER), *arguments]
+        environment = {**self.environment, **self.fault, **(fault or {})}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def _command(self, *arguments: str) -> None:
+        process = self.command(*arguments)
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, f"{arguments}: {out}{errors}"
+
+    # Sending
+
+    def upload(self, count: int, *, names: Sequence[str] = ()) -> list[str]:
+        """Send `count` photos, of `names` or of everything that is no selfie and not huge; return their ids."""
+        chosen = names or [name for name in self.pictures if not name.startswith(SELFIE) and name != "huge"]
+        sent = self._upload([chosen[number % len(chosen)] for number in range(count)])
+        self.jobs.photos |= sent
+        return list(sent)
+
+    def _upload(self, names: Sequence[str]) -> dict[str, Kind]:
+        with self.database("api") as connection:
+            api = Api(self.redis, connection)
+            urls = {f"{number}": self.images.url(name, number) for number, name in enumerate(names)}
+            return {photo_id: self.pictures[names[int(number)]] for number, photo_id in api.upload(urls).items()}
+
+    def prepare_comparisons(self) -> None:
+        """Store the photos that comparisons look through, without any fault."""
+        people = [name.removeprefix(SELFIE) for name in self.pictures if name.startswith(SELFIE)]
+        self.reference.photos = self._upload([people[number % len(people)] for number in range(REFERENCE)])
+        self._command("run", "--queues", "process", "--max-jobs", str(REFERENCE))
+
+    def compare(self, count: int) -> None:
+        """Send `count` comparisons with the stored photos."""
+        people = [name.removeprefix(SELFIE) for name in self.pictures if name.startswith(SELFIE)]
+        with self.database("api") as connection:
+            api = Api(self.redis, connection)
+            for number in range(count):
+                person = people[number % len(people)]
+                selfie = self.pictures[f"{SELFIE}{person}"].data
+                self.jobs.comparisons[api.compare(selfie, list(self.reference.photos))] = person
+
+    # Playing
+
+    def play(self, fault: Fault | None = None, *, seconds: float = 240) -> None:
+        """Let the scaler and the fault work until nothing is left to do. Raises `AssertionError` after `seconds`."""
+        began = time.monotonic()
+        turns = fault(self) if fault is not None else iter(())
+        next_turn: float | None = 0.0
+        while True:
+            now = time.monotonic()
+            if next_turn is not None and now >= next_turn:
+                pause = next(turns, None)
+                next_turn = None if pause is None else time.monotonic() + pause
+            with suppress(RedisError):
+                self.scaler.step()
+                if next_turn is None and self.scaler.idle():
+                    return
+            assert now - began < seconds, f"not done after {seconds:g} s: {self.where()}"
+            time.sleep(TURN_SECONDS)
+
+    def where(self) -> str:
+        """Return how things stand, for a message."""
+        depths = {name: self.scaler.depth(name) for name in ("compare", "process")}
+        running = [runner.process.pid for runner in self.living()]
+        return f"(waiting, leased) {depths}, running {running}, seen {dict(self.seen)}, exits {self.exits()}"
+
+    def living(self) -> list[Runner]:
+        """Return the runners that have not ended."""
+        return [runner for runner in self.scaler.runners if runner.process.poll() is None]
+
+    def exits(self) -> Counter[int]:
+        """Return how often a runner ended with which code."""
+        return Counter(runner.exit_code for runner in self.scaler.runners if runner.exit_code is not None)
+
+    def faults_noted(self) -> Counter[str]:
+        """Return how many faults `crashing_runner` has met, by point and action."""
+        lines = self.notes.read_text("utf-8").splitlines()
+        return Counter(" ".join(line.split()[:2]) for line in lines)
+
+    def noted_subjects(self) -> set[str]:
+        """Return the photos that have met a fault."""
+        return {one for line in self.notes.read_text("utf-8").splitlines() for one in line.split()[2].split(",")}
+
+    def logs(self) -> Iterator[dict[str, object]]:
+        """Yield every line that the runners have logged."""
+        for runner in self.scaler.runners:
+            for line in runner.log.read_text("utf-8", "replace").splitlines():
+                with suppress(ValueError):
+                    document = json.loads(line)
+                    if isinstance(document, dict):
+                        yield document
