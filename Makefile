@@ -40,6 +40,11 @@ demo: setup ## Run the main job: real photos in, matches out (ALBUM=folder SELFI
 test: setup ## Run the tests (long campaigns shortened)
 	@$(BIN)/python -m pytest
 
+.PHONY: e2e
+e2e: setup ## Run the service on a real control plane with KEDA, built once from Go modules; or on a given cluster
+	@test -n "$${E2E_KUBECONFIG:-}" || $(BIN)/python -m tests.e2e.build
+	@E2E=1 $(BIN)/python -m pytest tests/e2e $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## ruff and mypy --strict
 	@$(BIN)/ruff check .

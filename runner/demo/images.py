@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -11,15 +12,20 @@ from urllib.parse import unquote
 
 
 class ImageServer:
-    """Serves name → bytes for the time of a `with` block."""
+    """Serves name → bytes for the time of a `with` block, on loopback or another address of this machine.
 
-    def __init__(self, images: Mapping[str, bytes]) -> None:
+    `seconds` is how long it takes its time before each answer.
+    """
+
+    def __init__(self, images: Mapping[str, bytes], *, host: str = "127.0.0.1", seconds: float = 0.0) -> None:
+        self._host = host
         files = {f"/albums/sample/{name}": data for name, data in images.items()}
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                time.sleep(seconds)
                 data = files.get(unquote(self.path))
                 self.send_response(404 if data is None else 200)
                 self.send_header("Content-Type", "application/octet-stream")
@@ -30,13 +36,13 @@ class ImageServer:
             def log_message(self, *_: object) -> None:
                 """Say nothing: the runners log every photo."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="images", daemon=True)
 
     def url(self, name: str) -> str:
         """Return the URL of an image as the API sends it: the file name is not encoded."""
-        return f"http://127.0.0.1:{self._server.server_port}/albums/sample/{name}"
+        return f"http://{self._host}:{self._server.server_port}/albums/sample/{name}"
 
     def __enter__(self) -> Self:
         self._thread.start()

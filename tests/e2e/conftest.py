@@ -1,0 +1,131 @@
+"""Fixtures of the end-to-end tests: the site once a session, and for each test a namespace, servers and values."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from redis import Redis
+
+from runner.demo.album import Album, sample_album
+from runner.demo.api import Api
+from runner.demo.images import ImageServer
+from runner.faces.bake import sample_images
+from tests.e2e.site import CHART, Site, opened, unavailable, wait
+
+if TYPE_CHECKING:
+    from runner.demo.servers import EmbeddedRedis
+
+SMALL = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    reason = (
+        unavailable() if os.environ.get("E2E") else "end-to-end tests run in `make e2e`, which builds a control plane"
+    )
+    if reason:
+        pytest.skip(reason)
+    with opened() as found:
+        yield found
+
+
+@pytest.fixture
+def namespace(site: Site) -> Iterator[str]:
+    """A namespace of the test alone."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    site.kubectl("create", "namespace", name)
+    levels = [f"pod-security.kubernetes.io/{what}=restricted" for what in ("enforce", "warn")]
+    site.kubectl("label", "namespace", name, *levels)
+    wait(
+        lambda: (
+            site.kubectl("--namespace", name, "get", "serviceaccount", "default", check=False).count("default") == 1
+        ),
+        "",
+    )
+    yield name
+    site.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Redis and PostgreSQL, as this machine and the pods reach them."""
+
+    redis: Redis
+    redis_url: str
+    database_url: str
+    connection: psycopg.Connection
+    api: Api
+
+    def leftovers(self) -> dict[str, int]:
+        """Return how many jobs of each list are waiting, leased, or dead letters."""
+        client: Any = self.redis
+        counts = {}
+        for name in ("compare", "process"):
+            counts[f"{name} waiting"] = client.llen(f"face_embeddings:{name}")
+            counts[f"{name} leased"] = client.zcard(f"{{face_embeddings:{name}}}:leases")
+            counts[f"{name} dead"] = client.zcard(f"{{face_embeddings:{name}}}:dead:index")
+        return {name: count for name, count in counts.items() if count}
+
+
+@pytest.fixture
+def backends(site: Site, request: pytest.FixtureRequest) -> Iterator[Backends]:
+    if site.control_plane is not None:
+        server: EmbeddedRedis = request.getfixturevalue("redis_server")
+        redis_url, database_url = server.url, request.getfixturevalue("database_url")
+    else:
+        redis_url, database_url = os.environ["E2E_REDIS_URL"], os.environ["E2E_DATABASE_URL"]
+    with Redis.from_url(redis_url) as redis, psycopg.connect(database_url, autocommit=True) as connection:
+        if site.control_plane is not None:
+            redis.flushdb()
+        found = Backends(redis, redis_url, database_url, connection, Api(redis, connection))
+        assert found.leftovers() == {}, "the Redis of the tests must be empty"
+        yield found
+
+
+@pytest.fixture
+def values(site: Site, backends: Backends) -> dict[str, Any]:
+    """Values of the chart for small pods that are started quickly."""
+    redis = urlsplit(backends.redis_url)
+    repository, _, tag = site.image.rpartition(":")
+    each = {
+        "jobsPerPod": 4,
+        "pollingInterval": 1,
+        "maxReplicas": 3,
+        "resources": SMALL,
+        "successfulJobsHistoryLimit": 50,
+    }
+    return {
+        "image": {"repository": repository, "tag": tag},
+        "redis": {"host": redis.hostname, "port": redis.port or 6379, "database": int(redis.path.strip("/") or 0)},
+        "database": {"url": backends.database_url},
+        "settings": {"RUNNER_ALLOW_PRIVATE_URLS": "true", "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
+        "lists": {"process": {**each}, "compare": {**each}},
+        "migration": {"resources": SMALL},
+    }
+
+
+@pytest.fixture(scope="session")
+def album() -> Album:
+    return sample_album(sample_images())
+
+
+@pytest.fixture(scope="session")
+def images(site: Site, album: Album) -> Iterator[ImageServer]:
+    with ImageServer({photo.name: photo.data for photo in album.photos}, host=site.host) as server:
+        yield server
+
+
+@pytest.fixture
+def release(site: Site, namespace: str, values: dict[str, Any]) -> Iterator[str]:
+    """The chart, installed under the name that is returned."""
+    name = "party"
+    site.helm("install", name, str(CHART), "--namespace", namespace, "--wait", "--timeout", "3m", values=values)
+    yield name
+    site.helm("uninstall", name, "--namespace", namespace, "--wait", "--timeout", "2m", check=False)

@@ -1,0 +1,183 @@
+"""The service on Kubernetes: a burst is scaled up for, drained and scaled to zero, whatever happens to its pods."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runner.demo.images import ImageServer
+from tests.e2e.site import CHART, Object, Site, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runner.demo.album import Album
+    from tests.e2e.conftest import Backends
+
+PROCESS = "app.kubernetes.io/component=process"
+BURST = 12
+DRAIN_SECONDS = 240.0
+
+
+@pytest.fixture(autouse=True)
+def _needs_keda(site: Site) -> None:
+    if site.no_keda:
+        pytest.skip(site.no_keda)
+
+
+@dataclass(frozen=True)
+class Burst:
+    """The API's side: many photos at once."""
+
+    backends: Backends
+    images: ImageServer
+    album: Album
+
+    def upload(self, count: int = BURST) -> list[str]:
+        """Upload `count` photos, the album's over and over, and return their ids."""
+        names = [photo.name for photo in self.album.photos]
+        urls = {f"{number}": self.images.url(names[number % len(names)]) for number in range(count)}
+        return list(self.backends.api.upload(urls).values())
+
+    def is_drained(self, photos: list[str]) -> bool:
+        """Return whether every photo is done, and nothing is left in Redis."""
+        statuses = self.backends.api.statuses()
+        ended = all(statuses[photo] in {"READY", "NO_FACES_FOUND"} for photo in photos)
+        return ended and not self.backends.leftovers()
+
+
+@pytest.fixture(scope="module")
+def slow_images(site: Site, album: Album) -> Iterator[ImageServer]:
+    """Images that take their time: what is done to a pod is done to one at work."""
+    photos = {photo.name: photo.data for photo in album.photos}
+    with ImageServer(photos, host=site.host, seconds=4.0) as server:
+        yield server
+
+
+@pytest.fixture
+def burst(backends: Backends, slow_images: ImageServer, album: Album) -> Burst:
+    return Burst(backends, slow_images, album)
+
+
+def _jobs(site: Site, namespace: str) -> list[Object]:
+    return site.get("jobs", "--namespace", namespace, "--selector", PROCESS)
+
+
+def _pods(site: Site, namespace: str, phase: str = "Running") -> list[Object]:
+    selector = ("--selector", PROCESS, "--field-selector", f"status.phase={phase}")
+    return site.get("pods", "--namespace", namespace, *selector)
+
+
+def _unfinished(site: Site, namespace: str) -> list[str]:
+    def finished(job: Object) -> bool:
+        conditions = job["status"].get("conditions") or []
+        return any(item["type"] in {"Complete", "Failed"} and item["status"] == "True" for item in conditions)
+
+    return [job["metadata"]["name"] for job in _jobs(site, namespace) if not finished(job)]
+
+
+def _drained_to_zero(site: Site, namespace: str, burst: Burst, photos: list[str]) -> None:
+    wait(lambda: burst.is_drained(photos), "every photo to be done, and nothing left in Redis", DRAIN_SECONDS)
+    wait(lambda: not _unfinished(site, namespace), "the Jobs to end", 60)
+    assert not _pods(site, namespace), "scaled to zero"
+    failed = [job["metadata"]["name"] for job in _jobs(site, namespace) if job["status"].get("succeeded") != 1]
+    assert not failed
+
+
+def _summaries(site: Site, namespace: str) -> list[dict[str, Any]]:
+    """Return the termination messages of the pods that succeeded."""
+    ended = [
+        status["state"]["terminated"]
+        for pod in _pods(site, namespace, "Succeeded")
+        for status in pod["status"]["containerStatuses"]
+    ]
+    return [json.loads(state["message"]) for state in ended]
+
+
+def test_a_burst_is_scaled_up_for_drained_and_scaled_to_zero(
+    site: Site, namespace: str, release: str, burst: Burst
+) -> None:
+    assert _jobs(site, namespace) == []
+    backends, photos = burst.backends, burst.upload()
+    most = wait(lambda: len(_jobs(site, namespace)), "a Job")
+    _drained_to_zero(site, namespace, burst, photos)
+    count = len(_jobs(site, namespace))
+    assert most <= count <= 4, "ceil(12 / 4), and one more at most where a poll fell between two claims"
+    summaries = _summaries(site, namespace)
+    assert sum(summary["photos"] for summary in summaries) == BURST
+    assert all(summary["claimed"] <= 4 and summary["unsettled"] == 0 for summary in summaries)
+
+    # A guest, while nothing runs: the other list wakes up by itself.
+    selfie = burst.album.selfies[0]
+    job = backends.api.compare(selfie.data, photos)
+    wait(lambda: backends.api.result(job), "the guest's photos", 60)
+    log = site.kubectl(
+        "--namespace", namespace, "logs", "--selector", "app.kubernetes.io/component=compare", "--tail", "-1"
+    )
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith('{"time"')]
+    (answered,) = [line for line in lines if line.get("comparison") == job]
+    assert {"pod", "job", "node", "lease", "queue", "outcome"} <= answered.keys()
+    assert answered["pod"].startswith(f"{release}-compare-")
+    assert answered["job"] == answered["pod"].rpartition("-")[0]
+
+
+def test_a_killed_pod_loses_nothing(site: Site, namespace: str, release: str, burst: Burst) -> None:
+    photos = burst.upload()
+    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "work in a pod")
+    names = [found["metadata"]["name"] for found in _pods(site, namespace)]
+    site.kubectl("--namespace", namespace, "delete", "pod", names[0], "--grace-period=0", "--force")
+    _drained_to_zero(site, namespace, burst, photos)
+    assert release
+
+
+def test_an_upgrade_during_a_burst_leaves_running_jobs_alone(
+    site: Site, namespace: str, release: str, values: dict[str, Any], burst: Burst
+) -> None:
+    photos = burst.upload()
+    wait(lambda: _pods(site, namespace), "a pod at work")
+    before = {pod["metadata"]["name"] for pod in _pods(site, namespace)}
+    changed = copy.deepcopy(values)
+    changed["podLabels"] = {"generation": "second"}
+    site.helm("upgrade", release, str(CHART), "--namespace", namespace, values=changed)
+    _drained_to_zero(site, namespace, burst, photos + burst.upload())
+    ended = {pod["metadata"]["name"]: pod for pod in _pods(site, namespace, "Succeeded")}
+    assert before <= ended.keys(), "a Job that ran was ended by the upgrade"
+    assert any(pod["metadata"]["labels"].get("generation") == "second" for pod in ended.values())
+
+
+def test_a_drained_node_loses_nothing_and_costs_no_attempt(
+    site: Site, namespace: str, release: str, burst: Burst
+) -> None:
+    if site.no_drain:
+        pytest.skip(site.no_drain)
+    photos = burst.upload()
+    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "work in a pod")
+    node = _pods(site, namespace)[0]["spec"]["nodeName"]
+    selector = f"app.kubernetes.io/instance={release}"
+    try:
+        flags = ("--force", "--delete-emptydir-data", "--timeout=90s")
+        assert "evicted" in site.kubectl("drain", node, "--pod-selector", selector, *flags)
+        _drained_to_zero(site, namespace, burst, photos)
+    finally:
+        site.kubectl("uncordon", node)
+    assert not any(job["status"].get("failed") for job in _jobs(site, namespace)), "a disruption is no failure"
+
+
+def test_a_lost_node_loses_nothing(site: Site, namespace: str, release: str, burst: Burst) -> None:
+    """The node vanishes with its pods, as in a power cut; the cloud's controller then removes the Node."""
+    if site.control_plane is None:
+        pytest.skip("nodes are pulled out of the tests' own control plane alone")
+    photos = burst.upload()
+    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "work in a pod")
+    node = _pods(site, namespace)[0]["spec"]["nodeName"]
+    site.control_plane.daemons[node].kill()
+    site.kubectl("delete", "node", node, "--wait=false")
+    try:
+        wait(lambda: burst.is_drained(photos), "every photo to be done by the other pods", DRAIN_SECONDS)
+    finally:
+        site.start_node(node)
+    assert release

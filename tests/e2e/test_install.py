@@ -1,0 +1,114 @@
+"""The chart against a real API server, by helm 3 and helm 4: install, upgrade, rollback, test, uninstall."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.chart.tools import HELM_3, HELM_4, KUBECTL, KUBECTL_OLD, Tool, ensure
+from tests.e2e.site import CHART, Site, wait
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Backends
+
+LABEL = "app.kubernetes.io/name=spottmee-worker"
+KINDS = "scaledjobs,cronjobs,jobs,pods,configmaps,secrets,serviceaccounts,networkpolicies,triggerauthentications"
+LONG_NAME = "a" * 20 + "-" + "b" * 32  # 53 characters, the longest that helm accepts
+
+HELMS = pytest.mark.parametrize("helm", [HELM_3, HELM_4], ids=lambda tool: f"helm {tool.version}")
+
+
+def _length(site: Site, namespace: str, name: str) -> str:
+    found = json.loads(site.kubectl("--namespace", namespace, "get", "scaledjob", name, "--output", "json"))
+    length: str = found["spec"]["triggers"][0]["metadata"]["listLength"]
+    return length
+
+
+def _names(site: Site, namespace: str, release: str) -> set[str]:
+    selector = f"{LABEL},app.kubernetes.io/instance={release}"
+    items = site.get(KINDS, "--namespace", namespace, "--selector", selector)
+    return {f"{item['kind']} {item['metadata']['name']}" for item in items}
+
+
+@HELMS
+def test_install_upgrade_rollback_uninstall(
+    site: Site, namespace: str, values: dict[str, Any], backends: Backends, helm: Tool
+) -> None:
+    backends.connection.execute("DROP TABLE IF EXISTS faces, spottmee_schema CASCADE")
+    where = ("--namespace", namespace, "--wait", "--timeout", "3m")
+    site.helm("install", "party", str(CHART), *where, tool=helm, values=values)
+    assert backends.connection.execute("SELECT to_regclass('faces')").fetchone() == ("faces",), "the hook migrates"
+    names = _names(site, namespace, "party")
+    assert {"ScaledJob party-process", "ScaledJob party-compare", "CronJob party-debug", "ConfigMap party"} <= names
+    assert _length(site, namespace, "party-process") == "4"
+
+    changed = copy.deepcopy(values)
+    changed["lists"]["process"]["jobsPerPod"] = 7
+    changed["lists"]["compare"]["enabled"] = False
+    site.helm("upgrade", "party", str(CHART), *where, tool=helm, values=changed)
+    assert _length(site, namespace, "party-process") == "7"
+    assert "ScaledJob party-compare" not in _names(site, namespace, "party")
+
+    site.helm("rollback", "party", "1", *where, tool=helm)
+    assert _length(site, namespace, "party-process") == "4"
+    assert _names(site, namespace, "party") == names
+
+    # The test pod runs `doctor` against the very servers.
+    assert "Succeeded" in site.helm("test", "party", "--namespace", namespace, "--timeout", "2m", tool=helm)
+    site.kubectl("--namespace", namespace, "delete", "pod", "party-test")
+
+    site.helm("uninstall", "party", *where, tool=helm)
+    wait(lambda: not _names(site, namespace, "party"), "everything of the release to be gone")
+
+
+@HELMS
+def test_two_releases_in_one_namespace_one_with_the_longest_name(
+    site: Site, namespace: str, values: dict[str, Any], helm: Tool
+) -> None:
+    where = ("--namespace", namespace, "--timeout", "3m")
+    for name in ("party", LONG_NAME):
+        site.helm("install", name, str(CHART), *where, tool=helm, values=values)
+    jobs = site.get("scaledjobs", "--namespace", namespace)
+    assert len(jobs) == 4
+    assert {job["metadata"]["labels"]["app.kubernetes.io/instance"] for job in jobs} == {"party", LONG_NAME}
+    debug = site.get("cronjobs", "--namespace", namespace, "--selector", f"app.kubernetes.io/instance={LONG_NAME}")
+    # Kubernetes itself names the pods of a Job made from it: there must be room.
+    cron_job = debug[0]["metadata"]["name"]
+    site.kubectl(
+        "--namespace", namespace, "create", "job", f"{cron_job}-by-hand"[:63].rstrip("-"), f"--from=cronjob/{cron_job}"
+    )
+    wait(lambda: _debug_pods(site, namespace), "the pod of the debug Job")
+    site.helm("uninstall", "party", "--namespace", namespace, tool=helm)
+    assert len(site.get("scaledjobs", "--namespace", namespace)) == 2
+    site.helm("uninstall", LONG_NAME, "--namespace", namespace, tool=helm)
+    wait(lambda: not site.get("scaledjobs", "--namespace", namespace), "the ScaledJobs to be gone")
+
+
+def _debug_pods(site: Site, namespace: str) -> list[dict[str, Any]]:
+    return site.get("pods", "--namespace", namespace, "--selector", "app.kubernetes.io/component=debug")
+
+
+def test_nothing_that_is_installed_breaks_pod_security_or_strict_validation(
+    site: Site, namespace: str, release: str, values: dict[str, Any]
+) -> None:
+    """The server itself validates, unknown fields refused; a pod that is not "restricted" would be a warning."""
+    rendered = site.helm("template", release, str(CHART), "--namespace", namespace, values=values)
+    for tool in (KUBECTL_OLD, KUBECTL):
+        said = site._run(
+            [str(ensure(tool)), "apply", "--dry-run=server", "--validate=strict", "--namespace", namespace, "-f", "-"],
+            check=True,
+            text=rendered,
+        )
+        assert "party-debug" in said
+        assert "Warning" not in said
+
+
+def test_the_rights_in_the_handbook_are_enough(site: Site, namespace: str) -> None:
+    """The Role of docs/debugging.md is taken by the server as it stands there; the debug tests use it."""
+    from tests.e2e.roles import role
+
+    site.kubectl("--namespace", namespace, "create", "-f", "-", text=role())
+    assert "spottmee-worker-debug" in site.kubectl("--namespace", namespace, "get", "roles")
