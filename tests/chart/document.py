@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def schema(current: str, values: str) -> str:
     """Return the schema `current` with the comments of values.yaml as its descriptions, and the runner's settings."""
     document = json.loads(current)
     document["definitions"]["settings"]["properties"] = {
-        item.metadata["env"]: {"type": ["string", "number", "boolean"], "description": item.metadata["help"]}
+        item.metadata["env"]: {**_type(item.metadata["parse"]), "description": item.metadata["help"]}
         for item in fields(Settings)
         if item.metadata["env"].startswith("RUNNER_")
     }
@@ -137,6 +137,23 @@ def schema(current: str, values: str) -> str:
     for target, comment in comments.values():
         target["description"] = comment
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _type(parse: Callable[[str], object]) -> dict[str, Any]:
+    """Return what a setting may be, from what its parser says of something that is neither number, flag nor word."""
+    try:
+        parse("\0")
+    except ValueError as error:
+        said = str(error)
+        if numbers := re.fullmatch(r"must be a (whole number|number of seconds) from (\S+) to (\S+)", said):
+            kind, low, high = numbers.groups()
+            limits = {"minimum": json.loads(low), "maximum": json.loads(high)}
+            return {"type": "integer" if kind == "whole number" else "number", **limits}
+        if words := re.fullmatch(r"must be one of (.+)", said):
+            return {"type": "string", "enum": words[1].split(", ")}
+        if said == "must be true or false":
+            return {"type": "boolean"}
+    return {"type": "string"}
 
 
 def property_of(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

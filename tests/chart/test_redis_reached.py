@@ -1,11 +1,12 @@
 """The environment that the chart gives a pod reaches real servers, and KEDA's triggers reach the same lists.
 
 KEDA itself is not here: its triggers are read as its redis scalers read them (metadata, then the parameters of the
-TriggerAuthentication), and asked for the same counts (LLEN of a list, ZCARD of a sorted set).
+TriggerAuthentication), and asked for the same counts: a script that looks at the type, then LLEN or ZCARD.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from runner.queue.client import connect
 from runner.queue.leases import LeaseQueue
 from tests.chart import tools
 from tests.chart.render import Object, Rendered, environment, render
-from tests.integration.redis_topologies import Cluster, Relay, Sentinels, opened, server_context
+from tests.integration.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context
 
 AWKWARD = "p@ss:w/ö%41 #?&$(HOME)\"'\\"
 WITHOUT_QUOTES = AWKWARD.rstrip("\"'\\")  # the sentinel's configuration file quotes it
+COUNT = "return redis.call(redis.call('TYPE', KEYS[1]).ok == 'zset' and 'ZCARD' or 'LLEN', KEYS[1])"
+PAGES = tools.ROOT / "docs"
 MOUNT = "/etc/redis-tls"
 
 
@@ -65,8 +68,7 @@ def _counted(trigger: Object, objects: Rendered, given: dict[str, str], tmp_path
             options[files[parameter]] = str(path)
         options["ssl"] = True
     client = _keda_client(trigger["type"], metadata, parameters, options)
-    name = metadata["listName"]
-    count = client.zcard(name) if client.type(name) == b"zset" else client.llen(name)
+    count = client.eval(COUNT, 1, metadata["listName"])
     client.close()
     return int(count)
 
@@ -85,9 +87,13 @@ def _keda_client(kind: str, metadata: Object, parameters: Object, options: dict[
 
 
 def _allow(server: EmbeddedRedis) -> None:
-    """Let in the user `runner` with an awkward password, and the default user no longer."""
+    """Let in the documented user with an awkward password, and the default user no longer."""
+    _, name, *rules = acl_line((PAGES / "queue.md").read_text(encoding="utf-8")).split()
+    (more,) = re.findall(r"An ACL user needs .*", (PAGES / "kubernetes.md").read_text(encoding="utf-8"))
+    granted = re.findall(r"`(\+\w+)`", more)
+    assert granted == ["+type", "+select"]
     client = opened(server)
-    client.execute_command("ACL", "SETUSER", "runner", "on", f">{AWKWARD}", "~*", "&*", "+@all")
+    client.execute_command("ACL", "SETUSER", name, *rules, *granted, "resetpass", f">{AWKWARD}")
     client.execute_command("ACL", "SETUSER", "default", "off")
 
 
@@ -98,7 +104,7 @@ def test_a_user_with_an_awkward_password_and_a_database(tmp_path: Path) -> None:
             "host": "127.0.0.1",
             "port": server.port,
             "database": 3,
-            "username": "runner",
+            "username": "worker",
             "auth": {"enabled": True, "password": AWKWARD},
         }
         assert played({"redis": values}, tmp_path) == (1, 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,9 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key of a list": ({"lists": {"process": {"jobPerPod": 5}}}, r"jobPerPod.* not allowed"),
     "an unknown list": ({"lists": {"train": {"enabled": True}}}, r"train.* not allowed"),
     "an unknown setting": ({"settings": {"RUNNER_LEASE_SECOND": 30}}, r"RUNNER_LEASE_SECOND.* not allowed"),
+    "a setting out of range": ({"settings": {"RUNNER_CLAIM_SIZE": 0}}, r"RUNNER_CLAIM_SIZE.*\b1\b"),
+    "a setting of another kind": ({"settings": {"RUNNER_LEASE_SECONDS": "soon"}}, r"RUNNER_LEASE_SECONDS.*number"),
+    "an unknown log level": ({"settings": {"RUNNER_LOG_LEVEL": "loud"}}, r"RUNNER_LOG_LEVEL.*debug.*warning"),
     "a toleration misspelt": (
         {"lists": {"process": {"tolerations": [{"keys": "gpu"}]}}},
         r"keys.* not allowed",
@@ -51,6 +56,10 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "min above max": (
         {"lists": {"process": {"minReplicas": 5, "maxReplicas": 2}}},
         r"minReplicas is 5, above maxReplicas \(2\): lower it, or raise maxReplicas",
+    ),
+    "pods that end at once for ever": (
+        {"lists": {"compare": {"minReplicas": 1}}},
+        r"minReplicas is 1, and RUNNER_IDLE_SECONDS is 0: .*; set lists\.compare\.settings\.RUNNER_IDLE_SECONDS",
     ),
     "grace below the drain": (
         {"lists": {"compare": {"drainSeconds": 40}}},
@@ -193,6 +202,16 @@ def test_every_fault_is_named_at_once(helm_tool: tools.Tool) -> None:
         render(helm_tool, values)
     for words in ("redis.host is empty", "process.jobsPerPod is 0", "compare.terminationGracePeriodSeconds is 30"):
         assert words in str(caught.value)
+
+
+def test_as_part_of_another_chart(helm_tool: tools.Tool, tmp_path: Path) -> None:
+    """helm hands a subchart `global` too, which a closed schema must let through."""
+    parent = tmp_path / "party"
+    shutil.copytree(CHART, parent / "charts" / CHART.name)
+    (parent / "Chart.yaml").write_text("apiVersion: v2\nname: party\nversion: 1.0.0\n")
+    values = {"global": {"region": "north"}, CHART.name: {"redis": {"host": "other"}}}
+    (parent / "values.yaml").write_text(yaml.safe_dump(values))
+    assert "redis://other:6379/0" in helm(helm_tool, "template", "faces", str(parent))
 
 
 @pytest.mark.parametrize("case", cases())

@@ -166,6 +166,10 @@ redis.tls.skipVerify accepts any certificate, so the authority's would never be 
 {{- else if gt (int $list.minReplicas) (int $list.maxReplicas) }}
 {{ $at }}.minReplicas is {{ int $list.minReplicas }}, above maxReplicas ({{ int $list.maxReplicas }}): lower it, or raise maxReplicas
 {{- end }}
+{{- $idle := get (merge (dict) $list.settings $.Values.settings) "RUNNER_IDLE_SECONDS" | default 0 -}}
+{{- if and (int $list.minReplicas) (not (float64 $idle)) }}
+{{ $at }}.minReplicas is {{ int $list.minReplicas }}, and RUNNER_IDLE_SECONDS is 0: pods without work would end at once, and others be started in their place for ever; set {{ $at }}.settings.RUNNER_IDLE_SECONDS (to 240, say), or minReplicas to 0
+{{- end }}
 {{- if or (lt (float64 $list.maxSeconds) 1.0) (gt (float64 $list.maxSeconds) 86400.0) }}
 {{ $at }}.maxSeconds must be from 1 to 86400
 {{- end }}
