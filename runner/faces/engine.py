@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import cv2
 
-from runner.errors import OutOfMemoryError, TooManyFacesError
+from runner.errors import ModelError, OutOfMemoryError, TooManyFacesError
 from runner.faces import pack
 from runner.faces.alignment import crop
 from runner.faces.detector import Detections, Detector
-from runner.faces.hardware import choose_provider, thread_count
+from runner.faces.hardware import Choice, ProviderError, choose_providers, thread_count
 from runner.faces.recogniser import Recogniser
+from runner.logs import logger
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from runner.faces.pack import Manifest
+
     Image = NDArray[np.uint8]
+
+# Crops wait for others to fill a batch, but not longer than this many seconds while photos without faces go by.
+PATIENCE = 0.2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,20 +45,31 @@ class Face:
     embedding: NDArray[np.float32]
 
 
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A photo whose faces are found and cropped, and not all embedded yet."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Photo:
+    """A photo whose faces are found and cropped; `embeddings` has those that are embedded, by number."""
 
     future: Future[list[Face]]
     detections: Detections
-    embeddings: list[NDArray[np.float32]]
+    embeddings: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Crop:
+    """One face of a photo, on its way to the recogniser since the moment `since`."""
+
+    photo: _Photo
+    number: int
+    pixels: Image
+    since: float = field(default_factory=time.monotonic)
 
 
 class Engine:
     """Detects and embeds. `submit` and `analyse` may be called from any thread.
 
-    Each thread takes photos one by one and gathers their crops; it embeds as soon as a batch is full, and what
-    remains as soon as no photo is waiting. A photo's pixels are let go before its faces are embedded.
+    Threads take photos one by one, and put the crops of their faces where all threads find them: full batches of
+    crops go first, so that few ever wait, and what is less than a batch goes when no photo waits. A photo's pixels
+    are let go before its faces are embedded.
     """
 
     def __init__(
@@ -61,16 +79,20 @@ class Engine:
         *,
         model: str,
         threads: int,
-        batch_size: int,
+        choice: Choice,
         max_faces: int,
     ) -> None:
         self.model = model
         self.threads = threads
+        self.choice = choice
         self._detector = detector
         self._recogniser = recogniser
-        self._batch_size = batch_size
+        self._batch_size = choice.batch_size
         self._max_faces = max_faces
-        self._tasks: queue.SimpleQueue[tuple[Callable[[], Image], Future[list[Face]]] | None] = queue.SimpleQueue()
+        self._photos: deque[tuple[Callable[[], Image], Future[list[Face]]]] = deque()
+        self._crops: deque[_Crop] = deque()
+        self._closing = False
+        self._work_or_end = threading.Condition()  # guards the four above
         self._busy = [0.0] * threads
         # More threads of OpenCV's own would only compete with ours.
         cv2.setNumThreads(1)
@@ -91,110 +113,150 @@ class Engine:
         batch_size: int = 0,
         max_faces: int = 1000,
     ) -> Self:
-        """Load the baked pack in `folder`. Raises `ModelError`, and `SettingsError` for providers."""
+        """Load the baked pack in `folder` under the first provider that can be started.
+
+        Raises `ModelError`, also where no provider can be started, and `SettingsError` for `providers`.
+        """
         import onnxruntime
 
         manifest = pack.read_manifest(folder)
-        choice = choose_provider(providers, onnxruntime.get_available_providers(), batch_size)
-        detector = pack.open_session(pack.read_graph(folder, manifest.detector), choice.provider)
-        recogniser = pack.open_session(pack.read_graph(folder, manifest.recogniser), choice.provider)
-        return cls(
-            Detector(detector, manifest.detector.input_size),
-            Recogniser(recogniser),
-            model=manifest.model,
-            threads=thread_count(threads),
-            batch_size=choice.batch_size,
-            max_faces=max_faces,
+        choices = choose_providers(providers, onnxruntime.get_available_providers(), batch_size)
+        failures: list[str] = []
+        for choice in choices:
+            try:
+                detector, recogniser = _open_models(folder, manifest, choice.providers)
+            except ProviderError as error:
+                failures.append(f"{choice.word} could not be started ({error})")
+                logger().warning("provider failed", extra={"provider": choice.word, "detail": str(error)})
+                continue
+            return cls(
+                detector,
+                recogniser,
+                model=manifest.model,
+                threads=thread_count(threads),
+                choice=replace(choice, why="; ".join([*failures, choice.why])),
+                max_faces=max_faces,
+            )
+        raise ModelError(
+            f"{'; '.join(failures)}: see that the device and its driver are in this container, or add cpu to "
+            "RUNNER_PROVIDERS"
         )
 
     @property
     def busy_seconds(self) -> float:
-        """How long the threads have worked, added up."""
+        """How long the threads have worked, added up: at most `threads` times what a clock on the wall says."""
         return sum(self._busy)
 
     def submit(self, load: Callable[[], Image]) -> Future[list[Face]]:
-        """Return a future of the faces in the image that `load` returns, BGR (height, width, 3).
+        """Return a future of the faces in the image that `load` returns, BGR (height, width, 3), the surest first.
 
         `load` runs in a thread of the engine; what it raises is the future's exception, and so are
-        `TooManyFacesError` and `OutOfMemoryError`.
+        `TooManyFacesError` and `OutOfMemoryError`. Raises `RuntimeError` after `close`.
         """
         future: Future[list[Face]] = Future()
-        self._tasks.put((load, future))
+        with self._work_or_end:
+            if self._closing:
+                raise RuntimeError("the engine is closed")
+            self._photos.append((load, future))
+            self._work_or_end.notify()
         return future
 
     def analyse(self, image: Image) -> list[Face]:
         """Return the faces of one image, in this thread, the surest first."""
-        detections = self._detector.detect(image)
-        crops = self._crops(image, detections)
-        embeddings = [row for part in _parts(crops, self._batch_size) for row in self._recogniser.embed(part)]
-        return _faces(detections, embeddings)
+        detections = self._detect(image)
+        crops = [crop(image, landmarks) for landmarks in detections.landmarks]
+        parts = [crops[start : start + self._batch_size] for start in range(0, len(crops), self._batch_size)]
+        return _faces(detections, [row for part in parts for row in self._recogniser.embed(part)])
 
     def close(self) -> None:
-        """End the threads after what was submitted."""
-        for _ in self._workers:
-            self._tasks.put(None)
+        """Finish what was submitted, and end the threads."""
+        with self._work_or_end:
+            self._closing = True
+            self._work_or_end.notify_all()
         for worker in self._workers:
             worker.join()
 
     def _work(self, number: int) -> None:
-        waiting: list[tuple[_Pending, Image]] = []  # a crop and the photo it is of
-        while True:
-            try:
-                task = self._tasks.get_nowait() if waiting else self._tasks.get()
-            except queue.Empty:
-                waiting = self._embed(number, waiting, everything=True)
-                continue
-            if task is None:
-                self._embed(number, waiting, everything=True)
-                return
-            waiting += self._detect(number, *task)
-            waiting = self._embed(number, waiting, everything=False)
+        while (work := self._next()) is not None:
+            started = time.monotonic()
+            work()
+            del work  # it holds the photo's bytes or its crops, and the next wait may be long
+            self._busy[number] += time.monotonic() - started
 
-    def _detect(
-        self, number: int, load: Callable[[], Image], future: Future[list[Face]]
-    ) -> list[tuple[_Pending, Image]]:
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for something to do and return it, or None when the engine is closed and nothing is left to begin.
+
+        A thread that is still at a photo then embeds its faces itself.
+        """
+        with self._work_or_end:
+            while True:
+                if self._crops_go_first():
+                    size = min(self._batch_size, len(self._crops))
+                    return partial(self._embed, [self._crops.popleft() for _ in range(size)])
+                if self._photos:
+                    return partial(self._find, *self._photos.popleft())
+                if self._closing:
+                    return None
+                self._work_or_end.wait()
+
+    def _crops_go_first(self) -> bool:
+        if not self._crops:
+            return False
+        full = len(self._crops) >= self._batch_size
+        return full or not self._photos or time.monotonic() - self._crops[0].since > PATIENCE
+
+    def _find(self, load: Callable[[], Image], future: Future[list[Face]]) -> None:
+        """Load a photo, find its faces, and put their crops among those that wait."""
         if not future.set_running_or_notify_cancel():
-            return []
-        started = time.monotonic()
+            return
         try:
             image = load()
-            detections = self._detector.detect(image)
-            crops = self._crops(image, detections)
+            detections = self._detect(image)
+            crops = [crop(image, landmarks) for landmarks in detections.landmarks]
         except Exception as error:  # noqa: BLE001 - it is the future's, and the thread goes on
             future.set_exception(_typed(error))
-            return []
-        finally:
-            self._busy[number] += time.monotonic() - started
+            return
         if not crops:
             future.set_result([])
-        pending = _Pending(future, detections, [])
-        return [(pending, one) for one in crops]
+            return
+        photo = _Photo(future, detections)
+        with self._work_or_end:
+            self._crops.extend(_Crop(photo, number, pixels) for number, pixels in enumerate(crops))
+            self._work_or_end.notify_all()
 
-    def _crops(self, image: Image, detections: Detections) -> list[Image]:
+    def _embed(self, crops: list[_Crop]) -> None:
+        """Embed a batch, and finish the photos whose last faces were in it."""
+        photos = {id(one.photo): one.photo for one in crops}
+        try:
+            rows = self._recogniser.embed([one.pixels for one in crops])
+        except Exception as error:  # noqa: BLE001 - as in _find
+            if len(photos) == 1:
+                self._fail(crops[0].photo, _typed(error))
+                return
+            for photo in photos.values():  # one of them may be at fault: the others shall not suffer for it
+                self._embed([one for one in crops if one.photo is photo])
+            return
+        with self._work_or_end:
+            for one, row in zip(crops, rows, strict=True):
+                one.photo.embeddings[one.number] = row
+            finished = [photo for photo in photos.values() if len(photo.embeddings) == len(photo.detections)]
+        for photo in finished:
+            embeddings = [photo.embeddings[number] for number in range(len(photo.detections))]
+            photo.future.set_result(_faces(photo.detections, embeddings))
+
+    def _fail(self, photo: _Photo, error: Exception) -> None:
+        """Give the photo's future the error, unless it has one, and drop the crops that still wait."""
+        with self._work_or_end:
+            for one in [one for one in self._crops if one.photo is photo]:
+                self._crops.remove(one)
+            if not photo.future.done():
+                photo.future.set_exception(error)
+
+    def _detect(self, image: Image) -> Detections:
+        detections = self._detector.detect(image)
         if len(detections) > self._max_faces:
             raise TooManyFacesError(f"{len(detections)} found, {self._max_faces} allowed")
-        return [crop(image, landmarks) for landmarks in detections.landmarks]
-
-    def _embed(
-        self, number: int, waiting: list[tuple[_Pending, Image]], *, everything: bool
-    ) -> list[tuple[_Pending, Image]]:
-        """Embed full batches (or `everything`) and return what still waits."""
-        started = time.monotonic()
-        while waiting and (everything or len(waiting) >= self._batch_size):
-            batch, waiting = waiting[: self._batch_size], waiting[self._batch_size :]
-            try:
-                rows = self._recogniser.embed([one for _, one in batch])
-            except Exception as error:  # noqa: BLE001 - as in _detect
-                for pending, _ in batch:
-                    if not pending.future.done():
-                        pending.future.set_exception(_typed(error))
-                continue
-            for (pending, _), row in zip(batch, rows, strict=True):
-                pending.embeddings.append(row)
-                if len(pending.embeddings) == len(pending.detections) and not pending.future.done():
-                    pending.future.set_result(_faces(pending.detections, pending.embeddings))
-        self._busy[number] += time.monotonic() - started
-        return waiting
+        return detections
 
     def __enter__(self) -> Self:
         return self
@@ -205,13 +267,20 @@ class Engine:
         self.close()
 
 
+def _open_models(folder: Path, manifest: Manifest, providers: Sequence[str]) -> tuple[Detector, Recogniser]:
+    about = manifest.detector
+    session = pack.open_session(pack.check_graph(folder, about), providers)
+    pack.check_detector(session, about)
+    detector = Detector(session, about.input_size)
+    about = manifest.recogniser
+    session = pack.open_session(pack.check_graph(folder, about), providers)
+    pack.check_recogniser(session, about)
+    return detector, Recogniser(session, mean=about.mean, deviation=about.deviation)
+
+
 def _faces(detections: Detections, embeddings: Sequence[NDArray[np.float32]]) -> list[Face]:
     found = zip(detections.boxes, detections.scores, detections.landmarks, embeddings, strict=True)
     return [Face(box, float(score), landmarks, embedding) for box, score, landmarks, embedding in found]
-
-
-def _parts(crops: Sequence[Image], size: int) -> list[Sequence[Image]]:
-    return [crops[start : start + size] for start in range(0, len(crops), size)]
 
 
 def _typed(error: Exception) -> Exception:

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from runner.errors import SettingsError
 
+CPU = "CPUExecutionProvider"
 # The words of RUNNER_PROVIDERS, in the order of preference, with onnxruntime's names and the crops a call.
 PROVIDERS = {
     "tensorrt": ("TensorrtExecutionProvider", 32),
     "cuda": ("CUDAExecutionProvider", 32),
-    "cpu": ("CPUExecutionProvider", 4),
+    "cpu": (CPU, 4),
 }
+
+
+class ProviderError(Exception):
+    """An execution provider does not run the models here; the message says what it said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The provider that runs the models, how many crops it takes a call, and why it was chosen."""
+    """A provider that may run the models: what it is called, how many crops it takes a call, and why it is the one.
+
+    `providers` are onnxruntime's names: the one chosen, then those that run what it cannot.
+    """
 
     word: str
-    provider: str
+    providers: tuple[str, ...]
     batch_size: int
     why: str
 
 
-def choose_provider(wanted: Sequence[str], available: Sequence[str], batch_size: int = 0) -> Choice:
-    """Return the first of `wanted` that `available` (onnxruntime's names) has; "auto" wants all, best first.
+def choose_providers(wanted: Sequence[str], available: Sequence[str], batch_size: int = 0) -> list[Choice]:
+    """Return those of `wanted` that `available` (onnxruntime's names) has, in order; "auto" wants all, best first.
 
-    Raises `SettingsError` for a word that is no provider, and where none of them is available.
+    A later one is for the case that those before it cannot be started. Raises `SettingsError` for a word that is no
+    provider, and where none of them is available.
     """
     words = [word.lower() for word in wanted]
     if words in ([], ["auto"]):
@@ -39,23 +49,30 @@ def choose_provider(wanted: Sequence[str], available: Sequence[str], batch_size:
     unknown = [word for word in words if word not in PROVIDERS]
     if unknown:
         raise SettingsError(f"RUNNER_PROVIDERS names {', '.join(unknown)}; known are auto, {', '.join(PROVIDERS)}")
+    choices = []
     passed: list[str] = []
     for word in words:
         name, crops = PROVIDERS[word]
         if name in available:
-            why = f"{', '.join(passed)} not available in this onnxruntime" if passed else "the first one wanted"
-            return Choice(word, name, batch_size or crops, why)
-        passed.append(word)
-    raise SettingsError(
-        f"RUNNER_PROVIDERS wants {', '.join(words)}, and this onnxruntime has only {', '.join(available)}: "
-        "use the image with the gpu flavour, or add cpu"
-    )
+            helpers = [other for other, _ in PROVIDERS.values() if other in available]
+            chain = tuple(helpers[helpers.index(name) :])
+            why = f"{' and '.join(passed)} not in this onnxruntime" if passed else "the first one wanted"
+            choices.append(Choice(word, chain, batch_size or crops, why))
+        else:
+            passed.append(word)
+    if not choices:
+        raise SettingsError(
+            f"RUNNER_PROVIDERS wants {', '.join(words)}, and this onnxruntime has only {', '.join(available)}: "
+            "use the image with the gpu flavour, or add cpu"
+        )
+    return choices
 
 
 def thread_count(wanted: int = 0, root: Path = Path("/")) -> int:
     """Return how many threads compute: `wanted`, or as many as the container's CPU limit allows, at least 1.
 
     The node's cores say nothing in a container with a quota: more threads than the quota only wait for each other.
+    A part of a CPU counts as one more thread: with a limit of 1.5, one thread would leave a third of it unused.
     """
     if wanted > 0:
         return wanted
@@ -67,39 +84,71 @@ def thread_count(wanted: int = 0, root: Path = Path("/")) -> int:
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """Return the CPU limit of this process's control group in CPUs, or None where there is none.
 
-    Reads cgroup v2 (cpu.max) and v1 (cpu.cfs_quota_us), the tightest limit up the tree
-    (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files).
+    Reads cgroup v2 (cpu.max) and v1 (cpu.cfs_quota_us) under every mount of them that holds the CPU controller, the
+    tightest limit up the tree (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files).
     """
     limits = [limit for folder in _cgroup_folders(root) if (limit := _limit(folder)) is not None]
     return min(limits) if limits else None
 
 
-def _cgroup_folders(root: Path) -> list[Path]:
-    mount = root / "sys/fs/cgroup"
-    folders = [mount, mount / "cpu", mount / "cpu,cpuacct"]
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return folders
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+def _cgroup_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's group and of the groups that it is in, as far as they are mounted."""
+    groups = _groups(root)
+    for mount, top, version in _mounts(root):
+        path = groups.get(version)
+        # In a container the mount often begins at the container's own group, and then is all that can be seen.
+        inside = path.relative_to(top) if path and path.is_relative_to(top) else PurePosixPath()
+        if ".." in inside.parts:
+            inside = PurePosixPath()
+        folder = mount / inside
+        yield folder
+        yield from (mount / parent for parent in inside.parents)
+
+
+def _groups(root: Path) -> dict[int, PurePosixPath]:
+    """Return this process's group by version of the hierarchy that holds the CPU controller (proc(5), cgroups(7))."""
+    found = {}
+    for line in _lines(root / "proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if not (number.isdigit() and colon):
             continue
-        base = mount / controllers if controllers else mount
-        relative = Path(path.lstrip("/"))
-        folders += [base / relative, *(base / parent for parent in relative.parents)]
-    return folders
+        if not controllers:
+            found[2] = PurePosixPath(path)
+        elif "cpu" in controllers.split(","):
+            found[1] = PurePosixPath(path)
+    return found
+
+
+def _mounts(root: Path) -> Iterator[tuple[Path, PurePosixPath, int]]:
+    """Yield where a hierarchy is mounted, which of its groups is at the top there, and its version.
+
+    A line of /proc/self/mountinfo (proc(5)): id, parent, device, root, mount point, options, …, "-", type, source,
+    options of the hierarchy.
+    """
+    for line in _lines(root / "proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, about = before.split(), after.split()
+        if len(fields) < 5 or len(about) < 3:  # noqa: PLR2004 - as above
+            continue
+        version = {"cgroup2": 2, "cgroup": 1}.get(about[0])
+        if version is None or (version == 1 and "cpu" not in about[2].split(",")):
+            continue
+        yield root / fields[4].lstrip("/"), PurePosixPath(fields[3]), version
+
+
+def _lines(path: Path) -> list[str]:
+    with suppress(OSError):
+        return path.read_text(errors="replace").splitlines()
+    return []
 
 
 def _limit(folder: Path) -> float | None:
+    texts = (_lines(folder / "cpu.max") or [""])[0].split()
+    if not texts:
+        texts = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
     try:
-        quota, period = (folder / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota == "max" or int(quota) <= 0 or int(period) <= 0:
+        quota, period = (int(text) for text in texts)
+    except ValueError:  # "max", or not there
         return None
-    return int(quota) / int(period)
+    return quota / period if quota > 0 and period > 0 else None

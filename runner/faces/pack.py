@@ -4,37 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import ModelError
+from runner.faces.hardware import CPU, ProviderError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 EMBEDDING_SIZE = 512
+DETECTOR_OUTPUTS = 9  # scores, boxes and landmarks at three strides
 _ADVICE = "bake it again: spottmee-worker models bake --pack NAME --out DIR"
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One ONNX file of a pack; `source_sha256` is that of the file it was made from."""
+    """One ONNX file of a pack.
+
+    `source_sha256` is that of the file it was made from; `input_size` is the height and width of its input, whose
+    values are (pixel - mean) / deviation.
+    """
 
     file: str
     sha256: str
     source_sha256: str
     input_size: int
+    mean: float
+    deviation: float
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a pack is. `model` names the embedding space: embeddings of different models are never compared."""
+    """What a pack is. `model` names the embedding space: embeddings of different models are never compared.
+
+    `form` is "quick" where the graphs were rewritten for processors, "plain" where they are as they came.
+    """
 
     pack: str
     model: str
+    form: str
     detector: Graph
     recogniser: Graph
     embedding_size: int
@@ -70,33 +83,65 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def read_graph(folder: Path, graph: Graph) -> bytes:
-    """Return the bytes of a graph after comparing its checksum (10 ms for 16 MB). Raises `ModelError`."""
+def check_graph(folder: Path, graph: Graph) -> Path:
+    """Return the path of a graph after comparing its checksum (10 ms for 14 MB). Raises `ModelError`."""
     path = folder / graph.file
+    if path.parent != folder:
+        raise ModelError(f"{folder / MANIFEST} is damaged: it names files outside of its folder; {_ADVICE}")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); {_ADVICE}") from None
-    if hashlib.sha256(content).hexdigest() != graph.sha256:
+    if digest != graph.sha256:
         raise ModelError(f"{path} is not what was baked: its checksum differs; {_ADVICE}")
-    return content
+    return path
 
 
-def open_session(content: bytes, provider: str) -> InferenceSession:
-    """Return a session over a baked graph.
+def open_session(path: Path, providers: Sequence[str]) -> InferenceSession:
+    """Return a session over the graph at `path`; the first of `providers` runs it, the others what that one cannot.
 
     One thread a call: the engine runs several calls at once, which is faster than one call on several threads.
-    The arena is off: it keeps the largest size ever seen of every tensor, and was no quicker. Raises `ModelError`.
+    Memory comes from onnxruntime's arena, as each call needs it: planned beforehand, or from malloc, it took 40 to
+    90 MiB more and a third to four times more page faults (docs/engine.md). Read from the path and not from bytes,
+    which the session would keep. Raises `ModelError` for a graph that onnxruntime refuses, and
+    `ProviderError` where the first provider does not run it.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    # What depends on the processor (blocked layouts) is done here and not when baking: 6 ms, and portable.
+    # What depends on the processor (blocked layouts, fused activations) is done here: 6 ms, and packs are portable.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.enable_mem_pattern = False
+    options.log_severity_level = 4  # a failure is an exception here, told once
     try:
-        return onnxruntime.InferenceSession(content, options, providers=[provider])
+        # Without its own fallback onnxruntime raises what a provider fails with, instead of printing it.
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises types of its own for every fault
-        raise ModelError(f"onnxruntime refuses a graph of the pack ({type(error).__name__}); {_ADVICE}") from None
+        if providers[0] != CPU:
+            raise ProviderError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
+        raise ModelError(f"onnxruntime refuses {path} ({type(error).__name__}); {_ADVICE}") from None
+    if session.get_providers()[0] != providers[0]:
+        raise ProviderError("onnxruntime took another one without a word")
+    return session
+
+
+def check_detector(session: Any, graph: Graph) -> None:
+    """Raise `ModelError` unless the session's input and outputs are those of a detector."""
+    shape = session.get_inputs()[0].shape[1:]
+    if len(session.get_outputs()) != DETECTOR_OUTPUTS or shape != [3, graph.input_size, graph.input_size]:
+        raise ModelError(f"{graph.file} is no SCRFD detector of {graph.input_size} pixels; {_ADVICE}")
+
+
+def check_recogniser(session: Any, graph: Graph) -> None:
+    """Raise `ModelError` unless the session's input and output are those of a recogniser."""
+    outputs, shape = session.get_outputs(), session.get_inputs()[0].shape[1:]
+    if len(outputs) != 1 or shape != [3, graph.input_size, graph.input_size]:
+        raise ModelError(f"{graph.file} is no ArcFace recogniser of {graph.input_size} pixels; {_ADVICE}")
+    if outputs[0].shape[-1] != EMBEDDING_SIZE:
+        raise ModelError(
+            f"{graph.file} makes embeddings of {outputs[0].shape[-1]} numbers, and the database holds "
+            f"{EMBEDDING_SIZE}: bake another pack"
+        )

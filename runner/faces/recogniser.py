@@ -13,20 +13,19 @@ from runner.faces.alignment import CROP_SIZE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MEAN, SCALE = 127.5, 1.0 / 127.5
-
 
 class Recogniser:
-    """Embeds crops with one session, from any number of threads."""
+    """Embeds crops with one session, from any number of threads; its input is (pixel - mean) / deviation."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, *, mean: float = 127.5, deviation: float = 127.5) -> None:
         self._session = session
         self._input = session.get_inputs()[0].name
         self._output = session.get_outputs()[0].name
+        self._mean, self._scale = (mean,) * 3, 1.0 / deviation
 
     def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Return an L2-normalised row for each 112x112 BGR crop."""
-        blob = cv2.dnn.blobFromImages(list(crops), SCALE, (CROP_SIZE, CROP_SIZE), (MEAN, MEAN, MEAN), swapRB=True)
+        blob = cv2.dnn.blobFromImages(list(crops), self._scale, (CROP_SIZE, CROP_SIZE), self._mean, swapRB=True)
         raw: NDArray[np.float32] = self._session.run([self._output], {self._input: blob})[0]
         norms = np.linalg.norm(raw, axis=1, keepdims=True)
         return np.asarray(raw / np.maximum(norms, np.finfo(np.float32).tiny), np.float32)
