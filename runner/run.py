@@ -160,12 +160,14 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
         if "compare" in queues:
             results.heal()
         try:
-            return drain.run()
+            reason = drain.run()
         except RedisUnreachableError:  # what is leased there can only fall due by itself
             raise
         except Exception:
             held.give_back()
             raise
+        engine.result()  # a pack that cannot be used is an error of a run without photos too
+        return reason
 
 
 def _sources(settings: Settings, redis: Redis, owner: str) -> dict[str, LeaseSource]:

@@ -53,7 +53,9 @@ class Detector:
         self._own = threading.local()  # the network's input is kept for the next photo of the same thread
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """Return the faces of `image`, BGR (height, width, 3), of any size."""
+        """Return the faces of `image`, BGR (height, width, 3), of any size. Raises `ValueError` for another array."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:  # noqa: PLR2004 - rows, columns, colours
+            raise ValueError(f"no BGR image of 8 bits: {image.shape} {image.dtype}")
         height, width = image.shape[:2]
         size = fit(height, width, self._size)
         if size is None:

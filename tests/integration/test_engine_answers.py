@@ -1,0 +1,200 @@
+"""The engine gives InsightFace's answers: on every photo at hand, however it is asked, for images of every kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runner.demo.album import IMAGE_ENDINGS, sample_album
+from runner.errors import JobError
+from runner.faces import bake
+from runner.faces.engine import Engine
+from runner.images.decode import decode
+from tests.conftest import SHARED_PHOTOS
+from tests.integration.engine_tools import MODEL, assert_same, expected
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Image = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine.open(MODEL, threads=2) as opened:
+        yield opened
+
+
+@cache
+def samples() -> dict[str, Image]:
+    return bake.sample_images()
+
+
+@cache
+def album() -> dict[str, Image]:
+    """The demonstration's photos and selfies, decoded as a run decodes them."""
+    made = sample_album(samples())
+    files = {photo.name: photo.data for photo in made.photos} | {f"selfie {own.name}": own.data for own in made.selfies}
+    images = {}
+    for name, data in files.items():
+        try:
+            images[name] = decode(data, max_pixels=10**8, max_bytes=10**8)
+        except JobError:
+            continue  # the album has files that are no images
+    return images
+
+
+def shared() -> dict[str, Path]:
+    """The real photographs beside the repository, where they are there."""
+    return {path.name: path for path in sorted(SHARED_PHOTOS.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS}
+
+
+def itself(image: Image) -> Image:
+    return image
+
+
+def everything() -> dict[str, Image]:
+    images = {**samples(), **album()}
+    for name, path in shared().items():
+        images[f"shared {name}"] = decode(path.read_bytes(), max_pixels=10**8, max_bytes=10**8)
+    return images
+
+
+def test_every_photo_one_by_one_and_in_batches(engine: Engine) -> None:
+    images = everything()
+    answers = {name: expected(image) for name, image in images.items()}
+    assert sum(len(faces) for faces in answers.values()) >= 80
+    for name, image in images.items():
+        assert_same(answers[name], engine.analyse(image), name)
+    futures = {name: engine.submit(partial(itself, image)) for name, image in images.items()}
+    for name, future in futures.items():
+        assert_same(answers[name], future.result(), name)
+
+
+@pytest.mark.parametrize(("threads", "batch_size"), [(1, 1), (1, 7), (2, 3), (3, 4), (5, 64)])
+def test_any_number_of_threads_and_any_batch(threads: int, batch_size: int) -> None:
+    images = samples()
+    answers = {name: expected(image) for name, image in images.items()}
+    with Engine.open(MODEL, threads=threads, batch_size=batch_size) as engine:
+        asked = [(name, engine.submit(partial(itself, image))) for _ in range(2) for name, image in images.items()]
+        for name, future in asked:
+            assert_same(answers[name], future.result(), f"{name}, {threads} threads, {batch_size} crops")
+
+
+def test_the_graphs_hold_nothing_that_only_some_processors_can_run() -> None:
+    import onnx
+
+    for name in ("detector.onnx", "recogniser.onnx"):
+        model = onnx.load(MODEL / name)
+        assert {node.domain for node in model.graph.node} == {""}, name
+        assert {entry.domain for entry in model.opset_import} == {""}, name
+        assert "PRelu" not in {node.op_type for node in model.graph.node}
+
+
+def group(faces: int) -> Image:
+    """A photo of many: the sample faces, side by side and in rows."""
+    source = samples()["t1.jpg"]
+    portraits = [
+        source[280:540, 720:900],
+        source[200:460, 430:610],
+        source[200:460, 20:200],
+        source[210:470, 1090:1270],
+    ]
+    tiles = [cv2.resize(portraits[number % len(portraits)], (180, 260)) for number in range(faces)]
+    rows = [np.hstack(tiles[start : start + 5]) for start in range(0, faces, 5)]
+    return np.asarray(np.vstack(rows), np.uint8)
+
+
+KINDS = {
+    "one pixel": (1, 1),
+    "a column": (700, 1),
+    "a row": (1, 640),
+    "too thin a row": (1, 641),
+    "too thin a column": (10_000, 3),
+    "very wide": (40, 20_000),
+    "very tall": (33_000, 60),
+    "tiny": (17, 23),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_without_a_face(engine: Engine, kind: str) -> None:
+    height, width = KINDS[kind]
+    image = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    try:
+        answer = expected(image)
+    except cv2.error:  # there InsightFace fails: nothing is left of the image at 640 pixels
+        answer = []
+    assert_same(answer, engine.submit(partial(itself, image)).result(), kind)
+
+
+def test_a_group_of_twenty(engine: Engine) -> None:
+    image = group(20)
+    answer = expected(image)
+    assert len(answer) == 20
+    assert_same(answer, engine.submit(partial(itself, image)).result(), "group")
+
+
+def test_faces_in_a_very_wide_and_a_very_tall_photo(engine: Engine) -> None:
+    portrait = samples()["t1.jpg"][280:540, 720:900]
+    wide = np.hstack([portrait] * 12)
+    tall = np.vstack([portrait] * 9)
+    for name, image in (("wide", wide), ("tall", tall)):
+        answer = expected(image)
+        assert answer, name
+        assert_same(answer, engine.analyse(image), name)
+
+
+def test_a_photo_of_a_hundred_megapixels(engine: Engine) -> None:
+    image = np.asarray(cv2.resize(samples()["t1.jpg"], (12_000, 8_300)), np.uint8)
+    answer = expected(image)
+    assert len(answer) == 6
+    assert_same(answer, engine.submit(partial(itself, image)).result(), "a hundred megapixels")
+
+
+def test_arrays_that_are_views_of_others(engine: Engine) -> None:
+    whole = samples()["t1.jpg"]
+    for name, view in (
+        ("a part", whole[100:700, 200:1100]),
+        ("mirrored", whole[:, ::-1]),
+        ("upside down", whole[::-1]),
+        ("turned", whole.transpose(1, 0, 2)),
+        ("read only", np.frombuffer(whole.tobytes(), np.uint8).reshape(whole.shape)),
+    ):
+        assert_same(expected(np.ascontiguousarray(view)), engine.analyse(view), name)
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> Image:
+    """A part of a sample photo, stretched to any size."""
+    whole = samples()[draw(st.sampled_from(sorted(samples())))]
+    for _ in range(2):  # rows, then columns
+        length = len(whole)
+        start = draw(st.integers(0, int(0.6 * length)))
+        whole = whole[start : start + draw(st.integers(length // 5, length))].transpose(1, 0, 2)
+    size = draw(st.tuples(st.integers(1, 2200), st.integers(1, 2200)))
+    return np.asarray(cv2.resize(np.ascontiguousarray(whole), size), np.uint8)
+
+
+# A long campaign: ENGINE_EXAMPLES=2000 pytest tests/integration/test_engine_answers.py
+@settings(
+    max_examples=int(os.environ.get("ENGINE_EXAMPLES", "30")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),  # an example is made of pixels: slow and large by nature
+)
+@given(image=parts())
+def test_any_part_of_a_photo_at_any_size(engine: Engine, image: Image) -> None:
+    try:
+        answer = expected(image)
+    except cv2.error:
+        answer = []
+    assert_same(answer, engine.submit(partial(itself, image)).result(), f"{image.shape}")

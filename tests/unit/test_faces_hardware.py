@@ -1,0 +1,178 @@
+"""Threads from control groups as kernels and container engines lay them out, and the choice of providers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner.errors import SettingsError
+from runner.faces.hardware import choose_providers, cpu_quota, thread_count
+
+V2 = "30 23 0:26 {root} /sys/fs/cgroup ro,nosuid,nodev,noexec,relatime - cgroup2 cgroup rw,nsdelegate"
+V1 = "33 28 0:29 {root} /sys/fs/cgroup/cpu,cpuacct ro,nosuid - cgroup cgroup rw,cpu,cpuacct"
+V1_CPU_ALONE = "32 31 0:29 {root} /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu"
+NOISE = """22 28 0:20 / /sys rw - sysfs sysfs rw
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+34 28 0:30 / /sys/fs/cgroup/cpuset ro - cgroup cgroup rw,cpuset
+a line that is none
+40 28 0:31 / /sys/fs/cgroup/cpuacct ro - cgroup cgroup rw,cpuacct"""
+
+
+def tree(root: Path, mounts: str, groups: str, files: dict[str, str]) -> Path:
+    """Write what a kernel shows: mountinfo, this process's groups, and the groups' files."""
+    own = root / "proc/self"
+    own.mkdir(parents=True)
+    (own / "mountinfo").write_text(f"{NOISE}\n{mounts}\n")
+    (own / "cgroup").write_text(groups)
+    for name, content in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    return root
+
+
+def test_v2_in_a_container_of_its_own_namespace(tmp_path: Path) -> None:
+    root = tree(tmp_path, V2.format(root="/"), "0::/\n", {"cpu.max": "150000 100000"})
+    assert cpu_quota(root) == 1.5
+
+
+def test_v2_nested_the_tightest_limit_counts(tmp_path: Path) -> None:
+    files = {
+        "kubepods.slice/cpu.max": "max 100000",
+        "kubepods.slice/pod1/cpu.max": "100000 50000",
+        "kubepods.slice/pod1/worker/cpu.max": "400000 100000",
+        "kubepods.slice/pod2/cpu.max": "1000 100000",
+    }
+    root = tree(tmp_path, V2.format(root="/"), "0::/kubepods.slice/pod1/worker\n", files)
+    assert cpu_quota(root) == 2.0
+
+
+def test_v2_mounted_at_the_containers_group_and_shown_with_the_hosts_path(tmp_path: Path) -> None:
+    mounts = V2.format(root="/docker/abc")
+    root = tree(
+        tmp_path, mounts, "0::/docker/abc/worker\n", {"cpu.max": "max 100000", "worker/cpu.max": "50000 100000"}
+    )
+    assert cpu_quota(root) == 0.5
+
+
+@pytest.mark.parametrize("group", ["0::/../../elsewhere\n", "0::/not/below/the/mount\n", "", "garbage\n0:\n"])
+def test_v2_group_outside_of_what_is_mounted(tmp_path: Path, group: str) -> None:
+    root = tree(tmp_path, V2.format(root="/"), group, {"cpu.max": "300000 100000"})
+    assert cpu_quota(root) == 3.0
+
+
+def test_v1_in_a_container(tmp_path: Path) -> None:
+    files = {"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}
+    root = tree(tmp_path, V1.format(root="/docker/abc"), "4:cpu,cpuacct:/docker/abc\n1:name=systemd:/\n", files)
+    assert cpu_quota(root) == 0.5
+
+
+def test_v1_controllers_in_another_order_and_nested(tmp_path: Path) -> None:
+    files = {
+        "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+        "cpu,cpuacct/cpu.cfs_period_us": "100000",
+        "cpu,cpuacct/kubepods/cpu.cfs_quota_us": "250000",
+        "cpu,cpuacct/kubepods/cpu.cfs_period_us": "100000",
+        "cpu,cpuacct/kubepods/pod/cpu.cfs_quota_us": "600000",
+        "cpu,cpuacct/kubepods/pod/cpu.cfs_period_us": "100000",
+    }
+    root = tree(tmp_path, V1.format(root="/"), "4:cpuacct,cpu:/kubepods/pod\n", files)
+    assert cpu_quota(root) == 2.5
+
+
+def test_hybrid_the_cpu_controller_is_v1_and_v2_is_mounted_without_it(tmp_path: Path) -> None:
+    mounts = "\n".join(
+        [V1_CPU_ALONE.format(root="/"), "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw"]
+    )
+    files = {
+        "cpu/job/cpu.cfs_quota_us": "100000",
+        "cpu/job/cpu.cfs_period_us": "100000",
+        "unified/job/cgroup.procs": "1",
+    }
+    root = tree(tmp_path, mounts, "3:cpuset:/\n2:cpuacct:/other\n1:cpu:/job\n0::/job\n", files)
+    assert cpu_quota(root) == 1.0
+
+
+@pytest.mark.parametrize("content", ["max 100000", "", "many 100000", "0 100000", "100000", "100000 0", "1 2 3"])
+def test_no_limit_or_none_that_can_be_read(tmp_path: Path, content: str) -> None:
+    assert cpu_quota(tree(tmp_path, V2.format(root="/"), "0::/\n", {"cpu.max": content})) is None
+
+
+def test_no_control_groups_at_all(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores", "threads"),
+    [
+        (None, 4, 4),
+        (0.1, 4, 1),
+        (1.0, 4, 1),
+        (1.1, 4, 2),  # a part of a CPU counts as one more thread
+        (1.5, 4, 2),
+        (2.0, 4, 2),
+        (6.0, 4, 4),
+        (64.0, 4, 4),
+    ],
+)
+def test_threads_follow_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int, threads: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    limit = "max 100000" if quota is None else f"{round(quota * 100_000)} 100000"
+    root = tree(tmp_path, V2.format(root="/"), "0::/\n", {"cpu.max": limit})
+    assert thread_count(0, root) == threads
+    assert thread_count(7, root) == 7
+
+
+ALL = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+CPU_ONLY = ("AzureExecutionProvider", "CPUExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "available", "words"),
+    [
+        (("auto",), ALL, ["tensorrt", "cuda", "cpu"]),
+        ((), ALL, ["tensorrt", "cuda", "cpu"]),
+        (("auto",), CPU_ONLY, ["cpu"]),
+        (("auto",), ALL[1:], ["cuda", "cpu"]),
+        (("cuda",), ALL, ["cuda"]),
+        (("CPU", "Cuda"), ALL, ["cpu", "cuda"]),
+        (("cuda", "cpu"), CPU_ONLY, ["cpu"]),
+    ],
+)
+def test_providers_in_the_order_of_the_setting(
+    wanted: tuple[str, ...], available: tuple[str, ...], words: list[str]
+) -> None:
+    assert [choice.word for choice in choose_providers(wanted, available)] == words
+
+
+def test_a_provider_is_backed_by_those_after_it() -> None:
+    chains = {choice.word: choice.providers for choice in choose_providers(("auto",), ALL)}
+    assert chains == {"tensorrt": ALL, "cuda": ALL[1:], "cpu": ALL[2:]}
+    assert choose_providers(("cuda",), ALL)[0].providers == ALL[1:]
+
+
+def test_batch_sizes_by_provider_or_by_setting() -> None:
+    assert {choice.word: choice.batch_size for choice in choose_providers(("auto",), ALL)} == {
+        "tensorrt": 32,
+        "cuda": 32,
+        "cpu": 4,
+    }
+    assert {choice.batch_size for choice in choose_providers(("auto",), ALL, 5)} == {5}
+
+
+def test_why_names_what_was_passed_over() -> None:
+    assert choose_providers(("auto",), CPU_ONLY)[0].why == "tensorrt and cuda not in this onnxruntime"
+    assert choose_providers(("cpu",), CPU_ONLY)[0].why == "the first one wanted"
+
+
+def test_a_word_that_is_no_provider() -> None:
+    with pytest.raises(SettingsError, match="RUNNER_PROVIDERS names tpu; known are auto, tensorrt, cuda, cpu"):
+        choose_providers(("cpu", "TPU"), ALL)
+
+
+def test_none_of_those_wanted() -> None:
+    with pytest.raises(SettingsError, match="wants cuda, and this onnxruntime has only AzureExecutionProvider, CPU"):
+        choose_providers(("cuda",), CPU_ONLY)
