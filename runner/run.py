@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from redis import Redis
 
+    from runner.drain import Drain
     from runner.faces.engine import Engine
     from runner.queue.source import LeaseSource
     from runner.settings import Settings
@@ -100,6 +101,7 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
     behind them: the model loads and the databases connect, in threads of their own, while the next ones are imported.
     """
     _spare_start_up()
+    from runner.drain import Drain
     from runner.faces.engine import Engine
 
     engine = _in_background(partial(_open_engine, Engine, settings), "engine")
@@ -159,15 +161,20 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
                 leased.take_over()
         if "compare" in queues:
             results.heal()
-        try:
-            reason = drain.run()
-        except RedisUnreachableError:  # what is leased there can only fall due by itself
-            raise
-        except Exception:
-            held.give_back()
-            raise
-        engine.result()  # a pack that cannot be used is an error of a run without photos too
-        return reason
+        return _drained(drain, engine, held)
+
+
+def _drained(drain: Drain, engine: Future[Engine], held: _Held) -> str:
+    """Drain the lists and return why it ended; what is held after an error is given back."""
+    try:
+        reason = drain.run()
+    except RedisUnreachableError:  # what is leased there can only fall due by itself
+        raise
+    except Exception:
+        held.give_back()
+        raise
+    engine.result()  # a pack that cannot be used is an error of a run without photos too
+    return reason
 
 
 def _sources(settings: Settings, redis: Redis, owner: str) -> dict[str, LeaseSource]:

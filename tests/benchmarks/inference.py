@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from runner.faces import pack
-from runner.faces.bake import KNOWN, wheel_folder
+from runner.faces.hardware import CPU
+from runner.faces.packs import KNOWN
+from runner.faces.sources import wheel_folder
 from runner.settings import default_model_dir
 from tests.benchmarks.figures import Row, Spread, Target, ratios
 
@@ -25,10 +27,8 @@ MOST_DETECTIONS_A_FACE = 0.7
 def measure(rounds: int) -> list[Row]:
     """Return the row of the part."""
     folder = default_model_dir()
-    recogniser = pack.open_session(
-        pack.read_graph(folder, pack.read_manifest(folder).recogniser), "CPUExecutionProvider"
-    )
-    detector = pack.open_session((wheel_folder() / KNOWN["buffalo_sc"].detector).read_bytes(), "CPUExecutionProvider")
+    recogniser = pack.open_session(pack.check_graph(folder, pack.read_manifest(folder).recogniser), (CPU,))
+    detector = pack.open_session(wheel_folder() / KNOWN["buffalo_sc"].detectors[0], (CPU,))
     crops = np.random.default_rng(0).random((CROPS_A_CALL, 3, 112, 112), np.float32)
     photo = np.zeros((1, 3, 640, 640), np.float32)
     pairs = [

@@ -63,13 +63,13 @@ def bare(_folder: Path, *, decode: bool = False) -> Callable[[Photos], int]:
 
     from runner.faces import pack
     from runner.faces.engine import Engine
+    from runner.faces.hardware import CPU
 
     cv2.setNumThreads(1)
     model = default_model_dir()
     manifest = pack.read_manifest(model)
     detector, recogniser = (
-        pack.open_session(pack.read_graph(model, graph), "CPUExecutionProvider")
-        for graph in (manifest.detector, manifest.recogniser)
+        pack.open_session(pack.check_graph(model, graph), (CPU,)) for graph in (manifest.detector, manifest.recogniser)
     )
     side = manifest.detector.input_size
     blob = np.zeros((1, 3, side, side), np.float32)

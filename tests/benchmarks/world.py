@@ -20,7 +20,8 @@ import psycopg
 from runner.demo.api import Api, create_table
 from runner.demo.images import ImageServer
 from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
-from runner.faces.bake import KNOWN, wheel_folder
+from runner.faces.packs import KNOWN
+from runner.faces.sources import wheel_folder
 from runner.store import schema
 from tests.benchmarks import reference
 
@@ -173,7 +174,7 @@ def originals() -> Iterator[Path]:
     """Yield a folder with InsightFace's own two files of the default pack, and no other."""
     known = KNOWN["buffalo_sc"]
     with tempfile.TemporaryDirectory(prefix="spottmee-bench-") as folder:
-        for name in (known.detector, known.recogniser):
+        for name in (known.detectors[0], known.recogniser):
             Path(folder, name).symlink_to(wheel_folder() / name)
         yield Path(folder)
 
