@@ -45,6 +45,9 @@ test: setup ## Run the tests (long campaigns shortened)
 e2e: setup ## Run the service on a real control plane with KEDA, built once from Go modules; or on a given cluster
 	@test -n "$${E2E_KUBECONFIG:-}" || $(BIN)/python -m tests.e2e.build
 	@E2E=1 $(BIN)/python -m pytest tests/e2e $(ARGS)
+.PHONY: queue-model
+queue-model: setup ## Play the queue's protocol against its model at length (EXAMPLES=5000)
+	@SPOTTMEE_QUEUE_EXAMPLES=$(or $(EXAMPLES),5000) SPOTTMEE_QUEUE_STEPS=80 $(BIN)/python -m pytest --timeout=0 tests/integration/test_queue_model.py
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff and mypy --strict

@@ -30,8 +30,13 @@ def push(redis: Redis, payloads: Iterable[bytes], name: str = NAME) -> None:
 
 def pass_time(redis: Any, seconds: float, name: str = NAME) -> None:
     """Let `seconds` pass for the leases: their ends are that much nearer (or, negative, the clock is set back)."""
+    past = round(seconds * 1000)
     for lease_id, score in redis.zrange(keys.leases(name), 0, -1, withscores=True):
-        redis.zadd(keys.leases(name), {lease_id: score - seconds * 1000})
+        redis.zadd(keys.leases(name), {lease_id: score - past})
+        hastened = lease_id + b":hastened"
+        moment = redis.hget(keys.claimed(name), hastened)
+        if moment is not None:
+            redis.hset(keys.claimed(name), hastened, int(moment) - past)
 
 
 @dataclass(frozen=True)

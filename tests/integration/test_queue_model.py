@@ -1,0 +1,405 @@
+"""The protocol against a model of it: random interleavings of runners, crashes, expiries and clock steps.
+
+Every rule does one thing to the real server and to the model, and after every step the keys in Redis must be what
+the model says. `make queue-model` runs many more of them than `make test`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from runner.logs import LOGGER_NAME
+from runner.queue import keys
+from runner.queue.heartbeat import Heartbeat
+from runner.queue.leases import HORIZON_SECONDS, LeaseQueue
+from runner.queue.letters import DeadLetters, Requeued
+from tests.integration.queue_tools import NAME, pass_time, places, queue_of
+
+if TYPE_CHECKING:
+    import pytest
+    from redis import Redis
+
+    from runner.queue.leases import Lease
+
+# Times of the model are multiples of 50 s, and an example takes a few seconds: what really passes meanwhile changes
+# no comparison.
+LEASE = 1000.0
+STEPS = (50.0, 400.0, 500.0, 1000.0, 4000.0)
+CLOCK_STEPS = (-100_000.0, -5000.0, -500.0, 500.0, 1000.0, 100_000.0)
+MAX_ATTEMPTS = 3
+DELAYS = (0.0, 250.0, 1500.0)
+# Two pods of one Job, and a third runner that belongs to no Job.
+PLACES = ("job/pod-a", "job/pod-b", "elsewhere")
+EXAMPLES = int(os.environ.get("SPOTTMEE_QUEUE_EXAMPLES", "200"))
+STEP_COUNT = int(os.environ.get("SPOTTMEE_QUEUE_STEPS", "40"))
+
+
+class Twice:
+    """A client that sends scripts twice when told to, as one does whose first reply is lost."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.twice = False
+
+    def eval(self, *args: Any) -> Any:
+        if self.twice:
+            self._client.eval(*args)
+        return self._client.eval(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+@dataclass(eq=False)
+class Job:
+    """A job in the model. `holder` is the claim that has it, empty while it is put off."""
+
+    payload: bytes
+    place: str = "waiting"  # leased, dead, done, purged
+    lease_id: str = ""
+    attempts: int = 0
+    holder: str = ""
+    due: float = 0.0
+    spared: bool = False
+    hastened: float | None = None
+    expired_letter: bool = False
+    stored: int = 0
+
+
+@dataclass(eq=False)
+class Process:
+    """One process of a runner, and what it believes to hold. A dead one may turn out to live after all."""
+
+    place: str
+    queue: LeaseQueue
+    heartbeat: Heartbeat
+    held: list[tuple[Lease, Job]] = field(default_factory=list)
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Runners at one list."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__()
+        redis.flushall()
+        self.redis: Any = redis
+        self.client = Twice(redis)
+        self.now = 0.0
+        self.local = 0.0
+        self.jobs: list[Job] = []
+        self.waiting: list[Job] = []
+        self.orderly = True  # no step of Redis' clock, and nobody was replaced who lives
+        self.numbers = iter(range(10**9))
+        self.processes = [self._process(place) for place in PLACES]
+        self.zombies: list[Process] = []
+        self.letters = DeadLetters(self.client, NAME)  # type: ignore[arg-type]  # it passes everything on
+
+    def _process(self, place: str) -> Process:
+        owner = f"{place}/{next(self.numbers)}"
+        queue = queue_of(self.client, owner, lease_seconds=LEASE, max_attempts=MAX_ATTEMPTS)  # type: ignore[arg-type]  # it passes everything on
+        return Process(place, queue, Heartbeat([queue], clock=lambda: self.local))
+
+    # What happens around the runners
+
+    @initialize(count=st.integers(1, 6))
+    def some_jobs(self, count: int) -> None:
+        self.push(count)
+
+    @rule(count=st.integers(1, 3))
+    def push(self, count: int) -> None:
+        for _ in range(count):
+            job = Job(b"job-%d \xff" % next(self.numbers))
+            self.jobs.append(job)
+            self.waiting.append(job)
+            self.redis.rpush(keys.list_key(NAME), job.payload)
+
+    @rule(seconds=st.sampled_from(STEPS))
+    def time_passes(self, seconds: float) -> None:
+        self.local += seconds
+        self.now += seconds
+        pass_time(self.redis, seconds)
+
+    @rule(seconds=st.sampled_from(CLOCK_STEPS))
+    def the_clock_of_redis_steps(self, seconds: float) -> None:
+        self.orderly = False
+        self.now += seconds
+        pass_time(self.redis, seconds)
+
+    @rule(number=st.integers(0, 2))
+    def crash(self, number: int) -> None:
+        """A process ends with all it holds, and another takes its place."""
+        dead = self.processes[number]
+        self.zombies.append(dead)
+        self.processes[number] = self._process(dead.place)
+
+    # What runners do
+
+    @rule(
+        number=st.integers(0, 2),
+        limit=st.integers(1, 4),
+        in_hand=st.sampled_from([None, 0, 0, 2]),
+        twice=st.booleans(),
+    )
+    def claim(self, number: int, limit: int, in_hand: int | None, twice: bool) -> None:
+        process = self.processes[number]
+        expected = self._expected(limit, in_hand)
+        self.client.twice = twice
+        leases = process.queue.claim(limit, in_hand=in_hand)
+        self.client.twice = False
+        process.heartbeat.hold(leases, claimed_at=self.local)
+        assert [lease.payload for lease in leases] == [job.payload for job in expected]
+        for lease, job in zip(leases, expected, strict=True):
+            if job.place == "leased":
+                assert lease.id == job.lease_id
+                assert lease.alone is (in_hand == 0 and self._may_have_killed(job))
+                job.attempts += 0 if job.spared else 1
+            else:
+                assert self.waiting.pop(0) is job
+                job.place, job.lease_id, job.attempts = "leased", lease.id, 1
+            self._take(process, job, lease)
+
+    def _expected(self, limit: int, in_hand: int | None) -> list[Job]:
+        """Return what a claim has to take, in its order."""
+        for job in self._leased():
+            if job.due > self.now + HORIZON_SECONDS:
+                job.due = self.now + LEASE
+        expected: list[Job] = []
+        due = [job for job in self._leased() if job.due <= self.now]
+        for job in sorted(due, key=lambda job: (job.due, job.lease_id))[:limit]:
+            alone = in_hand is not None and self._may_have_killed(job)
+            if alone and (expected or in_hand):
+                return expected
+            expected.append(job)
+            if alone:
+                return expected
+        return [*expected, *self.waiting[: limit - len(expected)]]
+
+    @staticmethod
+    def _may_have_killed(job: Job) -> bool:
+        """Whether the next attempt is the last one, of a job whose runner never put it off."""
+        return job.attempts == MAX_ATTEMPTS - 1 and bool(job.holder)
+
+    def _take(self, process: Process, job: Job, lease: Lease) -> None:
+        assert lease.attempts == job.attempts
+        assert lease.holder.startswith(f"{process.queue.owner}#")
+        assert lease.holder != job.holder
+        job.holder, job.due, job.spared = lease.holder, self.now + LEASE, False
+        process.held.append((lease, job))
+
+    @rule(number=st.integers(0, 2))
+    def beat(self, number: int) -> None:
+        process = self.processes[number]
+        process.heartbeat.beat()
+        self._renewed(process)
+
+    def _renewed(self, process: Process) -> None:
+        """The model of a heartbeat: it renews what the process holds and has not been told to be lost."""
+        for lease, job in process.held:
+            if self._owns(lease, job):
+                job.due = self.now + LEASE
+
+    @rule(number=st.integers(0, 2))
+    def take_over(self, number: int) -> None:
+        process = self.processes[number]
+        own, place = f"{process.queue.owner}#", f"{process.place}/"
+        named = process.place.startswith("job/")
+        for job in self._leased():
+            if not named or not job.holder or job.holder.startswith(own):
+                continue
+            if job.holder.startswith(place):
+                wanted = self.now
+            elif job.holder.startswith("job/") and job.hastened != job.due:
+                self.orderly = False  # that pod may live
+                wanted = max(self.now, job.due - LEASE / 2)
+            else:
+                continue
+            if wanted < job.due:
+                job.due = job.hastened = wanted
+        if named and any(zombie.place == process.place and zombie.held for zombie in self.zombies):
+            self.orderly = False  # a zombie may live
+        process.queue.take_over()
+
+    @precondition(lambda self: self._all_held())
+    @rule(data=st.data())
+    def store(self, data: st.DataObject) -> None:
+        """Something is stored, if and only if the heartbeat says that the lease is still ours."""
+        process, lease, job = self._pick(data)
+        self.local += 0.1
+        known = (lease.id, lease.holder) in process.heartbeat._held
+        owned = process.heartbeat.still_owned(lease)
+        note(f"store {lease.id} by {process.queue.owner}: {owned}")
+        if known:
+            self._renewed(process)  # it has asked Redis, for all its leases
+        if owned:
+            assert self._owns(lease, job), "something is stored after the lease was lost"
+            job.stored += 1
+
+    @precondition(lambda self: self._all_held())
+    @rule(data=st.data(), how=st.sampled_from(["acknowledge", "retry", "release", "bury"]), twice=st.booleans())
+    def settle(self, data: st.DataObject, how: str, twice: bool) -> None:
+        process, lease, job = self._pick(data)
+        owned = self._owns(lease, job)
+        delay = data.draw(st.sampled_from(DELAYS)) if how == "retry" else 0.0
+        self.client.twice = twice
+        done = {
+            "acknowledge": lambda: process.queue.acknowledge(lease),
+            "retry": lambda: process.queue.retry(lease, delay, "fetch_failed"),
+            "release": lambda: process.queue.release(lease),
+            "bury": lambda: process.queue.bury(lease, "image_missing", "\ud800"),
+        }[how]()
+        self.client.twice = False
+        note(f"{how} {lease.id} {'twice ' if twice else ''}by {process.queue.owner}: {done}")
+        assert done is owned, "who holds the lease settles it, and nobody else"
+        process.heartbeat.drop(lease)
+        process.held.remove((lease, job))
+        if not owned:
+            return
+        job.holder = ""
+        if how in ("retry", "release"):
+            job.due, job.spared = self.now + delay, how == "release"
+        else:
+            job.place = "done" if how == "acknowledge" else "dead"
+
+    # What people do
+
+    @precondition(lambda self: self._dead())
+    @rule(data=st.data(), what=st.sampled_from(["requeue", "purge", "expire"]), twice=st.booleans())
+    def letter(self, data: st.DataObject, what: str, twice: bool) -> None:
+        job = self._dead()[data.draw(st.integers(0, 30)) % len(self._dead())]
+        self.client.twice = twice
+        if what == "expire":
+            self.redis.delete(keys.dead_payload(NAME, job.lease_id))
+            job.expired_letter = True
+        elif what == "purge":
+            assert self.letters.purge(job.lease_id) is True
+            job.place = "purged"
+        else:
+            found = self.letters.requeue(job.lease_id)
+            assert found is (Requeued.EXPIRED if job.expired_letter else Requeued.DONE)
+            if found is Requeued.DONE:
+                fresh = Job(job.payload, stored=job.stored)
+                self.jobs[self.jobs.index(job)] = fresh
+                self.waiting.append(fresh)
+                job.place, job.holder = "requeued", ""
+        self.client.twice = False
+
+    # What holds after every step
+
+    @invariant()
+    def every_job_is_in_one_place(self) -> None:
+        found = places(self.redis)
+        assert found.waiting == [job.payload for job in self.waiting]
+        assert found.leased == {job.lease_id: job.payload for job in self._leased()}
+        assert found.dead == {job.lease_id: b"" if job.expired_letter else job.payload for job in self._dead()}
+        ended = [job.payload for job in self.jobs if job.place in ("done", "purged")]
+        kept = [job.payload for job in self._dead() if job.expired_letter]
+        assert sorted([*(one for one in found.all if one), *kept, *ended]) == sorted(job.payload for job in self.jobs)
+
+    @invariant()
+    def attempts_and_holders_are_the_models(self) -> None:
+        """The model's attempts only grow, so those of Redis never fall."""
+        claimed = self.redis.hgetall(keys.claimed(NAME))
+        for job in self._leased():
+            told = {name: claimed.get(f"{job.lease_id}:{name}".encode()) for name in ("attempts", "holder", "spared")}
+            assert told == {
+                "attempts": b"%d" % job.attempts,
+                "holder": job.holder.encode(),
+                "spared": b"1" if job.spared else None,
+            }
+
+    @invariant()
+    def leases_end_when_the_model_says(self) -> None:
+        scores = dict(self.redis.zrange(keys.leases(NAME), 0, -1, withscores=True))
+        moment = time.time()
+        for job in self._leased():
+            left = scores[job.lease_id.encode()] / 1000 - moment
+            assert abs(left - (job.due - self.now)) < 45, (left, job.due - self.now)
+            # What really passed meanwhile is taken back, or it would decide which of two leases comes first.
+            due = round((moment + job.due - self.now) * 1000) - 5
+            self.redis.zadd(keys.leases(NAME), {job.lease_id: due})
+            if job.hastened == job.due:
+                self.redis.hset(keys.claimed(NAME), f"{job.lease_id}:hastened", due)
+
+    @invariant()
+    def the_queue_tells_the_same(self) -> None:
+        counts = self.processes[0].queue.counts()
+        due = [job for job in self._leased() if job.due <= self.now]
+        told = (counts.waiting, counts.in_flight, counts.due, counts.dead)
+        assert told == (len(self.waiting), len(self._leased()), len(due), len(self._dead()))
+
+    @invariant()
+    def where_clocks_agree_the_local_one_is_enough(self) -> None:
+        """Without Redis, a lease counts as lost before anyone else can have it."""
+        if not self.orderly:
+            return
+        for process in [*self.processes, *self.zombies]:
+            for entry in process.heartbeat._held.values():
+                if self.local < entry.until:
+                    job = next(job for lease, job in process.held if lease == entry.lease)
+                    assert self._owns(entry.lease, job)
+
+    def teardown(self) -> None:
+        """Every runner dies: whoever comes later finds all that was not finished."""
+        pass_time(self.redis, 10 * HORIZON_SECONDS)
+        heir, found = queue_of(self.redis, "heir", lease_seconds=LEASE), []
+        heir.claim(1)  # brings back what a clock that was set back has put far ahead
+        pass_time(self.redis, 10 * HORIZON_SECONDS)
+        while leases := heir.claim(3):
+            found += [lease.payload for lease in leases]
+            assert heir.acknowledge_many(leases) == set()
+        left = [job.payload for job in self.jobs if job.place in ("waiting", "leased")]
+        assert sorted(found) == sorted(left)
+
+    def _leased(self) -> list[Job]:
+        return [job for job in self.jobs if job.place == "leased"]
+
+    def _dead(self) -> list[Job]:
+        return [job for job in self.jobs if job.place == "dead"]
+
+    def _all_held(self) -> list[tuple[Process, Lease, Job]]:
+        every = [*self.processes, *self.zombies]
+        return [(process, lease, job) for process in every for lease, job in process.held]
+
+    def _pick(self, data: st.DataObject) -> tuple[Process, Lease, Job]:
+        held = self._all_held()
+        return held[data.draw(st.integers(0, 30)) % len(held)]
+
+    @staticmethod
+    def _owns(lease: Lease, job: Job) -> bool:
+        return job.place == "leased" and job.holder == lease.holder
+
+
+def test_the_queue_behaves_as_its_model(
+    redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = iter(f"{number:012d}" for number in range(10**9))  # of two leases that end at once, the smaller id is first
+    monkeypatch.setattr("runner.queue.leases._word", lambda: next(words))
+    caplog.set_level(logging.CRITICAL, LOGGER_NAME)  # thousands of lost leases
+    run_state_machine_as_test(
+        lambda: QueueMachine(redis),  # type: ignore[arg-type]  # any factory does
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEP_COUNT,
+            deadline=None,
+            # The short run is the same each time; the long one looks elsewhere each time.
+            derandomize="SPOTTMEE_QUEUE_EXAMPLES" not in os.environ,
+            database=None,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
