@@ -91,6 +91,16 @@ class TestNames:
             for label in item["metadata"]["labels"].values():
                 assert len(label) <= 63
 
+    @pytest.mark.parametrize("release", ["true", "1e3", "null", "0x1f"])
+    @EVERY_CASE
+    def test_a_name_that_yaml_takes_for_something_else(self, case: str, release: str) -> None:
+        objects = rendered(case, release=release)
+        names = [item["metadata"]["name"] for item in objects.objects]
+        assert all(isinstance(name, str) for name in names)
+        for _, pod in objects.pods():
+            assert pod["metadata"]["labels"]["app.kubernetes.io/instance"] == release
+            assert isinstance(pod["spec"]["serviceAccountName"], str)
+
     def test_two_releases_in_one_namespace_share_nothing(self) -> None:
         def names(release: str) -> set[tuple[str, str]]:
             objects = rendered("everything", release=release).objects

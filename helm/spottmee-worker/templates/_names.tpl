@@ -15,7 +15,7 @@ hash of the whole: two long names never become one.
 {{/* Labels by which a part of this release is found. Takes root and component. */}}
 {{- define "spottmee-worker.selectorLabels" -}}
 app.kubernetes.io/name: spottmee-worker
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 {{- with .component }}
 app.kubernetes.io/component: {{ . }}
 {{- end }}
@@ -44,12 +44,12 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 
 {{/*
-The name of the Secret that holds something. Takes root, inline (the value itself, where the chart holds it) and
-existing (the name that the values give).
+The name of the Secret that holds something. Takes root, inline (the value itself, where the chart holds it), existing
+(the name that the values give), and copy (the suffix of the chart's Secret: a hook has its own).
 */}}
 {{- define "spottmee-worker.secretName" -}}
 {{- if .inline -}}
-{{- printf "%s-inline" (include "spottmee-worker.fullname" .root) -}}
+{{- printf "%s-%s" (include "spottmee-worker.fullname" .root) (.copy | default "inline") -}}
 {{- else -}}
 {{- .existing | default (include "spottmee-worker.fullname" .root) -}}
 {{- end -}}

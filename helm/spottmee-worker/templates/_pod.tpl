@@ -46,20 +46,20 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end -}}
 
-{{/* The two database URLs. Takes the root. */}}
+{{/* The two database URLs. Takes root and copy, as secretName does. */}}
 {{- define "spottmee-worker.databaseEnv" -}}
-{{- $api := .Values.database -}}
-{{- $embeddings := .Values.embeddingsDatabase -}}
+{{- $api := .root.Values.database -}}
+{{- $embeddings := .root.Values.embeddingsDatabase -}}
 - name: DATABASE_URL
   valueFrom:
     secretKeyRef:
-      name: {{ include "spottmee-worker.secretName" (dict "root" . "inline" $api.url "existing" $api.existingSecret) }}
-      key: {{ empty $api.url | ternary $api.urlKey "DATABASE_URL" }}
+      name: {{ include "spottmee-worker.secretName" (dict "root" .root "inline" $api.url "existing" $api.existingSecret "copy" .copy) | quote }}
+      key: {{ empty $api.url | ternary $api.urlKey "DATABASE_URL" | quote }}
 - name: EMBEDDINGS_DATABASE_URL
   valueFrom:
     secretKeyRef:
-      name: {{ include "spottmee-worker.secretName" (dict "root" . "inline" $embeddings.url "existing" $embeddings.existingSecret) }}
-      key: {{ empty $embeddings.url | ternary $embeddings.urlKey "EMBEDDINGS_DATABASE_URL" }}
+      name: {{ include "spottmee-worker.secretName" (dict "root" .root "inline" $embeddings.url "existing" $embeddings.existingSecret "copy" .copy) | quote }}
+      key: {{ empty $embeddings.url | ternary $embeddings.urlKey "EMBEDDINGS_DATABASE_URL" | quote }}
       {{- if not (or $embeddings.url $embeddings.existingSecret) }}
       optional: true
       {{- end }}
@@ -98,11 +98,11 @@ topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- if int .gpu.count }}
 {{- with .gpu.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -124,7 +124,7 @@ The pod of a run. Takes root, component (its label), queues (RUNNER_QUEUES), lis
 {{- define "spottmee-worker.runPod" -}}
 {{- $root := .root -}}
 {{- $list := .list -}}
-serviceAccountName: {{ include "spottmee-worker.serviceAccountName" $root }}
+serviceAccountName: {{ include "spottmee-worker.serviceAccountName" $root | quote }}
 {{ include "spottmee-worker.podSecurity" $root }}
 terminationGracePeriodSeconds: {{ int $list.terminationGracePeriodSeconds }}
 {{- with include "spottmee-worker.placement" $list | trim }}
@@ -136,16 +136,16 @@ containers:
       {{- toYaml .args | nindent 6 }}
     envFrom:
       - configMapRef:
-          name: {{ include "spottmee-worker.fullname" $root }}
+          name: {{ include "spottmee-worker.fullname" $root | quote }}
     env:
-      {{- include "spottmee-worker.databaseEnv" $root | nindent 6 }}
+      {{- include "spottmee-worker.databaseEnv" (dict "root" $root) | nindent 6 }}
       {{- range include "spottmee-worker.redis.secrets" $root | fromYamlArray }}
       {{- if .variable }}
       - name: {{ .variable }}
         valueFrom:
           secretKeyRef:
-            name: {{ .name }}
-            key: {{ .key }}
+            name: {{ .name | quote }}
+            key: {{ .key | quote }}
       {{- end }}
       {{- end }}
       - name: RUNNER_QUEUES
@@ -191,10 +191,10 @@ volumes:
 {{- with include "spottmee-worker.redis.certificates" . | fromYaml }}
 - name: redis-tls
   secret:
-    secretName: {{ include "spottmee-worker.redis.certificateSecret" $ }}
+    secretName: {{ include "spottmee-worker.redis.certificateSecret" $ | quote }}
     items:
       {{- range $file, $key := . }}
-      - key: {{ $key }}
+      - key: {{ $key | quote }}
         path: {{ $file }}
       {{- end }}
 {{- end }}

@@ -124,6 +124,6 @@ metadata:
 {{- with include "spottmee-worker.redis.authentication" .root }}
 authenticationRef:
   kind: {{ $.root.Values.keda.authentication.kind }}
-  name: {{ . }}
+  name: {{ . | quote }}
 {{- end }}
 {{- end -}}
