@@ -6,6 +6,7 @@ The package `kubernetes` is optional (the extra `cluster`) and is imported when 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,9 +66,11 @@ class Cluster:
                 "the package kubernetes is not installed: pip install 'spottmee-worker[cluster]'"
             ) from None
         configuration = api.Configuration()
+        # The package reads the variable once, when it is imported.
+        file = os.environ.get("KUBECONFIG") or None
         try:
-            config.load_kube_config(context=context, client_configuration=configuration)
-            chosen = _context(config, context)
+            config.load_kube_config(file, context=context, client_configuration=configuration)
+            chosen = _context(config.list_kube_config_contexts(file), context)
             found, name = chosen["context"].get("namespace"), chosen["name"]
         except (config.ConfigException, OSError) as error:
             if context is not None:
@@ -191,8 +194,8 @@ class Cluster:
         return ClusterError(f"`{action}` in {place} was refused with HTTP {status}: {message}")
 
 
-def _context(config: Any, wanted: str | None) -> Object:
-    contexts, active = config.list_kube_config_contexts()
+def _context(known: tuple[list[Object], Object], wanted: str | None) -> Object:
+    contexts, active = known
     if wanted is None:
         return dict(active)
     return next(dict(context) for context in contexts if context["name"] == wanted)

@@ -1,0 +1,213 @@
+"""`debug` and `status` against recorded answers of a real API server (tests/e2e runs them against the server)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runner.cli import main
+from tests.integration.recorded_api import RecordedApi, kubeconfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JOB = ("debug", "--photo", "gone", "--url", "http://x/y.jpg", "-n", "recorded")
+
+
+@contextmanager
+def _scene(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordedApi]:
+    with RecordedApi(name) as api, kubeconfig(api.port) as config:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        yield api
+        assert api.unknown == []
+
+
+def _bodies(api: RecordedApi, kind: str) -> list[Any]:
+    return [body for _, _, body in api.requests if body and body.get("kind") == kind]
+
+
+def test_a_debug_run_from_template_to_removal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _scene("debug-succeeds", monkeypatch) as api:
+        assert main([*JOB, "--json"]) == 0
+        (job,), (secret,) = _bodies(api, "Job"), _bodies(api, "Secret")
+        deleted = [path for method, path, _ in api.requests if method == "DELETE"]
+    printed = capsys.readouterr()
+    outcome = json.loads(printed.out)
+    assert (outcome["outcome"], outcome["reason"]) == ("succeeded", "photo_gone")
+    name = job["metadata"]["name"]
+    assert outcome["job"] == name
+    assert [path.rpartition("/")[2].partition("?")[0] for path in deleted] == [f"{name}-payload-0", name]
+    payload = base64.b64decode(secret["data"]["payload-000"])
+    assert json.loads(payload) == {"id": "gone", "imageUrl": "http://x/y.jpg"}
+    assert secret["metadata"]["ownerReferences"][0]["name"] == name
+    assert "x/y.jpg" not in json.dumps(job), "the Job does not hold the payload"
+    assert '"outcome": "succeeded"' in printed.err, "the log is shown"
+
+
+def test_the_job_is_the_template_with_one_payload(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _scene("debug-succeeds", monkeypatch) as api:
+        main(list(JOB))
+        (job,) = _bodies(api, "Job")
+    spec, container = job["spec"], job["spec"]["template"]["spec"]["containers"][0]
+    assert (spec["backoffLimit"], container["args"]) == (0, ["run"])
+    assert {"name": "RUNNER_JOB", "value": "/var/run/spottmee-job"} in container["env"]
+    assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "debug"
+    assert job["metadata"]["annotations"] == {"cronjob.kubernetes.io/instantiate": "manual"}
+    assert job["metadata"]["ownerReferences"][0]["kind"] == "CronJob"
+    assert len(job["metadata"]["name"]) <= 63
+    assert spec["activeDeadlineSeconds"] > 0
+    assert spec["ttlSecondsAfterFinished"] > 0
+
+
+def test_a_job_that_is_buried(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with _scene("debug-is-buried", monkeypatch):
+        assert main(["debug", "--photo", "there", "--url", "file:///x", "-n", "recorded"]) == 5
+    assert capsys.readouterr().out.startswith("buried: The image URL is not one that this runner may fetch")
+
+
+def test_kept_is_the_job_and_never_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _scene("debug-succeeds", monkeypatch) as api:
+        main([*JOB, "--keep"])
+        deleted = [path for method, path, _ in api.requests if method == "DELETE"]
+    assert len(deleted) == 1
+    assert "/secrets/" in deleted[0]
+
+
+def test_a_large_payload_is_spread_over_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.cluster import debug
+
+    monkeypatch.setattr(debug, "PART_BYTES", 20)
+    with RecordedApi("debug-succeeds") as api, kubeconfig(api.port) as config:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        main([*JOB, "--keep"])
+        (job,), secrets = _bodies(api, "Job"), _bodies(api, "Secret")
+    parts = [base64.b64decode(value) for secret in secrets for value in secret["data"].values()]
+    assert json.loads(b"".join(parts)) == {"id": "gone", "imageUrl": "http://x/y.jpg"}
+    assert len(parts) > 1
+    sources = job["spec"]["template"]["spec"]["volumes"][-1]["projected"]["sources"]
+    assert [source["secret"]["name"] for source in sources] == [secret["metadata"]["name"] for secret in secrets]
+    assert sorted(key for secret in secrets for key in secret["data"]) == [
+        f"payload-{n:03d}" for n in range(len(parts))
+    ]
+
+
+def test_waiting_for_an_image_ends_in_time_and_cleans_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _scene("image-cannot-be-pulled", monkeypatch) as api:
+        arguments = ["debug", "--photo", "there", "--url", "file:///x", "-n", "recorded", "--timeout", "1"]
+        assert main(arguments) == 6
+        assert sum(method == "DELETE" for method, _, _ in api.requests) == 2
+    told = capsys.readouterr().err
+    assert told.count("waiting: ImagePullBackOff") == 1
+    assert "--timeout" in told
+
+
+@pytest.mark.parametrize(
+    ("scene", "namespace", "sentence"),
+    [
+        ("no-template", "default", "there is no template for debug runs in namespace default"),
+        ("unauthorized", "recorded", "are not accepted: log in again"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scene: str, namespace: str, sentence: str
+) -> None:
+    with _scene(scene, monkeypatch):
+        assert main(["debug", "--photo", "x", "--url", "http://x", "-n", namespace]) == 6
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_forbidden_names_the_right_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _scene("forbidden", monkeypatch):
+        assert main(["debug", "--photo", "x", "--url", "http://x", "-n", "recorded"]) == 6
+        assert "kubectl auth can-i list cronjobs -n recorded" in capsys.readouterr().err
+        assert main(["status", "-n", "recorded", "--json"]) == 2  # no REDIS_URL; with it, 6
+    document = json.loads(capsys.readouterr().out)
+    assert document["cluster"] is None
+    assert "`list jobs` is forbidden" in document["cluster_error"]
+
+
+def test_status_of_a_release(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], redis_url: str
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    with _scene("status", monkeypatch):
+        assert main(["status", "-n", "recorded", "--release", "party", "--json"]) == 0
+        cluster = json.loads(capsys.readouterr().out)["cluster"]
+        assert main(["status", "-n", "recorded", "--release", "party"]) == 0
+    assert {job["name"] for job in cluster["scaled_jobs"]} == {"party-process", "party-compare"}
+    assert all(job["conditions"]["Ready"] == "True" for job in cluster["scaled_jobs"])
+    (job,), (pod,) = cluster["jobs"], cluster["pods"]
+    assert (job["phase"], job["component"], job["release"]) == ("Complete", "debug", "party")
+    assert (pod["phase"], pod["reason"], pod["exit_code"], pod["job"]) == ("Succeeded", "Completed", 0, job["name"])
+    assert pod["summary"]["buried"] == 1
+    text = capsys.readouterr().out
+    assert "namespace recorded of recorded" in text
+    assert "party-process" in text
+
+
+def test_status_without_keda_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], redis_url: str
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    with _scene("without-keda", monkeypatch):
+        assert main(["status", "-n", "default"]) == 0
+    assert "KEDA is not installed in this cluster" in capsys.readouterr().out
+
+
+def test_an_api_server_that_is_away_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with kubeconfig(port) as config:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        assert main(list(JOB)) == 6
+    error = capsys.readouterr().err
+    assert f"http://127.0.0.1:{port} (context recorded) cannot be reached" in error
+    assert "object at 0x" not in error
+    assert error.count("\n") == 1
+
+
+def test_without_the_package_the_install_command_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    assert main(list(JOB)) == 6
+    assert "pip install 'spottmee-worker[cluster]'" in capsys.readouterr().err
+
+
+def test_a_context_that_does_not_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with kubeconfig(1) as config:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        assert main([*JOB, "--context", "other"]) == 6
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+        assert main(list(JOB)) == 6
+    errors = capsys.readouterr().err.splitlines()
+    assert "context other" in errors[0]
+    assert "no usable kubeconfig" in errors[1]
+
+
+def test_an_invalid_payload_is_refused_before_anything_is_created(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["debug", "--job", '{"id": 5}']) == 5
+    assert capsys.readouterr().err == (
+        "spottmee-worker: The command ran, and what it checked does not hold: The payload is no valid job: "
+        "id must be a non-empty string\n"
+    )
