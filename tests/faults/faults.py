@@ -224,17 +224,17 @@ def deadlocks(count: int) -> Fault:
                 world.seen["deadlock"] = found
                 if found >= world.times(count):
                     return
-                begun = looking.execute(
-                    """SELECT id FROM "Photo" WHERE status = 'PROCESSING' ORDER BY id DESC LIMIT 2"""
+                rows = looking.execute(
+                    "SELECT id FROM \"Photo\" WHERE status = 'PROCESSING' ORDER BY id DESC"
                 ).fetchall()
-                if len(begun) < 2:
-                    yield 0.02
-                    continue
+                high, low = rows[: len(rows) // 2], rows[len(rows) // 2 :]
                 with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
-                    connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', begun[0])
-                    yield 0.08
                     connection.execute("SET LOCAL deadlock_timeout = '10s'")  # a runner finds it first
-                    connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', begun[1])
+                    for row in high:
+                        connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', row)
+                    yield 0.08
+                    for row in low:
+                        connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', row)
                 yield 0.3
 
     return fault
@@ -248,6 +248,7 @@ def _deadlocks(connection: psycopg.Connection) -> int:
 def serialisation_failures(world: World) -> Iterator[float]:
     """Let transactions be REPEATABLE READ, and change the rows that runners are about to change."""
     with world.database("api") as connection:
+        connection.execute("SET default_transaction_isolation = 'read committed'")
         while _work_left(world):
             # Held for a moment: a runner that began meanwhile finds a row that is newer than its snapshot.
             with connection.transaction():

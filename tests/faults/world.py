@@ -112,7 +112,7 @@ class World:
         self.notes = self.folder / "notes"
         self.notes.touch()
         self.environment = {
-            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ},
             "REDIS_URL": f"redis://127.0.0.1:{self.redis_gate.port}/0",
             "DATABASE_URL": urls["api"],
             **({"EMBEDDINGS_DATABASE_URL": urls["faces"]} if setup.separate else {}),
@@ -203,7 +203,7 @@ class World:
 
     # Playing
 
-    def play(self, fault: Fault | None = None, *, seconds: float = 240) -> None:
+    def play(self, fault: Fault | None = None, *, seconds: float = 400) -> None:
         """Let the scaler and the fault work until nothing is left to do. Raises `AssertionError` after `seconds`."""
         began = time.monotonic()
         turns = fault(self) if fault is not None else iter(())
