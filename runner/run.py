@@ -55,17 +55,21 @@ def run(settings: Settings) -> int:
         os._exit(code)
 
     code = 0
+    stop = Stop(settings.drain_seconds + GRACE_SECONDS, settings.connect_seconds + HUNG_SECONDS, last_resort)
     try:
-        with Stop(settings.drain_seconds + GRACE_SECONDS, settings.connect_seconds + HUNG_SECONDS, last_resort) as stop:
+        with stop:
             summary.reason = _drain(settings, summary, stop, held)
     except StoppedEarlyError:
         summary.reason = "signal"
     except Exception as error:  # noqa: BLE001 - every end is told in one line, and in the summary
         known = error if isinstance(error, RunnerError) else _unforeseen(error)
         summary.reason, code = known.word, known.exit_code
-        log.error(  # noqa: TRY400 - the place is in the detail; a message may hold what nobody should read
-            "run ended", extra={"reason": known.word, "detail": str(known), "exit_code": code}
-        )
+        if stop.early:  # an import that the signal broke off told it as a failure of its own
+            summary.reason, code = "signal", 0
+        else:
+            log.error(  # noqa: TRY400 - the place is in the detail; a message may hold what nobody should read
+                "run ended", extra={"reason": known.word, "detail": str(known), "exit_code": code}
+            )
     _print(summary, settings)
     return code
 
@@ -82,8 +86,9 @@ class _Held:
         def work() -> None:
             try:
                 self.abandon()
-            except RunnerError as error:
-                logs.logger().warning("not given back", extra={"reason": error.word, "detail": str(error)})
+            except Exception as error:  # noqa: BLE001 - the run ends in any case, and for another reason
+                known = error if isinstance(error, RunnerError) else _unforeseen(error)
+                logs.logger().warning("not given back", extra={"reason": known.word, "detail": str(known)})
 
         giving = threading.Thread(target=work, daemon=True)
         giving.start()
@@ -101,7 +106,6 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
     behind them: the model loads and the databases connect, in threads of their own, while the next ones are imported.
     """
     _spare_start_up()
-    from runner.drain import Drain
     from runner.faces.engine import Engine
 
     engine = _in_background(partial(_open_engine, Engine, settings), "engine")

@@ -148,15 +148,20 @@ class Settler:
         except Exception as error:  # noqa: BLE001 - whatever one job's data did to the batch
             if len(tasks) > 1:
                 return {k: v for task in tasks for k, v in self._stored(handler, [task]).items()}
-            fault = tasks[0].error = job_error(tasks[0], error)
-            if tasks[0].lease.attempts < self._settings.max_attempts:
-                self._retry(tasks[0], fault)
-                return {}
-            return {tasks[0]: Conclusion.DONE}
+            return self._refused(handler, tasks[0], job_error(tasks[0], error))
         finally:
             share = (time.monotonic() - start) / len(tasks)
             for task in tasks:
                 task.stages["store"] = task.stages.get("store", 0.0) + share
+
+    def _refused(self, handler: Handler[Any], task: AnyTask, fault: JobError) -> dict[AnyTask, Conclusion]:
+        """Try again later to store it, or store that it failed; what cannot even be that is buried all the same."""
+        failed_before = task.error is not None
+        task.error = task.error or fault
+        if task.lease.attempts < self._settings.max_attempts:
+            self._retry(task, fault)
+            return {}
+        return {task: Conclusion.DONE} if failed_before else self._stored(handler, [task])
 
     def _settle(self, conclusions: Mapping[AnyTask, Conclusion]) -> None:
         finished: list[AnyTask] = []

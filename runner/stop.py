@@ -50,6 +50,11 @@ class Stop:
         self._heard, self._kernel = socket.socketpair()
         self._previous: dict[int, object] = {}
 
+    @property
+    def early(self) -> bool:
+        """Whether a stop was requested before anything was claimed."""
+        return self.requested and not self._begun
+
     def begin(self) -> None:
         """Say that leases may be held from now on."""
         self.progress()

@@ -77,10 +77,11 @@ def delete_and_kill(subjects: list[str]) -> None:
 
 
 def hang(_: list[str]) -> None:
-    """Do not come back from native code, which leaves the interpreter to the other threads."""
-    libc = ctypes.CDLL(None)
-    while True:
-        libc.pause()
+    """Do not come back from native code, which leaves the interpreter to the other threads and hears no signal."""
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    libc.pthread_mutex_init(mutex, None)
+    for _again in range(2):
+        libc.pthread_mutex_lock(mutex)
 
 
 def freeze(_: list[str]) -> None:
@@ -202,7 +203,7 @@ def main() -> int:
     if seconds := os.environ.get("FAULT_HUNG_SECONDS"):
         from runner import run, stop
 
-        run.HUNG_SECONDS, stop.FROZEN_SECONDS = float(seconds), 1.0
+        run.HUNG_SECONDS, stop.FROZEN_SECONDS, stop.GUARD_SECONDS = float(seconds), 4.0, 0.5
     from runner.cli import main as command_line
 
     return command_line(sys.argv[1:])

@@ -1,0 +1,198 @@
+"""How a run ends: on SIGTERM, when servers are away, and when code does not come back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from runner.demo.api import PROCESS_LIST
+from runner.errors import StuckError, UnreachableError
+from tests.faults.gate import Gate, State
+from tests.faults.pictures import kinds
+from tests.faults.world import Setup, World
+
+DRAIN_SECONDS = 1.0
+# What the run adds to RUNNER_DRAIN_SECONDS before its last resort has ended it: 1.5 s, and what a busy machine takes.
+REST_SECONDS = 2.5
+KINDS = ["Ada", "Ben", "nobody"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and how long after it was told to."""
+
+    code: int
+    summary: dict[str, Any]
+    errors: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """One world for all tests of this module, whose runners are started by hand; in the end nothing is lost."""
+    environment = {
+        "RUNNER_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}",
+        "RUNNER_LEASE_SECONDS": "2",
+        "RUNNER_MAX_ATTEMPTS": "20",  # many runners end here with the same photos in hand
+    }
+    with World(kinds(), Setup(environment=environment)) as world:
+        yield world
+        ended = end(world.command("run", "--queues", "process", "--max-jobs", "1000"), 120)
+        assert ended.code == 0, ended.errors
+        assert world.scaler.depth("process") == (0, 0)
+        with world.database("api") as connection:
+            statuses = connection.execute('SELECT DISTINCT status::text FROM "Photo"').fetchall()
+        assert set(statuses) == {("READY",), ("NO_FACES_FOUND",)}
+
+
+@pytest.fixture
+def photos(world: World) -> Iterator[list[str]]:
+    """Photos on the list, before what earlier tests have left; afterwards all gates are open."""
+    left = world.redis.lrange(PROCESS_LIST, 0, -1)
+    world.redis.delete(PROCESS_LIST)
+    ids = world.upload(8, names=KINDS)
+    if left:
+        world.redis.rpush(PROCESS_LIST, *left)
+    world.notes.write_text("", "utf-8")
+    yield ids
+    for gate in (world.redis_gate, world.postgres_gate):
+        gate.set(State.OPEN)
+
+
+def end(process: subprocess.Popen[str], seconds: float) -> Ended:
+    started = time.monotonic()
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+        process.wait()
+    lines = output.splitlines()
+    summary = json.loads(lines[-1]) if lines else {}
+    if summary:
+        settled = sum(summary[ending] for ending in ("succeeded", "retried", "buried", "released", "lost"))
+        assert summary["claimed"] == settled + summary["unsettled"]
+        assert summary["unsettled"] == 0 or process.returncode != 0
+    return Ended(process.returncode, summary, errors, time.monotonic() - started)
+
+
+def run(world: World, fault: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    return world.command("run", "--queues", "process", "--max-jobs", "100", fault=fault)
+
+
+def begun(world: World, photos: list[str]) -> bool:
+    """Return whether a run has these photos in hand."""
+    with world.database("api") as connection:
+        query = """SELECT 1 FROM "Photo" WHERE id = ANY(%s) AND status = 'PROCESSING'"""
+        return connection.execute(query, (photos,)).fetchone() is not None
+
+
+def until(true: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("photos")
+def test_sigterm_while_starting(world: World) -> None:
+    for after in range(20, 900, 80):  # milliseconds
+        process = run(world)
+        time.sleep(after / 1000)
+        process.terminate()
+        ended = end(process, DRAIN_SECONDS + REST_SECONDS)
+        # Before Python has installed a handler, the signal ends the process as it ends any: nothing was claimed yet.
+        assert ended.code in (0, -15), ended.errors
+        assert ended.code == -15 or ended.summary["reason"] in ("signal", "empty", "max_jobs")
+
+
+@pytest.mark.parametrize("state", [State.SHUT, State.DARK])
+@pytest.mark.parametrize("server", ["redis_gate", "postgres_gate"])
+@pytest.mark.usefixtures("photos")
+def test_sigterm_while_a_server_is_away_at_the_start(world: World, server: str, state: State) -> None:
+    gate: Gate = getattr(world, server)
+    gate.set(state)
+    process = run(world)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.terminate()
+    ended = end(process, DRAIN_SECONDS + REST_SECONDS)
+    assert (ended.code, ended.summary["reason"], ended.summary["claimed"]) == (0, "signal", 0), ended.errors
+
+
+@pytest.mark.parametrize("state", [State.SHUT, State.DARK])
+@pytest.mark.parametrize("server", ["redis_gate", "postgres_gate"])
+def test_sigterm_while_a_server_is_away_in_the_middle(
+    world: World, photos: list[str], server: str, state: State
+) -> None:
+    process = run(world)
+    until(lambda: begun(world, photos), process)
+    getattr(world, server).set(state)
+    time.sleep(0.5)
+    process.terminate()
+    ended = end(process, DRAIN_SECONDS + REST_SECONDS)
+    assert ended.summary["reason"] == "signal"
+    if server == "postgres_gate":  # the leases are in Redis: they are given back
+        assert ended.code == 0, ended.errors
+        assert ended.summary["released"] > 0
+    else:
+        assert ended.code == UnreachableError.exit_code, ended.errors
+        assert ended.summary["unsettled"] > 0
+
+
+@pytest.mark.usefixtures("photos")
+def test_sigterm_while_the_main_thread_is_in_native_code(world: World) -> None:
+    process = run(world, {"FAULT_POINT": "before_store", "FAULT_ACTION": "hang", "FAULT_SHARE": "1"})
+    until(lambda: "before_store hang" in world.faults_noted(), process)
+    process.terminate()
+    ended = end(process, DRAIN_SECONDS + REST_SECONDS)
+    assert ended.code == 0, ended.errors
+    assert ended.summary["released"] > 0
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_main_thread_that_does_not_come_back_ends_the_run(world: World) -> None:
+    fault = {"FAULT_POINT": "before_store", "FAULT_ACTION": "hang", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-27"}
+    ended = end(run(world, fault), 30)
+    assert ended.code == UnreachableError.exit_code, ended.errors
+    assert ended.summary["reason"] == "hung"
+    assert ended.summary["released"] > 0
+    assert ended.summary["unsettled"] == 0
+
+
+def test_postgresql_that_never_answers_again_ends_the_run(world: World, photos: list[str]) -> None:
+    process = run(world, {"FAULT_HUNG_SECONDS": "-27"})
+    until(lambda: begun(world, photos), process)
+    world.postgres_gate.set(State.DARK)
+    ended = end(process, 30)
+    assert ended.code == UnreachableError.exit_code, ended.errors
+    assert ended.summary["reason"] == "hung"
+    assert ended.summary["unsettled"] == 0
+
+
+@pytest.mark.usefixtures("photos")
+def test_native_code_that_keeps_the_interpreter_ends_the_process(world: World) -> None:
+    fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "freeze", "FAULT_SHARE": "0.2", "FAULT_HUNG_SECONDS": "-27"}
+    ended = end(run(world, fault), 30)
+    assert ended.code == 1
+    assert "Timeout" in ended.errors  # faulthandler shows where every thread stands
+    assert "crashing_runner" in ended.errors
+    time.sleep(2)  # nobody could give the leases back
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_photo_that_does_not_come_back_ends_the_run_and_hurts_no_other(world: World) -> None:
+    world.environment["RUNNER_PHOTO_SECONDS"] = "1"
+    fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "hang", "FAULT_SHARE": "0.2"}
+    ended = end(run(world, fault), 30)
+    del world.environment["RUNNER_PHOTO_SECONDS"]
+    assert ended.code == StuckError.exit_code, ended.errors
+    assert ended.summary["reason"] == "stuck"
+    assert ended.summary["retried"] == 1
+    assert ended.summary["unsettled"] == 0
