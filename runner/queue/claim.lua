@@ -14,6 +14,7 @@ local due = moment + ARGV[3]
 local limit, room = tonumber(ARGV[4]), tonumber(ARGV[5])
 local holder = ARGV[1] .. '#' .. ARGV[2]
 local taken, ids = {}, {}
+local ALONE = '!' -- stands behind the id of such a job in what is remembered
 
 local function give(id, payload, attempts, alone)
     local shown = payload
@@ -35,11 +36,11 @@ end
 
 local earlier = recall(KEYS[4], ARGV[2])
 if earlier then
+    local alone = earlier[#earlier] == ALONE and 1 or 0
     for _, id in ipairs(earlier) do
         if redis.call('HGET', KEYS[3], id .. ':holder') == holder then
             local payload, attempts = unpack(redis.call('HMGET', KEYS[3], id .. ':payload', id .. ':attempts'))
-            local alone = ARGV[11] == '0' and #earlier == 1 and attempts == ARGV[10]
-            give(id, payload, tonumber(attempts), alone and 1 or 0)
+            give(id, payload, tonumber(attempts), alone)
         end
     end
     return taken
@@ -70,6 +71,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', moment, 'LIMIT'
         give(id, payload, tonumber(attempts), alone and 1 or 0)
     end
     if alone then
+        ids[#ids + 1] = ALONE
         limit = 0
         break
     end

@@ -41,7 +41,8 @@ _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 _PASSING = re.compile(r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY)\b")
 _REFUSED = re.compile(
     r"\b(WRONGPASS|NOAUTH|NOPERM)\b|invalid (username-)?password|ACL failure|DB index is out of range"
-    r"|SELECT is not allowed|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER"
+    r"|SELECT is not allowed|can't run this command"
+    r"|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER"
 )
 
 

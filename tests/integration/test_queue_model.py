@@ -31,6 +31,8 @@ from runner.queue.letters import DeadLetters, Requeued
 from tests.integration.queue_tools import NAME, pass_time, places, queue_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
     from redis import Redis
 
@@ -45,6 +47,7 @@ MAX_ATTEMPTS = 3
 DELAYS = (0.0, 250.0, 1500.0)
 # Two pods of one Job, and a third runner that belongs to no Job.
 PLACES = ("job/pod-a", "job/pod-b", "elsewhere")
+WHICH = st.integers(0, 30)  # one of as many as there are
 EXAMPLES = int(os.environ.get("SPOTTMEE_QUEUE_EXAMPLES", "200"))
 STEP_COUNT = int(os.environ.get("SPOTTMEE_QUEUE_STEPS", "40"))
 
@@ -235,10 +238,10 @@ class QueueMachine(RuleBasedStateMachine):
         process.queue.take_over()
 
     @precondition(lambda self: self._all_held())
-    @rule(data=st.data())
-    def store(self, data: st.DataObject) -> None:
+    @rule(which=WHICH)
+    def store(self, which: int) -> None:
         """Something is stored, if and only if the heartbeat says that the lease is still ours."""
-        process, lease, job = self._pick(data)
+        process, lease, job = self._pick(which)
         self.local += 0.1
         known = (lease.id, lease.holder) in process.heartbeat._held
         owned = process.heartbeat.still_owned(lease)
@@ -250,37 +253,52 @@ class QueueMachine(RuleBasedStateMachine):
             job.stored += 1
 
     @precondition(lambda self: self._all_held())
-    @rule(data=st.data(), how=st.sampled_from(["acknowledge", "retry", "release", "bury"]), twice=st.booleans())
-    def settle(self, data: st.DataObject, how: str, twice: bool) -> None:
-        process, lease, job = self._pick(data)
+    @rule(which=WHICH, twice=st.booleans())
+    def acknowledge(self, which: int, twice: bool) -> None:
+        process, lease, job = self._pick(which)
+        if self._settled(process, lease, job, twice, lambda: process.queue.acknowledge(lease)):
+            job.place = "done"
+
+    @precondition(lambda self: self._all_held())
+    @rule(which=WHICH, delay=st.sampled_from(DELAYS), twice=st.booleans())
+    def retry(self, which: int, delay: float, twice: bool) -> None:
+        process, lease, job = self._pick(which)
+        if self._settled(process, lease, job, twice, lambda: process.queue.retry(lease, delay, "fetch_failed")):
+            job.due, job.spared = self.now + delay, False
+
+    @precondition(lambda self: self._all_held())
+    @rule(which=WHICH, twice=st.booleans())
+    def release(self, which: int, twice: bool) -> None:
+        process, lease, job = self._pick(which)
+        if self._settled(process, lease, job, twice, lambda: process.queue.release(lease)):
+            job.due, job.spared = self.now, True
+
+    @precondition(lambda self: self._all_held())
+    @rule(which=WHICH, twice=st.booleans())
+    def bury(self, which: int, twice: bool) -> None:
+        process, lease, job = self._pick(which)
+        if self._settled(process, lease, job, twice, lambda: process.queue.bury(lease, "image_missing", "\ud800")):
+            job.place = "dead"
+
+    def _settled(self, process: Process, lease: Lease, job: Job, twice: bool, settle: Callable[[], bool]) -> bool:
         owned = self._owns(lease, job)
-        delay = data.draw(st.sampled_from(DELAYS)) if how == "retry" else 0.0
         self.client.twice = twice
-        done = {
-            "acknowledge": lambda: process.queue.acknowledge(lease),
-            "retry": lambda: process.queue.retry(lease, delay, "fetch_failed"),
-            "release": lambda: process.queue.release(lease),
-            "bury": lambda: process.queue.bury(lease, "image_missing", "\ud800"),
-        }[how]()
+        done = settle()
         self.client.twice = False
-        note(f"{how} {lease.id} {'twice ' if twice else ''}by {process.queue.owner}: {done}")
+        note(f"{lease.id} by {process.queue.owner}: {done}")
         assert done is owned, "who holds the lease settles it, and nobody else"
         process.heartbeat.drop(lease)
         process.held.remove((lease, job))
-        if not owned:
-            return
-        job.holder = ""
-        if how in ("retry", "release"):
-            job.due, job.spared = self.now + delay, how == "release"
-        else:
-            job.place = "done" if how == "acknowledge" else "dead"
+        if owned:
+            job.holder = ""
+        return owned
 
     # What people do
 
     @precondition(lambda self: self._dead())
-    @rule(data=st.data(), what=st.sampled_from(["requeue", "purge", "expire"]), twice=st.booleans())
-    def letter(self, data: st.DataObject, what: str, twice: bool) -> None:
-        job = self._dead()[data.draw(st.integers(0, 30)) % len(self._dead())]
+    @rule(which=WHICH, what=st.sampled_from(["requeue", "purge", "expire"]), twice=st.booleans())
+    def letter(self, which: int, what: str, twice: bool) -> None:
+        job = self._dead()[which % len(self._dead())]
         self.client.twice = twice
         if what == "expire":
             self.redis.delete(keys.dead_payload(NAME, job.lease_id))
@@ -375,9 +393,9 @@ class QueueMachine(RuleBasedStateMachine):
         every = [*self.processes, *self.zombies]
         return [(process, lease, job) for process in every for lease, job in process.held]
 
-    def _pick(self, data: st.DataObject) -> tuple[Process, Lease, Job]:
+    def _pick(self, which: int) -> tuple[Process, Lease, Job]:
         held = self._all_held()
-        return held[data.draw(st.integers(0, 30)) % len(held)]
+        return held[which % len(held)]
 
     @staticmethod
     def _owns(lease: Lease, job: Job) -> bool:

@@ -117,6 +117,7 @@ REFUSED = [
     exceptions.AuthorizationError("no"),
     exceptions.NoPermissionError("User w has no permissions to run the 'eval' command"),
     exceptions.ResponseError("ERR ACL failure in script: User w has no permissions to run the 'lpop' command"),
+    exceptions.ResponseError("The user executing the script can't run this command or subcommand"),
     exceptions.ResponseError("DB index is out of range"),
     exceptions.ConnectionError("Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] self-signed"),
     exceptions.ConnectionError("Error while reading: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert"),
