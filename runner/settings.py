@@ -269,7 +269,7 @@ class Settings:
     )
     batch_size: int = _setting(
         "RUNNER_BATCH_SIZE",
-        "face crops a recogniser call; 0 chooses by provider (cpu 4, cuda and tensorrt 32)",
+        "face crops a recogniser call; 0 chooses by provider (cpu 2, cuda and tensorrt 32)",
         parse=_whole(0, 1024),
         default="0",
     )

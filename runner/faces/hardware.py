@@ -16,7 +16,7 @@ CPU = "CPUExecutionProvider"
 PROVIDERS = {
     "tensorrt": ("TensorrtExecutionProvider", 32),
     "cuda": ("CUDAExecutionProvider", 32),
-    "cpu": (CPU, 4),
+    "cpu": (CPU, 2),
 }
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from runner.faces import pack
-from runner.faces.hardware import CPU
+from runner.faces.hardware import CPU, PROVIDERS
 from runner.faces.packs import KNOWN
 from runner.faces.sources import wheel_folder
 from runner.settings import default_model_dir
 from tests.benchmarks.figures import Row, Spread, Target, ratios
 
 PART = "inference"
-CROPS_A_CALL = 4
+CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's own
 # onnxruntime 1.24.4 takes 0.57 detections a face, 1.32.0 takes 0.85 (its PRelu; 2 cores, AVX-512).
 MOST_DETECTIONS_A_FACE = 0.7
 

@@ -210,7 +210,7 @@ def test_doctor_tells_of_it_and_of_what_was_chosen(service: Service, copy: Path)
     fine = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in fine}
     assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), as it was baked"
-    assert findings["hardware"]["finding"].startswith("cpu (tensorrt and cuda not in this onnxruntime), 4 crops a call")
+    assert findings["hardware"]["finding"].startswith("cpu (tensorrt and cuda not in this onnxruntime), 2 crops a call")
     change_manifest(copy, lambda document: document["versions"].update(onnxruntime="1.0"))
     told = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     assert "proven with other versions than here" in next(one for one in told if one["name"] == "model")["finding"]

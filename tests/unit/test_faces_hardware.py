@@ -158,7 +158,7 @@ def test_batch_sizes_by_provider_or_by_setting() -> None:
     assert {choice.word: choice.batch_size for choice in choose_providers(("auto",), ALL)} == {
         "tensorrt": 32,
         "cuda": 32,
-        "cpu": 4,
+        "cpu": 2,
     }
     assert {choice.batch_size for choice in choose_providers(("auto",), ALL, 5)} == {5}
 
