@@ -103,11 +103,45 @@ bench: setup ## Measure against the replaced worker: a table, and bench-out/benc
 faults: setup ## Let every fault happen to hundreds of jobs: a table, and fault-out/faults.json (NAMES='kill-random …', half an hour for all)
 	@$(BIN)/python -m tests.faults $(NAMES)
 
+# The image: by Docker where an engine answers, else by buildah, which needs none. docs/image.md explains each variable.
+IMAGE ?= spottmee-worker
+BASE ?= python:3.12-slim-bookworm
+FLAVOUR ?= cpu
+PACK_SOURCE ?=
+PACK_SHA256 ?=
+DATE := 315532800
+BUILD ?= $(if $(shell docker info 2>/dev/null),docker build,buildah build --isolation chroot --network host --layers --timestamp $(DATE))
+BUILD_FLAGS ?=
+
+.PHONY: image
+image: ## Build the image IMAGE from BASE, with FLAVOUR=cpu|gpu and the model pack PACK
+	$(if $(filter cpu gpu,$(FLAVOUR)),,$(error FLAVOUR is $(FLAVOUR): it must be cpu or gpu))
+	$(BUILD) $(BUILD_FLAGS) --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg FLAVOUR=$(FLAVOUR) \
+		--build-arg PACK=$(PACK) --build-arg PACK_SOURCE='$(PACK_SOURCE)' --build-arg PACK_SHA256=$(PACK_SHA256) \
+		--build-arg SOURCE_DATE_EPOCH=$(DATE) \
+		--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' runner/__init__.py) \
+		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) .
+
+.PHONY: image-base
+image-base: $(INSTALLED) ## Make a stand-in for BASE out of Debian's packages (root, no image registry needed)
+	@$(BIN)/python -m tests.image.engine
+
+.PHONY: image-test
+image-test: setup ## Build the image and run it for real (root; packages of tests/image/apt.txt; IMAGE_BASE)
+	@IMAGE_BASE='$(IMAGE_BASE)' $(BIN)/python -m pytest tests/image
+
+# onnxruntime asks for sympy (86 MB with mpmath) for a tool that no run uses: the image goes without.
+RESOLVE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
+OURS := --override requirements/overrides.in --no-emit-package opencv-python
+LEAN := --no-emit-package sympy --no-emit-package mpmath
+
 .PHONY: lock
 lock: ## Resolve the pinned packages again (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --override requirements/overrides.in --no-emit-package opencv-python pyproject.toml -o requirements/run.txt
-	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 --override requirements/overrides.in --no-emit-package opencv-python --all-extras --group dev pyproject.toml -o requirements/dev.txt
-	uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 requirements/policy.in -o requirements/policy.txt
+	$(RESOLVE) $(OURS) --all-extras --group build --group dev pyproject.toml -o requirements/dev.txt
+	$(RESOLVE) $(OURS) --constraint requirements/dev.txt --extra bake --group build pyproject.toml -o requirements/bake.txt
+	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) pyproject.toml -o requirements/run-cpu.txt
+	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) --no-emit-package onnxruntime pyproject.toml requirements/gpu.in -o requirements/run-gpu.txt
+	$(RESOLVE) requirements/policy.in -o requirements/policy.txt
 
 .PHONY: clean
 clean: ## Remove what the other targets made

@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from runner.errors import ModelError
 from runner.settings import default_model_dir
 
 
@@ -53,6 +55,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _bake(args: argparse.Namespace) -> int:
+    _require_insightface()
     from runner.faces.bake import bake
 
     print(f"baking {args.pack}, and proving it against InsightFace", file=sys.stderr)
@@ -65,6 +68,7 @@ def _bake(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    _require_insightface()
     from runner.faces.bake import verify
 
     proof = verify(args.folder, source=args.source, sha256=args.sha256)
@@ -93,3 +97,12 @@ def _told(proof: dict[str, Any]) -> str:
         f"{proof['faces']} faces on {proof['photos']} photos, at most {proof['most_pixels_apart']:g} px and cosine "
         f"{proof['least_cosine']:.7f} from InsightFace"
     )
+
+
+def _require_insightface() -> None:
+    """Raise `ModelError` where the proof cannot be made, as in the image."""
+    if find_spec("insightface") is None:
+        raise ModelError(
+            "InsightFace is not installed here, and baking and verifying prove a pack against it: do this where "
+            "`make setup` has run, or choose the image's pack when building it (docs/image.md)"
+        )

@@ -1,0 +1,85 @@
+# spottmee-worker: what `run` needs, and nothing else. docs/image.md has the commands, the arguments and the sizes.
+#
+#   docker build -t spottmee-worker .
+#   docker build -t spottmee-worker:gpu --build-arg FLAVOUR=gpu .
+#
+# BASE is any Debian or Ubuntu with python3 3.11 or newer and its venv module. Pin it by digest where you build for
+# production: --build-arg BASE=python:3.12-slim-bookworm@sha256:… (`docker buildx imagetools inspect` shows it).
+ARG BASE=python:3.12-slim-bookworm
+# Which onnxruntime: cpu, or gpu (with the CUDA and cuDNN libraries; needs the NVIDIA container toolkit to run).
+ARG FLAVOUR=cpu
+
+# A model pack from this computer: --build-context pack=FOLDER takes the place of this empty stage.
+FROM scratch AS pack
+
+FROM ${BASE} AS tools
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    PIP_NO_COMPILE=1 PIP_NO_DEPS=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
+# A constant: a commit that changes no file of a layer leaves its digest. (A wheel cannot be older than 1980.)
+ARG SOURCE_DATE_EPOCH=315532800
+ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
+WORKDIR /src
+RUN python3 -m venv /opt/build
+COPY requirements/ requirements/
+# The secrets are optional: pip.conf for an index of your own, ca.crt where its certificate is.
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    /opt/build/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/bake.txt
+COPY pyproject.toml ./
+COPY runner/ runner/
+# The README is the package's description: nothing that an image needs, and no reason to make its layers again.
+RUN touch README.md && /opt/build/bin/pip wheel --quiet --no-build-isolation --no-cache-dir --wheel-dir /wheel .
+
+# The model, optimised (for the CPU alone where it is for that), and proven against InsightFace itself.
+FROM tools AS bake
+ARG FLAVOUR
+ARG PACK=buffalo_sc
+ARG PACK_SOURCE=
+ARG PACK_SHA256=
+COPY --from=pack / /pack/
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    source="${PACK_SOURCE}"; if [ -z "${source}" ] && [ -n "$(ls /pack)" ]; then source=/pack; fi; \
+    plain=; if [ "${FLAVOUR}" = gpu ]; then plain=--plain; fi; \
+    XDG_CACHE_HOME=/tmp/cache /opt/build/bin/python -m runner models bake ${plain:+"${plain}"} \
+        --pack "${PACK}" --source "${source}" --sha256 "${PACK_SHA256}" --out /model
+
+# What a run imports: no pip, no InsightFace, no demonstration.
+FROM tools AS install
+ARG FLAVOUR
+RUN python3 -m venv --without-pip /opt/spottmee-worker
+RUN --mount=type=cache,target=/var/cache/pip \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
+    /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet \
+        --require-hashes --only-binary :all: -r "requirements/run-${FLAVOUR}.txt" \
+    && /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet --no-index /wheel/*.whl
+COPY --from=bake /model /opt/spottmee-worker/share/spottmee-worker/model
+COPY docker/finish.py docker/
+RUN python3 docker/finish.py /opt/spottmee-worker
+
+FROM ${BASE} AS run
+# Python's own modules are compiled too: slim images bring none, and a read-only file system never would keep them.
+# Nothing here needs another user's rights, so no program gives them.
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x '/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|.*-packages)/' \
+        "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+COPY --from=install /opt/spottmee-worker /opt/spottmee-worker
+ENV PATH=/opt/spottmee-worker/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+WORKDIR /
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/opt/spottmee-worker/bin/spottmee-worker"]
+CMD ["run"]
+
+ARG FLAVOUR
+ARG PACK=buffalo_sc
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="spottmee-worker" \
+      org.opencontainers.image.description="One-shot runner for face-embedding jobs, scaled by KEDA" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="MIT" \
+      spottmee-worker.flavour="${FLAVOUR}" \
+      spottmee-worker.pack="${PACK}" \
+      spottmee-worker.pack.licence="InsightFace model weights: non-commercial research purposes only"

@@ -1,0 +1,72 @@
+"""Fixtures of the image's tests: the engine, the image built once a session, and the service around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.demo.album import Album, sample_album
+from runner.demo.images import ImageServer
+from runner.faces.bake import sample_images
+from tests.image.containers import Cluster
+from tests.image.engine import IMAGE, ROOT, Engine, missing
+from tests.integration.run_tools import service
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    if lacking := missing():
+        pytest.skip(lacking)
+    engine = Engine(ROOT / ".cache" / "containers")
+    engine.make_base()
+    return engine
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine) -> str:
+    """The image, built by `make image` over the stand-in base."""
+    done = engine.build()
+    assert done.returncode == 0, done.stderr[-3000:]
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def filesystem(engine: Engine, image: str) -> Iterator[Path]:
+    """The image's root file system, unpacked."""
+    yield Path(engine.podman("image", "mount", image))
+    engine.podman("image", "unmount", image)
+
+
+@pytest.fixture(scope="session")
+def album() -> Album:
+    return sample_album(sample_images())
+
+
+@pytest.fixture(scope="session")
+def photos(album: Album) -> Iterator[ImageServer]:
+    with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
+        yield server
+
+
+@pytest.fixture
+def cluster(engine: Engine, image: str, redis: Redis, redis_url: str, database_url: str) -> Iterator[Cluster]:
+    """Containers of the image beside a real Redis and a real, migrated PostgreSQL."""
+    with service(redis, redis_url, database_url) as beside:
+        yield Cluster(engine, beside)
+    engine.remove_containers()
+
+
+@pytest.fixture
+def empty_cluster(
+    engine: Engine, image: str, redis: Redis, redis_url: str, empty_database_url: str
+) -> Iterator[Cluster]:
+    """The same beside a PostgreSQL in which nothing has been made yet."""
+    with service(redis, redis_url, empty_database_url) as beside:
+        yield Cluster(engine, beside)
+    engine.remove_containers()

@@ -1,0 +1,88 @@
+"""How the image is built: the same every time, from what its arguments say, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runner.faces.sources import wheel_folder
+from tests.image.engine import IMAGE, Engine
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]
+
+
+def _layers(engine: Engine, image: str) -> list[str]:
+    layers: list[str] = json.loads(engine.podman("image", "inspect", image, "--format", "{{json .RootFS.Layers}}"))
+    return layers
+
+
+def test_a_second_build_from_nothing_gives_the_same_layers(engine: Engine, image: str) -> None:
+    again = f"{IMAGE}-again"
+    done = engine.build("--no-cache", image=again)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert _layers(engine, again) == _layers(engine, image)
+    engine.podman("rmi", again)
+
+
+@pytest.mark.usefixtures("image")
+def test_a_pack_from_a_folder_of_this_computer(engine: Engine, filesystem: Path, tmp_path: Path) -> None:
+    baked = f"{IMAGE}-pack"
+    for path in wheel_folder().glob("*.onnx"):
+        shutil.copy(path, tmp_path)
+    done = engine.build("--target=bake", f"--build-context=pack={tmp_path}", image=baked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    mounted = Path(engine.podman("image", "mount", baked))
+    theirs = filesystem / "opt/spottmee-worker/share/spottmee-worker/model"
+    for name in ("detector.onnx", "recogniser.onnx"):
+        assert (mounted / "model" / name).read_bytes() == (theirs / name).read_bytes()
+    engine.podman("image", "unmount", baked)
+    engine.podman("rmi", baked)
+
+    with (tmp_path / "w600k_mbf.onnx").open("ab") as file:
+        file.write(b"\0")
+    done = engine.build("--target=bake", f"--build-context=pack={tmp_path}", image=baked)
+    assert done.returncode != 0
+    assert "w600k_mbf.onnx has the sha256" in done.stderr + done.stdout
+
+
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"FLAVOUR": "tpu"}, "FLAVOUR is tpu: it must be cpu or gpu"),
+        ({"PACK": "buffalo_l"}, "buffalo_l is in no package of the registry"),
+        ({"PACK": "nonsense"}, "nonsense is no known pack"),
+        ({"PACK_SOURCE": "/src/pyproject.toml", "PACK_SHA256": "0" * 64}, "was expected: it is another file"),
+    ],
+)
+def test_a_wrong_argument_ends_the_build_with_what_is_wrong(
+    engine: Engine, variables: dict[str, str], message: str
+) -> None:
+    said = ""
+    for _ in range(3):  # buildah's chroot isolation loses the last lines of a program that fails at once, now and then
+        done = engine.build(image=f"{IMAGE}-wrong", **variables)
+        assert done.returncode != 0
+        said += done.stderr + done.stdout
+        if message in said:
+            break
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_nothing_but_the_sources_reaches_the_build(engine: Engine, tmp_path: Path) -> None:
+    recipe = tmp_path / "Dockerfile"
+    recipe.write_text("FROM scratch\nCOPY . /context/\n")
+    seen = f"{IMAGE}-context"
+    engine.run_in_repository(
+        engine.command("buildah", "build", "--isolation=chroot", f"--file={recipe}", f"--tag={seen}", ".")
+    )
+    mounted = Path(engine.podman("image", "mount", seen), "context")
+    names = {str(path.relative_to(mounted)) for path in mounted.rglob("*") if path.is_file()}
+    engine.podman("image", "unmount", seen)
+    engine.podman("rmi", seen)
+    assert {"pyproject.toml", "docker/finish.py", "requirements/run-cpu.txt", "runner/cli.py"} <= names
+    allowed = ("pyproject.toml", "docker/finish.py", "requirements/", "runner/")
+    assert [name for name in names if not name.startswith(allowed) or name.endswith(".pyc")] == []
