@@ -79,6 +79,7 @@ class Drain:
         self._fatal: RunnerError | None = None
         self._next_claim = 0.0
         self._idle_since: float | None = None
+        self._retry_at = 0.0  # when a retry of another run falls due, as far as is known
 
     def run(self) -> str:
         """Drain the lists and return the reason for stopping.
@@ -130,7 +131,10 @@ class Drain:
 
     def _claimable(self) -> int:
         now = time.monotonic()
-        if self._stop.requested or now < self._next_claim or self._out_of_time():
+        if self._stop.requested or self._out_of_time():
+            return 0
+        # With nothing in hand it is always asked again: a run leaves only after it has just seen that nothing is there.
+        if now < self._next_claim and (self._in_hand() or self._settler.watching):
             return 0
         if len(self._waiting) > READERS or len(self._finished) >= STORE_BATCH or self._alone():
             return 0
@@ -291,5 +295,7 @@ class Drain:
         lease = self._settings.lease_seconds
         if soon <= lease * ORPHAN_SHARE:
             return True
-        # More than a whole lease is left: a retry, which the runner that set it waits for, if it lives.
-        return self._claimed == 0 and (soon > lease or idle < lease * (1 - ORPHAN_SHARE))
+        now = time.monotonic()
+        if soon > lease:  # nothing is in anybody's hand: this is a retry, and whoever set it waits for it, if it lives
+            self._retry_at = now + soon
+        return self._claimed == 0 and (now < self._retry_at or idle < lease * (1 - ORPHAN_SHARE))

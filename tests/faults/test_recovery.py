@@ -1,0 +1,170 @@
+"""Recovery needs nobody: what a dead runner held is waited for, taken over and finished by runners alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from runner.demo.api import COMPARE_LIST
+from runner.queue import keys
+from runner.queue.heartbeat import Heartbeat
+from runner.queue.leases import LeaseQueue
+from tests.faults.pictures import Mood, kinds
+from tests.faults.test_ends import Ended, end
+from tests.faults.world import Setup, World
+
+KINDS = ["Ada", "Ben", "nobody"]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[World]:
+    with World(kinds(), Setup()) as world:
+        yield world
+
+
+@pytest.fixture
+def world(servers: World) -> World:
+    """A world with nothing in Redis, whose runners are started by hand."""
+    servers.redis.flushall()
+    servers.jobs.photos.clear()
+    servers.jobs.comparisons.clear()
+    servers.notes.write_text("", "utf-8")
+    servers.images.mood = Mood.WELL
+    return servers
+
+
+def run(world: World, *arguments: str, queue: str = "process", **environment: str) -> Ended:
+    world.environment |= environment
+    try:
+        return end(world.command("run", "--queues", queue, *arguments), 90)
+    finally:
+        for name in environment:
+            del world.environment[name]
+
+
+def dead_runner(world: World, name: str, seconds: float, *, owner: str = "dead/1") -> LeaseQueue:
+    """Return the queue of a runner that claims, and is never heard of again."""
+    return LeaseQueue(world.redis, name, owner=owner, lease_seconds=seconds, max_attempts=3)
+
+
+def all_final(world: World) -> bool:
+    with world.database("api") as connection:
+        rows = connection.execute(
+            'SELECT DISTINCT status::text FROM "Photo" WHERE id = ANY(%s)', (list(world.jobs.photos),)
+        ).fetchall()
+    return {row[0] for row in rows} <= {"READY", "NO_FACES_FOUND"} and world.scaler.depth("process") == (0, 0)
+
+
+def test_a_runner_on_an_empty_list_waits_for_what_a_dead_one_held(world: World) -> None:
+    world.upload(5, names=KINDS)
+    assert len(dead_runner(world, "process", 4).claim(5)) == 5
+    ended = run(world, RUNNER_LEASE_SECONDS="4")
+    assert (ended.code, ended.summary["claimed"], ended.summary["succeeded"]) == (0, 5, 5), ended.errors
+    assert all_final(world)
+
+
+def test_it_waits_for_a_retry_that_a_dead_runner_has_left(world: World) -> None:
+    world.upload(1, names=KINDS)
+    dead = dead_runner(world, "process", 1)
+    assert dead.retry(dead.claim(1)[0], 5, "fetch_failed")
+    ended = run(world, RUNNER_LEASE_SECONDS="1")  # longer than any lease: nobody lives who would renew it
+    assert (ended.code, ended.summary["succeeded"]) == (0, 1), ended.errors
+    assert all_final(world)
+
+
+def test_it_waits_no_longer_than_it_takes_to_see_that_a_holder_lives(world: World) -> None:
+    world.upload(5, names=KINDS)
+    alive = dead_runner(world, "process", 6, owner="alive/1")
+    with Heartbeat([alive]) as heartbeat:
+        leases = alive.claim(5)
+        heartbeat.hold(leases)
+        ended = run(world, RUNNER_LEASE_SECONDS="6")
+        assert (ended.code, ended.summary["claimed"], ended.summary["reason"]) == (0, 0, "empty"), ended.errors
+        assert ended.summary["seconds"] < 6
+        assert not alive.renew(leases)
+
+
+def test_waiting_is_bounded(world: World) -> None:
+    world.upload(1, names=KINDS)
+    dead_runner(world, "process", 3000).claim(1)
+    ended = run(world, RUNNER_LEASE_SECONDS="3000", RUNNER_RETRY_MAX_SECONDS="2")
+    assert (ended.code, ended.summary["reason"]) == (0, "empty"), ended.errors
+    assert 2 <= ended.summary["seconds"] < 8
+
+
+def test_the_pod_that_replaces_a_dead_pod_of_the_same_job_takes_over_at_once(world: World) -> None:
+    world.upload(12, names=KINDS)
+    world.environment |= {"RUNNER_OWNER": "job-7", "RUNNER_LEASE_SECONDS": "600"}
+    try:
+        fault = {"FAULT_POINT": "before_store", "FAULT_ACTION": "kill", "FAULT_SHARE": "1"}
+        assert end(world.command("run", "--queues", "process", fault=fault), 60).code == -9
+        assert world.scaler.depth("process")[1] > 0
+        started = time.monotonic()
+        ended = end(world.command("run", "--queues", "process"), 60)
+        assert (ended.code, ended.summary["succeeded"]) == (0, 12), ended.errors
+        assert time.monotonic() - started < 30  # a lease lasts ten minutes
+    finally:
+        del world.environment["RUNNER_OWNER"], world.environment["RUNNER_LEASE_SECONDS"]
+    assert all_final(world)
+
+
+@pytest.mark.parametrize("most", ["6", "50"])
+def test_a_run_never_leaves_its_own_retries_behind(world: World, most: str) -> None:
+    world.upload(6, names=KINDS)
+    world.images.mood = Mood.DOWN
+    process = world.command("run", "--queues", "process", "--max-jobs", most)
+    while world.images.answers["broken off"] < 6:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    world.images.mood = Mood.WELL
+    ended = end(process, 60)
+    assert ended.code == 0, ended.errors
+    assert ended.summary["retried"] >= 6
+    assert ended.summary["succeeded"] == 6
+    assert ended.summary["claimed"] == 6 + ended.summary["retried"]
+    assert all_final(world)
+    world.images.answers.clear()
+
+
+def test_retries_of_a_run_do_not_make_it_take_more_than_it_may(world: World) -> None:
+    world.upload(12, names=KINDS)
+    world.images.mood = Mood.DOWN
+    process = world.command("run", "--queues", "process", "--max-jobs", "4")
+    while world.images.answers["broken off"] < 4:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    world.images.mood = Mood.WELL
+    ended = end(process, 60)
+    world.images.answers.clear()
+    assert ended.summary["succeeded"] == 4, ended.errors
+    assert ended.summary["reason"] == "max_jobs"
+    assert world.scaler.depth("process") == (8, 0)
+
+
+def test_a_run_that_watches_an_answer_goes_on_claiming(world: World) -> None:
+    world.prepare_comparisons()
+    first, second = _comparison(world, "first"), _comparison(world, "second")
+    world.redis.rpush(COMPARE_LIST, first)  # INITIATED never comes: watched for RUNNER_INITIATED_SECONDS (10)
+    process = world.command("run", "--queues", "compare")
+    while not (world.redis.get(keys.match_result("first")) or b"").startswith(b"["):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    assert world.scaler.depth("compare") == (0, 1)
+    pushed = time.monotonic()
+    world.redis.rpush(COMPARE_LIST, second)
+    while not (world.redis.get(keys.match_result("second")) or b"").startswith(b"["):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    assert time.monotonic() - pushed < 8
+    ended = end(process, 60)
+    assert (ended.code, ended.summary["comparisons"]) == (0, 2), ended.errors
+
+
+def _comparison(world: World, job_id: str) -> bytes:
+    selfie = base64.b64encode(world.pictures["selfie Ada"].data).decode()
+    document = {"jobId": job_id, "storedIds": list(world.reference.photos), "selfie": selfie, "threshold": 0.5}
+    return json.dumps(document).encode()

@@ -1,0 +1,262 @@
+"""The drain on a real list, with work that does exactly what the test says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from runner.drain import Drain
+from runner.errors import ModelError, StuckError
+from runner.queue.heartbeat import Heartbeat
+from runner.settings import load
+from runner.settle import Settler
+from runner.stop import Stop
+from runner.summary import Summary
+from tests.integration.queue_tools import LEASE_SECONDS, NAME, pass_time, places, push, queue_of
+from tests.integration.test_settle import AnyTask, Recorder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from redis import Redis
+
+Load = Callable[[], Any]
+
+
+class Reader(Recorder):
+    """A handler whose reading can be watched: how many payloads are between `read` and `conclude` at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.open: set[bytes] = set()
+        self.seen_together: list[set[bytes]] = []
+
+    def read(self, task: AnyTask) -> bytes:
+        with self.lock:
+            self.open.add(task.lease.payload)
+            self.seen_together.append(set(self.open))
+        time.sleep(0.01)
+        return task.lease.payload
+
+    def conclude(self, tasks: Any) -> Any:
+        with self.lock:
+            self.open -= {task.lease.payload for task in tasks}
+        return super().conclude(tasks)
+
+
+class Bench:
+    """A drain with everything around it; `compute` is what the engine would do."""
+
+    def __init__(self, redis: Redis, **variables: str) -> None:
+        servers = {"REDIS_URL": "redis://h/0", "DATABASE_URL": "postgresql://h/d"}
+        self.settings = load({**servers, "RUNNER_QUEUES": NAME, **variables})
+        self.redis = redis
+        self.queue = queue_of(redis, "here/1")
+        self.handler = Reader()
+        self.summary = Summary()
+        self.compute: Callable[[Load], Future[list[Any]]] = self._at_once
+        self.last: list[str] = []
+        self.decoded: list[bytes] = []
+
+    def _at_once(self, load: Load) -> Future[list[Any]]:
+        future: Future[list[Any]] = Future()
+        load()
+        future.set_result([])
+        return future
+
+    def _decode(self, data: bytes) -> NDArray[np.uint8]:
+        self.decoded.append(data)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def run(self, *, before: Callable[[], None] = lambda: None) -> str:
+        with Heartbeat([self.queue]) as heartbeat, Stop(30, 60, self.last.append) as stop:
+            self.settler = Settler(
+                self.settings,
+                queues={NAME: self.queue},
+                handlers={NAME: self.handler},
+                heartbeat=heartbeat,
+                summary=self.summary,
+            )
+            drain = Drain(
+                self.settings,
+                queues={NAME: self.queue},
+                handlers={NAME: self.handler},
+                decode=self._decode,
+                compute=self.compute,
+                compute_threads=2,
+                settler=self.settler,
+                stop=stop,
+            )
+            stop.begin()
+            before()
+            return drain.run()
+
+    def endings(self) -> dict[str, int]:
+        return {str(ending): count for ending, count in self.summary.endings.items() if count}
+
+
+@pytest.fixture
+def stuck_for_ever() -> Iterator[threading.Event]:
+    """An event that nobody sets before the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_everything_is_done_once(redis: Redis) -> None:
+    push(redis, [f"{number}".encode() for number in range(100)])
+    bench = Bench(redis, RUNNER_MAX_JOBS="1000")
+    assert bench.run() == "empty"
+    assert bench.endings() == {"succeeded": 100}
+    assert len(bench.handler.stored) == 100
+    assert places(redis).all == []
+    assert bench.last == []
+
+
+def test_no_more_is_claimed_than_it_may(redis: Redis) -> None:
+    push(redis, [f"{number}".encode() for number in range(30)])
+    bench = Bench(redis, RUNNER_MAX_JOBS="13")
+    assert bench.run() == "max_jobs"
+    assert bench.endings() == {"succeeded": 13}
+    assert len(places(redis).waiting) == 17
+
+
+def test_what_may_have_ended_its_runners_is_done_beside_nothing_else(redis: Redis) -> None:
+    push(redis, [b"poison", b"innocent"])
+    for number in range(2):
+        assert len(queue_of(redis, f"dead/{number}").claim(2)) == 2
+        pass_time(redis, LEASE_SECONDS + 1)
+    push(redis, [f"{number}".encode() for number in range(40)])
+    bench = Bench(redis, RUNNER_MAX_JOBS="1000")
+    assert bench.run() == "empty"
+    assert bench.endings() == {"succeeded": 42}
+    for suspect in (b"poison", b"innocent"):
+        assert [together for together in bench.handler.seen_together if suspect in together] == [{suspect}]
+    assert max(len(together) for together in bench.handler.seen_together) > 1
+
+
+def test_the_photo_that_is_stuck_is_the_last_that_its_thread_began(redis: Redis, stuck_for_ever: Any) -> None:
+    push(redis, [b"first", b"second", b"third"])
+    bench = Bench(redis, RUNNER_PHOTO_SECONDS="1")
+    loads: list[Load] = []
+    ready = threading.Event()
+
+    def thread() -> None:
+        ready.wait()
+        for one in loads:
+            one()
+            time.sleep(0.1)
+        stuck_for_ever.wait()
+
+    def compute(load: Load) -> Future[list[Any]]:
+        loads.append(load)
+        if len(loads) == 3:
+            ready.set()
+        return Future()
+
+    bench.compute = compute
+    threading.Thread(target=thread, daemon=True).start()
+    with pytest.raises(StuckError):
+        bench.run()
+    bench.settler.abandon()
+    assert bench.endings() == {"retried": 1, "released": 2}
+    (retried,) = [lease for lease in queue_of(redis, "look").leased() if lease.reason == "photo_timeout"]
+    assert places(redis).leased[retried.id] == bench.decoded[-1]
+
+
+def test_a_signal_gives_back_what_has_not_begun_and_finishes_the_rest(redis: Redis) -> None:
+    push(redis, [f"{number}".encode() for number in range(40)])
+    bench = Bench(redis, RUNNER_MAX_JOBS="1000", RUNNER_CLAIM_SIZE="40")
+    going_on = threading.Event()
+
+    def compute(load: Load) -> Future[list[Any]]:
+        future: Future[list[Any]] = Future()
+
+        def work() -> None:
+            going_on.wait()
+            load()
+            future.set_result([])
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+    def signals() -> None:
+        while not bench.handler.open:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        going_on.set()
+
+    bench.compute = compute
+    assert bench.run(before=threading.Thread(target=signals, daemon=True).start) == "signal"
+    endings = bench.endings()
+    assert endings["succeeded"] == len(bench.handler.stored) <= 8
+    assert endings["released"] == 40 - endings["succeeded"]
+    assert bench.summary.unsettled == 0
+
+
+def test_what_has_begun_is_given_back_when_its_time_is_up(redis: Redis) -> None:
+    push(redis, [b"a", b"b"])
+    bench = Bench(redis, RUNNER_DRAIN_SECONDS="0.3")
+    bench.compute = lambda _: Future()
+
+    def signals() -> None:
+        while not bench.handler.open:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert bench.run(before=threading.Thread(target=signals, daemon=True).start) == "signal"
+    assert bench.endings() == {"released": 2}
+
+
+def test_an_engine_that_cannot_be_opened_ends_the_run_and_no_job(redis: Redis) -> None:
+    push(redis, [b"a", b"b"])
+    bench = Bench(redis)
+
+    def compute(_: Load) -> Future[list[Any]]:
+        raise ModelError("damaged")
+
+    bench.compute = compute
+    with pytest.raises(ModelError):
+        bench.run()
+    bench.settler.abandon()
+    assert bench.endings() == {"released": 2}
+    assert [lease.attempts for lease in queue_of(redis, "b").claim(5)] == [1, 1]
+
+
+def test_a_lease_that_was_lost_meanwhile_is_not_begun(redis: Redis) -> None:
+    push(redis, [f"{number}".encode() for number in range(30)])
+    bench = Bench(redis, RUNNER_CLAIM_SIZE="30", RUNNER_MAX_JOBS="30")
+    going_on = threading.Event()
+
+    def compute(load: Load) -> Future[list[Any]]:
+        future: Future[list[Any]] = Future()
+
+        def work() -> None:
+            going_on.wait()
+            load()
+            future.set_result([])
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+    def steal() -> None:
+        while not bench.handler.open:
+            time.sleep(0.01)
+        pass_time(redis, LEASE_SECONDS + 1)
+        queue_of(redis, "there/1").claim(100)
+        bench.settler._heartbeat.beat()
+        going_on.set()
+
+    bench.compute = compute
+    assert bench.run(before=threading.Thread(target=steal, daemon=True).start) == "max_jobs"
+    assert bench.endings() == {"lost": 30}
+    assert len({one for together in bench.handler.seen_together for one in together}) < 12

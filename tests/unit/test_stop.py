@@ -1,0 +1,99 @@
+"""Signals, and the guard that acts where the main thread cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from runner import stop as module
+from runner.stop import Stop, StoppedEarlyError
+
+
+class Calls(list[str]):
+    """What the last resort was told; `heard` is set with the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = threading.Event()
+
+    def __call__(self, reason: str) -> None:
+        self.append(reason)
+        self.heard.set()
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_restored() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def _send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)  # the handler runs between two instructions of this thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_before_anything_is_claimed_a_signal_ends_the_start_up(number: signal.Signals, calls: Calls) -> None:
+    stop = Stop(5, 60, calls)
+    with pytest.raises(StoppedEarlyError), stop:
+        _send(number)
+    assert stop.early
+    assert calls == []
+
+
+def test_afterwards_it_is_a_request_that_wakes_the_drain(calls: Calls) -> None:
+    woken = []
+    with Stop(5, 60, calls) as stop:
+        stop.wake = lambda: woken.append(True)
+        stop.begin()
+        assert not stop.overdue(0)
+        _send(signal.SIGTERM)
+        _send(signal.SIGTERM)  # the kubelet may send it again
+        assert stop.requested
+        assert not stop.early
+        assert stop.overdue(0)
+        assert not stop.overdue(3)
+    assert woken == [True]
+    assert calls == []
+
+
+def test_the_guard_acts_when_the_run_has_not_ended_in_time(calls: Calls) -> None:
+    with Stop(0.2, 60, calls) as stop:
+        stop.begin()
+        _send(signal.SIGTERM)
+        assert not calls.heard.wait(0.1)
+        assert calls.heard.wait(5)
+        assert calls[0] == "signal"
+
+
+def test_the_guard_acts_when_the_main_thread_does_not_come_back(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GUARD_SECONDS", 0.02)
+    with Stop(5, 0.3, calls) as stop:
+        stop.begin()
+        for _ in range(20):
+            time.sleep(0.03)
+            stop.progress()
+        assert calls == []
+        assert calls.heard.wait(5)
+        assert calls[0] == "hung"
+
+
+def test_nothing_is_left_of_a_guard_that_was_not_needed(calls: Calls) -> None:
+    before = set(threading.enumerate())
+    with Stop(5, 60, calls):
+        (guard,) = set(threading.enumerate()) - before
+        assert guard.daemon
+    guard.join(5)
+    assert not guard.is_alive()
+    assert calls == []
