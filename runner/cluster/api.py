@@ -62,9 +62,7 @@ class Cluster:
             from kubernetes import client as api
             from kubernetes import config
         except ModuleNotFoundError:
-            raise NoClusterError(
-                "the package kubernetes is not installed: pip install 'spottmee-worker[cluster]'"
-            ) from None
+            raise NoClusterError("the package kubernetes is not installed: pip install kubernetes") from None
         configuration = api.Configuration()
         # The package reads the variable once, when it is imported.
         file = os.environ.get("KUBECONFIG") or None
@@ -165,7 +163,7 @@ class Cluster:
         """Turn what the client raises into one sentence with what to do."""
         from kubernetes.client.exceptions import ApiException
         from kubernetes.config import ConfigException
-        from urllib3.exceptions import HTTPError
+        from urllib3.exceptions import HTTPError, ReadTimeoutError
 
         try:
             yield
@@ -175,6 +173,8 @@ class Cluster:
             raise ClusterError(f"{self.name}: {_line(error)}") from None
         except (HTTPError, OSError) as error:
             host = self._client.configuration.host
+            if isinstance(error, ReadTimeoutError):
+                raise ClusterError(f"{host} (context {self.name}) did not answer `{action}` in time") from None
             raise ClusterError(
                 f"{host} (context {self.name}) cannot be reached: {_cause(error)}; is the cluster up, and the "
                 "context the right one (--context)?"

@@ -254,7 +254,7 @@ def _read_template(name: str) -> Object:
     try:
         import yaml
     except ModuleNotFoundError:
-        raise ClusterError("the package pyyaml is not installed: pip install 'spottmee-worker[cluster]'") from None
+        raise ClusterError("the package pyyaml is not installed: pip install pyyaml") from None
     from runner.cluster.api import COMPONENT_LABEL
 
     try:

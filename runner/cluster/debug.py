@@ -219,10 +219,20 @@ class DebugRun:
         """
         deadline = time.monotonic() + timeout_seconds
         if self._started(deadline):
-            for line in self._cluster.follow_log(self._pod_name(), self._container(), timeout_seconds):
+            self._show_log(deadline, show)
+        return self._ended(deadline)
+
+    def _show_log(self, deadline: float, show: Say) -> None:
+        """Follow the log to its end; without it the outcome can still be told."""
+        seconds = max(1.0, deadline - time.monotonic())
+        try:
+            for line in self._cluster.follow_log(self._pod_name(), self._container(), seconds):
                 self._read(line)
                 show(line)
-        return self._ended(deadline)
+                if time.monotonic() > deadline:
+                    return
+        except ClusterError as error:
+            self._say(f"no more of its log: {error.detail}")
 
     def _started(self, deadline: float) -> bool:
         """Wait for the container; False where the Job ends without a start, or nothing is left to wait for."""

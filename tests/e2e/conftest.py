@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -25,11 +26,18 @@ if TYPE_CHECKING:
 SMALL = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave these tests out of `make test`; who names this folder without a site is told what is missing."""
+    if any("e2e" in argument for argument in config.args):
+        return
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    config.hook.pytest_deselected(items=here)
+    items[:] = [item for item in items if item not in here]
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
-    reason = (
-        unavailable() if os.environ.get("E2E") else "end-to-end tests run in `make e2e`, which builds a control plane"
-    )
+    reason = unavailable()
     if reason:
         pytest.skip(reason)
     with opened() as found:
@@ -84,6 +92,7 @@ def backends(site: Site, request: pytest.FixtureRequest) -> Iterator[Backends]:
     with Redis.from_url(redis_url) as redis, psycopg.connect(database_url, autocommit=True) as connection:
         if site.control_plane is not None:
             redis.flushdb()
+        connection.execute('DELETE FROM "Photo"')
         found = Backends(redis, redis_url, database_url, connection, Api(redis, connection))
         assert found.leftovers() == {}, "the Redis of the tests must be empty"
         yield found

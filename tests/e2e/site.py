@@ -6,7 +6,7 @@ Given with `make e2e` and these variables; the cluster must be one that may be i
     E2E_IMAGE          the worker's image, REPOSITORY:TAG, as the nodes find it
     E2E_HOST           an address of this machine that pods reach, where the photos are served (kind: 172.18.0.1)
     E2E_REDIS_URL      an empty Redis that pods, KEDA and this machine reach
-    E2E_DATABASE_URL   a PostgreSQL with pgvector and the API's table, likewise
+    E2E_DATABASE_URL   a PostgreSQL with pgvector and the API's table, likewise; its photos are deleted before each test
     E2E_DRAIN=1        allow draining the node of a pod (it is uncordoned afterwards)
 """
 
@@ -101,6 +101,8 @@ def unavailable() -> str | None:
     if "E2E_KUBECONFIG" in os.environ:
         absent = [name for name in GIVEN if not os.environ.get(name)]
         return f"a given cluster also needs {', '.join(absent)} (see tests/e2e/site.py)" if absent else None
+    if not os.environ.get("E2E"):
+        return "the end-to-end tests run in `make e2e`, which builds a control plane for them"
     return build.missing()
 
 

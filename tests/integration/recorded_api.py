@@ -82,6 +82,10 @@ class RecordedApi:
         """Where it listens."""
         return int(self._server.server_port)
 
+    def forget(self, part: str) -> None:
+        """Answer no request whose path holds `part`."""
+        self._answers = {key: found for key, found in self._answers.items() if part not in key[1]}
+
     def answer(self, method: str, path: str, body: Any) -> tuple[int, str]:
         """Return status and text of the answer."""
         with self._lock:

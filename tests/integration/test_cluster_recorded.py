@@ -189,7 +189,7 @@ def test_without_the_package_the_install_command_is_given(
 ) -> None:
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     assert main(list(JOB)) == 6
-    assert "pip install 'spottmee-worker[cluster]'" in capsys.readouterr().err
+    assert "pip install kubernetes" in capsys.readouterr().err
 
 
 def test_a_context_that_does_not_exist(
@@ -211,3 +211,25 @@ def test_an_invalid_payload_is_refused_before_anything_is_created(capsys: pytest
         "spottmee-worker: The command ran, and what it checked does not hold: The payload is no valid job: "
         "id must be a non-empty string\n"
     )
+
+
+def test_a_log_that_cannot_be_had_costs_nothing_but_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RecordedApi("debug-succeeds") as api, kubeconfig(api.port) as config:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        api.forget("/log")
+        assert main([*JOB, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "no more of its log: " in printed.err
+    assert json.loads(printed.out)["summary"]["claimed"] == 1
+
+
+def test_inspect_needs_no_client_of_kubernetes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The image leaves it out."""
+    for name in ("kubernetes", "rich", "yaml"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["inspect", "--pid", "1"]) == 5
+    assert "there is no `spottmee-worker run`" in capsys.readouterr().err
