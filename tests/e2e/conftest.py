@@ -114,7 +114,7 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
         "image": {"repository": repository, "tag": tag},
         "redis": {"host": redis.hostname, "port": redis.port or 6379, "database": int(redis.path.strip("/") or 0)},
         "database": {"url": backends.database_url},
-        "settings": {"RUNNER_ALLOW_PRIVATE_URLS": "true", "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
+        "settings": {"RUNNER_ALLOW_PRIVATE_URLS": True, "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
         "lists": {"process": {**each}, "compare": {**each}},
         "migration": {"resources": SMALL},
     }
