@@ -67,8 +67,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     from runner import __version__
 
     parser.add_argument("--version", action="version", version=f"spottmee-worker {__version__}")
-    # With prog given, argparse formats no usage here (which would import shutil and its compressors, 5 ms).
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, prog=parser.prog)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = [COMMANDS[chosen]] if chosen in COMMANDS else list(dict.fromkeys(COMMANDS.values()))
     for name in modules:
         importlib.import_module(name).add_parser(subparsers)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from runner.tasks import Handler
 
 T = TypeVar("T")
+
+M_ARENA_MAX = -8  # malloc.h of glibc
 
 # After RUNNER_DRAIN_SECONDS (8): how long the drain may take to end, then to give back what it holds. With both, a
 # run is gone within 10 s of SIGTERM, whatever it was doing.
@@ -205,6 +208,9 @@ def _spare_start_up() -> None:
     gc.disable()
     # numpy's BLAS would start a thread for every core of the node, each with a buffer; no run multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # glibc gives every thread a heap, which keeps the most it ever held: 40 MiB over 40 photos of 12 megapixels.
+    with suppress(OSError, AttributeError):  # another libc has no such call
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _collect_from_now_on() -> None:

@@ -1,6 +1,6 @@
-"""`spottmee-worker` with a watch on its engine.
+"""`spottmee-worker run` with a watch on its engine.
 
-    python tests/benchmarks/watched_run.py FILE run --max-jobs 100
+    python tests/benchmarks/watched_run.py FILE JOBS
 
 Writes to FILE which share of the time between the start of the first photo and the end of the last one the engine's
 threads were busy.
@@ -16,9 +16,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from runner import cli
+from runner import settings
 from runner.faces import engine
 from runner.faces.engine import Engine, Face
+from runner.run import run
 
 
 class WatchedEngine(Engine):
@@ -45,10 +46,10 @@ class WatchedEngine(Engine):
 opened: list[WatchedEngine] = []
 
 
-def main(told: Path, arguments: list[str]) -> int:
-    """Run the command and write the file."""
+def main(told: Path, jobs: str) -> int:
+    """Run and write the file."""
     engine.Engine = WatchedEngine  # type: ignore[misc]  # whoever imports it from now on gets the watched one
-    code = cli.main(arguments)
+    code = run(settings.load(flags={"max_jobs": jobs}))
     for one in opened:
         span = one.ended - (one.began or one.ended)
         told.write_text(json.dumps({"busy": one.busy_seconds / (one.threads * span) if span else 0.0}))
@@ -56,4 +57,4 @@ def main(told: Path, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -34,7 +34,7 @@ def measure_mixed(world: World, rounds: int) -> list[Row]:
         told = Path(folder, "busy.json")
 
         def watched(count: int) -> Child:
-            command = [str(HERE / "watched_run.py"), str(told), "run", "--max-jobs", str(count)]
+            command = [str(HERE / "watched_run.py"), str(told), str(count)]
             return child(command, world.environment)
 
         for _ in range(rounds):

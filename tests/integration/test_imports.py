@@ -1,0 +1,108 @@
+"""What a run imports: a container lives for seconds, and every module is paid for by every burst."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.demo.images import ImageServer
+from tests.benchmarks import material
+
+if TYPE_CHECKING:
+    from tests.integration.run_tools import Service
+
+# Everything that is no part of Python, and that a whole run with a photo and a comparison may load.
+ALLOWED = {
+    "cv2",
+    "numpy",
+    "onnxruntime",
+    "psycopg",
+    "psycopg_binary",
+    "redis",
+    "runner",
+    "simplejpeg",
+    "typing_extensions",  # psycopg, before Python 3.13
+    "cryptography",  # redis, where another package has brought it: its version alone
+    "cython_runtime",  # compiled into psycopg and simplejpeg
+}
+HELPERS = ("_cython_", "_sysconfigdata_", "__")  # of compiled modules, of the interpreter, of editable installs
+# Of the standard library, what costs milliseconds and has no place in a run. asyncio and ssl are not among them: both
+# redis and psycopg import them (docs/performance.md says what leaving them out would bring).
+REFUSED = {
+    "doctest",
+    "http.server",
+    "multiprocessing",
+    "pydoc",
+    "sqlite3",
+    "tkinter",
+    "unittest",
+    "urllib.request",
+    "xml",
+}
+ROOMS = {"drain", "errors", "faces", "handlers", "images", "jobs", "logs", "queue", "run", "settings", "settle", "stop"}
+ELSEWHERE = ("runner.demo", "runner.cluster", "runner.docs", "runner.doctor")
+COMMANDS = "commands"
+# Runs the command line and writes to its first argument, as late as can be, what is loaded and what is collected.
+CHILD = """
+import gc, json, os, sys
+before = set(sys.modules)
+leave = os._exit
+
+def tell(code):
+    modules = sorted(set(sys.modules) - before)
+    with open(sys.argv[1], "w") as file:
+        json.dump({"modules": modules, "collects": gc.isenabled(), "frozen": gc.get_freeze_count()}, file)
+    leave(code)
+
+os._exit = tell  # a run ends with it, and not by returning
+from runner.cli import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def loaded(service: Service, tmp_path: Path) -> dict[str, object]:
+    """What is loaded at the end of a run over a photo and a comparison, both done."""
+    photo = material.first_photo()
+    with ImageServer({"first.jpg": photo}) as images:
+        photos = service.api.upload({"first.jpg": images.url("first.jpg")})
+        answer = service.api.compare(photo, list(photos.values()))
+        told = tmp_path / "modules.json"
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, str(told), "run", "--max-jobs", "2"],
+            env=dict(service.environment),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["succeeded"] == 2
+    assert service.api.result(answer) is not None
+    document: dict[str, object] = json.loads(told.read_text("utf-8"))
+    return document
+
+
+def test_a_run_loads_nothing_that_it_does_not_need(loaded: dict[str, object]) -> None:
+    names = loaded["modules"]
+    assert isinstance(names, list)
+    tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    foreign = {top for top in tops if not top.startswith(HELPERS)}
+    assert foreign <= ALLOWED
+    assert {"cv2", "onnxruntime", "psycopg", "redis", "simplejpeg"} <= foreign  # it was a real run
+    assert not REFUSED & set(names)
+    own = {name for name in names if name.startswith("runner.")}
+    assert {f"runner.{room}" for room in ROOMS} <= own
+    assert not {name for name in own if name.startswith(ELSEWHERE)}
+    assert {name for name in own if name.endswith(COMMANDS)} == {"runner.commands"}
+
+
+def test_the_collector_works_again_and_leaves_alone_what_the_start_up_made(loaded: dict[str, object]) -> None:
+    assert loaded["collects"] is True
+    assert isinstance(loaded["frozen"], int)
+    assert loaded["frozen"] > 10_000
