@@ -99,6 +99,11 @@ policy: $(INSTALLED) $(POLICY) ## Scan chart, overlays and Dockerfile with check
 bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json
 	@$(BIN)/python -m tests.benchmarks
 
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## Fuzz payloads, images and URLs, 100,000 inputs each, twice (INPUTS=n for another number)
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/fuzz.txt || echo 'without atheris, which has no wheel for this Python: nothing is guided by coverage'
+	@$(BIN)/python -m tests.fuzz --guided --inputs $(or $(INPUTS),100000)
+
 .PHONY: faults
 faults: setup ## Let every fault happen to hundreds of jobs: a table, and fault-out/faults.json (NAMES='kill-random …', half an hour for all)
 	@$(BIN)/python -m tests.faults $(NAMES)
@@ -142,7 +147,8 @@ lock: ## Resolve the pinned packages again (needs uv)
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) pyproject.toml -o requirements/run-cpu.txt
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) --no-emit-package onnxruntime pyproject.toml requirements/gpu.in -o requirements/run-gpu.txt
 	$(RESOLVE) requirements/policy.in -o requirements/policy.txt
+	$(RESOLVE) --only-binary :all: requirements/fuzz.in -o requirements/fuzz.txt
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .cache demo-out bench-out fault-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache demo-out bench-out fault-out fuzz-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

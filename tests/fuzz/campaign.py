@@ -1,0 +1,120 @@
+"""Many inputs through one target, in child processes: whatever ends or stalls a child, its last input is kept.
+
+An input follows from target, seed and number alone, so it can be made again anywhere.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import mmap
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from tests.fuzz.targets import Target, find
+
+STALLED_SECONDS = 30.0  # for one input, on a machine that others use too
+MOST_FAILURES = 10
+_HEAD = struct.Struct("<QQ")  # number of the input at work, and its length
+_SPACE = 4_000_000
+
+
+@dataclass
+class Outcome:
+    """How many inputs ended how, and what was found."""
+
+    inputs: int = 0
+    words: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def make_input(target: Target, seed: int, number: int) -> bytes:
+    """Return input `number` of a campaign."""
+    return target.generate(Random(f"{target.name}-{seed}-{number}"))
+
+
+def run(name: str, *, seed: int, inputs: int, keep: Path) -> Outcome:
+    """Run a campaign; what fails is written to `keep`, and the campaign goes on behind it."""
+    outcome = Outcome()
+    began, start = time.monotonic(), 0
+    while start < inputs and len(outcome.failures) < MOST_FAILURES:
+        with tempfile.TemporaryDirectory(prefix="spottmee-fuzz-") as folder:
+            start = _one_child(name, seed, (start, inputs), folder=Path(folder), outcome=outcome, keep=keep)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def _one_child(name: str, seed: int, span: tuple[int, int], *, folder: Path, outcome: Outcome, keep: Path) -> int:
+    """Run one child until it is done or ends early, and return where to go on."""
+    window = folder / "input"
+    window.write_bytes(b"\0" * _SPACE)
+    command = [sys.executable, "-m", "tests.fuzz.campaign", name, str(seed), *map(str, span), str(folder)]
+    with (folder / "said").open("wb") as said:
+        child = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+        with window.open("r+b") as file, mmap.mmap(file.fileno(), _SPACE) as view:
+            stalled = _watch(child, view)
+            at, length = _HEAD.unpack_from(view)
+            last = view[_HEAD.size : _HEAD.size + length]
+    for word in (folder / "words").read_text().splitlines() if (folder / "words").exists() else ():
+        outcome.words[word.partition(" ")[2]] += int(word.partition(" ")[0])
+    if child.returncode == 0:
+        outcome.inputs += span[1] - span[0]
+        return span[1]
+    outcome.inputs += max(at + 1 - span[0], 0)
+    why = "stalled" if stalled else f"ended with {child.returncode}"
+    keep.mkdir(parents=True, exist_ok=True)
+    found = keep / f"{name.rpartition(':')[2]}-{seed}-{at}"
+    found.write_bytes(last)
+    told = (folder / "said").read_text(errors="replace")[-3000:]
+    outcome.failures.append(f"{name} input {at} of seed {seed} {why}; it is in {found}\n{told}")
+    return int(at) + 1
+
+
+def _watch(child: subprocess.Popen[bytes], view: mmap.mmap) -> bool:
+    """Wait for the child; kill it and return True when one input takes too long."""
+    seen, since = -1, time.monotonic()
+    while True:
+        try:
+            child.wait(0.2)
+        except subprocess.TimeoutExpired:
+            (number, _) = _HEAD.unpack_from(view)
+            if number != seen:
+                seen, since = number, time.monotonic()
+            elif time.monotonic() - since > STALLED_SECONDS:
+                child.kill()
+                child.wait()
+                return True
+        else:
+            return False
+
+
+def _child(name: str, seed: int, start: int, end: int, folder: Path) -> None:
+    """Check the inputs; each is in the window before anything is done with it."""
+    faulthandler.enable(sys.stdout)
+    target = find(name)
+    words: Counter[str] = Counter()
+    with (folder / "input").open("r+b") as file, mmap.mmap(file.fileno(), _SPACE) as view:
+        try:
+            for number in range(start, end):
+                view[: _HEAD.size] = _HEAD.pack(number, 0)
+                data = make_input(target, seed, number)[: _SPACE - _HEAD.size]
+                view[: _HEAD.size + len(data)] = _HEAD.pack(number, len(data)) + data
+                words[target.check(data)] += 1
+        except BaseException:
+            traceback.print_exc(file=sys.stdout)
+            sys.stdout.flush()
+            raise
+        finally:
+            (folder / "words").write_text("".join(f"{count} {word}\n" for word, count in words.items()))
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

@@ -1,0 +1,170 @@
+"""What is fuzzed, and what must hold for every input whatever it is."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from random import Random
+
+import cv2
+import numpy as np
+
+from runner.errors import FetchError, ForbiddenUrlError, ImageUndecodableError, InvalidJobError, JobError
+from runner.images import guard, headers
+from runner.images import urls as image_urls
+from runner.images.decode import decode
+from runner.jobs import CompareJob, ProcessJob, decode_compare, decode_process
+from tests.fuzz import images, payloads, urls
+
+MOST_PIXELS = 1_000_000
+MOST_BYTES = 1_000_000
+_PATH = re.compile(r"/[!-~]*")
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+# Refusals of ours: OpenCV would make something of these.
+_STRICTER = ("too early", "of more than", "far more data", "without a frame", "before its pixels", "beyond")
+
+
+@dataclass(frozen=True)
+class Target:
+    """`check` returns a word for what became of an input, and raises for what must not be."""
+
+    name: str
+    check: Callable[[bytes], str]
+    generate: Callable[[Random], bytes]
+    mutate: Callable[[Random, bytes], bytes]
+    corpus: Callable[[], Sequence[bytes]]
+
+
+def check_payload(data: bytes) -> str:
+    """Decode as both kinds of job: a job with sound fields, or `InvalidJobError`; no private value in sight."""
+    words = []
+    for read in (decode_process, decode_compare):
+        try:
+            job = read(data)
+        except InvalidJobError as error:
+            assert payloads.SECRET not in str(error)  # noqa: PT017 - both outcomes are right
+            words.append("refused")
+        else:
+            _check_job(job)
+            identifier = job.job_id if isinstance(job, CompareJob) else job.photo_id
+            assert payloads.SECRET not in repr(job).replace(repr(identifier), "")
+            words.append(type(job).__name__)
+    return " ".join(words)
+
+
+def _check_job(job: ProcessJob | CompareJob) -> None:
+    if isinstance(job, CompareJob):
+        assert isinstance(job.selfie, bytes)
+        assert job.selfie
+        assert math.isfinite(job.threshold)
+        assert len(set(job.stored_ids)) == len(job.stored_ids)
+    identifiers = (job.job_id, *job.stored_ids) if isinstance(job, CompareJob) else (job.photo_id,)
+    for identifier in identifiers:
+        assert 0 < len(identifier) <= 256
+        assert b"\0" not in identifier.encode()
+
+
+def check_image(data: bytes) -> str:
+    """Decode: OpenCV's pixels of the size that the header told, or a typed error."""
+    try:
+        image = decode(data, max_pixels=MOST_PIXELS, max_bytes=MOST_BYTES)
+    except ImageUndecodableError as error:
+        _check_refusal(data, str(error))
+        return error.word
+    except JobError as error:
+        return error.word
+    header = headers.read(data)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    assert image.shape in ((header.height, header.width, 3), (header.width, header.height, 3))
+    assert image.shape[0] * image.shape[1] <= MOST_PIXELS
+    if header.format == "JPEG":  # the others are OpenCV's in any case
+        expected = _by_opencv(data)
+        assert expected is not None
+        assert np.array_equal(image, expected)
+    return f"decoded {header.format}"
+
+
+def _check_refusal(data: bytes, sentence: str) -> None:
+    """Where OpenCV sees a JPEG, only a refusal that is meant may stand against it."""
+    if data[:3] == b"\xff\xd8\xff" and not any(word in sentence for word in _STRICTER):
+        assert _by_opencv(data) is None
+
+
+def _by_opencv(data: bytes) -> np.typing.NDArray[np.uint8] | None:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return None if image is None else np.asarray(image, np.uint8)
+
+
+def check_url(data: bytes) -> str:
+    """Read as a URL and ask the guard: a request line that holds nothing strange, and no internal address."""
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        targets = image_urls.readings(text)
+    except ForbiddenUrlError as error:
+        assert "SECRET" not in str(error)  # noqa: PT017 - both outcomes are right
+        return "refused"
+    assert 1 <= len(targets) <= 2
+    for target in targets:
+        assert target.scheme in ("http", "https")
+        assert _HOST.fullmatch(target.host)
+        assert 1 <= target.port <= 65_535
+        assert _PATH.fullmatch(target.path)
+        assert "/../" not in f"{target.path}/".partition("?")[0]
+    assert len({(target.scheme, target.host, target.port) for target in targets}) == 1
+    return _guarded(targets[0].host)
+
+
+def _guarded(host: str) -> str:
+    """Let the guard judge what the system makes of `host`, where it makes anything of it without a name server."""
+    try:
+        numeric = socket.getaddrinfo(host, 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return "a name"
+    try:
+        allowed = guard.resolve(host, 80, allow_private=False, seconds=30)
+    except ForbiddenUrlError:
+        return "internal"
+    except FetchError:
+        return "nowhere"
+    assert allowed == list(dict.fromkeys(str(entry[4][0]) for entry in numeric))
+    for address in allowed:
+        _check_public(ipaddress.ip_address(address))
+    return "public"
+
+
+def _check_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    """Judge anew, by other means than the guard's, what it has let pass."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in ipaddress.IPv6Network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            _check_public(inner)
+            return
+    assert not any((address.is_private, address.is_loopback, address.is_link_local, address.is_multicast))
+    assert not any((address.is_reserved, address.is_unspecified))
+    for network in ("169.254.0.0/16", "100.64.0.0/10", "fc00::/7", "fe80::/10"):
+        assert address not in ipaddress.ip_network(network)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("payload", check_payload, payloads.generate, payloads.mutate, payloads.corpus),
+        Target("image", check_image, images.generate, images.mutate, images.corpus),
+        Target("url", check_url, urls.generate, urls.mutate, urls.corpus),
+    )
+}
+
+
+def find(name: str) -> Target:
+    """Return a target by its name, or by `module:attribute` where it is none of these."""
+    module, _, attribute = name.partition(":")
+    target: Target = getattr(import_module(module), attribute) if attribute else TARGETS[name]
+    return target
