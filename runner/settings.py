@@ -104,6 +104,18 @@ def _postgres_url(value: str) -> str:
     return value
 
 
+def _proxy_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        message = "must be http://host:port, with a user and password where needed"
+        raise ValueError(message)
+    return value
+
+
 def _check_url(value: str, schemes: tuple[str, ...]) -> None:
     """Check the shape alone. The message never repeats the URL: it holds a password."""
     try:
@@ -287,6 +299,7 @@ class Settings:
     proxy_url: str = _setting(
         "RUNNER_PROXY_URL",
         "HTTP proxy for fetching images; the environment's own proxy variables are ignored",
+        parse=_proxy_url,
         secret=True,
     )
     fetch_connect_seconds: float = _setting(

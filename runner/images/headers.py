@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from runner.errors import ImageUndecodableError
+from runner.errors import ImageTooManyPixelsError, ImageUndecodableError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff([^\x00\xff])")  # libjpeg, too, skips what else stands between segments
@@ -21,9 +21,12 @@ _PROGRESSIVE = 0xC2
 _APP1, _EOI, _SOS = 0xE1, 0xD9, 0xDA
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
-_SHORT = 3  # TIFF type
+_TEXT_TAGS = frozenset((0x010E, 0x010F, 0x0110))  # description, make, model: OpenCV reads them on its way
+_ASCII, _SHORT = 2, 3  # TIFF types
+_ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
 # Real images stay far below. Each scan of a progressive JPEG is a pass over all pixels that a few bytes can ask for;
 # the limit is that of libjpeg-turbo's own fuzzers and of its TJPARAM_SCANLIMIT.
+MOST_PIXELS = 1 << 30  # OpenCV's own limit
 MOST_SEGMENTS = 16_384  # of a JPEG
 MOST_CHUNKS = 65_536  # of a PNG
 MOST_JUNK = 1_048_576  # bytes between segments
@@ -39,7 +42,8 @@ _NAMED = {
 class Header:
     """What an image says of itself, before orientation: pixels, colour components, EXIF orientation 1 to 8.
 
-    `orientation` is None where a JPEG's EXIF block is so odd that only OpenCV can say what OpenCV makes of it.
+    `orientation` is None where a JPEG's EXIF block is so odd that only OpenCV can say what OpenCV makes of it;
+    `animated` is said of PNG alone.
     """
 
     format: str
@@ -47,24 +51,32 @@ class Header:
     height: int
     components: int = 3
     orientation: int | None = 1
+    animated: bool = False
 
 
-def read(data: bytes) -> Header:
-    """Return the header of a JPEG, PNG or WebP. Raises `ImageUndecodableError` for everything else."""
+def read(data: bytes, max_pixels: int = MOST_PIXELS) -> Header:
+    """Return the header of a JPEG, PNG or WebP.
+
+    Raises `ImageTooManyPixelsError` as soon as the size is known, and `ImageUndecodableError` for everything else
+    that is wrong, and for what would make a decoder work or allocate far beyond the pixels.
+    """
     try:
         if data.startswith(b"\xff\xd8\xff"):
-            header = _jpeg(data)
-        elif data.startswith(_PNG):
-            header = _png(data)
-        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            header = _webp(data)
-        else:
-            raise ImageUndecodableError(_what(data))
+            return _jpeg(data, max_pixels)
+        if data.startswith(_PNG):
+            return _png(data, max_pixels)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp(data, max_pixels)
     except (struct.error, IndexError):
         raise ImageUndecodableError("its header ends too early") from None
-    if header.width < 1 or header.height < 1:
-        raise ImageUndecodableError(f"a {header.format} without pixels")
-    return header
+    raise ImageUndecodableError(_what(data))
+
+
+def _check_size(kind: str, width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageUndecodableError(f"a {kind} without pixels")
+    if width * height > max_pixels:
+        raise ImageTooManyPixelsError(f"{width}x{height}, {max_pixels} pixels allowed")
 
 
 def _what(data: bytes) -> str:
@@ -82,12 +94,14 @@ def _what(data: bytes) -> str:
     return f"{name}, which is not among JPEG, PNG and WebP" if name else "neither JPEG, PNG nor WebP"
 
 
-def _jpeg(data: bytes) -> Header:
+def _jpeg(data: bytes, max_pixels: int) -> Header:
     size: tuple[int, int, int] | None = None
     exif: list[bytes] = []
     for marker, start, end in _segments(data):
         if marker in _FRAMES and size is None:
-            size = struct.unpack_from(">HHB", data, start + 1)
+            height, width, components = struct.unpack_from(">HHB", data, start + 1)
+            _check_size("JPEG", width, height, max_pixels)
+            size = height, width, components
             if marker == _PROGRESSIVE:
                 _count_scans(data)
         elif marker == _APP1 and data.startswith(_EXIF, start):
@@ -135,6 +149,7 @@ def _orientation(tiff: bytes) -> int | None:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return None
+    plain = True
     try:
         (start,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
@@ -142,52 +157,66 @@ def _orientation(tiff: bytes) -> int | None:
             tag, kind, number = struct.unpack_from(f"{order}HHI", tiff, entry)
             if tag == _ORIENTATION_TAG:
                 (orientation,) = struct.unpack_from(f"{order}H", tiff, entry + 8)
-                return int(orientation) if (kind, number) == (_SHORT, 1) else None
-            if not _is_inside(tiff, order, kind, number, entry + 8):
-                return None
+                return int(orientation) if plain and (kind, number) == (_SHORT, 1) else None
+            plain = plain and tag < _ORIENTATION_TAG and (tag not in _TEXT_TAGS or _is_text(tiff, order, entry))
     except struct.error:
         return None
     return 1
 
 
-_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # TIFF 6.0, section 2
+def _is_text(tiff: bytes, order: str, entry: int) -> bool:
+    """Return whether an entry holds text that lies inside the block: elsewhere OpenCV stops reading."""
+    kind, number, offset = struct.unpack_from(f"{order}HII", tiff, entry + 2)
+    return bool(kind == _ASCII and (number <= 4 or offset + number <= len(tiff)))  # noqa: PLR2004 - short text stands here
 
 
-def _is_inside(tiff: bytes, order: str, kind: int, number: int, value: int) -> bool:
-    """Return whether the values of an entry, at `value` or where it points, lie inside the block."""
-    size = _TYPE_SIZES.get(kind, 0) * number
-    if size <= 4:  # noqa: PLR2004 - it stands in the entry itself
-        return size > 0
-    (offset,) = struct.unpack_from(f"{order}I", tiff, value)
-    return bool(offset + size <= len(tiff))
-
-
-def _png(data: bytes) -> Header:
+def _png(data: bytes, max_pixels: int) -> Header:
     if data[12:16] != b"IHDR":
         raise ImageUndecodableError("a PNG without a header")
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    _check_size("PNG", width, height, max_pixels)
+    compressed, animated = 0, False
+    for kind, start, end in _chunks(data):
+        animated = animated or kind == b"acTL"
+        compressed += end - start - 12 if kind == b"IDAT" else 0
     # Deflate never needs more than its input and a little; a PNG can carry gigabytes of pixels behind its last row,
     # which libpng unpacks to throw them away. (Interlacing adds at most a filter byte a row, seven times over.)
     row = (width * _CHANNELS.get(colour, 4) * depth + 7) // 8 + 8
     needed = row * height
-    if _compressed_bytes(data) > needed + needed // 8 + 65_536:
+    if compressed > needed + needed // 8 + 65_536:
         raise ImageUndecodableError("a PNG with far more data than pixels")
-    return Header("PNG", width, height)
+    return Header("PNG", width, height, animated=animated)
 
 
-def _compressed_bytes(data: bytes) -> int:
-    """Return how many bytes the IDAT chunks of a PNG announce."""
-    total, position = 0, 8
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield type, start and end of every chunk of a PNG, all of which must be there.
+
+    OpenCV 5.0 believes the length of a chunk: 150 bytes that announce a palette of 4 GiB make it allocate as much.
+    """
+    position = len(_PNG)
     for _ in range(MOST_CHUNKS):
-        if position + 8 > len(data):
-            return total
+        if position + 12 > len(data):
+            break
         length, kind = struct.unpack_from(">I4s", data, position)
-        total += length if kind == b"IDAT" else 0
-        position += length + 12
-    raise ImageUndecodableError(f"a PNG of more than {MOST_CHUNKS} chunks")
+        end = position + length + 12
+        if end > len(data):
+            break
+        yield kind, position, end
+        if kind == b"IEND":
+            return
+        position = end
+    else:
+        raise ImageUndecodableError(f"a PNG of more than {MOST_CHUNKS} chunks")
+    raise ImageUndecodableError("a PNG that ends too early")
 
 
-def _webp(data: bytes) -> Header:
+def without_animation(data: bytes) -> bytes:
+    """Return a PNG without what makes it move: its still picture, which every animated PNG has."""
+    kept = (data[start:end] for kind, start, end in _chunks(data) if kind not in _ANIMATION)
+    return b"".join([_PNG, *kept])
+
+
+def _webp(data: bytes, max_pixels: int) -> Header:
     """Return the size of the picture or, where there are frames, of the canvas: libwebp refuses frames beyond it."""
     kind = data[12:16]
     if kind == b"VP8 ":
@@ -199,4 +228,5 @@ def _webp(data: bytes) -> Header:
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
     else:
         raise ImageUndecodableError("a WebP without a frame")
+    _check_size("WebP", width, height, max_pixels)
     return Header("WebP", width, height)

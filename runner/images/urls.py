@@ -55,12 +55,12 @@ def readings(url: str) -> list[Target]:
         raise ForbiddenUrlError("it is no http:// or https:// URL with a host")
     scheme = shape["scheme"].lower()
     host, port = _authority(shape["authority"], scheme)
-    rest = shape["rest"]
-    raw = _path(quote(rest if rest.startswith("/") else f"/{rest}", safe=_PATH))
+    rest = shape["rest"] if shape["rest"].startswith("/") else f"/{shape['rest']}"
+    raw = _path(quote(rest, safe=_PATH))
     if not (_ESCAPE.search(rest) or "?" in rest or "#" in rest):
         return [Target(scheme, host, port, raw)]
     path, mark, query = rest.partition("#")[0].partition("?")
-    encoded = _path(quote(path or "/", safe=_PATH + "%")) + (mark and "?" + quote(query, safe=_QUERY))
+    encoded = _path(quote(path, safe=_PATH + "%")) + (mark and "?" + quote(query, safe=_QUERY))
     return [Target(scheme, host, port, raw), Target(scheme, host, port, encoded)]
 
 

@@ -14,6 +14,7 @@ _MOST_ITEMS = 10
 _DEEPEST = 6
 _SELFIE = re.compile(rb"selfie", re.IGNORECASE)
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+_QUERY = re.compile(r"[?#]")
 
 
 def shown(payload: bytes) -> Any:
@@ -52,21 +53,25 @@ def _shown(value: Any, name: str, depth: int) -> Any:
         return [*kept, f"… {len(value)} in all"] if len(value) > _MOST_ITEMS else kept
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return _text(value) if isinstance(value, str) else value
+    return _text(value, is_url="url" in name.lower()) if isinstance(value, str) else value
 
 
-def _text(text: str) -> str:
-    text = _url(text) if _URL.match(text) else text
+def _text(text: str, *, is_url: bool = False) -> str:
+    # A URL that lost its scheme, and is a dead letter for that, has its signature still.
+    text = _url(text) if is_url or _URL.match(text) else text
     # A data: URL or a long text may be a picture whatever it is called.
     return text if len(text) <= _LONGEST_TEXT and not text.startswith("data:") else f"({len(text)} characters)"
 
 
 def _url(url: str) -> str:
-    """Return `url` without user, password, query and fragment, where signatures stand."""
+    """Return `url` without user, password, query and fragment, where signatures stand, be it malformed in any way."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return f"(a URL of {len(url)} characters that cannot be read)"
+    if not parts.netloc:
+        plain = _QUERY.split(url, maxsplit=1)[0].rpartition("@")[2]
+        return plain if plain == url else f"{plain} (more, not shown)"
     secret = "@" in parts.netloc or parts.query or parts.fragment
     plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     return f"{plain} (more, not shown)" if secret else plain

@@ -73,7 +73,7 @@ def _guided(target: Target, arguments: argparse.Namespace) -> int:
             done = subprocess.run(
                 [sys.executable, "-m", "tests.fuzz.guided", target.name,
                  f"-runs={arguments.inputs}", f"-seed={arguments.seed}",
-                 "-max_len=200000", "-timeout=30", "-rss_limit_mb=4096", "-verbosity=1", "-close_fd_mask=0",
+                 "-max_len=200000", "-timeout=30", "-rss_limit_mb=1500", "-verbosity=1", "-close_fd_mask=0",
                  f"-artifact_prefix={arguments.keep}/guided-{target.name}-", folder],
                 stdout=output, stderr=output, check=False, env=os.environ | {"PYTHONPATH": os.curdir},
             )  # fmt: skip

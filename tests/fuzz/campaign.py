@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import mmap
+import resource
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from random import Random
 from tests.fuzz.targets import Target, find
 
 STALLED_SECONDS = 30.0  # for one input, on a machine that others use too
+MOST_KIB = 1_000_000  # of memory, far above what the largest image that is allowed here needs
 MOST_FAILURES = 10
 _HEAD = struct.Struct("<QQ")  # number of the input at work, and its length
 _SPACE = 4_000_000
@@ -108,6 +110,8 @@ def _child(name: str, seed: int, start: int, end: int, folder: Path) -> None:
                 data = make_input(target, seed, number)[: _SPACE - _HEAD.size]
                 view[: _HEAD.size + len(data)] = _HEAD.pack(number, len(data)) + data
                 words[target.check(data)] += 1
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                assert peak < MOST_KIB, f"{peak} KiB of memory"
         except BaseException:
             traceback.print_exc(file=sys.stdout)
             sys.stdout.flush()

@@ -92,16 +92,17 @@ TOO_MANY: dict[str, Callable[[], bytes]] = {
     "WebP, canvas of 30,000": lambda: riff(_vp8x(30_000, 30_000), (b"VP8L", _vp8l(16_383, 16_383))),
     "WebP, canvas as large as there is": lambda: riff(_vp8x(1 << 24, 1 << 24), (b"VP8L", _vp8l(5, 5))),
     "WebP, animated": lambda: _moving(30_000, 30_000),
+    "PNG, nothing but a header": lambda: png(30_000, 30_000)[:33],
+    "JPEG, nothing but a header": lambda: b"\xff\xd8\xff\xc0\0\x11\x08" + struct.pack(">HH", 30_000, 30_000) + b"\x03",
 }
 UNDECODABLE: dict[str, Callable[[], bytes]] = {
-    "PNG, a frame beyond the picture": lambda: png(
-        1, 1, chunk(b"acTL", struct.pack(">II", 2, 0)), _frame(30_000, 30_000), chunk(b"IDAT", zlib.compress(b"\0" * 4))
-    ),
     "PNG, a second header": lambda: png(1, 1, chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))),
     "PNG, 128 MiB behind one pixel": lambda: png(1, 1, chunk(b"IDAT", _zeros(128))),
     "PNG, 32 MiB of orientation": lambda: png(1, 1, chunk(b"eXIf", b"MM\0*" + b"x" * (31 << 20))),
     "PNG, 32 MiB of what nobody knows": lambda: png(1, 1, chunk(b"abCd", b"x" * (31 << 20))),
     "PNG, endless chunks": lambda: png(1, 1, *[chunk(b"tEXt", b"")] * 2_000_000),
+    "PNG, 4 GiB of palette announced": lambda: png(1, 1)[:-12] + b"\xff\xff\xff\xffPLTE" + b"\0" * 99,
+    "PNG, 2 GiB of transparency announced": lambda: png(1, 1)[:-12] + b"\x7f\xff\xff\xfftRNS" + b"\0" * 99,
     "JPEG, endless segments": lambda: b"\xff\xd8" + b"\xff\xe1\0\x02" * 8_000_000,
     "JPEG, endless fill": lambda: b"\xff\xd8" + b"\xff" * 32_000_000,
     "JPEG, endless junk": lambda: b"\xff\xd8\xff\xe0\0\x02" + b"\xff\0" * 16_000_000,
@@ -110,13 +111,16 @@ UNDECODABLE: dict[str, Callable[[], bytes]] = {
     "WebP, a frame beyond its canvas": lambda: _moving(5, 9_000),
     "an endless SVG": lambda: b"<svg>" + b"<g>" * 10_000_000,
 }
-# Chunks that expand beside a good picture: skipped, and the picture is what it is.
+# What would expand beside a good picture: skipped, and the picture is what it is.
 DECODED: dict[str, Callable[[], bytes]] = {
     f"PNG, {kind.decode()} of 128 MiB": lambda kind=kind, head=head: png(  # type: ignore[misc] # bound now
         1, 1, chunk(kind, head + _zeros(128)), chunk(b"IDAT", zlib.compress(b"\0\1\2\3"))
     )
     for kind, head in ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0"))
 }
+DECODED["PNG, a frame beyond the picture"] = lambda: png(
+    1, 1, chunk(b"acTL", struct.pack(">II", 2, 0)), _frame(30_000, 30_000), chunk(b"IDAT", zlib.compress(b"\0\1\2\3"))
+)
 
 
 def _measured(data: bytes, folder: Path) -> tuple[object, float, float]:

@@ -61,6 +61,29 @@ def test_what_is_decoded_stands_upright(kind: str, turn: int) -> None:
     np.testing.assert_array_equal(decoded(PHOTOS[f"{kind}, orientation {turn}"]), shown)
 
 
+def _animated(*parts: tuple[bytes, bytes]) -> bytes:
+    """Return an animated PNG of two frames, with `parts` between them."""
+    frames = [scene(), scene().rotate(180)]
+    first, second = (zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.asarray(frame))) for frame in frames)
+    control = [struct.pack(">IIIIIHHBB", number, WIDTH, HEIGHT, 0, 0, 1, 1, 0, 0) for number in (0, 1)]
+    return png(
+        WIDTH, HEIGHT, chunk(b"acTL", struct.pack(">II", 2, 0)), chunk(b"IDAT", first), chunk(b"fcTL", control[0]),
+        *(chunk(*part) for part in parts), chunk(b"fdAT", b"\0\0\0\1" + second), chunk(b"fcTL", control[1]),
+        chunk(b"fdAT", b"\0\0\0\2" + second),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", [[], [(b"CCbA", b"no chunk")], [(b"tEXt", b"")], [(b"IHDR", b"")]])
+def test_an_animated_png_is_its_still_picture(parts: list[tuple[bytes, bytes]]) -> None:
+    """One whose frames are broken ends OpenCV's own reader, and the process with it, by a segmentation fault."""
+    try:
+        image = decoded(_animated(*parts))
+    except ImageUndecodableError:
+        assert parts  # a critical chunk that nobody knows
+    else:
+        np.testing.assert_array_equal(image, np.asarray(scene())[..., ::-1])
+
+
 # What phones and programs append and insert
 
 
@@ -206,6 +229,11 @@ EXIFS: dict[str, list[bytes]] = {
     "a maker before it": [tiff(6, before=[_entry(0x010F, 2, 4, 0x41424344)])],
     "a maker outside": [tiff(6, before=[_entry(0x010F, 2, 99, 90_000)])],
     "a maker that is endless": [tiff(6, before=[_entry(0x010F, 2, 0xFFFFFFFF, 8)])],
+    "a white point of another type, before it": [tiff(6, before=[_entry(0x013E, 7, 4, 1000)])],
+    "a maker of another type": [tiff(6, before=[_entry(0x010F, 7, 99, 8)])],
+    "a short maker": [tiff(6, before=[_entry(0x010F, 2, 3, 0x00414243)])],
+    "an empty maker": [tiff(6, before=[_entry(0x010F, 2, 0, 0)])],
+    "no orientation": [tiff(6).replace(b"\x12\x01", b"\x13\x02")],
     "a resolution outside": [tiff(6, before=[_entry(0x011A, 5, 1, 90_000)])],
     "an unknown tag outside": [tiff(6, before=[_entry(0x0100, 7, 99, 90_000)])],
     "an unknown type": [tiff(6, before=[_entry(0x0100, 77, 1, 1)])],
@@ -282,6 +310,7 @@ def test_ordinary_exif_takes_the_quick_way() -> None:
         (b"\x89PNG\r\n\x1a\n", "without a header"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", b"") * 3, "without a header"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0", "ends too early"),
+        (png(5, 5)[:-12] + b"\xff\xff\xff\xffPLTE" + b"\0" * 99, "ends too early"),
         (png(0, 5), "without pixels"),
         (png(5, 0), "without pixels"),
         (png(5, 5), "a damaged PNG"),
@@ -297,7 +326,7 @@ def test_ordinary_exif_takes_the_quick_way() -> None:
         (riff((b"VP8L", b"\x2f\x05\0\0\0\0")), "a damaged WebP"),
         (riff((b"ALPH", b"\0" * 30)), "without a frame"),
     ],
-    ids=range(37),
+    ids=range(38),
 )
 def test_what_is_no_image_says_what_it_is(data: bytes, sentence: str) -> None:
     with pytest.raises(ImageUndecodableError, match="The bytes are no image that can be decoded: ") as caught:

@@ -88,6 +88,12 @@ def test_an_authority_before_a_backslash_is_what_is_connected_to() -> None:
     assert (target.host, target.path) == ("example.com", "/%5C@evil.example/x")
 
 
+def test_a_path_begins_with_a_slash_whatever_follows_the_host() -> None:
+    assert [target.path for target in readings("http://h\\x?y")] == ["/%5Cx%3Fy", "/%5Cx?y"]
+    assert [target.path for target in readings("http://h?y#z")] == ["/%3Fy%23z", "/?y"]
+    assert [target.path for target in readings("http://h#z")] == ["/%23z", "/"]
+
+
 @pytest.mark.parametrize(("url", "header"), [
     ("http://h/", "h"), ("http://h:80/", "h"), ("https://h:443/", "h"), ("http://h:443/", "h:443"),
     ("http://[::1]/", "[::1]"), ("http://[::1]:81/", "[::1]:81"),
