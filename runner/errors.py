@@ -123,6 +123,8 @@ class JobError(SpottmeeError):
     transient: ClassVar[bool] = False
     # False where the job ended as it should all the same: there is no dead letter for it.
     is_fault: ClassVar[bool] = True
+    # The photo id or job id, where there is no decoded job to ask and the payload still shows one.
+    subject: str | None = None
 
 
 class PermanentJobError(JobError):
@@ -141,7 +143,7 @@ class InvalidJobError(PermanentJobError):
     word = "invalid_job"
 
     def __init__(self, detail: str, *, subject: str | None = None) -> None:
-        """Keep in `subject` the photo id or job id, where the payload still shows one."""
+        """Keep the `subject`, where it is known."""
         super().__init__(detail)
         self.subject = subject
 

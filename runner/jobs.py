@@ -18,6 +18,8 @@ from runner.errors import InvalidJobError
 DEFAULT_THRESHOLD = 0.5
 MAX_ID_LENGTH = 256
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_FIELD = re.compile(r'\s*[{,]\s*(?=")')
+_COLON = re.compile(r"\s*:\s*")
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
@@ -72,6 +74,24 @@ def decode_compare(payload: bytes) -> CompareJob:
         selfie=_selfie(document.get("selfie"), job_id),
         threshold=_threshold(document.get("threshold"), job_id),
     )
+
+
+def subject(queue: str, beginning: bytes) -> str | None:
+    """Return the id of the photo or comparison, where the beginning of a payload shows one among its first fields."""
+    name = "id" if queue == "process" else "jobId"
+    text, place, decoder = beginning.decode(errors="replace"), 0, json.JSONDecoder()
+    try:
+        while opening := _FIELD.match(text, place):
+            key, place = decoder.raw_decode(text, opening.end())
+            colon = _COLON.match(text, place)
+            if colon is None:
+                return None
+            value, place = decoder.raw_decode(text, colon.end())
+            if key == name:
+                return _identifier({name: value}, name, subject=None)
+    except (ValueError, RecursionError, InvalidJobError):
+        pass
+    return None
 
 
 def _object(payload: bytes) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import JobError, PhotoGoneError, PoisonJobError, RunnerError
+from runner.errors import InvalidJobError, JobError, PhotoGoneError, PoisonJobError, RunnerError
+from runner.jobs import subject
 from runner.logs import logger
 from runner.queue.leases import backoff
 from runner.summary import Ending, Summary
@@ -87,6 +88,10 @@ class Settler:
         for task in tasks:
             if task.lease.attempts > self._settings.max_attempts:
                 task.error = PoisonJobError(f"it ended {task.lease.attempts - 1} of its runners")
+            elif task.lease.truncated:
+                task.error = InvalidJobError(f"the payload is larger than a runner takes: {task.lease.bytes} bytes")
+            if task.error is not None and task.lease.truncated:
+                task.error.subject = subject(name, task.lease.payload)
         try:
             self._handlers[name].accept(tasks)
         except RunnerError:

@@ -112,4 +112,4 @@ def _stack(faces: Sequence[Face]) -> NDArray[float32]:
 def _job_id(task: Task[CompareJob]) -> str | None:
     if task.job is not None:
         return task.job.job_id
-    return task.error.subject if isinstance(task.error, InvalidJobError) else None
+    return task.error.subject if task.error is not None else None

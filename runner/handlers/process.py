@@ -90,4 +90,4 @@ class ProcessHandler:
 def _photo_id(task: Task[ProcessJob]) -> str | None:
     if task.job is not None:
         return task.job.photo_id
-    return task.error.subject if isinstance(task.error, InvalidJobError) else None
+    return task.error.subject if task.error is not None else None

@@ -6,7 +6,7 @@
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] last  KEYS[5] dead  KEYS[6] dead index
 -- ARGV[1] owner  ARGV[2] word of this call  ARGV[3] lease in milliseconds  ARGV[4] how many at most
 -- ARGV[5] bytes of payload after which no further job is taken  ARGV[6] largest payload that is handed out whole
--- ARGV[7] bytes of a larger one that are  ARGV[8] milliseconds that no lease reaches into the future
+-- ARGV[7] bytes of a larger one that are, and of a job that is out of attempts, whose payload may be what kills  ARGV[8] milliseconds that no lease reaches into the future
 -- ARGV[9] milliseconds to keep letters  ARGV[10] attempts allowed  ARGV[11] jobs in hand, -1 where that is not said
 -- Returns {id, payload, attempts, bytes of the whole payload, 1 where it is to be done alone} for each lease.
 local moment = now()
@@ -18,7 +18,7 @@ local ALONE = '!' -- stands behind the id of such a job in what is remembered
 
 local function give(id, payload, attempts, alone)
     local shown = payload
-    if #payload > tonumber(ARGV[6]) then
+    if #payload > tonumber(ARGV[6]) or attempts > tonumber(ARGV[10]) then
         shown = string.sub(payload, 1, ARGV[7])
     end
     fall_due(KEYS[2], due, id)

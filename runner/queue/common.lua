@@ -32,7 +32,7 @@ end
 
 local function forget_letter(dead, index, id)
     redis.call('ZREM', index, id)
-    redis.call('HDEL', dead, id, id .. ':since')
+    redis.call('HDEL', dead, id)
 end
 
 local function forget_old_letters(dead, index, moment)

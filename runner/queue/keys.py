@@ -30,7 +30,7 @@ def last(name: str, owner: str) -> str:
 
 
 def dead(name: str) -> str:
-    """Return the hash of lease id → dead letter (JSON, without its payload), and when the job left the list."""
+    """Return the hash of lease id → dead letter: when the job left the list, a space, and JSON without the payload."""
     return _side(name, "dead")
 
 

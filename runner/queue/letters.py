@@ -69,16 +69,16 @@ class DeadLetters:
             yield from fresh
             if len(rows) < size:
                 return
-            low = rows[-1][3].decode()  # by time, not by number: letters may be dropped meanwhile
+            low = rows[-1][2].decode()  # by time, not by number: letters may be dropped meanwhile
             size = size if fresh else 2 * size  # more than a page was buried in one millisecond
 
     def get(self, letter_id: str) -> Letter | None:
         """Return one letter, or None where there is none of this id."""
         moment = self._client.zscore(keys.dead_index(self.name), letter_id)
-        text, since = self._client.hmget(keys.dead(self.name), [letter_id, f"{letter_id}:since"])
-        if moment is None or text is None:
+        text = self._client.hget(keys.dead(self.name), letter_id)
+        if moment is None or not isinstance(text, bytes):
             return None
-        return self._letter(letter_id.encode(), text, since or moment, moment)
+        return self._letter(letter_id.encode(), text, moment)
 
     def payload(self, letter_id: str) -> bytes | None:
         """Return what the API pushed, byte for byte, or None where it is no longer kept."""
@@ -105,8 +105,9 @@ class DeadLetters:
         )
         return bool(done)
 
-    def _letter(self, raw_id: bytes, text: bytes | str, since: bytes | str | float, buried: bytes | float) -> Letter:
-        document = json.loads(text)
+    def _letter(self, raw_id: bytes, text: bytes, buried: bytes | float) -> Letter:
+        since, _, letter = text.partition(b" ")
+        document = json.loads(letter)
         return Letter(
             id=raw_id.decode(),
             queue=self.name,

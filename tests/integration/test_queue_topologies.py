@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,26 @@ def test_the_acl_line_of_the_documentation_suffices_and_is_needed() -> None:
         assert idle == [], "granted, and not needed"
 
 
+def granted_besides(place: str) -> list[str]:
+    """Return what the page grants besides its line, for a database number, a cluster or a sentinel."""
+    page = PAGE.read_text(encoding="utf-8")
+    found = re.search(rf"{place}[^`;.]* ((?:`[^`]+`[ ,]*)+)", page.partition("More for:")[2])
+    assert found, f"docs/queue.md says nothing about {place}"
+    return found[1].replace("`", " ").split()
+
+
+def test_a_database_number_needs_one_word_more() -> None:
+    words = acl_line(PAGE.read_text(encoding="utf-8")).split()
+    with EmbeddedRedis() as server:
+        admin: Any = opened(server)
+        admin.execute_command("ACL", "SETUSER", words[1], *words[2:])
+        url = f"redis://{words[1]}:{words[3].removeprefix('>')}@127.0.0.1:{server.port}/3"
+        with pytest.raises(SettingsError):
+            connect(settings_of(url))
+        admin.execute_command("ACL", "SETUSER", words[1], *granted_besides("database number"))
+        play(connect(settings_of(url)))
+
+
 class TestTls:
     @pytest.fixture
     def server(self) -> Iterator[EmbeddedRedis]:
@@ -171,6 +192,14 @@ def test_cluster(cluster: Cluster) -> None:
     slots = {int(client.execute_command("CLUSTER KEYSLOT", keys.list_key(name))) for name in ("compare", "process")}
     assert len(slots) == 2, "the two lists lie apart, so each has its side keys beside it"
     play(client)
+
+
+def test_the_acl_of_a_cluster(cluster: Cluster) -> None:
+    words = acl_line(PAGE.read_text(encoding="utf-8")).split()
+    for node in cluster.nodes:
+        opened(node).execute_command("ACL", "SETUSER", words[1], *words[2:], *granted_besides("cluster"))
+    url = cluster.url.replace("://", f"://{words[1]}:{words[3].removeprefix('>')}@")
+    play(connect(settings_of(url)))
 
 
 def test_a_cluster_node_fails(cluster: Cluster) -> None:
@@ -251,6 +280,10 @@ class TestSentinel:
             assert "s3cret" not in str(refused.value)
             url = f"{servers.url}?sentinel_password=s3cret%20word"
             play(connect(settings_of(url)))
+            sentinel: Any = opened(servers.sentinel, password="s3cret word")
+            rights = granted_besides("sentinel's own user")
+            sentinel.execute_command("ACL", "SETUSER", "looker", "on", ">pw", "-@all", *rights)
+            play(connect(settings_of(f"{servers.url}?sentinel_username=looker&sentinel_password=pw")))
             with pytest.raises(RedisUnreachableError, match="others"):
                 connect(settings_of(url.replace("photos", "others"), "0.5"))
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from runner.errors import InvalidJobError
-from runner.jobs import decode_compare, decode_process
+from runner.jobs import decode_compare, decode_process, subject
 
 SELFIE = base64.b64encode(b"\xff\xd8 a picture").decode()
 
@@ -165,3 +165,26 @@ def test_neither_selfie_nor_url_shows_in_a_repr_or_error() -> None:
     with pytest.raises(InvalidJobError) as caught:
         decode_compare(compare_payload(selfie="c2VjcmV0!"))
     assert "c2VjcmV0" not in str(caught.value) + repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("queue", "beginning", "expected"),
+    [
+        ("process", b'{"id": "p1", "imageUrl": "https://h/aaa', "p1"),
+        ("process", b' { "imageUrl" : "https://h/a\\"id\\": \\"p2" , "id" : "p1"', "p1"),
+        ("process", b'{"imageUrl": "https://h/aaaaaaaaa', None),
+        ("process", b'{"x": {"id": "p2"}, "y": [1, "id"], "id": "p1"', "p1"),
+        ("compare", b'{"jobId": "j1", "storedIds": ["a", "b', "j1"),
+        ("compare", b'{"jobId": "j1', None),
+        ("compare", b'{"id": "p1", "storedIds": ["a', None),
+        ("compare", b'{"jobId": 5, "selfie": "', None),
+        ("compare", b'{"jobId": "", "selfie": "', None),
+        ("compare", b'{"jobId" "j1"}', None),
+        ("compare", b"[" * 100_000, None),
+        ("compare", b'{"a": ' + b"[" * 100_000, None),
+        ("compare", b"\xff\x00", None),
+        ("compare", b"", None),
+    ],
+)
+def test_the_subject_of_a_payload_that_is_not_decoded(queue: str, beginning: bytes, expected: str | None) -> None:
+    assert subject(queue, beginning) == expected

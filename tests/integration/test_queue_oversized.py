@@ -1,0 +1,53 @@
+"""Payloads that no runner could hold: each is given up with its final status, and nothing else is held up."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from runner.queue import keys
+from runner.queue.leases import CLAIM_BYTES
+from runner.queue.letters import DeadLetters
+from tests.integration.queue_tools import pass_time, queue_of
+
+if TYPE_CHECKING:
+    from tests.integration.run_tools import Service
+
+
+def test_an_oversized_payload_is_buried_and_its_subject_told(service: Service) -> None:
+    (photo_id,) = service.api.upload({"a": "http://127.0.0.1:1/a.jpg"}).values()
+    job_id = service.api.compare(b"selfie", [photo_id])
+    service.redis.delete(keys.list_key("process"), keys.list_key("compare"))
+    filler = "x" * (CLAIM_BYTES + 1)
+    process = json.dumps({"id": photo_id, "imageUrl": filler})
+    service.redis.rpush(keys.list_key("process"), process)
+    service.redis.rpush(keys.list_key("compare"), json.dumps({"jobId": job_id, "storedIds": [], "selfie": filler}))
+    ended = service.run()
+    assert (ended.summary["claimed"], ended.summary["buried"]) == (2, 2)
+    assert service.status(photo_id) == "FAILED"
+    assert service.redis.get(keys.match_result(job_id)) == b"[]"
+    (letter,) = DeadLetters(service.redis, "process").all()
+    assert (letter.reason, letter.bytes) == ("invalid_job", len(process))
+    assert DeadLetters(service.redis, "process").payload(letter.id) == process.encode()
+
+
+def test_a_job_that_is_out_of_attempts_is_buried_without_being_decoded(service: Service) -> None:
+    """Two large payloads whose runners died: the last claim sees their beginnings, and that is enough."""
+    (photo_id,) = service.api.upload({"a": "http://127.0.0.1:1/a.jpg"}).values()
+    job_id = service.api.compare(b"selfie", [photo_id])
+    service.redis.delete(keys.list_key("process"), keys.list_key("compare"))
+    service.redis.rpush(keys.list_key("process"), json.dumps({"id": photo_id, "imageUrl": "x" * 100_000}))
+    service.redis.rpush(
+        keys.list_key("compare"), json.dumps({"jobId": job_id, "storedIds": [], "selfie": "A" * 100_000})
+    )
+    for name in ("process", "compare"):
+        for number in range(3):
+            assert len(queue_of(service.redis, f"dead-{number}", name=name).claim(1)) == 1
+            pass_time(service.redis, 31, name)
+    ended = service.run()
+    assert ended.summary["buried"] == 2
+    assert service.status(photo_id) == "FAILED"
+    assert service.redis.get(keys.match_result(job_id)) == b"[]"
+    for name in ("process", "compare"):
+        (letter,) = DeadLetters(service.redis, name).all()
+        assert (letter.reason, letter.attempts) == ("too_many_attempts", 4)
