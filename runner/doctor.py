@@ -105,12 +105,16 @@ def _other_versions(baked_with: dict[str, str]) -> str:
     """Say where what decides on the answers is of another version than when the pack was proven."""
     from importlib import metadata
 
-    other = []
-    for name in ("onnxruntime", "opencv-python-headless"):
-        with suppress(metadata.PackageNotFoundError):
-            here = metadata.version(name)
-            if here != baked_with.get(name):
-                other.append(f"{name} {here}, not {baked_with.get(name, 'known')}")
+    import onnxruntime
+
+    here = {"onnxruntime": onnxruntime.__version__}  # the module: its GPU build has another name
+    with suppress(metadata.PackageNotFoundError):
+        here["opencv-python-headless"] = metadata.version("opencv-python-headless")
+    other = [
+        f"{name} {version}, not {baked_with.get(name, 'known')}"
+        for name, version in here.items()
+        if version != baked_with.get(name)
+    ]
     return (
         f"; proven with other versions than here ({'; '.join(other)}): spottmee-worker models verify" if other else ""
     )
@@ -118,6 +122,7 @@ def _other_versions(baked_with: dict[str, str]) -> str:
 
 def _hardware(settings: Settings) -> str:
     """Start the engine as `run` does: a provider that is there may still not start."""
+    from runner.faces import pack
     from runner.faces.engine import Engine
     from runner.faces.hardware import cpu_quota
 
@@ -130,7 +135,10 @@ def _hardware(settings: Settings) -> str:
         choice, threads = engine.choice, engine.threads
     quota = cpu_quota()
     limit = f"a CPU limit of {quota:g}" if quota else "no CPU limit"
+    best_form = "quick" if choice.word == "cpu" else "plain"
+    form = pack.read_manifest(settings.model_dir).form
+    advice = "" if form == best_form else f"; the pack is baked {form}, and {best_form} suits {choice.word} better"
     return (
         f"{choice.word} ({choice.why}), {choice.batch_size} crops a call, {threads} threads "
-        f"({limit}, RUNNER_THREADS={settings.threads})"
+        f"({limit}, RUNNER_THREADS={settings.threads}){advice}"
     )

@@ -180,12 +180,14 @@ def sample_photos() -> dict[str, Path]:
 
 
 def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: Path, *, plain: bool) -> Manifest:
+    import onnxruntime
+
     finder, embedder = sources.load_graph(originals / detector_name), sources.load_graph(originals / known.recogniser)
     size = _detection_size(finder, detector_name)
     mean, deviation = _normalisation(embedder)
     found = _bake_graph(finder, baked / "detector.onnx", (1, 3, size, size), plain=plain)
     embedded = _bake_graph(embedder, baked / "recogniser.onnx", ("faces", 3, CROP_SIZE, CROP_SIZE), plain=plain)
-    versions = {name: metadata.version(name) for name in ("onnxruntime", "opencv-python-headless", "insightface")}
+    versions = {name: metadata.version(name) for name in ("opencv-python-headless", "insightface")}
     manifest = Manifest(
         pack=known.name,
         model=Path(known.recogniser).stem,
@@ -208,7 +210,7 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
         ),
         embedding_size=pack.EMBEDDING_SIZE,
         licence=known.licence,
-        versions=versions,
+        versions={"onnxruntime": onnxruntime.__version__, **versions},  # the module: its GPU build has another name
         proof={},
     )
     pack.check_detector(pack.open_session(found, (CPU,)), manifest.detector)

@@ -211,9 +211,12 @@ def test_doctor_tells_of_it_and_of_what_was_chosen(service: Service, copy: Path)
     findings = {check["name"]: check for check in fine}
     assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), as it was baked"
     assert findings["hardware"]["finding"].startswith("cpu (tensorrt and cuda not in this onnxruntime), 2 crops a call")
-    change_manifest(copy, lambda document: document["versions"].update(onnxruntime="1.0"))
+    assert "suits" not in findings["hardware"]["finding"]
+    change_manifest(copy, lambda document: document.update(versions={"onnxruntime": "1.0"}, form="plain"))
     told = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
-    assert "proven with other versions than here" in next(one for one in told if one["name"] == "model")["finding"]
+    findings = {check["name"]: check for check in told}
+    assert "proven with other versions than here (onnxruntime " in findings["model"]["finding"]
+    assert findings["hardware"]["finding"].endswith("; the pack is baked plain, and quick suits cpu better")
     changed_byte(copy)
     harmed = service.command("doctor", RUNNER_MODEL_DIR=str(copy))
     assert harmed.code == 4
