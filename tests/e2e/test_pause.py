@@ -1,0 +1,48 @@
+"""Pausing a list with the commands of the chart's notes: no Job starts until it goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.site import CHART, Site, wait
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Backends
+
+POLLS = 5  # KEDA looks once a second here
+
+
+def test_a_paused_list_waits_and_goes_on(
+    site: Site, namespace: str, values: dict[str, Any], backends: Backends
+) -> None:
+    if site.no_keda:
+        pytest.skip(site.no_keda)
+    where = ("--namespace", namespace, "--wait", "--timeout", "3m")
+    printed = site.helm("install", "party", str(CHART), *where, values=values)
+    commands = {
+        word: shlex.split(command)
+        for word, command in re.findall(r"^(Pause|Go on) +kubectl (.+)$", printed, re.MULTILINE)
+    }
+    site.kubectl(*commands["Pause"])
+    wait(lambda: all(_condition(item, "Paused") for item in site.get("scaledjobs", "--namespace", namespace)), "pause")
+    # A photo that the API has deleted since: claimed, looked up and acknowledged without an image.
+    job = json.dumps({"imageUrl": "http://gone/1.jpg", "id": str(uuid.uuid4())})
+    backends.redis.rpush("face_embeddings:process", job)
+    time.sleep(POLLS)
+    process = ("--namespace", namespace, "--selector", "app.kubernetes.io/component=process")
+    assert site.get("jobs", *process) == []
+    assert backends.leftovers() == {"process waiting": 1}
+    site.kubectl(*commands["Go on"])
+    wait(lambda: site.get("jobs", *process) and not backends.leftovers(), "the paused job to be done")
+    site.helm("uninstall", "party", "--namespace", namespace)
+
+
+def _condition(scaled: dict[str, Any], kind: str) -> bool:
+    return any(item["type"] == kind and item["status"] == "True" for item in scaled["status"].get("conditions") or [])
