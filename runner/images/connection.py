@@ -89,20 +89,6 @@ class Connection(http.client.HTTPConnection):
         poll.register(self.sock, select.POLLIN)
         return not poll.poll(0)
 
-    def request_target(self, target: Target) -> str:
-        """Return what the request line names: to a proxy without a tunnel, the checked address."""
-        return f"http://{self._authority}{target.path}" if self._proxy and not self._tls else target.path
-
-    def headers_for(self, target: Target) -> dict[str, str]:
-        """Return the request's headers."""
-        headers = {
-            "Host": target.host_header,
-            "User-Agent": "spottmee-worker",
-            "Accept": "image/*",
-            "Accept-Encoding": "identity",
-        }
-        return headers | self._proxy.headers if self._proxy and not self._tls else headers
-
     def connect(self) -> None:
         """Connect, open the tunnel where there is a proxy, and greet by TLS under the name of the URL."""
         self.sock = socket.socket(socket.AF_INET6 if ":" in self._peer[0] else socket.AF_INET, socket.SOCK_STREAM)
@@ -110,10 +96,11 @@ class Connection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._peer)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._proxy:
+            # Also for http: a proxy that is asked for the address itself has to put it in place of the Host header.
+            self._open_tunnel(self._proxy)
         if self._tls is None:
             return
-        if self._proxy:
-            self._open_tunnel(self._proxy)
         # The greeting comes after the assignment: `until` must find the socket that is waited for.
         self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._name, do_handshake_on_connect=False)
         self._connected = self.sock

@@ -38,6 +38,7 @@ MOST_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
 _PASSING = {408, 421, 423, 425, 429}  # and every 5xx
 _OK = 200
+_HEADERS = {"User-Agent": "spottmee-worker", "Accept": "image/*", "Accept-Encoding": "identity"}
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 
@@ -137,7 +138,7 @@ class Fetcher:
         with self._errors(target.host), connection.until(deadline):
             connection.limit(self._limits.first_byte_seconds)
             try:
-                connection.request("GET", connection.request_target(target), headers=connection.headers_for(target))
+                connection.request("GET", target.path, headers={"Host": target.host_header} | _HEADERS)
                 answer = connection.getresponse()
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as error:
                 raise _StaleError from error

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from runner.errors import FetchError, ForbiddenUrlError, ImageMissingError, SettingsError
-from tests.integration.web import PICTURE, Web, closed_fetchers, fetcher, names, ok
+from tests.integration.web import PICTURE, Web, closed_fetchers, fetcher, names, ok, tunnel
 
 __all__ = ["closed_fetchers"]  # a fixture for every test here
 
@@ -238,12 +238,16 @@ def test_the_environment_names_no_proxy(monkeypatch: pytest.MonkeyPatch, untouch
 
 
 def test_a_proxy_is_told_the_checked_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Web({"*": ok()}) as proxy, names(monkeypatch, {"images.test": ["127.0.0.9"], "proxy.test": ["127.0.0.1"]}):
-        through = fetcher(proxy=f"http://me:pass%40word@proxy.test:{proxy.port}")
-        assert through.fetch("http://images.test:8080/a b") == PICTURE
-        assert proxy.requests == ["GET http://127.0.0.9:8080/a%20b HTTP/1.1"]
-        assert "\r\nHost: images.test:8080\r\n" in proxy.heads[0]
+    with Web({"*": ok()}, address="127.0.0.9") as web, Web({"*": tunnel}) as proxy:
+        with names(monkeypatch, {"images.test": ["127.0.0.9"], "proxy.test": ["127.0.0.1"]}) as asked:
+            through = fetcher(proxy=f"http://me:pass%40word@proxy.test:{proxy.port}")
+            assert through.fetch(web.url("/a b", "images.test")) == PICTURE
+        assert asked == ["images.test", "proxy.test"]
+        assert proxy.requests == [f"CONNECT 127.0.0.9:{web.port} HTTP/1.1"]
         assert "\r\nProxy-Authorization: Basic bWU6cGFzc0B3b3Jk\r\n" in proxy.heads[0]
+        assert web.requests == ["GET /a%20b HTTP/1.1"]
+        assert f"\r\nHost: images.test:{web.port}\r\n" in web.heads[0]
+        assert "Proxy-Authorization" not in web.heads[0]
 
 
 def test_a_proxy_is_no_way_around_the_guard(untouched: Web, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ from tests.integration.web import (
     names,
     ok,
     reset,
+    tunnel,
 )
 
 __all__ = ["closed_fetchers"]  # a fixture for every test here
@@ -434,25 +435,6 @@ def test_a_greeting_that_leads_nowhere(greet: Exchange, error: type[JobError], a
 
 
 # Proxies
-
-
-def tunnel(connection: socket.socket, request: str) -> None:
-    """Do as a proxy does: connect, and carry bytes both ways."""
-    host, _, port = request.split(" ")[1].rpartition(":")
-    with socket.create_connection((host.strip("[]"), int(port))) as upstream:
-        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        back = threading.Thread(target=_carry, args=(upstream, connection), daemon=True)
-        back.start()
-        _carry(connection, upstream)
-        back.join(5)
-
-
-def _carry(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65_536):
-            sink.sendall(data)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.usefixtures("_trusted")
