@@ -93,9 +93,12 @@ def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = float("nan")
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, and is {text}")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 (it is {text!r})")
     return seconds
 
 

@@ -195,6 +195,7 @@ def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, r
         ["--job", "{}", "--local", "--out", "x.gif"],
         ["--job", "{}", "--local", "--keep"],
         ["--job", "{}", "--timeout", "0"],
+        ["--job", "{}", "--timeout", "soon"],
         ["--job", "{}", "--dry-run", "--template", "missing.yaml"],
         ["--photo", "a"],
     ],

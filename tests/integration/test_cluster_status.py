@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,6 +87,28 @@ def test_watching_in_a_pipe_repeats_plain_lines(service: Service, tmp_path: Path
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert all(set(document["lists"]) == {"compare", "process"} for document in seen)
+
+
+def test_watching_on_a_terminal_draws_over_itself(service: Service, redis: Redis, tmp_path: Path) -> None:
+    push(redis, [b"1"] * 7)
+    leader, follower = os.openpty()
+    command = [sys.executable, "-m", "runner", "status", "--watch", "--interval", "0.2"]
+    environment = {**service.environment, "KUBECONFIG": str(tmp_path / "none"), "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, env=environment, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        screen = ""
+        while screen.count("Waiting") < 3:
+            screen += os.read(leader, 65_536).decode(errors="replace")
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the terminal's other end is closed when the command has ended
+            while text := os.read(leader, 65_536):
+                screen += text.decode(errors="replace")
+        assert process.wait(30) == 130
+    os.close(leader)
+    assert "\x1b[" in screen, "the cursor is moved up"
+    assert "process" in screen
+    assert "7" in screen
+    assert "Traceback" not in screen
 
 
 def test_inspect_shows_what_a_run_holds(service: Service, redis: Redis) -> None:
