@@ -278,4 +278,4 @@ def _advice(error: Exception) -> str:
         return "the server does not speak TLS on this port"
     if "DB index" in text or "SELECT is not allowed" in text:
         return "the server has no such database"
-    return "Redis refuses the user, the password or a command"
+    return "Redis refuses the user, the password or a command; docs/queue.md has the ACL that suffices"

@@ -159,6 +159,7 @@ def _list(args: argparse.Namespace) -> int:
             _print_json([_document(box, letter) for box, letter in shown])
             return 0
         _print_table([letter for _, letter in shown])
+    sys.stdout.flush()
     reasons = Counter(letter.reason for _, letter in found)
     told = ", ".join(f"{count} {word}" for word, count in reasons.most_common()) or "none"
     cut = f"; the newest {len(shown)} are shown (--limit 0 shows all)" if len(shown) < len(found) else ""

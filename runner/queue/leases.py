@@ -109,7 +109,7 @@ def backoff(attempts: int, *, base: float, cap: float, random: random_module.Ran
 class LeaseQueue:
     """One list with its leases and dead letters, as seen by one owner. Errors of redis come out as they are.
 
-    `claim` and what settles leases are called from one thread; `renew` and the looks from any.
+    One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it.
     """
 
     def __init__(self, client: Redis, name: str, *, owner: str, lease_seconds: float, max_attempts: int) -> None:
