@@ -10,12 +10,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks import cold_start, comparison, inference, machine, memory, throughput, whole_run
 from tests.benchmarks.figures import Row, table
-from tests.benchmarks.world import World, world
+from tests.benchmarks.world import BenchmarkError, World, world
 
 # Name → how to measure it, and how many rounds it gets. In this order, the whole takes about 6 minutes.
 PARTS: dict[str, tuple[Callable[[World, int], list[Row]], int]] = {
@@ -35,23 +35,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     rows: list[Row] = []
     about = machine.describe()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     with world() as servers:
         for name in args.only or PARTS:
             measure, rounds = PARTS[name]
             print(f"measuring {name} …", file=sys.stderr, flush=True)
             rows += measure(servers, args.rounds or rounds)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    document = {
-        "machine": about,
-        "versions": machine.versions(),
-        "seconds": round(time.monotonic() - started, 1),
-        "rows": [row.document() for row in rows],
-    }
-    args.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            _write(args.json, about, rows, time.monotonic() - started)  # also where a later part is broken off
     print(f"{about['processor']}, {about['cores']} cores, load {about['load']} before the start\n")
     print(table(rows))
     print(f"\nmedian (least to most) over the rounds; written to {args.json}")
     return 0
+
+
+def _write(file: Path, about: Mapping[str, object], rows: Sequence[Row], seconds: float) -> None:
+    document = {
+        "machine": about,
+        "versions": machine.versions(),
+        "seconds": round(seconds, 1),
+        "rows": [row.document() for row in rows],
+    }
+    file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,4 +81,9 @@ def _rounds(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BenchmarkError as error:
+        sys.exit(f"not measured: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

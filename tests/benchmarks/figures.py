@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ class Target:
         """Return it as the table shows it."""
         return f"{self.relation} {self.value:g}"
 
+    @classmethod
+    def of(cls, text: str) -> Target:
+        """Return what `text` was made from."""
+        relation, value = text.split()
+        return cls(relation, float(value))
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -100,6 +107,22 @@ class Row:
             "verdict": self.verdict or None,
             "note": self.note or None,
         }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Row:
+        """Return the row that `document` was made from."""
+        spreads = {name: Spread.of(document[name]["rounds"]) for name in ("ours", "beside", "ratio") if document[name]}
+        return cls(
+            document["part"],
+            document["what"],
+            document["unit"],
+            spreads["ours"],
+            spreads.get("beside"),
+            document["beside_what"] or "",
+            spreads.get("ratio"),
+            Target.of(document["target"]) if document["target"] else None,
+            document["note"] or "",
+        )
 
     def cells(self) -> tuple[str, ...]:
         """Return the cells of the table."""

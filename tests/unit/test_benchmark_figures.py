@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks import publish
 from tests.benchmarks.figures import HEADINGS, Row, Spread, Target, number, ratios, table
 
 OURS, THEIRS = Spread.of([1.0, 3.0, 2.0]), Spread.of([2.0, 9.0, 5.0])
@@ -56,3 +57,33 @@ def test_the_table_is_markdown_with_every_row_and_its_verdict() -> None:
     assert len({len(line) for line in lines}) == 1
     assert "met; a note" in lines[2]
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize("more", [{}, {"target": Target("≥", 2.2), "note": "a note"}])
+def test_a_row_comes_back_from_its_document(more: dict[str, Any]) -> None:
+    assert Row.of(row(**more).document()) == row(**more)
+    alone = Row("part", "what", "MiB", OURS)
+    assert Row.of(alone.document()) == alone
+
+
+def test_the_pages_get_the_table_between_their_markers_and_nothing_else() -> None:
+    document = {
+        "machine": {"processor": "a processor", "cores": 2, "load": 0.1},
+        "versions": dict.fromkeys(("python", "onnxruntime", "insightface", "redis", "psycopg"), "1.0"),
+        "rows": [row(target=Target("≥", 2.2)).document(), Row("part", "no target", "ms", OURS).document()],
+    }
+    page = "before\n<!-- bench: generated -->\nold\n<!-- /bench -->\nafter\n"
+    short = publish.put(page, publish.section([document], everything=False))
+    whole = publish.put(short, publish.section([document, document], everything=True))
+    for text in (short, whole):
+        assert text.startswith("before\n<!-- bench: generated -->\na processor, 2 cores; python 1.0")
+        assert text.endswith("<!-- /bench -->\nafter\n")
+    assert ("no target" in short, whole.count("no target")) == (False, 2)
+    with pytest.raises(ValueError, match="no place"):
+        publish.put("nothing", "text")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_the_pages_have_a_place_for_the_table(name: str) -> None:
+    page = (publish.REPOSITORY / name).read_text("utf-8")
+    assert publish.put(page, "text") != page
