@@ -238,10 +238,15 @@ def _open_engine(engine: type[Engine], settings: Settings) -> Engine:
 
 
 def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
+    """Return what the engine's threads decode with; a thread's image is good until it decodes the next one."""
+    from runner.images.memory import PixelMemory
+
+    memory = PixelMemory()
+
     def decode(data: bytes) -> NDArray[uint8]:
         from runner.images.decode import decode as decode_image
 
-        return decode_image(data, max_pixels=settings.max_pixels, max_bytes=settings.max_image_bytes)
+        return decode_image(data, max_pixels=settings.max_pixels, max_bytes=settings.max_image_bytes, memory=memory)
 
     return decode
 

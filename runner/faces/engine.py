@@ -150,7 +150,8 @@ class Engine:
     def submit(self, load: Callable[[], Image]) -> Future[list[Face]]:
         """Return a future of the faces in the image that `load` returns, BGR (height, width, 3), the surest first.
 
-        `load` runs in a thread of the engine; what it raises is the future's exception, and so are
+        `load` runs in a thread of the engine, and its image may be overwritten when the same thread loads the next
+        one: nothing of it is used any more then. What it raises is the future's exception, and so are
         `TooManyFacesError` and `OutOfMemoryError`. Raises `RuntimeError` after `close`.
         """
         future: Future[list[Face]] = Future()

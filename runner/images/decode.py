@@ -22,6 +22,8 @@ from runner.images import headers
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from runner.images.memory import PixelMemory
+
     Image = NDArray[np.uint8]
 
 # EXIF orientation → what turns the stored image upright (EXIF 2.32, tag 0x0112).
@@ -29,9 +31,10 @@ _FLIPS = {2: 1, 3: -1, 4: 0, 5: None, 6: 1, 7: -1, 8: 0}
 _TRANSPOSED = {5, 6, 7, 8}
 
 
-def decode(data: bytes, *, max_pixels: int, max_bytes: int) -> Image:
+def decode(data: bytes, *, max_pixels: int, max_bytes: int, memory: PixelMemory | None = None) -> Image:
     """Return the image in `data`, upright, BGR, shape (height, width, 3), contiguous.
 
+    With `memory`, the image is good until this thread decodes the next one with the same memory.
     Raises `ImageTooManyBytesError`, `ImageTooManyPixelsError` (from the header, before decoding),
     `ImageUndecodableError` and `OutOfMemoryError`; nothing else, whatever the bytes.
     """
@@ -39,7 +42,7 @@ def decode(data: bytes, *, max_pixels: int, max_bytes: int) -> Image:
         raise ImageTooManyBytesError(f"{len(data)} bytes, {max_bytes} allowed")
     header = headers.read(data, max_pixels)
     try:
-        return _decode_jpeg(data, header) if header.format == "JPEG" else _opencv(data, header)
+        return _decode_jpeg(data, header, memory) if header.format == "JPEG" else _opencv(data, header)
     except JobError:
         raise
     except MemoryError:
@@ -50,13 +53,14 @@ def decode(data: bytes, *, max_pixels: int, max_bytes: int) -> Image:
         raise ImageUndecodableError(f"a damaged {header.format}") from None
 
 
-def _decode_jpeg(data: bytes, header: headers.Header) -> Image:
+def _decode_jpeg(data: bytes, header: headers.Header, memory: PixelMemory | None) -> Image:
     if header.components == 4 or header.orientation is None:  # noqa: PLR2004 - CMYK: OpenCV knows Adobe's inversions
         return _opencv(data, header)
     import simplejpeg
 
+    room = memory.room(3 * header.width * header.height) if memory else None
     try:
-        image: Image = simplejpeg.decode_jpeg(data, colorspace="BGR", fastdct=False, fastupsample=False)
+        image: Image = simplejpeg.decode_jpeg(data, colorspace="BGR", fastdct=False, fastupsample=False, buffer=room)
     except ValueError as error:
         # libjpeg's first complaint. It would fill what is missing with grey, and a face there would be missed
         # without a word; what follows the end (a phone's film, several megabytes of it) it never looks at.

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,15 @@ def engine(_folder: Path) -> Callable[[Photos], int]:
     """This runner's way: decoding and the engine, as `run` uses them."""
     from runner.faces.engine import Engine
     from runner.images.decode import decode
+    from runner.images.memory import PixelMemory
 
-    opened = Engine.open(default_model_dir(), threads=THREADS)
+    opened, memory = Engine.open(default_model_dir(), threads=THREADS), PixelMemory()
+
+    def load(data: bytes) -> Any:
+        return decode(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, memory=memory)
 
     def work(photos: Photos) -> int:
-        futures = [
-            opened.submit(lambda data=data: decode(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES))  # type: ignore[misc]  # mypy infers no type for the default
-            for data in photos
-        ]
+        futures = [opened.submit(partial(load, data)) for data in photos]
         return sum(len(future.result()) for future in futures)
 
     return work
