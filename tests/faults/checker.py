@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.faults.pictures import Kind
     from tests.faults.world import World
 
-KILLED = -9
+KILLED, TERMINATED = -9, -15
 Letters = dict[str, Letter]
 _ENDINGS = ("succeeded", "retried", "buried", "released", "lost")
 _REASONS = {
