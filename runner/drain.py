@@ -93,6 +93,7 @@ class Drain:
         while True:
             self._stop.progress()
             self._claim()
+            self._stop.progress()
             self._start_reads()
             if self._stop.requested:
                 self._give_back()

@@ -92,7 +92,9 @@ OUTAGE = Allowed(codes=(0, 75))
 def _killed_at(point: str, *, separate: bool = False, comparisons: bool = False, short: int = 0) -> Campaign:
     return Campaign(
         f"kill-{point.replace('_', '-')}" + ("-two-databases" if separate else ""),
-        f"kill -9 {point.replace('_', ' ')}" + (", two databases" if separate else ""),
+        f"kill -9 {point.replace('_', ' ')}"
+        + (", two databases" if separate else "")
+        + (", comparisons" if comparisons else ""),
         photos=0 if comparisons else 200,
         comparisons=200 if comparisons else 0,
         short=((0, short) if comparisons else (short, 0)) if short else None,
@@ -406,7 +408,7 @@ def campaigns() -> list[Campaign]:
             photos=220,
             fault=faults.read_only(6),
             allowed=OUTAGE,
-            happened=("PostgreSQL read-only",),
+            happened=("PostgreSQL read-only", "refused: read-only"),
         ),
         Campaign(
             "postgres-no-connections",
@@ -415,13 +417,13 @@ def campaigns() -> list[Campaign]:
             setup=Setup(postgres=("max_connections=14", "superuser_reserved_connections=0")),
             fault=faults.no_connections(6),
             allowed=OUTAGE,
-            happened=("connections used up",),
+            happened=("connections used up", "refused: too many clients"),
         ),
         Campaign(
             "postgres-deadlock",
             "deadlocks with another client of the table",
             photos=220,
-            setup=Setup(postgres=("deadlock_timeout=40ms",)),
+            setup=Setup(postgres=("deadlock_timeout=300ms",)),
             fault=faults.deadlocks(8),
             allowed=OUTAGE,
             happened=("deadlock",),

@@ -188,6 +188,8 @@ def read_only(seconds: float) -> Fault:
                 connection.execute("SET default_transaction_read_only = off")
                 connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
                 connection.execute("SELECT pg_reload_conf()")
+        text = world.postgres.log.read_text("utf-8", "replace")
+        world.seen["refused: read-only"] = text.count("read-only transaction")
 
     return fault
 
@@ -210,6 +212,8 @@ def no_connections(seconds: float) -> Fault:
             yield world.scaled(seconds)
             for connection in taken:
                 connection.close()
+        text = world.postgres.log.read_text("utf-8", "replace")
+        world.seen["refused: too many clients"] = text.count("too many clients") + text.count("connection slots are")
 
     return fault
 
@@ -229,7 +233,8 @@ def deadlocks(count: int) -> Fault:
                 ).fetchall()
                 high, low = rows[: len(rows) // 2], rows[len(rows) // 2 :]
                 with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
-                    connection.execute("SET LOCAL deadlock_timeout = '10s'")  # a runner finds it first
+                    # A backend looks for a deadlock once, when it has waited for so long: the runner shall find it.
+                    connection.execute("SET LOCAL deadlock_timeout = '10s'")
                     for row in high:
                         connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', row)
                     yield 0.08
