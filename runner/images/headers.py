@@ -175,17 +175,20 @@ def _png(data: bytes, max_pixels: int) -> Header:
         raise ImageUndecodableError("a PNG without a header")
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     _check_size("PNG", width, height, max_pixels)
-    compressed, animated = 0, False
+    kinds: set[bytes] = set()
+    compressed = 0
     for kind, start, end in _chunks(data):
-        animated = animated or kind == b"acTL"
+        kinds.add(kind)
         compressed += end - start - 12 if kind == b"IDAT" else 0
+    if b"IDAT" not in kinds:  # OpenCV would look for it behind the end, in what is no chunk
+        raise ImageUndecodableError("a PNG without pixels")
     # Deflate never needs more than its input and a little; a PNG can carry gigabytes of pixels behind its last row,
     # which libpng unpacks to throw them away. (Interlacing adds at most a filter byte a row, seven times over.)
     row = (width * _CHANNELS.get(colour, 4) * depth + 7) // 8 + 8
     needed = row * height
     if compressed > needed + needed // 8 + 65_536:
         raise ImageUndecodableError("a PNG with far more data than pixels")
-    return Header("PNG", width, height, animated=animated)
+    return Header("PNG", width, height, animated=b"acTL" in kinds)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

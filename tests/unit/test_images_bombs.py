@@ -103,6 +103,8 @@ UNDECODABLE: dict[str, Callable[[], bytes]] = {
     "PNG, endless chunks": lambda: png(1, 1, *[chunk(b"tEXt", b"")] * 2_000_000),
     "PNG, 4 GiB of palette announced": lambda: png(1, 1)[:-12] + b"\xff\xff\xff\xffPLTE" + b"\0" * 99,
     "PNG, 2 GiB of transparency announced": lambda: png(1, 1)[:-12] + b"\x7f\xff\xff\xfftRNS" + b"\0" * 99,
+    "PNG, 4 GiB announced behind the end": lambda: png(5, 5) + b"\xff\xff\xff\xffPLTE" + b"\0" * 99,
+    "PNG, 2 GiB of pixels behind the end": lambda: png(5, 5) + b"\x7f\xff\xff\xffIDAT" + b"\0" * 99,
     "JPEG, endless segments": lambda: b"\xff\xd8" + b"\xff\xe1\0\x02" * 8_000_000,
     "JPEG, endless fill": lambda: b"\xff\xd8" + b"\xff" * 32_000_000,
     "JPEG, endless junk": lambda: b"\xff\xd8\xff\xe0\0\x02" + b"\xff\0" * 16_000_000,
@@ -118,6 +120,9 @@ DECODED: dict[str, Callable[[], bytes]] = {
     )
     for kind, head in ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0"))
 }
+DECODED["PNG, 4 GiB announced behind the picture"] = lambda: (
+    png(1, 1, chunk(b"IDAT", zlib.compress(b"\0\1\2\3"))) + b"\xff\xff\xff\xffPLTE" + b"\0" * 99
+)
 DECODED["PNG, a frame beyond the picture"] = lambda: png(
     1, 1, chunk(b"acTL", struct.pack(">II", 2, 0)), _frame(30_000, 30_000), chunk(b"IDAT", zlib.compress(b"\0\1\2\3"))
 )

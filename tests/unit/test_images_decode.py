@@ -313,7 +313,7 @@ def test_ordinary_exif_takes_the_quick_way() -> None:
         (png(5, 5)[:-12] + b"\xff\xff\xff\xffPLTE" + b"\0" * 99, "ends too early"),
         (png(0, 5), "without pixels"),
         (png(5, 0), "without pixels"),
-        (png(5, 5), "a damaged PNG"),
+        (png(5, 5), "a PNG without pixels"),
         (png(5, 5, chunk(b"IDAT", b"no zlib")), "a damaged PNG"),
         (png(5, 5, chunk(b"IDAT", zlib.compress(b"\0" * 80)), colour=9), "a damaged PNG"),
         (png(5, 5, chunk(b"IDAT", zlib.compress(b"\0" * 80)), depth=3), "a damaged PNG"),
