@@ -6,7 +6,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +54,8 @@ def run(campaign: Campaign, pictures: Mapping[str, Kind], *, short: bool = False
             world.compare(comparisons)
         if photos:
             world.upload(photos)
+        if share := campaign.setup.fault.get("FAULT_SHARE"):
+            _choose(world, [*world.jobs.photos, *world.jobs.comparisons][:: round(1 / float(share))], first=True)
         campaign.prepare(world)
         try:
             world.play(campaign.fault)
@@ -70,6 +72,13 @@ def run(campaign: Campaign, pictures: Mapping[str, Kind], *, short: bool = False
             verdict.counts["logs"] = _kept_logs(world, campaign.name)
     verdict.counts["seconds"] = round(time.monotonic() - started, 1)
     return verdict
+
+
+def _choose(world: World, subjects: Sequence[str], *, first: bool) -> None:
+    """Let these jobs meet the fault, at their first attempt only or at every one."""
+    path = world.folder / "subjects"
+    path.write_text("\n".join(subjects), "utf-8")
+    world.scaler.environment |= {"FAULT_SUBJECTS": str(path), "FAULT_FIRST": "1" if first else ""}
 
 
 def _kept_logs(world: World, name: str) -> str:
@@ -91,7 +100,7 @@ OUTAGE = Allowed(codes=(0, 75))
 
 def _killed_at(point: str, *, separate: bool = False, comparisons: bool = False, short: int = 0) -> Campaign:
     return Campaign(
-        f"kill-{point.replace('_', '-')}" + ("-two-databases" if separate else ""),
+        f"kill-{point.replace('_', '-')}{'-two-databases' * separate}{'-comparisons' * comparisons}",
         f"kill -9 {point.replace('_', ' ')}"
         + (", two databases" if separate else "")
         + (", comparisons" if comparisons else ""),
@@ -141,9 +150,7 @@ def _mark(share: int = 40) -> Callable[[World], None]:
     def prepare(world: World) -> None:
         ids = [photo_id for photo_id, kind in world.jobs.photos.items() if kind.status == "READY"]
         marked = ids[::share]
-        path = world.folder / "subjects"
-        path.write_text("\n".join(marked), "utf-8")
-        world.scaler.environment["FAULT_SUBJECTS"] = str(path)
+        _choose(world, marked, first=False)
         world.seen["marked"] = len(marked)
 
     return prepare

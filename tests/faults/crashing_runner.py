@@ -8,7 +8,7 @@ FAULT_ACTION   what: a key of `ACTIONS`
 FAULT_SHARE    which share of the jobs that pass the point meets the fault; only at their first attempt
 FAULT_NOTES    a file that gets a line for every fault that happened
 FAULT_DATABASE the API's database, for `delete`
-FAULT_SUBJECTS a file of photo ids, one a line: these alone meet the fault, and at every attempt
+FAULT_SUBJECTS a file of ids, one a line: these alone meet the fault; with FAULT_FIRST at their first attempt only
 FAULT_MEMORY   bytes: the process puts itself into a memory cgroup of this size, so that the kernel's OOM killer
                ends it as it ends a container; FAULT_ADDRESS_SPACE limits it by RLIMIT_AS instead, so that malloc fails
 """
@@ -43,8 +43,8 @@ def meets(subjects: Iterable[str]) -> list[str]:
     """Return those of the photos (or comparisons) whose turn it is to meet the fault."""
     chosen = os.environ.get("FAULT_SUBJECTS")
     if chosen:
-        marked = set(Path(chosen).read_text("utf-8").split())
-        return [subject for subject in subjects if subject in marked]
+        marked, first = set(Path(chosen).read_text("utf-8").split()), bool(os.environ.get("FAULT_FIRST"))
+        return [s for s in subjects if s in marked and (not first or _ATTEMPTS.get(s) == 1)]
     share = float(os.environ.get("FAULT_SHARE", "1"))
     return [s for s in subjects if _ATTEMPTS.get(s) == 1 and _RANDOM.random() < share]
 

@@ -178,7 +178,7 @@ def test_postgresql_that_never_answers_again_ends_the_run(world: World, photos: 
 
 @pytest.mark.usefixtures("photos")
 def test_native_code_that_keeps_the_interpreter_ends_the_process(world: World) -> None:
-    fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "freeze", "FAULT_SHARE": "0.2", "FAULT_HUNG_SECONDS": "-27"}
+    fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "freeze", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-27"}
     ended = end(run(world, fault), 30)
     assert ended.code == 1
     assert "Timeout" in ended.errors  # faulthandler shows where every thread stands
@@ -189,7 +189,7 @@ def test_native_code_that_keeps_the_interpreter_ends_the_process(world: World) -
 @pytest.mark.usefixtures("photos")
 def test_a_photo_that_does_not_come_back_ends_the_run_and_hurts_no_other(world: World) -> None:
     world.environment["RUNNER_PHOTO_SECONDS"] = "1"
-    fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "hang", "FAULT_SHARE": "0.2"}
+    fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "hang", "FAULT_SHARE": "1"}
     ended = end(run(world, fault), 30)
     del world.environment["RUNNER_PHOTO_SECONDS"]
     assert ended.code == StuckError.exit_code, ended.errors
