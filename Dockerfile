@@ -20,7 +20,7 @@ ARG SOURCE_DATE_EPOCH=315532800
 ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
 WORKDIR /src
 RUN python3 -m venv /opt/build
-COPY requirements/ requirements/
+COPY requirements/bake.txt requirements/
 # The secrets are optional: pip.conf for an index of your own, ca.crt where its certificate is.
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
@@ -48,6 +48,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
 FROM tools AS install
 ARG FLAVOUR
 RUN python3 -m venv --without-pip /opt/spottmee-worker
+COPY requirements/run-${FLAVOUR}.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet \
@@ -60,7 +61,8 @@ RUN python3 docker/finish.py /opt/spottmee-worker
 FROM ${BASE} AS run
 # Python's own modules are compiled too: slim images bring none, and a read-only file system never would keep them.
 # Nothing here needs another user's rights, so no program gives them.
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x '/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|.*-packages)/' \
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash \
+        -x '/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|.*-packages)/' \
         "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=install /opt/spottmee-worker /opt/spottmee-worker

@@ -25,8 +25,8 @@ TOO_LITTLE = Limits(memory="200m")
 
 @pytest.fixture(scope="module")
 def huge() -> Iterator[ImageServer]:
-    """A photo of 48 megapixels, 144 MB decoded: more than TOO_LITTLE leaves, no trouble for the usual limit."""
-    with ImageServer({"huge.jpg": jpeg(cv2.resize(landscape(), (8000, 6000)), quality=60)}) as server:
+    """A photo of 99 megapixels, 296 MB decoded: more than TOO_LITTLE is, no trouble for the usual limit."""
+    with ImageServer({"huge.jpg": jpeg(cv2.resize(landscape(), (12200, 8100)), quality=60)}) as server:
         yield server
 
 
