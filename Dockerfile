@@ -66,6 +66,9 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash \
         "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=install /opt/spottmee-worker /opt/spottmee-worker
+# Where the flavour brings CUDA's libraries, the loader finds them by its cache: onnxruntime does not look for them.
+RUN set -- /opt/spottmee-worker/lib/python3*/site-packages/nvidia/*/lib; if [ -d "$1" ]; then \
+        printf '%s\n' "$@" > /etc/ld.so.conf.d/spottmee-worker.conf && ldconfig && rm /var/cache/ldconfig/aux-cache; fi
 ENV PATH=/opt/spottmee-worker/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /
