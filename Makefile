@@ -115,7 +115,7 @@ FLAVOUR ?= cpu
 PACK_SOURCE ?=
 PACK_SHA256 ?=
 DATE := 315532800
-BUILD ?= $(if $(shell docker info 2>/dev/null),docker build,buildah build --isolation chroot --network host --layers --timestamp $(DATE))
+BUILD ?= $(if $(shell docker version --format '{{.Server.Version}}' 2>/dev/null),docker build,buildah build --isolation chroot --network host --layers --timestamp $(DATE))
 BUILD_FLAGS ?=
 
 .PHONY: image

@@ -52,7 +52,6 @@ def test_a_pack_from_a_folder_of_this_computer(engine: Engine, filesystem: Path,
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"FLAVOUR": "tpu"}, "FLAVOUR is tpu: it must be cpu or gpu"),
         ({"PACK": "buffalo_l"}, "buffalo_l is in no package of the registry"),
         ({"PACK": "nonsense"}, "nonsense is no known pack"),
         ({"PACK_SOURCE": "/src/pyproject.toml", "PACK_SHA256": "0" * 64}, "was expected: it is another file"),

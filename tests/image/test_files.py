@@ -80,6 +80,22 @@ def test_workflows_call_only_targets_that_exist() -> None:
     assert {"lint", "test", "image", "image-test"} <= called <= targets
 
 
+def test_make_image_takes_docker_only_where_its_engine_answers() -> None:
+    """A docker command without an engine, as on a machine that talks to a remote one, is no builder."""
+    docker = shutil.which("docker")
+    answers = (
+        docker is not None and subprocess.run([docker, "version"], capture_output=True, check=False).returncode == 0
+    )
+    command = next(line for line in _check(["make", "--dry-run", "image"]).splitlines() if "--tag" in line)
+    assert command.split()[:2] == (["docker", "build"] if answers else ["buildah", "build"])
+
+
+def test_make_image_refuses_a_flavour_that_there_is_not() -> None:
+    done = subprocess.run(["make", "image", "FLAVOUR=tpu"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "FLAVOUR is tpu: it must be cpu or gpu" in done.stderr
+
+
 def test_compose_reads_the_file() -> None:
     """By the library that `docker compose config` reads it with."""
     services = json.loads(_check([*_go(COMPOSE), "-format=json", "compose.yaml"]))["services"]
