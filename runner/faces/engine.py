@@ -19,7 +19,7 @@ from runner.errors import ModelError, OutOfMemoryError, TooManyFacesError
 from runner.faces import pack
 from runner.faces.alignment import crop
 from runner.faces.detector import Detections, Detector
-from runner.faces.hardware import Choice, ProviderError, choose_providers, thread_count
+from runner.faces.hardware import FIRST, Choice, ProviderError, choose_providers, thread_count
 from runner.faces.recogniser import Recogniser
 from runner.logs import logger
 
@@ -129,12 +129,13 @@ class Engine:
                 failures.append(f"{choice.word} could not be started ({error})")
                 logger().warning("provider failed", extra={"provider": choice.word, "detail": str(error)})
                 continue
+            reasons = failures if failures and choice.why == FIRST else [*failures, choice.why]
             return cls(
                 detector,
                 recogniser,
                 model=manifest.model,
                 threads=thread_count(threads),
-                choice=replace(choice, why="; ".join([*failures, choice.why])),
+                choice=replace(choice, why="; ".join(reasons)),
                 max_faces=max_faces,
             )
         raise ModelError(

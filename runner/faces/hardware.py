@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from runner.errors import SettingsError
 
 CPU = "CPUExecutionProvider"
+FIRST = "the first one wanted"
 # The words of RUNNER_PROVIDERS, in the order of preference, with onnxruntime's names and the crops a call.
 PROVIDERS = {
     "tensorrt": ("TensorrtExecutionProvider", 32),
@@ -56,7 +57,7 @@ def choose_providers(wanted: Sequence[str], available: Sequence[str], batch_size
         if name in available:
             helpers = [other for other, _ in PROVIDERS.values() if other in available]
             chain = tuple(helpers[helpers.index(name) :])
-            why = f"{' and '.join(passed)} not in this onnxruntime" if passed else "the first one wanted"
+            why = f"{' and '.join(passed)} not in this onnxruntime" if passed else FIRST
             choices.append(Choice(word, chain, batch_size or crops, why))
         else:
             passed.append(word)

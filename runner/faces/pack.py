@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +118,8 @@ def open_session(path: Path, providers: Sequence[str]) -> InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # a failure is an exception here, told once
+    if providers[0] != CPU:
+        _load_gpu_libraries()
     try:
         # Without its own fallback onnxruntime raises what a provider fails with, instead of printing it.
         session = onnxruntime.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
@@ -124,8 +128,19 @@ def open_session(path: Path, providers: Sequence[str]) -> InferenceSession:
             raise ProviderError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
         raise ModelError(f"onnxruntime refuses {path} ({type(error).__name__}); {_ADVICE}") from None
     if session.get_providers()[0] != providers[0]:
-        raise ProviderError("onnxruntime took another one without a word")
+        raise ProviderError("onnxruntime fell back to another one and says why on standard error, if at all")
     return session
+
+
+def _load_gpu_libraries() -> None:
+    """Load CUDA and cuDNN from their wheels: onnxruntime's GPU build does not look there by itself.
+
+    It prints what it does not find; whether it is missed shows when the provider starts.
+    """
+    import onnxruntime
+
+    with redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls(directory="")
 
 
 def check_detector(session: Any, graph: Graph) -> None:

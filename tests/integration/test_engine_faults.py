@@ -209,7 +209,8 @@ def test_a_provider_that_cannot_be_started_gives_way_to_the_next(
         engine = Engine.open(MODEL, threads=1)
     engine.close()
     assert engine.choice.word == "cpu"
-    assert engine.choice.why.startswith("cuda could not be started (onnxruntime took another one without a word)")
+    assert engine.choice.why.startswith("cuda could not be started (onnxruntime fell back to another one")
+    assert "first one wanted" not in engine.choice.why
     assert [record.message for record in caplog.records] == ["provider failed"]
     with (
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
