@@ -227,6 +227,7 @@ def _debug_in_cluster(args: argparse.Namespace, payload: bytes) -> int:
         print(line, file=sys.stderr, flush=True)
 
     with DebugRun(_needed(cluster), template, payload, keep=args.keep, say=say) as run:
+        run.start()
         outcome = run.follow(args.timeout, show=say)
     print(json.dumps(outcome.document(), indent=2) if args.json else outcome.line(), flush=True)
     if args.keep:

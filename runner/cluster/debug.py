@@ -176,7 +176,7 @@ class DebugOutcome:
 
 
 class DebugRun:
-    """Creates the Job, follows it, and removes it: use as a context manager."""
+    """Creates the Job, follows it, and removes it when the `with` block ends, however that ends."""
 
     def __init__(self, cluster: Cluster, template: Object, payload: bytes, *, keep: bool, say: Say) -> None:
         self._cluster = cluster
@@ -184,7 +184,8 @@ class DebugRun:
         self._manifest = job_manifest(template, len(self._parts))
         self._keep = keep
         self._say = say
-        self._created: list[str] = []
+        self._begun = False
+        self._secrets: list[str] = []
         self._logged: Object | None = None
 
     @property
@@ -193,24 +194,39 @@ class DebugRun:
         return str(self._manifest["metadata"]["name"])
 
     def __enter__(self) -> Self:
-        job = self._cluster.create_job(self._manifest)
-        try:
-            for number, part in enumerate(self._parts):
-                secret = secret_manifest(job, number, part)
-                self._cluster.create_secret(secret)
-                self._created.append(secret["metadata"]["name"])
-        except BaseException:
-            self._cluster.delete_job(self.name)
-            raise
-        self._say(f"Job {self.name} created in namespace {self._cluster.namespace}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the payload in any case, and the Job unless it is to be kept."""
-        for name in self._created:
-            self._cluster.delete_secret(name)
-        if not self._keep:
-            self._cluster.delete_job(self.name)
+        """Remove the payload in any case, and the Job unless it is to be kept. What cannot be removed is named."""
+        for name in self._secrets:
+            self._remove("secret", name, self._cluster.delete_secret)
+        if self._begun and not self._keep:
+            self._remove("job", self.name, self._cluster.delete_job)
+
+    def start(self) -> None:
+        """Create the Job and its payload. Each is noted first, so that an interrupted call leaves nothing either."""
+        self._begun = True
+        try:
+            job = self._cluster.create_job(self._manifest)
+        except ClusterError:
+            self._begun = False
+            raise
+        for number, part in enumerate(self._parts):
+            secret = secret_manifest(job, number, part)
+            self._secrets.append(secret["metadata"]["name"])
+            try:
+                self._cluster.create_secret(secret)
+            except ClusterError:
+                self._secrets.pop()
+                self._keep = False  # without its payload it is of no use
+                raise
+        self._say(f"Job {self.name} created in namespace {self._cluster.namespace}")
+
+    def _remove(self, kind: str, name: str, delete: Callable[[str], None]) -> None:
+        try:
+            delete(name)
+        except ClusterError as error:
+            self._say(f"{error}; remove it: kubectl --namespace {self._cluster.namespace} delete {kind} {name}")
 
     def follow(self, timeout_seconds: float, show: Say) -> DebugOutcome:
         """Give the lines of the log to `show` as they come, and return the outcome.

@@ -225,6 +225,42 @@ def test_a_log_that_cannot_be_had_costs_nothing_but_the_log(
     assert json.loads(printed.out)["summary"]["claimed"] == 1
 
 
+@pytest.mark.parametrize("moment", ["created in namespace", "waiting: "])
+def test_an_interruption_at_any_moment_removes_what_was_created(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    from runner.cluster import api, debug
+
+    def say(line: str) -> None:
+        if moment in line:
+            raise KeyboardInterrupt
+
+    with _scene("image-cannot-be-pulled", monkeypatch) as server:
+        cluster = api.Cluster.connect(namespace="recorded")
+        template = debug.find_template(cluster, None)
+        run = debug.DebugRun(cluster, template, b"{}", keep=False, say=say)
+
+        def play() -> None:
+            with run:
+                run.start()
+                run.follow(60, show=say)
+
+        with pytest.raises(KeyboardInterrupt):
+            play()
+        cluster.close()
+        deleted = [
+            path.rpartition("/")[2].partition("?")[0] for method, path, _ in server.requests if method == "DELETE"
+        ]
+    assert deleted == [f"{run.name}-payload-0", run.name]
+
+
+def test_what_cannot_be_removed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with RecordedApi("debug-succeeds") as api, kubeconfig(api.port) as config:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        api.forget("propagationPolicy")
+        assert main(list(JOB)) == 0
+        (job,) = _bodies(api, "Job")
+    assert f"kubectl --namespace recorded delete job {job['metadata']['name']}" in capsys.readouterr().err
+
+
 def test_inspect_needs_no_client_of_kubernetes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
