@@ -154,10 +154,14 @@ class World:
         return self.database("faces" if self.setup.separate else "api")
 
     def replica(self) -> Replica:
-        """Start a replica of Redis; it ends with the world."""
+        """Start a replica of Redis and wait until it follows; it ends with the world."""
+        self.redis.config_set("repl-diskless-sync-delay", 0)
         follow = ["--replicaof", "127.0.0.1", str(self.redis_server.port)]
         server = self._stack.enter_context(EmbeddedRedis(arguments=follow))
-        return Replica(server, self._stack.enter_context(Redis.from_url(server.url)))
+        client = self._stack.enter_context(Redis.from_url(server.url))
+        while client.info("replication").get("master_link_status") != "up":
+            time.sleep(TURN_SECONDS)
+        return Replica(server, client)
 
     def command(self, *arguments: str, fault: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a runner of one's own."""
