@@ -151,4 +151,6 @@ lock: ## Resolve the pinned packages again (needs uv)
 
 .PHONY: clean
 clean: ## Remove what the other targets made
+	@# buildah leaves what it copied from mounted, after an interruption at least
+	@awk -v ours="$$PWD/.cache/" 'index($$2, ours) == 1 {print $$2}' /proc/mounts | sort -r | xargs -r umount
 	rm -rf $(VENV) .cache demo-out bench-out fault-out fuzz-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

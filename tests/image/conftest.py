@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
+def engine() -> Iterator[Engine]:
     if lacking := missing():
         pytest.skip(lacking)
     engine = Engine(ROOT / ".cache" / "containers")
     engine.make_base()
-    return engine
+    yield engine
+    engine.release()
 
 
 @pytest.fixture(scope="session")

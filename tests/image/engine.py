@@ -148,6 +148,15 @@ class Engine:
                 self.podman("rm", "--force", "--ignore", "--time=0", name)
                 process.communicate()
 
+    def release(self) -> None:
+        """Unmount what buildah and podman leave mounted, and forget that it was, as a reboot does; images stay."""
+        if self.storage is None:
+            return
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in sorted((place for place in mounts if place.startswith(f"{self.storage}/")), reverse=True):
+            _succeed(["umount", place])
+        shutil.rmtree(self.storage / "run", ignore_errors=True)
+
 
 def _pip_settings() -> str:
     index = {name: os.environ.get(f"PIP_{name.upper()}") for name in ("index_url", "extra_index_url")}
