@@ -128,14 +128,14 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
         from runner.handlers.compare import CompareHandler
         from runner.handlers.process import ProcessHandler
         from runner.images.fetch import Fetcher
-        from runner.queue.client import connect
+        from runner.queue.client import close, connect
         from runner.queue.heartbeat import Heartbeat
         from runner.settle import Settler
         from runner.store.results import AnswerWatch, ResultStore
 
         stop.progress()
         redis = connect(settings)
-        stack.callback(redis.close)
+        stack.callback(close, redis)
         stop.progress()
         checked.result()
         queues = _sources(settings, redis, owner)

@@ -54,6 +54,7 @@ def connect(settings: Settings) -> Redis:
     """
     address = parse_url(settings.redis_url)
     patience = Patience(settings.connect_seconds)
+    client: Any = None
     try:
         client = patience.call(lambda: _open(address))
         plain: Callable[..., Any] = client.execute_command
@@ -64,11 +65,24 @@ def connect(settings: Settings) -> Redis:
         if address.kind != "cluster":  # whose topology has just been read
             client.ping()
     except (ValueError, TypeError) as error:
+        close(client)
         raise SettingsError(
             f"REDIS_URL cannot be used ({type(error).__name__}): check its host, port and parameters"
         ) from None
+    except BaseException:
+        close(client)
+        raise
     ready: Redis = client
     return ready
+
+
+def close(client: Redis | None) -> None:
+    """Close every connection of what `connect` returned, those to the sentinels too, which redis-py leaves open."""
+    if client is None:
+        return
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    for one in (client, *(manager.sentinels if manager else ())):
+        one.close()
 
 
 @dataclass(frozen=True, slots=True, repr=False)

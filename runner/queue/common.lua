@@ -7,7 +7,6 @@
 --   ID:since     when it left the list
 --   ID:reason    why it was last put off
 --   ID:spared    there after a release: the next claim is not counted
---   ID:hastened  the moment that a take-over has moved its end to
 --
 -- A Redis that is full (maxmemory) refuses a script's first write if that needs memory, and none after another
 -- write was made. So each script frees first: leases are kept and settled on a full Redis too.
@@ -27,7 +26,7 @@ end
 local function forget(leases, claimed, id)
     redis.call('ZREM', leases, id)
     redis.call('HDEL', claimed, id .. ':payload', id .. ':attempts', id .. ':holder', id .. ':since', id .. ':reason',
-        id .. ':spared', id .. ':hastened')
+        id .. ':spared')
 end
 
 local function forget_letter(dead, index, id)

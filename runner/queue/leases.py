@@ -200,17 +200,15 @@ class LeaseQueue:
         return bool(done)
 
     def take_over(self) -> int:
-        """Bring the leases of earlier processes of the same named owner forward; return how many.
+        """Let the leases of earlier processes of the same named owner fall due at once; return how many.
 
-        Those of this place (a pod runs one process at a time) fall due at once. Those of another fall due half a
-        lease after they were last renewed: a holder that lives after all renews before, and keeps them.
+        A Kubernetes Job runs one pod at a time, so they are dead. One that lives after all (on a node that was given
+        up as lost) is fenced: the next claim has another holder.
         """
-        place, _, _ = self.owner.rpartition("/")
-        job, _, _ = place.rpartition("/")
+        job, _, _ = self.owner.rpartition("/")[0].rpartition("/")
         if not job:
             return 0
-        args: list[str | float] = [f"{self.owner}#", f"{place}/", f"{job}/", _milliseconds(self.lease_seconds)]
-        return int(Script(self._client, "take_over")(self._held, args))
+        return int(Script(self._client, "take_over")(self._held, [f"{self.owner}#", f"{job}/"]))
 
     def counts(self) -> Counts:
         """Return how the list stands."""

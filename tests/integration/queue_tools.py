@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runner.queue import keys
+from runner.queue import client, keys
 from runner.queue.leases import LeaseQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    import pytest
     from redis import Redis
+
+    from runner.settings import Settings
 
 LEASE_SECONDS = 30.0
 NAME = "process"
@@ -21,6 +24,23 @@ def queue_of(
     redis: Redis, owner: str, *, name: str = NAME, lease_seconds: float = LEASE_SECONDS, max_attempts: int = 3
 ) -> LeaseQueue:
     return LeaseQueue(redis, name, owner=owner, lease_seconds=lease_seconds, max_attempts=max_attempts)
+
+
+def closing_clients(monkeypatch: pytest.MonkeyPatch, module: str) -> Iterator[None]:
+    """Close in the end what `connect` of a module has returned meanwhile.
+
+    A client that the collector finds first warns, in whichever test that happens.
+    """
+    clients: list[Redis] = []
+
+    def noted(settings: Settings) -> Redis:
+        clients.append(client.connect(settings))
+        return clients[-1]
+
+    monkeypatch.setattr(f"{module}.connect", noted)
+    yield
+    for one in clients:
+        client.close(one)
 
 
 def push(redis: Redis, payloads: Iterable[bytes], name: str = NAME) -> None:
@@ -33,10 +53,6 @@ def pass_time(redis: Any, seconds: float, name: str = NAME) -> None:
     past = round(seconds * 1000)
     for lease_id, score in redis.zrange(keys.leases(name), 0, -1, withscores=True):
         redis.zadd(keys.leases(name), {lease_id: score - past})
-        hastened = lease_id + b":hastened"
-        moment = redis.hget(keys.claimed(name), hastened)
-        if moment is not None:
-            redis.hset(keys.claimed(name), hastened, int(moment) - past)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from runner.queue import heartbeat as heartbeat_module
 from runner.queue.client import connect
 from runner.queue.heartbeat import Heartbeat
 from runner.settings import load
-from tests.integration.queue_tools import pass_time, push, queue_of
+from tests.integration.queue_tools import closing_clients, pass_time, push, queue_of
 from tests.integration.redis_topologies import Relay
 
 if TYPE_CHECKING:
@@ -140,6 +140,10 @@ def test_a_lease_counts_from_before_its_claim(redis: Redis) -> None:
 
 
 class TestRedisAway:
+    @pytest.fixture(autouse=True)
+    def _closed_at_the_end(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        yield from closing_clients(monkeypatch, __name__)
+
     @pytest.fixture
     def relay(self) -> Iterator[Relay]:
         with EmbeddedRedis() as server, Relay(lambda: server.port) as relay:

@@ -79,7 +79,6 @@ class Job:
     holder: str = ""
     due: float = 0.0
     spared: bool = False
-    hastened: float | None = None
     expired_letter: bool = False
     stored: int = 0
 
@@ -219,22 +218,11 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 2))
     def take_over(self, number: int) -> None:
         process = self.processes[number]
-        own, place = f"{process.queue.owner}#", f"{process.place}/"
-        named = process.place.startswith("job/")
-        for job in self._leased():
-            if not named or not job.holder or job.holder.startswith(own):
-                continue
-            if job.holder.startswith(place):
-                wanted = self.now
-            elif job.holder.startswith("job/") and job.hastened != job.due:
-                self.orderly = False  # that pod may live
-                wanted = max(self.now, job.due - LEASE / 2)
-            else:
-                continue
-            if wanted < job.due:
-                job.due = job.hastened = wanted
-        if named and any(zombie.place == process.place and zombie.held for zombie in self.zombies):
-            self.orderly = False  # a zombie may live
+        if process.place.startswith("job/"):
+            for job in self._leased():
+                if job.holder.startswith("job/") and not job.holder.startswith(f"{process.queue.owner}#"):
+                    self.orderly = False  # that process may live
+                    job.due = min(job.due, self.now)
         process.queue.take_over()
 
     @precondition(lambda self: self._all_held())
@@ -350,8 +338,6 @@ class QueueMachine(RuleBasedStateMachine):
             # What really passed meanwhile is taken back, or it would decide which of two leases comes first.
             due = round((moment + job.due - self.now) * 1000) - 5
             self.redis.zadd(keys.leases(NAME), {job.lease_id: due})
-            if job.hastened == job.due:
-                self.redis.hset(keys.claimed(NAME), f"{job.lease_id}:hastened", due)
 
     @invariant()
     def the_queue_tells_the_same(self) -> None:

@@ -307,44 +307,28 @@ def test_a_clock_that_leaps_ahead_costs_an_attempt_and_loses_nothing(redis: Redi
 class TestTakeOver:
     JOB = "job-1"
 
-    def test_a_dead_process_of_the_same_place_at_once(self, redis: Redis) -> None:
+    @pytest.mark.parametrize("replacement", ["job-1/pod-a/2", "job-1/pod-b/2"])
+    def test_whoever_replaces_a_dead_process_of_the_job_takes_over_at_once(
+        self, redis: Redis, replacement: str
+    ) -> None:
         push(redis, [b"one"])
-        dead, next_ = queue_of(redis, "job-1/pod/1"), queue_of(redis, "job-1/pod/2")
+        dead, next_ = queue_of(redis, "job-1/pod-a/1"), queue_of(redis, replacement)
         lease = dead.claim(1)[0]
         assert next_.take_over() == 1
-        assert [(again.id, again.attempts) for again in next_.claim(1)] == [(lease.id, 2)]
-        assert dead.acknowledge(lease) is False
-
-    def test_another_pod_of_the_job_half_a_lease_after_the_last_renewal(self, redis: Redis) -> None:
-        push(redis, [b"one"])
-        dead, next_ = queue_of(redis, "job-1/pod-a/1"), queue_of(redis, "job-1/pod-b/2")
-        dead.claim(1)
-        pass_time(redis, 10)
-        assert next_.take_over() == 1
-        assert 4 < next_.leased()[0].due_seconds <= 5
         assert next_.take_over() == 0, "a repetition brings nothing further forward"
-        assert queue_of(redis, "job-1/pod-c/3").take_over() == 0, "nor does a third pod"
-        pass_time(redis, 5)
-        assert len(next_.claim(1)) == 1
+        assert [(again.id, again.attempts) for again in next_.claim(1)] == [(lease.id, 2)]
 
-    def test_another_pod_that_has_been_silent_for_long_is_taken_over_at_once(self, redis: Redis) -> None:
-        push(redis, [b"one"])
-        queue_of(redis, "job-1/pod-a/1").claim(1)
-        pass_time(redis, 16)
-        next_ = queue_of(redis, "job-1/pod-b/2")
-        assert next_.take_over() == 1
-        assert len(next_.claim(1)) == 1
-
-    def test_a_living_sibling_keeps_its_leases(self, redis: Redis) -> None:
-        push(redis, [b"one"])
-        living, next_ = queue_of(redis, "job-1/pod-a/1"), queue_of(redis, "job-1/pod-b/2")
-        lease = living.claim(1)[0]
-        for _ in range(5):
-            next_.take_over()
-            pass_time(redis, 10)  # the heartbeat's pause
-            assert next_.claim(1) == []
-            assert living.renew([lease]) == []
-        assert living.acknowledge(lease) is True
+    def test_one_that_lives_after_all_is_fenced(self, redis: Redis) -> None:
+        push(redis, [b"one", b"two"])
+        lost, next_ = queue_of(redis, "job-1/pod-a/1"), queue_of(redis, "job-1/pod-b/2")
+        taken, kept = lost.claim(2)
+        next_.take_over()
+        again = next_.claim(1)[0]
+        assert again.id == taken.id
+        assert lost.renew([taken, kept]) == [taken]
+        assert lost.acknowledge(taken) is False
+        assert lost.acknowledge(kept) is True
+        assert next_.acknowledge(again) is True
 
     @pytest.mark.parametrize("stranger", ["job-10/pod/1", "job-2/pod/1", "pod/1", "job%2F1/pod/1", "job"])
     def test_strangers_are_left_alone(self, redis: Redis, stranger: str) -> None:

@@ -19,7 +19,7 @@ from runner.queue.client import connect
 from runner.queue.letters import DeadLetters, Requeued
 from runner.settings import Settings, load
 from runner.store.results import ResultStore
-from tests.integration.queue_tools import push, queue_of
+from tests.integration.queue_tools import closing_clients, push, queue_of
 from tests.integration.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context, wait_until
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 SECRET = "correct horse@battery/staple,%"  # all that a URL must have quoted
 PAGE = Path(__file__).parents[2] / "docs" / "queue.md"
+
+
+@pytest.fixture(autouse=True)
+def _closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    yield from closing_clients(monkeypatch, __name__)
 
 
 def settings_of(url: str, seconds: str = "15") -> Settings:
