@@ -60,6 +60,7 @@ class Drain:
         compute_threads: int,
         settler: Settler,
         stop: Stop,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._queues = queues
@@ -69,6 +70,9 @@ class Drain:
         self._ahead = compute_threads + READ_AHEAD
         self._settler = settler
         self._stop = stop
+        self._prepare = prepare
+        self._prepared = False
+        self._unbegun: dict[str, list[AnyTask]] = {}  # the first jobs, until everything is prepared
         self._started = time.monotonic()
         self._claimed = 0
         self._waiting: deque[AnyTask] = deque()  # accepted, not begun
@@ -90,6 +94,7 @@ class Drain:
         self._stop.wake = lambda: self._events.put(None)
         for number in range(READERS):
             threading.Thread(target=self._reader, name=f"reader-{number}", daemon=True).start()
+        self._start_ahead()
         while True:
             self._stop.progress()
             self._claim()
@@ -105,6 +110,19 @@ class Drain:
                 self._conclude()
             elif reason := self._reason_to_leave():
                 return reason
+
+    def _start_ahead(self) -> None:
+        """Let the first jobs be read and computed while `prepare` makes ready what they are stored with."""
+        self._claim()
+        self._start_reads()
+        self._prepare()
+        self._prepared = True
+        for name, tasks in self._unbegun.items():
+            self._settler.begin(name, tasks)
+            for task in [task for task in tasks if task in self._waiting and task.error is not None]:
+                self._waiting.remove(task)
+                self._finish(task)
+        self._unbegun.clear()
 
     # Claiming
 
@@ -149,7 +167,11 @@ class Drain:
     def _accept(self, name: str, leases: Sequence[Lease]) -> None:
         tasks = self._settler.hold(leases)
         self._claimed = min(self._settings.max_jobs, self._claimed + sum(not task.again for task in tasks))
-        self._settler.accept(name, tasks)
+        able = self._settler.decode(name, tasks)
+        if self._prepared:
+            self._settler.begin(name, able)
+        else:
+            self._unbegun[name] = able
         for task in tasks:
             if task.error is None:
                 self._waiting.append(task)

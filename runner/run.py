@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runner import logs
@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from runner.faces.engine import Engine
     from runner.queue.source import LeaseSource
     from runner.settings import Settings
+    from runner.store.stores import Stores
     from runner.tasks import Handler
 
 T = TypeVar("T")
 
 M_ARENA_MAX = -8  # malloc.h of glibc
+# How long a thread waits for the interpreter before it asks for it: in the start-up, and afterwards (Python's own).
+START_UP_SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.005
 
 # After RUNNER_DRAIN_SECONDS (8): how long the drain may take to end, then to give back what it holds. With both, a
 # run is gone within 10 s of SIGTERM, whatever it was doing.
@@ -106,7 +110,9 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
     """Open everything, drain the lists, and close everything, also after a failure.
 
     Imports hold the interpreter, so they stand one after the other, in the order in which something slow can begin
-    behind them: the model loads and the databases connect, in threads of their own, while the next ones are imported.
+    behind them: the model loads in a thread of its own, then the first jobs are read and computed, and PostgreSQL's
+    driver, a quarter of all imports, comes last. Jobs that were taken before it is known that their outcome can be
+    stored are given back where it cannot.
     """
     _spare_start_up()
     from runner.faces.engine import Engine
@@ -115,15 +121,19 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
     from runner.faces.hardware import thread_count
     from runner.faces.pack import read_manifest
     from runner.queue.leases import owner_name
-    from runner.store.stores import Stores
 
     if settings.job:
         settings = replace(settings, max_jobs=settings.max_attempts)  # each retry of it is a claim
     model = read_manifest(settings.model_dir).model
     owner = owner_name(settings.owner)
     with ExitStack() as stack:
-        stores = stack.enter_context(Stores(settings, model, application_name=f"spottmee-worker {owner}"))
-        checked = _in_background(stores.check, "stores")
+
+        @cache
+        def stores() -> Stores:
+            from runner.store.stores import Stores
+
+            return stack.enter_context(Stores(settings, model, application_name=f"spottmee-worker {owner}"))
+
         from runner.drain import Drain
         from runner.handlers.compare import CompareHandler
         from runner.handlers.process import ProcessHandler
@@ -137,7 +147,6 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
         redis = connect(settings)
         stack.callback(close, redis)
         stop.progress()
-        checked.result()
         queues = _sources(settings, redis, owner)
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         fetcher = Fetcher.from_settings(settings)
@@ -159,8 +168,8 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
             compute_threads=thread_count(settings.threads),
             settler=settler,
             stop=stop,
+            prepare=partial(_prepare, stores),
         )
-        _collect_from_now_on()
         held.abandon = settler.abandon
         stop.begin()
         if settings.owner:
@@ -206,6 +215,9 @@ def _spare_start_up() -> None:
     """Leave out of the start-up what no run needs: a fifth of the processor time of all imports."""
     # What imports make stays: the collector would look through it a dozen times.
     gc.disable()
+    # Imports keep the interpreter busy, and a thread that comes back from native code waits this long for it, every
+    # time: the model took 160 instead of 60 ms to load behind them.
+    sys.setswitchinterval(START_UP_SWITCH_SECONDS)
     # numpy's BLAS would start a thread for every core of the node, each with a buffer; no run multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # glibc gives every thread a heap, which keeps the most it ever held: 40 MiB over 40 photos of 12 megapixels.
@@ -213,8 +225,11 @@ def _spare_start_up() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def _collect_from_now_on() -> None:
-    """Collect garbage as usual, without ever looking at what the start-up made: not at the exit either."""
+def _prepare(stores: Callable[[], Stores]) -> None:
+    """Import what talks to PostgreSQL, connect and check; the start-up is over after it."""
+    stores().check()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    # Collect garbage as usual, without ever looking at what the start-up made: not at the exit either.
     gc.freeze()
     gc.enable()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +80,8 @@ class Settler:
         self._held.update(tasks)
         return tasks
 
-    def accept(self, name: str, tasks: Sequence[AnyTask]) -> None:
-        """Let the handler of the list decode the jobs and begin them; what cannot go on gets its `error`.
-
-        What fails as a batch is begun one by one, so that no job hurts another.
-        """
+    def decode(self, name: str, tasks: Sequence[AnyTask]) -> list[AnyTask]:
+        """Let the handler of the list decode the jobs; return what can begin. The others have their `error`."""
         for task in tasks:
             if task.lease.attempts > self._settings.max_attempts:
                 task.error = PoisonJobError(f"it ended {task.lease.attempts - 1} of its runners")
@@ -92,14 +89,24 @@ class Settler:
                 task.error = InvalidJobError(f"the payload is larger than a runner takes: {task.lease.bytes} bytes")
             if task.error is not None and task.lease.truncated:
                 task.error.subject = subject(name, task.lease.payload)
+        self._each(self._handlers[name].decode, tasks)
+        return [task for task in tasks if task.error is None]
+
+    def begin(self, name: str, tasks: Sequence[AnyTask]) -> None:
+        """Let the handler write that work has begun; what turns out to be in vain gets its `error`."""
+        if tasks:
+            self._each(self._handlers[name].begin, tasks)
+
+    def _each(self, work: Callable[[Sequence[AnyTask]], None], tasks: Sequence[AnyTask]) -> None:
+        """Do `work` on all tasks; what fails as a batch is done one by one, so that no job hurts another."""
         try:
-            self._handlers[name].accept(tasks)
+            work(tasks)
         except RunnerError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever one job's data did to the batch
             if len(tasks) > 1:
                 for task in tasks:
-                    self.accept(name, [task])
+                    self._each(work, [task])
             else:
                 tasks[0].error = tasks[0].error or job_error(tasks[0], error)
 

@@ -72,8 +72,12 @@ class Conclusion(Enum):
 class Handler(Protocol[Job]):
     """One kind of job."""
 
-    def accept(self, tasks: Sequence[Task[Job]]) -> None:
-        """Decode the payloads and write that work has begun; what cannot go on gets its `error`."""
+    def decode(self, tasks: Sequence[Task[Job]]) -> None:
+        """Decode the payloads; what is no valid job gets its `error`. Needs no server."""
+        ...
+
+    def begin(self, tasks: Sequence[Task[Job]]) -> None:
+        """Write that work on these has begun; what turns out to be in vain gets its `error`."""
         ...
 
     def read(self, task: Task[Job]) -> bytes:

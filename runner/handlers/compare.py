@@ -27,24 +27,28 @@ class CompareHandler:
         self,
         results: ResultStore,
         watch: AnswerWatch,
-        store: Stores,
+        stores: Callable[[], Stores],
         owns: Callable[[Lease], bool],
     ) -> None:
         self._results = results
         self._watch = watch
-        self._store = store
+        self._stores = stores
         self._owns = owns
         # A job that was pushed twice has two tasks and one answer.
         self._unconfirmed: dict[str, list[Task[CompareJob]]] = {}
 
-    def accept(self, tasks: Sequence[Task[CompareJob]]) -> None:
-        """Decode the payloads, and set the results that begin to PROCESSING."""
+    def decode(self, tasks: Sequence[Task[CompareJob]]) -> None:
+        """Decode the payloads; what is no valid job gets its `error`."""
         for task in tasks:
             try:
                 task.job = decode_compare(task.lease.payload)
             except InvalidJobError as error:
                 task.error = task.error or error
-            if task.job is not None and task.error is None:
+
+    def begin(self, tasks: Sequence[Task[CompareJob]]) -> None:
+        """Set the results to PROCESSING."""
+        for task in tasks:
+            if task.job is not None:
                 self._results.begin(task.job.job_id)
 
     def read(self, task: Task[CompareJob]) -> bytes:
@@ -77,7 +81,7 @@ class CompareHandler:
         if job is not None and task.error is None:
             if faces:
                 with task.stage("match"):
-                    found = self._store.match(_stack(faces), job.stored_ids, job.threshold)
+                    found = self._stores().match(_stack(faces), job.stored_ids, job.threshold)
                 scores, with_embeddings = found.scores, found.with_embeddings
             else:
                 task.error = NoFaceInSelfieError()
@@ -86,7 +90,7 @@ class CompareHandler:
         return matched, {
             "scores": {photo_id: round(scores[photo_id], 6) for photo_id in matched},
             "faces": len(faces or ()),
-            "model": self._store.model,
+            "model": self._stores().model,
             "threshold": job.threshold if job else None,
             "stored_ids": len(job.stored_ids) if job else None,
             "with_embeddings": with_embeddings,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import InvalidJobError, PhotoGoneError, UnstorableError
 from runner.jobs import ProcessJob, decode_process
-from runner.store.photos import Stored
+from runner.store.stored import Stored
 from runner.tasks import Conclusion, Task
 
 if TYPE_CHECKING:
@@ -28,21 +28,23 @@ _CONCLUSIONS = {
 class ProcessHandler:
     """UPLOADED → PROCESSING → READY, NO_FACES_FOUND or FAILED."""
 
-    def __init__(self, store: Stores, fetcher: Fetcher, owns: Callable[[Lease], bool]) -> None:
-        self._store = store
+    def __init__(self, stores: Callable[[], Stores], fetcher: Fetcher, owns: Callable[[Lease], bool]) -> None:
+        self._stores = stores
         self._fetcher = fetcher
         self._owns = owns
 
-    def accept(self, tasks: Sequence[Task[ProcessJob]]) -> None:
-        """Decode the payloads, and set the photos that begin to PROCESSING in one statement."""
+    def decode(self, tasks: Sequence[Task[ProcessJob]]) -> None:
+        """Decode the payloads; what is no valid job gets its `error`."""
         for task in tasks:
             try:
                 task.job = decode_process(task.lease.payload)
             except InvalidJobError as error:
                 task.error = task.error or error
-        beginning = [task for task in tasks if task.job is not None and task.error is None]
-        existing = self._store.begin([task.job.photo_id for task in beginning if task.job])
-        for task in beginning:
+
+    def begin(self, tasks: Sequence[Task[ProcessJob]]) -> None:
+        """Set the photos to PROCESSING in one statement; where a photo is deleted, its task gets its `error`."""
+        existing = self._stores().begin([task.job.photo_id for task in tasks if task.job])
+        for task in tasks:
             if task.job and task.job.photo_id not in existing:
                 task.error = PhotoGoneError()
 
@@ -72,7 +74,7 @@ class ProcessHandler:
 
     def _store_batch(self, batch: dict[str, Task[ProcessJob]]) -> dict[Task[ProcessJob], Conclusion]:
         outcomes = {photo_id: task.faces if task.error is None else None for photo_id, task in batch.items()}
-        stored = self._store.store(outcomes, lambda photo_id: self._owns(batch[photo_id].lease))
+        stored = self._stores().store(outcomes, lambda photo_id: self._owns(batch[photo_id].lease))
         for photo_id, task in batch.items():
             if stored[photo_id] is Stored.REFUSED:
                 task.error = UnstorableError()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import psycopg
 
 from runner.errors import SettingsError
 from runner.store.database import is_transient
+from runner.store.stored import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,17 +98,6 @@ class PhotoTable:
             _FINISH, (list(statuses), [str(status) for status in statuses.values()])
         ).fetchall()
         return {row[0] for row in rows}
-
-
-class Stored(Enum):
-    """What became of the outcome of one photo."""
-
-    STORED = "stored"  # embeddings written, READY
-    NO_FACES = "no_faces"  # no embeddings, NO_FACES_FOUND
-    FAILED = "failed"  # no embeddings written, FAILED unless an earlier success stands
-    REFUSED = "refused"  # as FAILED, because the database refuses the data of this photo
-    GONE = "gone"  # the photo was deleted: nothing of it is stored any more
-    LOST = "lost"  # the lease is another runner's: nothing was done
 
 
 def store_photos(

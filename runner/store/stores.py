@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from runner.store import schema
 from runner.store.database import Database, retrying
 from runner.store.embeddings import EmbeddingStore, FaceLike, Matches
-from runner.store.photos import PhotoTable, Stored, store_photos
+from runner.store.photos import PhotoTable, store_photos
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runner.settings import Settings
+    from runner.store.stored import Stored
 
 T = TypeVar("T")
 

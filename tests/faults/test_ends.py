@@ -123,7 +123,10 @@ def test_sigterm_while_a_server_is_away_at_the_start(world: World, server: str, 
     assert process.poll() is None
     process.terminate()
     ended = end(process, DRAIN_SECONDS + REST_SECONDS)
-    assert (ended.code, ended.summary["reason"], ended.summary["claimed"]) == (0, "signal", 0), ended.errors
+    assert (ended.code, ended.summary["reason"], ended.summary["unsettled"]) == (0, "signal", 0), ended.errors
+    # What was taken ahead of PostgreSQL is given back.
+    assert ended.summary["claimed"] == ended.summary["released"]
+    assert (ended.summary["claimed"] == 0) == (server == "redis_gate")
 
 
 @pytest.mark.parametrize("state", [State.SHUT, State.DARK])

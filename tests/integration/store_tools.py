@@ -9,7 +9,7 @@ import numpy as np
 
 from runner.store.database import connect
 from runner.store.embeddings import EmbeddingStore
-from runner.store.photos import PhotoTable, Stored, store_photos
+from runner.store.photos import PhotoTable, store_photos
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from psycopg import Connection
+
+    from runner.store.stored import Stored
 
 MODEL = "buffalo_sc"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from runner.drain import Drain
-from runner.errors import ModelError, StuckError
+from runner.errors import ModelError, PhotoGoneError, SchemaError, StuckError
 from runner.queue.heartbeat import Heartbeat
 from runner.settings import load
 from runner.settle import Settler
@@ -38,6 +38,13 @@ class Reader(Recorder):
         self.lock = threading.Lock()
         self.open: set[bytes] = set()
         self.seen_together: list[set[bytes]] = []
+        self.begin_in_vain: set[bytes] = set()
+
+    def begin(self, tasks: Any) -> None:
+        super().begin(tasks)
+        for task in tasks:
+            if task.lease.payload in self.begin_in_vain:
+                task.error = PhotoGoneError()
 
     def read(self, task: AnyTask) -> bytes:
         with self.lock:
@@ -65,6 +72,7 @@ class Bench:
         self.compute: Callable[[Load], Future[list[Any]]] = self._at_once
         self.last: list[str] = []
         self.decoded: list[bytes] = []
+        self.prepare: Callable[[], None] = lambda: None
 
     def _at_once(self, load: Load) -> Future[list[Any]]:
         future: Future[list[Any]] = Future()
@@ -94,6 +102,7 @@ class Bench:
                 compute_threads=2,
                 settler=self.settler,
                 stop=stop,
+                prepare=self.prepare,
             )
             stop.begin()
             before()
@@ -127,6 +136,49 @@ def test_no_more_is_claimed_than_it_may(redis: Redis) -> None:
     assert bench.run() == "max_jobs"
     assert bench.endings() == {"succeeded": 13}
     assert len(places(redis).waiting) == 17
+
+
+def test_the_first_jobs_are_read_and_computed_while_the_stores_are_prepared(redis: Redis) -> None:
+    push(redis, [f"{number}".encode() for number in range(20)])
+    bench = Bench(redis)
+    begun_before: list[list[bytes]] = []
+
+    def prepare() -> None:
+        while len(bench.decoded) < 2:
+            time.sleep(0.001)
+        begun_before.extend(bench.handler.batches)
+
+    bench.prepare = prepare
+    assert bench.run() == "empty"
+    assert begun_before == []  # nothing is written before it is known that it can be
+    assert bench.endings() == {"succeeded": 20}
+
+
+def test_what_was_taken_before_the_stores_are_refused_can_be_given_back(redis: Redis) -> None:
+    push(redis, [f"{number}".encode() for number in range(20)])
+    bench = Bench(redis)
+
+    def prepare() -> None:
+        raise SchemaError("it has none")
+
+    bench.prepare = prepare
+    with pytest.raises(SchemaError):
+        bench.run()
+    bench.settler.abandon()
+    assert bench.endings() == {"released": bench.settings.claim_size}
+    again = queue_of(redis, "there/1").claim(20)
+    assert {lease.attempts for lease in again} == {1}  # what was given back is not counted
+    assert bench.handler.stored == {}
+
+
+def test_what_is_begun_in_vain_ends_as_that_whether_it_was_read_or_not(redis: Redis) -> None:
+    push(redis, [f"{number}".encode() for number in range(8)])
+    bench = Bench(redis)
+    gone = {b"0", b"7"}  # the first is being read by then, the last is not
+    bench.handler.begin_in_vain = gone
+    assert bench.run() == "empty"
+    assert bench.endings() == {"succeeded": 8}
+    assert {payload for payload, word in bench.handler.stored.items() if word == "photo_gone"} == gone
 
 
 def test_what_may_have_ended_its_runners_is_done_beside_nothing_else(redis: Redis) -> None:

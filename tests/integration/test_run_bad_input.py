@@ -182,12 +182,22 @@ def test_a_photo_whose_job_has_no_usable_url_fails(service: Service) -> None:
 
 
 def test_an_unknown_photo_stores_nothing_and_is_no_fault(service: Service, server: OddServer) -> None:
+    service.api.upload({"known": server.url("one pixel.png")})
     service.redis.rpush(PROCESS, json.dumps({"id": "deleted", "imageUrl": server.url("ada.jpg")}))
     before = len(server.requests)
-    ended = service.run()
+    ended = service.run(RUNNER_CLAIM_SIZE="1")  # only what is claimed at the very start is fetched ahead
     assert [line["reason"] for line in ended.lines(photo="deleted")] == ["photo_gone"]
     assert service.faces("deleted") == 0
-    assert len(server.requests) == before  # nothing is fetched for nobody
+    assert server.requests[before:] == ["/one pixel.png"]  # nothing is fetched for nobody
+    assert service.leftovers() == {}
+
+
+def test_what_is_fetched_ahead_for_a_deleted_photo_is_not_stored(service: Service, server: OddServer) -> None:
+    for name in ("ada.jpg", "status/500", "status/404"):
+        service.redis.rpush(PROCESS, json.dumps({"id": f"deleted {name}", "imageUrl": server.url(name)}))
+    ended = service.run()
+    assert ended.summary["buried"] == 0
+    assert service.faces("deleted ada.jpg") == 0
     assert service.leftovers() == {}
 
 

@@ -46,7 +46,10 @@ class Recorder:
             if (error := self.refuse(task)) is not None:
                 raise error
 
-    def accept(self, tasks: Sequence[AnyTask]) -> None:
+    def decode(self, tasks: Sequence[AnyTask]) -> None:
+        """Every payload is a job."""
+
+    def begin(self, tasks: Sequence[AnyTask]) -> None:
         self._meet(tasks)
 
     def read(self, task: AnyTask) -> bytes:
@@ -116,7 +119,7 @@ def _bad(error: Exception) -> Callable[[AnyTask], Exception | None]:
 def test_one_job_that_cannot_be_begun_leaves_the_others_alone(bench: Bench) -> None:
     tasks = bench.held(b"a", b"bad", b"c")
     bench.handler.refuse = _bad(ValueError("secret"))
-    bench.settler.accept(NAME, tasks)
+    bench.settler.begin(NAME, bench.settler.decode(NAME, tasks))
     assert [type(task.error) for task in tasks] == [type(None), UnexpectedJobError, type(None)]
     assert "secret" not in str(tasks[1].error)
     assert bench.handler.batches == [[b"a", b"bad", b"c"], [b"a"], [b"bad"], [b"c"]]
@@ -171,7 +174,7 @@ def test_what_becomes_of_a_failure(
 
 def test_a_job_that_has_ended_its_runners_is_not_begun_again(bench: Bench) -> None:
     (task,) = bench.held(b"job", attempt=4)
-    bench.settler.accept(NAME, [task])
+    assert bench.settler.decode(NAME, [task]) == []
     assert task.error is not None
     assert task.error.word == "too_many_attempts"
 
@@ -184,7 +187,7 @@ def test_an_error_that_ends_the_run_leaves_everything_to_be_given_back(bench: Be
     with pytest.raises(DatabaseUnreachableError):
         bench.settler.conclude(tasks[1:3])
     with pytest.raises(DatabaseUnreachableError):
-        bench.settler.accept(NAME, tasks[3:])
+        bench.settler.begin(NAME, tasks[3:])
     bench.settler.abandon()
     assert bench.endings() == {"succeeded": 1, "released": 3}
     assert bench.summary.unsettled == 0

@@ -10,7 +10,7 @@ import pytest
 
 from runner import settings
 from runner.store.database import is_transient
-from runner.store.photos import Stored
+from runner.store.stored import Stored
 from runner.store.stores import Stores
 from runner.store.sweep import sweep
 from tests.integration.proxy import Proxy, Verdict

@@ -13,7 +13,8 @@ from runner.demo import api
 from runner.errors import SettingsError
 from runner.store import schema
 from runner.store.embeddings import EmbeddingStore
-from runner.store.photos import PhotoStatus, PhotoTable, Stored
+from runner.store.photos import PhotoStatus, PhotoTable
+from runner.store.stored import Stored
 from tests.integration.store_tools import (
     MODEL,
     Face,
