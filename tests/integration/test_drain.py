@@ -112,6 +112,23 @@ class Bench:
         return {str(ending): count for ending, count in self.summary.endings.items() if count}
 
 
+def computing_after(event: threading.Event) -> Callable[[Load], Future[list[Any]]]:
+    """Return what computes nothing before `event` is set, each photo in a thread of its own."""
+
+    def compute(load: Load) -> Future[list[Any]]:
+        future: Future[list[Any]] = Future()
+
+        def work() -> None:
+            event.wait()
+            load()
+            future.set_result([])
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+    return compute
+
+
 @pytest.fixture
 def stuck_for_ever() -> Iterator[threading.Event]:
     """An event that nobody sets before the test is over."""
@@ -229,17 +246,6 @@ def test_a_signal_gives_back_what_has_not_begun_and_finishes_the_rest(redis: Red
     bench = Bench(redis, RUNNER_MAX_JOBS="1000", RUNNER_CLAIM_SIZE="40")
     going_on = threading.Event()
 
-    def compute(load: Load) -> Future[list[Any]]:
-        future: Future[list[Any]] = Future()
-
-        def work() -> None:
-            going_on.wait()
-            load()
-            future.set_result([])
-
-        threading.Thread(target=work, daemon=True).start()
-        return future
-
     def signals() -> None:
         while not bench.handler.open:
             time.sleep(0.01)
@@ -247,7 +253,7 @@ def test_a_signal_gives_back_what_has_not_begun_and_finishes_the_rest(redis: Red
         time.sleep(0.3)
         going_on.set()
 
-    bench.compute = compute
+    bench.compute = computing_after(going_on)
     assert bench.run(before=threading.Thread(target=signals, daemon=True).start) == "signal"
     endings = bench.endings()
     assert endings["succeeded"] == len(bench.handler.stored) <= 8
@@ -289,17 +295,6 @@ def test_a_lease_that_was_lost_meanwhile_is_not_begun(redis: Redis) -> None:
     bench = Bench(redis, RUNNER_CLAIM_SIZE="30", RUNNER_MAX_JOBS="30")
     going_on = threading.Event()
 
-    def compute(load: Load) -> Future[list[Any]]:
-        future: Future[list[Any]] = Future()
-
-        def work() -> None:
-            going_on.wait()
-            load()
-            future.set_result([])
-
-        threading.Thread(target=work, daemon=True).start()
-        return future
-
     def steal() -> None:
         while not bench.handler.open:
             time.sleep(0.01)
@@ -308,7 +303,7 @@ def test_a_lease_that_was_lost_meanwhile_is_not_begun(redis: Redis) -> None:
         bench.settler._heartbeat.beat()
         going_on.set()
 
-    bench.compute = compute
+    bench.compute = computing_after(going_on)
     assert bench.run(before=threading.Thread(target=steal, daemon=True).start) == "max_jobs"
     assert bench.endings() == {"lost": 30}
     assert len({one for together in bench.handler.seen_together for one in together}) < 12
