@@ -3,7 +3,8 @@
 One coordinating thread (the caller's) talks to Redis and PostgreSQL. Reader threads fetch images, the engine's
 threads decode and compute, and the heartbeat renews the leases; they hand tasks back through one queue of events.
 What is in hand is bounded: a claim is made only when the readers would run dry, and a read is started only when
-few enough images are waiting for the engine.
+few enough images are waiting for the engine. Only the first claim is read and computed before its jobs are begun:
+what stores them is still being made ready then.
 """
 
 from __future__ import annotations
