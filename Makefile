@@ -26,12 +26,14 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(BAKED): $(INSTALLED)
+$(BAKED): $(INSTALLED) runner/faces/pack.py
 	@$(BIN)/python -c 'import pathlib, sys; from runner.faces.pack import read_manifest; read_manifest(pathlib.Path(sys.argv[1]))' $(MODEL) 2>/dev/null \
 		&& touch $@ || $(WORKER) models bake --pack $(PACK) --out $(MODEL)
 
 .PHONY: setup
 setup: $(BAKED) ## Make .venv with everything, and bake the default model pack
+	@# As pip does for every other package: where PYTHONDONTWRITEBYTECODE is set, each start would compile these again, 25 ms.
+	@$(BIN)/python -m compileall -q runner
 
 .PHONY: demo
 demo: setup ## Run the main job: real photos in, matches out (ALBUM=folder SELFIE=file for your own)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from runner.errors import RunnerError
 
 if TYPE_CHECKING:
+    from runner.faces.pack import Manifest
     from runner.settings import Settings
 
 
@@ -132,13 +133,22 @@ def _hardware(settings: Settings) -> str:
         providers=settings.providers,
         batch_size=settings.batch_size,
     ) as engine:
-        choice, threads = engine.choice, engine.threads
+        choice, threads, tuned = engine.choice, engine.threads, engine.tuned
     quota = cpu_quota()
     limit = f"a CPU limit of {quota:g}" if quota else "no CPU limit"
     best_form = "quick" if choice.word == "cpu" else "plain"
-    form = pack.read_manifest(settings.model_dir).form
+    manifest = pack.read_manifest(settings.model_dir)
+    form = manifest.form
     advice = "" if form == best_form else f"; the pack is baked {form}, and {best_form} suits {choice.word} better"
+    layout = "graphs as tuned when baking" if tuned else f"portable graphs{_why_portable(manifest, choice.word)}"
     return (
         f"{choice.word} ({choice.why}), {choice.batch_size} crops a call, {threads} threads "
-        f"({limit}, RUNNER_THREADS={settings.threads}){advice}"
+        f"({limit}, RUNNER_THREADS={settings.threads}), {layout}{advice}"
     )
+
+
+def _why_portable(manifest: Manifest, provider: str) -> str:
+    """Say why the graphs that open more quickly are not used, where they are there."""
+    if provider != "cpu" or not manifest.tuned_for:
+        return ""
+    return f", which open 20 ms more slowly: the pack was tuned for another machine ({manifest.tuned_for})"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,8 +22,8 @@ from runner.errors import CheckFailedError, ModelError
 from runner.faces import detector, pack, sources
 from runner.faces.alignment import CROP_SIZE
 from runner.faces.engine import Engine, Face
-from runner.faces.hardware import CPU
-from runner.faces.pack import Graph, Manifest
+from runner.faces.hardware import CPU, blocked_layout
+from runner.faces.pack import Files, Graph, Manifest
 from runner.faces.packs import KNOWN, KnownPack
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 DETECTION_SIZE = 640
+# Smaller tensors stay in the ONNX file: each one beside it is mapped by itself, in whole pages.
+LEAST_EXTERNAL_BYTES = 1024
 # How far from InsightFace's own answers a pack may be.
 MOST_PIXELS = 0.01
 LEAST_COSINE = 0.9999
@@ -89,22 +91,27 @@ def verify(folder: Path, *, source: str = "", sha256: str = "") -> dict[str, Any
 def prove(baked: Path, originals: Path, photos: dict[str, NDArray[np.uint8]] | None = None) -> dict[str, Any]:
     """Compare the pack in `baked` with InsightFace's `FaceAnalysis` over its original files, on sample photos.
 
-    Returns what was compared and how far apart the answers were at most. Raises `CheckFailedError`.
+    Both forms of its graphs are, where this machine can run both. Returns what was compared and how far apart the
+    answers were at most. Raises `CheckFailedError`.
     """
     photos = sample_images() if photos is None else photos
-    faces, pixels, cosine = 0, 0.0, 1.0
-    with quiet(), Engine.open(baked, threads=2, providers=("cpu",)) as engine:
+    with quiet():
         reference = reference_analysis(originals)
-        found = {name: engine.submit(partial(_itself, image)) for name, image in photos.items()}
-        for name, image in photos.items():
-            expected, ours = reference.get(image), found[name].result()
-            if len(expected) != len(ours):
-                raise CheckFailedError(f"{name}: InsightFace finds {len(expected)} faces, the baked pack {len(ours)}")
-            for their_face, our_face in zip(expected, ours, strict=True):
-                faces += 1
-                pixels = max(pixels, _apart(their_face, our_face))
-                cosine = min(cosine, float(np.dot(their_face.normed_embedding, our_face.embedding)))
-    # Not "pixels > …": a number that is none must not pass.
+        expected = {name: reference.get(image) for name, image in photos.items()}
+    forms, apart, alike = [], [], []
+    for tuned in (False, True):
+        with Engine.open(baked, threads=2, providers=("cpu",), tuned=tuned) as engine:
+            if engine.tuned != tuned:
+                continue
+            forms.append("tuned" if tuned else "portable")
+            found = {name: engine.submit(partial(_itself, image)) for name, image in photos.items()}
+            for name, future in found.items():
+                for theirs, ours in _pairs(name, expected[name], future.result()):
+                    apart.append(_apart(theirs, ours))
+                    alike.append(float(np.dot(theirs.normed_embedding, ours.embedding)))
+    faces = sum(map(len, expected.values()))
+    pixels, cosine = float(np.max(apart, initial=0)), float(np.min(alike, initial=1))
+    # Not "pixels > …", and numpy's extremes: a number that is none must not pass.
     if faces == 0 or not (pixels <= MOST_PIXELS and cosine >= LEAST_COSINE):
         raise CheckFailedError(
             f"the baked pack is not InsightFace's: over {faces} faces up to {pixels:.4f} px apart, cosine {cosine:.6f}"
@@ -112,9 +119,16 @@ def prove(baked: Path, originals: Path, photos: dict[str, NDArray[np.uint8]] | N
     return {
         "photos": len(photos),
         "faces": faces,
+        "forms": forms,
         "most_pixels_apart": round(pixels, 6),
         "least_cosine": round(cosine, 7),
     }
+
+
+def _pairs(name: str, expected: Sequence[Any], found: Sequence[Face]) -> Iterator[tuple[Any, Face]]:
+    if len(expected) != len(found):
+        raise CheckFailedError(f"{name}: InsightFace finds {len(expected)} faces, the baked pack {len(found)}")
+    return zip(expected, found, strict=True)
 
 
 def _itself(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -185,36 +199,37 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     finder, embedder = sources.load_graph(originals / detector_name), sources.load_graph(originals / known.recogniser)
     size = _detection_size(finder, detector_name)
     mean, deviation = _normalisation(embedder)
-    found = _bake_graph(finder, baked / "detector.onnx", (1, 3, size, size), plain=plain)
-    embedded = _bake_graph(embedder, baked / "recogniser.onnx", ("faces", 3, CROP_SIZE, CROP_SIZE), plain=plain)
+    tuned_for = "" if plain else blocked_layout(onnxruntime.__version__)
+    graphs = {}
+    for role, model, shape in (
+        ("detector", finder, (1, 3, size, size)),
+        ("recogniser", embedder, ("faces", 3, CROP_SIZE, CROP_SIZE)),
+    ):
+        source = originals / (detector_name if role == "detector" else known.recogniser)
+        portable = _bake_graph(model, baked / f"{role}.onnx", shape, plain=plain)
+        graphs[role] = Graph(
+            portable=_files(portable),
+            tuned=_files(_tune(portable)) if tuned_for else None,
+            source_sha256=sources.check_sha256(source, ""),
+            input_size=size if role == "detector" else CROP_SIZE,
+            mean=detector.MEAN if role == "detector" else mean,
+            deviation=1 / detector.SCALE if role == "detector" else deviation,
+        )
     versions = {name: metadata.version(name) for name in ("opencv-python-headless", "insightface")}
     manifest = Manifest(
         pack=known.name,
         model=Path(known.recogniser).stem,
         form="plain" if plain else "quick",
-        detector=Graph(
-            file="detector.onnx",
-            sha256=sources.check_sha256(found, ""),
-            source_sha256=sources.check_sha256(originals / detector_name, ""),
-            input_size=size,
-            mean=detector.MEAN,
-            deviation=1 / detector.SCALE,
-        ),
-        recogniser=Graph(
-            file="recogniser.onnx",
-            sha256=sources.check_sha256(embedded, ""),
-            source_sha256=sources.check_sha256(originals / known.recogniser, ""),
-            input_size=CROP_SIZE,
-            mean=mean,
-            deviation=deviation,
-        ),
+        tuned_for=tuned_for,
+        detector=graphs["detector"],
+        recogniser=graphs["recogniser"],
         embedding_size=pack.EMBEDDING_SIZE,
         licence=known.licence,
         versions={"onnxruntime": onnxruntime.__version__, **versions},  # the module: its GPU build has another name
         proof={},
     )
-    pack.check_detector(pack.open_session(found, (CPU,)), manifest.detector)
-    pack.check_recogniser(pack.open_session(embedded, (CPU,)), manifest.recogniser)
+    pack.check_detector(pack.open_graph(baked, manifest.detector, (CPU,), tuned=False), manifest.detector)
+    pack.check_recogniser(pack.open_graph(baked, manifest.recogniser, (CPU,), tuned=False), manifest.recogniser)
     return manifest
 
 
@@ -242,8 +257,46 @@ def _bake_graph(model: ModelProto, target: Path, shape: tuple[int | str, ...], *
         raise ModelError(
             f"the {target.stem}'s file cannot be baked ({type(error).__name__}): is it the right one?"
         ) from None
-    onnx.save(folded, target)
+    return _save(folded, target)
+
+
+def _tune(graph: Path) -> Path:
+    """Write the graph as onnxruntime runs it on processors like this one: a part of what it does when it opens one."""
+    import onnx
+    import onnxruntime
+
+    from runner.faces import graphs
+
+    target = graph.with_suffix(".tuned.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
+    tuned = onnx.load(target)
+    graphs.number_names(tuned)
+    return _save(tuned, target)
+
+
+def _save(model: ModelProto, target: Path) -> Path:
+    import onnx
+
+    weights = _weights(target)
+    onnx.save(model, target, save_as_external_data=True, location=weights.name, size_threshold=LEAST_EXTERNAL_BYTES)
+    if weights.exists():  # onnx writes it for its owner alone, and a container runs as another user
+        weights.chmod(target.stat().st_mode)
     return target
+
+
+def _weights(graph: Path) -> Path:
+    return graph.with_suffix(".weights")
+
+
+def _files(graph: Path) -> Files:
+    """Return what a manifest says of a graph's files."""
+    weights = _weights(graph)
+    beside = (weights.name, sources.check_sha256(weights, "")) if weights.exists() else ("", "")
+    return Files(graph.name, sources.check_sha256(graph, ""), *beside)
 
 
 def _detection_size(model: ModelProto, name: str) -> int:

@@ -19,7 +19,7 @@ from runner.errors import ModelError, OutOfMemoryError, TooManyFacesError
 from runner.faces import pack
 from runner.faces.alignment import crop
 from runner.faces.detector import Detections, Detector
-from runner.faces.hardware import FIRST, Choice, ProviderError, choose_providers, thread_count
+from runner.faces.hardware import CPU, FIRST, Choice, ProviderError, blocked_layout, choose_providers, thread_count
 from runner.faces.recogniser import Recogniser
 from runner.logs import logger
 
@@ -78,11 +78,13 @@ class Engine:
         recogniser: Recogniser,
         *,
         model: str,
+        tuned: bool,
         threads: int,
         choice: Choice,
         max_faces: int,
     ) -> None:
         self.model = model
+        self.tuned = tuned
         self.threads = threads
         self.choice = choice
         self._detector = detector
@@ -112,19 +114,25 @@ class Engine:
         providers: Sequence[str] = ("auto",),
         batch_size: int = 0,
         max_faces: int = 1000,
+        tuned: bool = True,
     ) -> Self:
         """Load the baked pack in `folder` under the first provider that can be started.
 
-        Raises `ModelError`, also where no provider can be started, and `SettingsError` for `providers`.
+        The graphs tuned for a processor are taken where this is one like it, unless `tuned` is false. Raises
+        `ModelError`, also where no provider can be started, and `SettingsError` for `providers`.
         """
         import onnxruntime
 
         manifest = pack.read_manifest(folder)
+        for graph in (manifest.detector, manifest.recogniser):
+            pack.check_graph(folder, graph)
+        fits = tuned and manifest.tuned_for == (blocked_layout(onnxruntime.__version__) or None)
         choices = choose_providers(providers, onnxruntime.get_available_providers(), batch_size)
         failures: list[str] = []
         for choice in choices:
+            own = fits and choice.providers[0] == CPU
             try:
-                detector, recogniser = _open_models(folder, manifest, choice.providers)
+                detector, recogniser = _open_models(folder, manifest, choice.providers, tuned=own)
             except ProviderError as error:
                 failures.append(f"{choice.word} could not be started ({error})")
                 logger().warning("provider failed", extra={"provider": choice.word, "detail": str(error)})
@@ -134,6 +142,7 @@ class Engine:
                 detector,
                 recogniser,
                 model=manifest.model,
+                tuned=own,
                 threads=thread_count(threads),
                 choice=replace(choice, why="; ".join(reasons)),
                 max_faces=max_faces,
@@ -269,13 +278,15 @@ class Engine:
         self.close()
 
 
-def _open_models(folder: Path, manifest: Manifest, providers: Sequence[str]) -> tuple[Detector, Recogniser]:
+def _open_models(
+    folder: Path, manifest: Manifest, providers: Sequence[str], *, tuned: bool
+) -> tuple[Detector, Recogniser]:
     about = manifest.detector
-    session = pack.open_session(pack.check_graph(folder, about), providers)
+    session = pack.open_graph(folder, about, providers, tuned=tuned)
     pack.check_detector(session, about)
     detector = Detector(session, about.input_size)
     about = manifest.recogniser
-    session = pack.open_session(pack.check_graph(folder, about), providers)
+    session = pack.open_graph(folder, about, providers, tuned=tuned)
     pack.check_recogniser(session, about)
     return detector, Recogniser(session, mean=about.mean, deviation=about.deviation)
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +49,27 @@ def keep_standard_domain(model: ModelProto) -> None:
     standard = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     del model.opset_import[:]
     model.opset_import.extend(standard)
+
+
+def number_names(model: ModelProto) -> None:
+    """Name nodes, constants and what nodes make by their place: onnxruntime's names are others every time."""
+    graph = model.graph
+    kept = {item.name for item in (*graph.input, *graph.output)}
+    names: dict[str, str] = {}
+    for place, node in enumerate(graph.node):
+        node.name, node.doc_string = f"{node.op_type}_{place}", ""
+        for tensors in (node.input, node.output):
+            for index, tensor in enumerate(tensors):
+                if tensor and tensor not in kept:
+                    tensors[index] = names.setdefault(tensor, f"tensor_{len(names)}")
+    constants = {item.name: item for item in graph.initializer}
+    used = [constants[name] for name in names if name in constants]
+    for item in used:
+        item.name = names[item.name]
+    copies = [TensorProto.FromString(item.SerializeToString()) for item in used]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+    del graph.value_info[:]
 
 
 def quicken(model: ModelProto) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,6 +81,23 @@ def thread_count(wanted: int = 0, root: Path = Path("/")) -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root)
     return max(1, min(available, math.ceil(quota) if quota else available))
+
+
+def blocked_layout(onnxruntime_version: str, root: Path = Path("/")) -> str:
+    """Return what decides how onnxruntime lays out weights for convolutions here, or "" where that is not known.
+
+    Blocks of 16 channels with AVX-512, of 8 with AVX2, by the processor's own word (MlasNchwcGetBlockSize and
+    MLAS_PLATFORM in onnxruntime/core/mlas/lib/platform.cpp), in a layout that is each release's own matter.
+    """
+    if platform.machine() != "x86_64":
+        return ""
+    flags: set[str] = set()
+    with suppress(OSError), (root / "proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
+        flags.update(next((line for line in lines if line.startswith("flags")), "").split())
+    if not {"avx2", "fma"} <= flags:
+        return ""
+    block = 16 if "avx512f" in flags else 8
+    return f"onnxruntime {onnxruntime_version}, x86-64, blocks of {block}"
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

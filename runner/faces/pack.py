@@ -1,4 +1,4 @@
-"""A baked model pack: two graphs and a manifest that says what they are, checked whenever it is loaded."""
+"""A baked model pack: two graphs, their weights, and a manifest of what they are, checked whenever it is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runner.faces.hardware import CPU, ProviderError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 EMBEDDING_SIZE = 512
 DETECTOR_OUTPUTS = 9  # scores, boxes and landmarks at three strides
@@ -26,15 +26,29 @@ _ADVICE = "bake it again: spottmee-worker models bake --pack NAME --out DIR"
 
 
 @dataclass(frozen=True, slots=True)
+class Files:
+    """An ONNX file, and its weights in a file beside it, which the ONNX file names and onnxruntime maps.
+
+    As a part of the ONNX file the weights were parsed, all 14 MB of them: 17 ms more of processor time at the start.
+    `weights` is empty where the ONNX file has them all.
+    """
+
+    file: str
+    sha256: str
+    weights: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
-    """One ONNX file of a pack.
+    """One graph of a pack, as every processor runs it, and as onnxruntime lays it out for processors like the baker's.
 
     `source_sha256` is that of the file it was made from; `input_size` is the height and width of its input, whose
     values are (pixel - mean) / deviation.
     """
 
-    file: str
-    sha256: str
+    portable: Files
+    tuned: Files | None
     source_sha256: str
     input_size: int
     mean: float
@@ -45,12 +59,15 @@ class Graph:
 class Manifest:
     """What a pack is. `model` names the embedding space: embeddings of different models are never compared.
 
-    `form` is "quick" where the graphs were rewritten for processors, "plain" where they are as they came.
+    `form` is "quick" where the graphs were rewritten for processors, "plain" where they are as they came. `tuned_for`
+    is what `hardware.blocked_layout` has to answer for the tuned graphs to be right; on any other machine they would
+    give wrong numbers.
     """
 
     pack: str
     model: str
     form: str
+    tuned_for: str
     detector: Graph
     recogniser: Graph
     embedding_size: int
@@ -70,7 +87,7 @@ def read_manifest(folder: Path) -> Manifest:
         document = json.loads(path.read_bytes())
         if document.pop("format") != FORMAT:
             raise ModelError(f"{path} was written by another version of spottmee-worker; {_ADVICE}")
-        detector, recogniser = Graph(**document.pop("detector")), Graph(**document.pop("recogniser"))
+        detector, recogniser = _graph(document.pop("detector")), _graph(document.pop("recogniser"))
         manifest = Manifest(**document, detector=detector, recogniser=recogniser)
     except FileNotFoundError:
         raise ModelError(f"there is none in {folder} (RUNNER_MODEL_DIR); {_ADVICE}") from None
@@ -86,9 +103,25 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def check_graph(folder: Path, graph: Graph) -> Path:
-    """Return the path of a graph after comparing its checksum (10 ms for 14 MB). Raises `ModelError`."""
-    path = folder / graph.file
+def _graph(document: dict[str, Any]) -> Graph:
+    portable, tuned = Files(**document.pop("portable")), document.pop("tuned")
+    return Graph(**document, portable=portable, tuned=Files(**tuned) if tuned else None)
+
+
+def check_graph(folder: Path, graph: Graph) -> None:
+    """Compare the checksums of all files of a graph (20 ms for 28 MB), also of those that are not used on this machine.
+
+    Raises `ModelError`.
+    """
+    for files in (graph.portable, graph.tuned):
+        if files is not None:
+            _check_file(folder, files.file, files.sha256)
+            if files.weights:
+                _check_file(folder, files.weights, files.weights_sha256)
+
+
+def _check_file(folder: Path, name: str, sha256: str) -> None:
+    path = folder / name
     if path.parent != folder:
         raise ModelError(f"{folder / MANIFEST} is damaged: it names files outside of its folder; {_ADVICE}")
     try:
@@ -99,13 +132,21 @@ def check_graph(folder: Path, graph: Graph) -> Path:
         digest = ""
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); {_ADVICE}") from None
-    if digest != graph.sha256:
+    if digest != sha256:
         raise ModelError(f"{path} is not what was baked: its checksum differs; {_ADVICE}")
-    return path
 
 
-def open_session(path: Path, providers: Sequence[str]) -> InferenceSession:
+def open_graph(folder: Path, graph: Graph, providers: Sequence[str], *, tuned: bool) -> InferenceSession:
+    """Return a session over the form of the graph that is asked for. Raises as `open_session` does."""
+    files = graph.tuned if tuned and graph.tuned else graph.portable
+    return open_session(folder / files.file, providers, optimised=files is graph.tuned)
+
+
+def open_session(path: Path, providers: Sequence[str], *, optimised: bool = False) -> InferenceSession:
     """Return a session over the graph at `path`; the first of `providers` runs it, the others what that one cannot.
+
+    `optimised` says that onnxruntime has nothing left to do for this processor: it opens both graphs in 16 instead
+    of 40 ms then, during which it holds the interpreter.
 
     One thread a call: the engine runs several calls at once, which is faster than one call on several threads.
     Memory comes from onnxruntime's arena, as each call needs it: planned beforehand, or from malloc, it took 40 to
@@ -118,8 +159,8 @@ def open_session(path: Path, providers: Sequence[str]) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    # What depends on the processor (blocked layouts, fused activations) is done here: 6 ms, and packs are portable.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_DISABLE_ALL if optimised else levels.ORT_ENABLE_ALL
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # a failure is an exception here, told once
     if providers[0] != CPU:
@@ -151,16 +192,16 @@ def check_detector(session: Any, graph: Graph) -> None:
     """Raise `ModelError` unless the session's input and outputs are those of a detector."""
     shape = session.get_inputs()[0].shape[1:]
     if len(session.get_outputs()) != DETECTOR_OUTPUTS or shape != [3, graph.input_size, graph.input_size]:
-        raise ModelError(f"{graph.file} is no SCRFD detector of {graph.input_size} pixels; {_ADVICE}")
+        raise ModelError(f"{graph.portable.file} is no SCRFD detector of {graph.input_size} pixels; {_ADVICE}")
 
 
 def check_recogniser(session: Any, graph: Graph) -> None:
     """Raise `ModelError` unless the session's input and output are those of a recogniser."""
     outputs, shape = session.get_outputs(), session.get_inputs()[0].shape[1:]
     if len(outputs) != 1 or shape != [3, graph.input_size, graph.input_size]:
-        raise ModelError(f"{graph.file} is no ArcFace recogniser of {graph.input_size} pixels; {_ADVICE}")
+        raise ModelError(f"{graph.portable.file} is no ArcFace recogniser of {graph.input_size} pixels; {_ADVICE}")
     if outputs[0].shape[-1] != EMBEDDING_SIZE:
         raise ModelError(
-            f"{graph.file} makes embeddings of {outputs[0].shape[-1]} numbers, and the database holds "
+            f"{graph.portable.file} makes embeddings of {outputs[0].shape[-1]} numbers, and the database holds "
             f"{EMBEDDING_SIZE}: bake another pack"
         )

@@ -27,7 +27,7 @@ MOST_DETECTIONS_A_FACE = 0.7
 def measure(rounds: int) -> list[Row]:
     """Return the row of the part."""
     folder = default_model_dir()
-    recogniser = pack.open_session(pack.check_graph(folder, pack.read_manifest(folder).recogniser), (CPU,))
+    recogniser = pack.open_graph(folder, pack.read_manifest(folder).recogniser, (CPU,), tuned=False)
     detector = pack.open_session(wheel_folder() / KNOWN["buffalo_sc"].detectors[0], (CPU,))
     crops = np.random.default_rng(0).random((CROPS_A_CALL, 3, 112, 112), np.float32)
     photo = np.zeros((1, 3, 640, 640), np.float32)

@@ -29,8 +29,8 @@ def main(folder: Path, photo: Path, faces: int) -> None:
     """Do it once."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     detector, recogniser = (
-        onnxruntime.InferenceSession(str(folder / manifest[role]["file"]), providers=["CPUExecutionProvider"])
-        for role in ("detector", "recogniser")
+        onnxruntime.InferenceSession(str(folder / graph["portable"]["file"]), providers=["CPUExecutionProvider"])
+        for graph in (manifest["detector"], manifest["recogniser"])
     )
     image = simplejpeg.decode_jpeg(photo.read_bytes(), colorspace="BGR", fastdct=False, fastupsample=False)
     side = manifest["detector"]["input_size"]

@@ -72,7 +72,7 @@ def bare(_folder: Path, *, decode: bool = False) -> Callable[[Photos], int]:
     model = default_model_dir()
     manifest = pack.read_manifest(model)
     detector, recogniser = (
-        pack.open_session(pack.check_graph(model, graph), (CPU,)) for graph in (manifest.detector, manifest.recogniser)
+        pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)
     )
     side = manifest.detector.input_size
     blob = np.zeros((1, 3, side, side), np.float32)

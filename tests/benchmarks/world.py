@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -43,12 +42,17 @@ END $$;
 CREATE TRIGGER note_moment AFTER UPDATE OF status ON "Photo" FOR EACH ROW
     WHEN (new.status IN ('READY', 'NO_FACES_FOUND', 'FAILED')) EXECUTE FUNCTION note_moment();
 """
-# The child's peak is taken by a small parent of its own: Linux hands the peak of whoever forks on to the child.
+# The child's peak is taken by a small parent of its own: Linux hands the peak of whoever forks on to the child. That
+# parent's own start-up is nobody's.
 _LAUNCHER = """
-import json, os, sys
+import json, os, sys, time
+started = time.time()
 pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
 _, status, usage = os.wait4(pid, 0)
-os.write(3, json.dumps([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, usage.ru_maxrss]).encode())
+ended = time.time()
+os.write(3, json.dumps([
+    os.waitstatus_to_exitcode(status), started, ended, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+]).encode())
 """
 
 
@@ -76,8 +80,6 @@ class Child:
 def child(command: Sequence[str], environment: Mapping[str, str]) -> Child:
     """Run `python *command` to its end. Raises `BenchmarkError` when it fails."""
     reading, writing = os.pipe()
-    started = time.time()
-    before = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _with_descriptor(writing), sys.executable, *command],
         env=dict(environment),
@@ -89,13 +91,12 @@ def child(command: Sequence[str], environment: Mapping[str, str]) -> Child:
     )
     os.close(writing)
     output, errors = process.communicate(timeout=CHILD_SECONDS)
-    seconds = time.perf_counter() - before
     with os.fdopen(reading) as usage:
         told = usage.read()
-    code, processor, peak = json.loads(told) if told else (process.returncode, 0, 0)
+    code, started, ended, processor, peak = json.loads(told) if told else (process.returncode, 0, 0, 0, 0)
     if code != 0:
         raise BenchmarkError(f"{' '.join(command)} ended with {code}: {errors[-2000:]}")
-    return Child(started, seconds, processor, peak / 1024, output)
+    return Child(started, ended - started, processor, peak / 1024, output)
 
 
 def _with_descriptor(number: int) -> str:

@@ -36,7 +36,7 @@ def test_a_pack_from_a_folder_of_this_computer(engine: Engine, filesystem: Path,
     assert done.returncode == 0, done.stderr[-3000:]
     mounted = Path(engine.podman("image", "mount", baked))
     theirs = filesystem / "opt/spottmee-worker/share/spottmee-worker/model"
-    for name in ("detector.onnx", "recogniser.onnx"):
+    for name in (f"{role}.{kind}" for role in ("detector", "recogniser") for kind in ("onnx", "weights")):
         assert (mounted / "model" / name).read_bytes() == (theirs / name).read_bytes()
     engine.podman("image", "unmount", baked)
     engine.podman("rmi", baked)

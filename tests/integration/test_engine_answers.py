@@ -90,7 +90,15 @@ def test_any_number_of_threads_and_any_batch(threads: int, batch_size: int) -> N
             assert_same(answers[name], future.result(), f"{name}, {threads} threads, {batch_size} crops")
 
 
-def test_the_graphs_hold_nothing_that_only_some_processors_can_run() -> None:
+def test_the_portable_graphs_give_the_same_answers() -> None:
+    images = samples()
+    with Engine.open(MODEL, threads=2, tuned=False) as engine:
+        assert not engine.tuned
+        for name, image in images.items():
+            assert_same(expected(image), engine.analyse(image), name)
+
+
+def test_the_portable_graphs_hold_nothing_that_only_some_processors_can_run() -> None:
     import onnx
 
     for name in ("detector.onnx", "recogniser.onnx"):

@@ -28,7 +28,7 @@ from runner.faces import bake, pack, sources
 from runner.faces.engine import Engine
 from runner.faces.packs import KNOWN
 from tests.integration import tiny_models
-from tests.integration.engine_tools import MODEL, originals
+from tests.integration.engine_tools import MODEL, assert_same, expected, originals
 
 if TYPE_CHECKING:
     from tests.integration.run_tools import Service
@@ -52,18 +52,34 @@ def sha256(path: Path) -> str:
 
 
 def put_in(folder: Path, role: str, path: Path) -> None:
-    """Make `path` the graph of this role, with its checksum in the manifest."""
-    change_manifest(folder, lambda document: document[role].update(file=path.name, sha256=sha256(path)))
+    """Make `path`, which has its own weights, the only graph of this role, with its checksum in the manifest."""
+    files = {"file": path.name, "sha256": sha256(path), "weights": "", "weights_sha256": ""}
+    change_manifest(folder, lambda document: document[role].update(portable=files, tuned=None))
 
 
 # What can be wrong with a pack that a run is to load
 
 
-def changed_byte(folder: Path) -> None:
-    path = folder / "recogniser.onnx"
+def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def changed_byte(folder: Path) -> None:
+    flip(folder / "recogniser.onnx")
+
+
+def changed_byte_of_the_weights(folder: Path) -> None:
+    flip(folder / "detector.weights")
+
+
+def changed_byte_of_what_is_tuned(folder: Path) -> None:
+    flip(folder / "recogniser.tuned.onnx")
+
+
+def changed_byte_of_the_tuned_weights(folder: Path) -> None:
+    flip(folder / "recogniser.tuned.weights")
 
 
 def cut_short(folder: Path) -> None:
@@ -73,6 +89,10 @@ def cut_short(folder: Path) -> None:
 
 def missing_graph(folder: Path) -> None:
     (folder / "recogniser.onnx").unlink()
+
+
+def missing_weights(folder: Path) -> None:
+    (folder / "recogniser.tuned.weights").unlink()
 
 
 def missing_manifest(folder: Path) -> None:
@@ -120,7 +140,7 @@ def manifest_of_a_list(folder: Path) -> None:
 
 
 def manifest_without_a_field(folder: Path) -> None:
-    change_manifest(folder, lambda document: document["detector"].pop("sha256"))
+    change_manifest(folder, lambda document: document["detector"]["portable"].pop("sha256"))
 
 
 def manifest_with_another_field(folder: Path) -> None:
@@ -132,7 +152,7 @@ def another_format(folder: Path) -> None:
 
 
 def a_path_out_of_the_folder(folder: Path) -> None:
-    change_manifest(folder, lambda document: document["detector"].update(file="../model/detector.onnx"))
+    change_manifest(folder, lambda document: document["detector"]["portable"].update(file="../model/detector.onnx"))
 
 
 def other_embedding_size(folder: Path) -> None:
@@ -158,8 +178,12 @@ def no_graph_at_all(folder: Path) -> None:
 
 HARMS: dict[Callable[[Path], None], str] = {
     changed_byte: "is not what was baked: its checksum differs",
+    changed_byte_of_the_weights: "is not what was baked: its checksum differs",
+    changed_byte_of_what_is_tuned: "is not what was baked: its checksum differs",
+    changed_byte_of_the_tuned_weights: "is not what was baked: its checksum differs",
     cut_short: "is not what was baked: its checksum differs",
     missing_graph: r"recogniser.onnx cannot be read \(No such file or directory\)",
+    missing_weights: r"recogniser.tuned.weights cannot be read \(No such file or directory\)",
     missing_manifest: "there is none in",
     missing_folder: "there is none in",
     unreadable_manifest: r"cannot be read \(Is a directory\)",
@@ -188,6 +212,27 @@ def test_a_pack_that_is_not_right_is_refused(copy: Path, harm: Callable[[Path], 
         Engine.open(copy, threads=1)
 
 
+def test_what_was_tuned_for_another_machine_is_never_run(copy: Path) -> None:
+    """Its numbers would be wrong without a word: blocks of 8 are read as blocks of 16."""
+    with Engine.open(copy, threads=1) as engine:
+        assert engine.tuned == bool(pack.read_manifest(copy).tuned_for)
+    change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
+    (copy / "detector.tuned.onnx").write_text("a run that opened it would fail")
+    files = {"file": "detector.tuned.onnx", "sha256": sha256(copy / "detector.tuned.onnx")}
+    change_manifest(copy, lambda document: document["detector"]["tuned"].update(files))
+    with Engine.open(copy, threads=1) as engine:
+        assert not engine.tuned
+        image = bake.sample_images()["yaoming.jpg"]
+        assert_same(expected(image), engine.analyse(image), "yaoming")
+
+
+def test_a_machine_of_an_unknown_kind_takes_the_portable_graphs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    change_manifest(copy, lambda document: document.update(tuned_for=""))
+    with Engine.open(copy, threads=1) as engine:
+        assert not engine.tuned
+
+
 @pytest.mark.parametrize("harm", [changed_byte, missing_graph, damaged_manifest, other_embedding_size])
 def test_the_runner_refuses_to_start_with_it(service: Service, copy: Path, harm: Callable[[Path], None]) -> None:
     """With jobs or without; the job stays for a runner that can do it."""
@@ -211,7 +256,12 @@ def test_doctor_tells_of_it_and_of_what_was_chosen(service: Service, copy: Path)
     findings = {check["name"]: check for check in fine}
     assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), as it was baked"
     assert findings["hardware"]["finding"].startswith("cpu (tensorrt and cuda not in this onnxruntime), 2 crops a call")
-    assert "suits" not in findings["hardware"]["finding"]
+    assert findings["hardware"]["finding"].endswith(", graphs as tuned when baking")
+    change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
+    told = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
+    findings = {check["name"]: check for check in told}
+    assert "portable graphs, which open 20 ms more slowly" in findings["hardware"]["finding"]
+    assert findings["hardware"]["finding"].endswith("(onnxruntime 1.0, x86-64, blocks of 8)")
     change_manifest(copy, lambda document: document.update(versions={"onnxruntime": "1.0"}, form="plain"))
     told = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in told}
@@ -281,7 +331,10 @@ def test_from_a_url_with_its_checksum(tmp_path: Path) -> None:
             refused(source=f"{place}/other", sha256="0" * 64)
     assert (manifest.pack, manifest.model, manifest.form) == ("buffalo_sc", "w600k_mbf", "quick")
     assert manifest.proof["faces"] == 34
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "detector.onnx", "recogniser.onnx"}
+    forms = ("detector", "recogniser", "detector.tuned", "recogniser.tuned")
+    expected = {f"{form}.{kind}" for form in forms for kind in ("onnx", "weights")} | {"manifest.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
     assert (tmp_path / "out/manifest.json").read_text() == (MODEL / "manifest.json").read_text()  # byte for byte again
     assert not (tmp_path / "no").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -307,6 +360,7 @@ def test_from_a_folder_under_a_name_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="ours is no known pack: give its original files with --source"):
         bake.verify(tmp_path / "out")
     assert bake.verify(tmp_path / "out", source=str(folder))["faces"] == 34
+    assert not list((tmp_path / "out").glob("*tuned*"))  # a GPU has no blocked layout
     graph = onnx.load(tmp_path / "out/recogniser.onnx")
     assert "PRelu" in {node.op_type for node in graph.graph.node}
     shutil.copy(tiny_models.recogniser(tmp_path / "t.onnx"), folder / "my_w600k_mbf.onnx")
@@ -401,8 +455,8 @@ def test_a_pack_with_other_answers_is_not_proven(copy: Path) -> None:
     values = numpy_helper.to_array(weights)
     noise = np.random.default_rng(5).normal(1, 0.2, values.shape).astype(np.float32)
     weights.CopyFrom(numpy_helper.from_array(values * noise, weights.name))
-    onnx.save(model, path)
-    put_in(copy, "recogniser", path)
+    onnx.save(model, copy / "other.onnx")
+    put_in(copy, "recogniser", copy / "other.onnx")
     with pytest.raises(CheckFailedError, match="the baked pack is not InsightFace's: over 34 faces"):
         bake.prove(copy, originals())
 

@@ -44,6 +44,8 @@ REFUSED = {
     "urllib.request",
     "xml",
 }
+# What runner/deferred.py puts off, by modules that its parts would import.
+DEFERRED = ("numpy._typing.", "redis.asyncio.client", "redis.asyncio.cluster")
 ROOMS = {"drain", "errors", "faces", "handlers", "images", "jobs", "logs", "queue", "run", "settings", "settle", "stop"}
 ELSEWHERE = ("runner.demo", "runner.cluster", "runner.docs", "runner.doctor")
 COMMANDS = "commands"
@@ -96,6 +98,7 @@ def test_a_run_loads_nothing_that_it_does_not_need(loaded: dict[str, object]) ->
     assert foreign <= ALLOWED
     assert {"cv2", "onnxruntime", "psycopg", "redis", "simplejpeg"} <= foreign  # it was a real run
     assert not REFUSED & set(names)
+    assert not {name for name in names if name.startswith(DEFERRED)}
     own = {name for name in names if name.startswith("runner.")}
     assert {f"runner.{room}" for room in ROOMS} <= own
     assert not {name for name in own if name.startswith(ELSEWHERE)}

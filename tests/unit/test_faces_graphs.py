@@ -195,3 +195,23 @@ def test_constants_named_among_the_inputs_and_other_domains_go() -> None:
     assert [entry.domain for entry in before.opset_import] == [""]
     assert before.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "faces"
     assert_same(before, quickened(before), (5, 4, 6, 6))
+
+
+def test_names_follow_from_places_alone() -> None:
+    """Whatever onnxruntime called them; inputs and outputs keep their names."""
+    made = []
+    for names in (("a", "b", "w"), ("p", "o", "n")):
+        nodes = [
+            helper.make_node("Relu", ["x"], [names[0]], name=names[1], doc_string="Relu"),
+            helper.make_node("Mul", [names[0], names[2]], [names[1]], name=names[0]),
+            helper.make_node("Add", [names[1], names[2]], ["y"]),
+        ]
+        weights = {names[2]: RNG.normal(size=(1,)) * 0 + 2, f"unused {names[0]}": np.zeros(1)}
+        before = model(nodes, weights, ["y"], shape=(1, 1, 4, 4), opset=13)
+        after = onnx.ModelProto()
+        after.CopyFrom(before)
+        graphs.number_names(after)
+        assert_same(before, after, (1, 1, 4, 4))
+        assert [item.name for item in after.graph.initializer] == ["tensor_1"]
+        made.append(after.SerializeToString())
+    assert made[0] == made[1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
 
 from runner.errors import SettingsError
-from runner.faces.hardware import choose_providers, cpu_quota, thread_count
+from runner.faces.hardware import blocked_layout, choose_providers, cpu_quota, thread_count
 
 V2 = "30 23 0:26 {root} /sys/fs/cgroup ro,nosuid,nodev,noexec,relatime - cgroup2 cgroup rw,nsdelegate"
 V1 = "33 28 0:29 {root} /sys/fs/cgroup/cpu,cpuacct ro,nosuid - cgroup cgroup rw,cpu,cpuacct"
@@ -176,3 +177,28 @@ def test_a_word_that_is_no_provider() -> None:
 def test_none_of_those_wanted() -> None:
     with pytest.raises(SettingsError, match="wants cuda, and this onnxruntime has only AzureExecutionProvider, CPU"):
         choose_providers(("cuda",), CPU_ONLY)
+
+
+@pytest.mark.parametrize(
+    ("flags", "block"),
+    [
+        ("fpu sse4_2 avx avx2 fma avx512f avx512vl", "blocks of 16"),
+        ("fpu sse4_2 avx avx2 fma", "blocks of 8"),
+        ("fpu sse4_2 avx", ""),
+        ("fpu avx2 avx512f", ""),  # without fused multiplication onnxruntime takes neither
+    ],
+)
+def test_the_layout_follows_the_processors_own_word(tmp_path: Path, flags: str, block: str) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    expected = f"onnxruntime 1.2.3, x86-64, {block}" if block and platform.machine() == "x86_64" else ""
+    assert blocked_layout("1.2.3", tmp_path) == expected
+
+
+def test_without_a_word_of_the_processor_there_is_no_layout(tmp_path: Path) -> None:
+    assert blocked_layout("1.2.3", tmp_path) == ""
+
+
+def test_another_architecture_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert blocked_layout("1.2.3") == ""
