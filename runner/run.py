@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 M_ARENA_MAX = -8  # malloc.h of glibc
 # How long a thread waits for the interpreter before it asks for it: in the start-up, and afterwards (Python's own).
-START_UP_SWITCH_SECONDS = 0.0005
+START_UP_SWITCH_SECONDS = 0.00005
 SWITCH_SECONDS = 0.005
 
 # After RUNNER_DRAIN_SECONDS (8): how long the drain may take to end, then to give back what it holds. With both, a

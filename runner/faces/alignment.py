@@ -15,8 +15,8 @@ CROP_SIZE = 112
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], np.float32
 ).astype(np.float64)
-_TEMPLATE_MEAN = TEMPLATE.mean(axis=0)
-_TEMPLATE_CENTRED = (TEMPLATE - _TEMPLATE_MEAN) @ np.array([1, 1j])
+_TEMPLATE_POINTS = [complex(x, y) for x, y in TEMPLATE.tolist()]
+_TEMPLATE_MEAN = sum(_TEMPLATE_POINTS) / 5
 
 
 def similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -26,14 +26,16 @@ def similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
     form for two dimensions: with points as complex numbers, scale and rotation are one complex factor. Landmarks
     that all coincide have no such transform; they give NaN, as there, and a crop that is black.
     """
-    points = landmarks.astype(np.float64)
-    mean = points.mean(axis=0)
-    centred = (points - mean) @ np.array([1, 1j])
-    spread = float((centred * centred.conj()).real.sum())
-    factor = complex((centred.conj() * _TEMPLATE_CENTRED).sum() / spread) if spread > 0 else complex("nan")
-    a, b = factor.real, factor.imag
-    x, y = _TEMPLATE_MEAN - (a * mean[0] - b * mean[1], b * mean[0] + a * mean[1])
-    return np.array([[a, -b, x], [b, a, y]])
+    points = [complex(x, y) for x, y in landmarks.tolist()]  # for five points quicker than arrays: 3 against 11 us
+    mean = sum(points) / 5
+    spread, factor = 0.0, 0j
+    for point, target in zip(points, _TEMPLATE_POINTS, strict=True):
+        centred = point - mean
+        spread += centred.real**2 + centred.imag**2
+        factor += centred.conjugate() * (target - _TEMPLATE_MEAN)
+    factor = factor / spread if spread > 0 else complex("nan")
+    shift = _TEMPLATE_MEAN - factor * mean
+    return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
 
 
 def crop(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:

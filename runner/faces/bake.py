@@ -213,7 +213,7 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
             source_sha256=sources.check_sha256(source, ""),
             input_size=size if role == "detector" else CROP_SIZE,
             mean=detector.MEAN if role == "detector" else mean,
-            deviation=1 / detector.SCALE if role == "detector" else deviation,
+            deviation=detector.DEVIATION if role == "detector" else deviation,
         )
     versions = {name: metadata.version(name) for name in ("opencv-python-headless", "insightface")}
     manifest = Manifest(

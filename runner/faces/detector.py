@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runner.faces import planes
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -20,9 +22,8 @@ STRIDES = (8, 16, 32)
 ANCHORS = 2
 SCORE_THRESHOLD = 0.5
 NMS_THRESHOLD = 0.4
-MEAN, SCALE = 127.5, 1.0 / 128.0
-# What blobFromImage makes of each of the 256 values of a pixel: the differences are exact, the scale a power of two.
-_NORMALISED = ((np.arange(256, dtype=np.float32) - np.float32(MEAN)) * np.float32(SCALE)).astype(np.float32)
+MEAN, DEVIATION = 127.5, 128.0
+_NORMALISED = planes.normalised(MEAN, DEVIATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,28 @@ class Detections:
 NONE = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty((0, 5, 2), np.float32))
 
 
+class _Canvas(threading.local):
+    """A thread's input of the network, kept for its next photo: RGB planes (1, 3, size, size)."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._blob: NDArray[np.float32] | None = None  # not before it is needed: the thread that loads has no photo
+        self._height, self._width = 0, 0
+
+    def holding(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the input with `image`, BGR (h, w, 3), in its upper left, and black around it."""
+        height, width = image.shape[:2]
+        if self._blob is None:
+            self._blob = np.full((1, 3, self._size, self._size), _NORMALISED[0], np.float32)
+        if height < self._height:
+            self._blob[0, :, height : self._height, : self._width] = _NORMALISED[0]
+        if width < self._width:
+            self._blob[0, :, : self._height, width : self._width] = _NORMALISED[0]
+        planes.write(self._blob[0, :, :height, :width], image, _NORMALISED)
+        self._height, self._width = height, width
+        return self._blob
+
+
 class Detector:
     """Finds faces with one session, from any number of threads."""
 
@@ -50,7 +73,7 @@ class Detector:
         self._outputs = [output.name for output in session.get_outputs()]
         self._batched = len(session.get_outputs()[0].shape) == 3  # noqa: PLR2004 - batch, anchors, value
         self._anchors = {stride: _anchor_centres(input_size // stride, stride) for stride in STRIDES}
-        self._own = threading.local()  # the network's input is kept for the next photo of the same thread
+        self._canvas = _Canvas(input_size)
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:
         """Return the faces of `image`, BGR (height, width, 3), of any size. Raises `ValueError` for another array."""
@@ -60,17 +83,10 @@ class Detector:
         size = fit(height, width, self._size)
         if size is None:
             return NONE
-        blob = self._blob()
-        fill(blob, np.asarray(cv2.resize(image, size), np.uint8))
+        blob = self._canvas.holding(np.asarray(cv2.resize(image, size), np.uint8))
         outputs = self._session.run(self._outputs, {self._input: blob})
         scale = float(size[1]) / height
         return self._decode([output[0] for output in outputs] if self._batched else outputs, scale)
-
-    def _blob(self) -> NDArray[np.float32]:
-        blob: NDArray[np.float32] | None = getattr(self._own, "blob", None)
-        if blob is None:
-            blob = self._own.blob = np.empty((1, 3, self._size, self._size), np.float32)
-        return blob
 
     def _decode(self, outputs: list[NDArray[np.float32]], scale: float) -> Detections:
         scores, boxes, landmarks = [], [], []
@@ -103,19 +119,6 @@ def fit(height: int, width: int, size: int) -> tuple[int, int] | None:
     ratio = float(height) / width
     fitted = (int(size / ratio), size) if ratio > 1.0 else (size, int(size * ratio))
     return None if 0 in fitted else fitted
-
-
-def fill(blob: NDArray[np.float32], image: NDArray[np.uint8]) -> None:
-    """Write `image`, BGR (h, w, 3), into the upper left of `blob` (1, 3, size, size) as RGB, black around it.
-
-    The values are those of `cv2.dnn.blobFromImage` over a black canvas. The table of 256 values and memory that is
-    used again take 0.4 instead of 1.3 ms for 640 pixels.
-    """
-    height, width = image.shape[:2]
-    for channel, plane in enumerate(reversed(cv2.split(image))):
-        cv2.LUT(plane, _NORMALISED, dst=blob[0, channel, :height, :width])
-    blob[0, :, height:, :] = _NORMALISED[0]
-    blob[0, :, :height, width:] = _NORMALISED[0]
 
 
 def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> list[int]:

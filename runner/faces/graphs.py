@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # onnxruntime's blocked convolutions work on 16 channels at a time with AVX-512, on 8 with AVX2.
 BLOCK = 16
+# A PRelu's slope up to which 1 - s is taken into the weights before it, and out of them again.
+STEEPEST = 0.99
 _SPLIT_SIZES_ARE_AN_INPUT = 13  # the version of ONNX's operators from which they are one
 
 
@@ -75,7 +77,7 @@ def number_names(model: ModelProto) -> None:
 def quicken(model: ModelProto) -> None:
     """Replace what onnxruntime's blocked layout has no operator for, and merge convolutions that share their input."""
     graph = _Graph(model)
-    for step in (_merge_convolutions, _split_small_groups, _replace_prelu):
+    for step in (_merge_convolutions, _replace_prelu, _split_small_groups):
         step(graph)
     graph.write()
 
@@ -194,11 +196,13 @@ def _replace_prelu(graph: _Graph) -> None:
     """Compute PRelu(x) with slopes s as Relu((1 - s) x) + s x, which holds where no slope is above 1.
 
     onnxruntime has no blocked PRelu: each one cost a reordering before and after it, and its own kernel is several
-    times slower from release 1.27 on. Both terms are depthwise convolutions of one pixel, and the sum is part of the
-    second one. A first convolution on 3 channels is so cheap that both terms are computed from its input instead.
+    times slower from release 1.27 on. Here s x is a depthwise convolution of one pixel, of which the sum is a part.
     """
     uses = graph.uses()
-    makers = {node.output[0]: node for node in graph.nodes}
+    # What makes a tensor that nobody else reads, where that is a convolution.
+    makers = {
+        node.output[0]: node for node in graph.nodes if uses[node.output[0]] == 1 and _is_convolution(graph, node)
+    }
     nodes: dict[int, list[NodeProto]] = {id(node): [node] for node in graph.nodes}
     for node in graph.nodes:
         slopes = graph.constants.get(node.input[1]) if node.op_type == "PRelu" else None
@@ -210,34 +214,55 @@ def _replace_prelu(graph: _Graph) -> None:
             )
             nodes[id(node)] = [leaky]
         elif slopes.shape == (len(slopes), 1, 1):
-            maker = makers.get(node.input[0])
-            cheap = maker is not None and uses[node.input[0]] == 1 and _is_cheap(graph, maker)
-            if cheap and maker is not None:
-                nodes[id(maker)] = []
-            nodes[id(node)] = _two_terms(graph, node, slopes.reshape(-1, 1, 1, 1), maker if cheap else None)
+            maker, factors = makers.get(node.input[0]), slopes.reshape(-1, 1, 1, 1)
+            if maker is not None and _is_cheap(graph, maker):
+                nodes[id(maker)], nodes[id(node)] = [], _of_an_image(graph, node, factors, maker)
+            elif maker is not None and slopes.max() <= STEEPEST:
+                nodes[id(maker)], nodes[id(node)] = [], _of_a_product(graph, node, factors, maker)
+            else:
+                nodes[id(node)] = _of_a_tensor(graph, node, factors)
     graph.nodes = [replacement for node in graph.nodes for replacement in nodes[id(node)]]
 
 
-def _two_terms(graph: _Graph, prelu: NodeProto, slopes: NDArray[Any], convolution: NodeProto | None) -> list[NodeProto]:
-    """Return the nodes that compute `prelu`, from the input of the convolution before it where that is given."""
-    source, bias = prelu.input[0], None
-    weights, attributes = np.ones_like(slopes), {"group": len(slopes)}
-    if convolution is not None:
-        source, attributes = convolution.input[0], _attributes(convolution)
-        weights, bias = graph.constants[convolution.input[1]], graph.constants[convolution.input[2]]
-    terms = []
-    for kind, factors in (("bent", 1 - slopes), ("straight", slopes)):
-        inputs = [source, graph.constant(weights * factors)]
-        if bias is not None:
-            inputs.append(graph.constant(bias * factors.ravel()))
-        terms.append(_node(graph, "Conv", inputs, graph.name(kind), **attributes))
-    bent = _node(graph, "Relu", [terms[0].output[0]], graph.name("relu"))
-    total = _node(graph, "Add", [terms[1].output[0], bent.output[0]], prelu.output[0])
-    return [terms[0], bent, terms[1], total]
+def _of_a_tensor(graph: _Graph, prelu: NodeProto, slopes: NDArray[Any]) -> list[NodeProto]:
+    """Return `prelu` as two depthwise convolutions of one pixel."""
+    bent = _scaled(graph, prelu.input[0], 1 - slopes)
+    return [bent, *_bent_and_straight(graph, bent, _scaled(graph, prelu.input[0], slopes), prelu.output[0])]
+
+
+def _of_an_image(graph: _Graph, prelu: NodeProto, slopes: NDArray[Any], maker: NodeProto) -> list[NodeProto]:
+    """Return `prelu` as two convolutions like the one before it: on 3 channels that is cheaper than over its output."""
+    bent = _convolution(graph, maker, 1 - slopes)
+    return [bent, *_bent_and_straight(graph, bent, _convolution(graph, maker, slopes), prelu.output[0])]
+
+
+def _of_a_product(graph: _Graph, prelu: NodeProto, slopes: NDArray[Any], maker: NodeProto) -> list[NodeProto]:
+    """Return `prelu` over the convolution before it, whose weights take in the factor 1 - s."""
+    bent = _convolution(graph, maker, 1 - slopes)
+    straight = _scaled(graph, bent.output[0], slopes / (1 - slopes))
+    return [bent, *_bent_and_straight(graph, bent, straight, prelu.output[0])]
+
+
+def _bent_and_straight(graph: _Graph, bent: NodeProto, straight: NodeProto, output: str) -> list[NodeProto]:
+    relu = _node(graph, "Relu", [bent.output[0]], graph.name("relu"))
+    return [relu, straight, _node(graph, "Add", [straight.output[0], relu.output[0]], output)]
+
+
+def _scaled(graph: _Graph, tensor: str, factors: NDArray[Any]) -> NodeProto:
+    """Return a node that multiplies each channel of `tensor` by its factor."""
+    return _node(graph, "Conv", [tensor, graph.constant(factors)], graph.name("scaled"), group=len(factors))
+
+
+def _convolution(graph: _Graph, node: NodeProto, factors: NDArray[Any]) -> NodeProto:
+    """Return the convolution `node` with each output channel multiplied by its factor."""
+    weights, *bias = (graph.constants[name] for name in node.input[1:])
+    constants = [weights * factors, *(values * factors.ravel() for values in bias)]
+    inputs = [node.input[0], *map(graph.constant, constants)]
+    return _node(graph, "Conv", inputs, graph.name("scaled"), **_attributes(node))
 
 
 def _is_cheap(graph: _Graph, node: NodeProto) -> bool:
-    return _is_convolution(graph, node) and len(node.input) == 3 and graph.constants[node.input[1]].shape[1] == 3  # noqa: PLR2004 - with bias, of an image
+    return bool(graph.constants[node.input[1]].shape[1] == 3)  # noqa: PLR2004 - the colours of an image
 
 
 def _is_convolution(graph: _Graph, node: NodeProto) -> bool:

@@ -18,9 +18,10 @@ from tests.benchmarks.world import BenchmarkError, originals
 PART = "throughput"
 ABOUT = {"web": "web-size photos", "phone": "12-megapixel photos", "group": "group photos"}
 AGAINST_REFERENCE = {"web": 2.2, "phone": 2.4, "group": 1.6}
-# JPEG decoding counts where it is more than a few per cent of the work.
-LIMIT = {"web": "bare", "phone": "bare+jpeg", "group": "bare"}
-LIMIT_ABOUT = {"bare": "bare session.run", "bare+jpeg": "session.run + JPEG decoding"}
+# What has to be done: JPEG decoding is 4 to 7% of it for web-size and group photos, and half for 12 megapixels. The
+# share of inference alone stands beside it.
+LIMIT = "bare+jpeg"
+LIMIT_ABOUT = {"bare+jpeg": "session.run + JPEG decoding", "bare": "bare session.run"}
 SHARE_OF_LIMIT = 0.9
 
 
@@ -86,7 +87,6 @@ def _rows(photo_set: str, found: dict[tuple[str, str], list[dict[str, Any]]]) ->
     first = found[photo_set, "engine"][0]
     about = f"{ABOUT[photo_set]}, {first['faces'] / first['photos']:.1f} faces"
     processor = {side: Spread.of(a["processor_seconds"] for a in found[photo_set, side]) for side in SIDES}
-    limit = LIMIT[photo_set]
     saved = ratios(processor["reference"], processor["engine"]).median
     rows = [
         Row(
@@ -102,7 +102,7 @@ def _rows(photo_set: str, found: dict[tuple[str, str], list[dict[str, Any]]]) ->
         )
     ]
     for side, told in LIMIT_ABOUT.items():
-        target = Target("≥", SHARE_OF_LIMIT) if side == limit else None
+        target = Target("≥", SHARE_OF_LIMIT) if side == LIMIT else None
         share = ratios(rates["engine"], rates[side])
         what, note = f"{about}: share of the limit", f"by processor time {_by_processor(processor, side):.2f}"
         rows.append(Row(PART, what, "photos/s", rates["engine"], rates[side], told, share, target, note))

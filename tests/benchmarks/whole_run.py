@@ -16,7 +16,8 @@ PART = "whole run"
 # 100 jobs as a party makes them: mostly web-size photos, some straight from the phone, some groups, some guests.
 MIX = {"web": 62, "phone": 20, "group": 8}
 COMPARISONS = 10
-STORED = 100  # photos that the guests compare with
+# Photos that each guest compares with. Thousands of ids are normal (CONTRACT); a small party has a tenth.
+STORED = (1000, 100)
 
 
 def measure_mixed(world: World, rounds: int) -> list[Row]:
@@ -28,8 +29,8 @@ def measure_mixed(world: World, rounds: int) -> list[Row]:
     }
     selfies = [selfie.data for selfie in material.album().selfies][:COMPARISONS]
     jobs = len(images) + len(selfies)
-    seconds: dict[str, list[float]] = {"ours": [], "reference": []}
-    busy = []
+    busy: list[float] = []
+    rows = []
     with served(images) as server, tempfile.TemporaryDirectory() as folder:
         told = Path(folder, "busy.json")
 
@@ -37,31 +38,31 @@ def measure_mixed(world: World, rounds: int) -> list[Row]:
             command = [str(HERE / "watched_run.py"), str(told), str(count)]
             return child(command, world.environment)
 
-        for _ in range(rounds):
-            for who, run in (("ours", watched), ("reference", world.run_reference)):
-                world.empty()
-                stored = comparison.fill(world.connection, STORED)
-                photos = world.api.upload({name: server.url(name) for name in images})
-                answers = [world.api.compare(selfie, stored) for selfie in selfies]
-                seconds[who].append(run(jobs).seconds)
-                world.moments(list(photos.values()))
-                if any(world.api.result(answer) is None for answer in answers):
-                    raise BenchmarkError("a comparison was left unanswered")
-            busy.append(100 * float(json.loads(told.read_text())["busy"]))
-    spreads = {who: Spread.of(values) for who, values in seconds.items()}
-    return [
-        Row(
-            PART,
-            f"{jobs} mixed jobs, process start → exit",
-            "s",
-            spreads["ours"],
-            spreads["reference"],
-            "replaced worker",
-            ratios(spreads["reference"], spreads["ours"]),
-            Target("≥", 3.0),
-        ),
-        Row(PART, "engine busy between first and last photo of it", "%", Spread.of(busy), target=Target("≥", 90)),
-    ]
+        for stored in STORED:
+            seconds: dict[str, list[float]] = {"ours": [], "reference": []}
+            for _ in range(rounds):
+                for who, run in (("ours", watched), ("reference", world.run_reference)):
+                    world.empty()
+                    album = comparison.fill(world.connection, stored)
+                    photos = world.api.upload({name: server.url(name) for name in images})
+                    answers = [world.api.compare(selfie, album) for selfie in selfies]
+                    seconds[who].append(run(jobs).seconds)
+                    world.moments(list(photos.values()))
+                    if any(world.api.result(answer) is None for answer in answers):
+                        raise BenchmarkError("a comparison was left unanswered")
+                busy.append(100 * float(json.loads(told.read_text())["busy"]))
+            rows.append(_mixed_row(jobs, stored, seconds))
+    rows.append(
+        Row(PART, "engine busy between first and last photo of it", "%", Spread.of(busy), target=Target("≥", 90))
+    )
+    return rows
+
+
+def _mixed_row(jobs: int, stored: int, seconds: dict[str, list[float]]) -> Row:
+    ours, reference = Spread.of(seconds["ours"]), Spread.of(seconds["reference"])
+    what = f"{jobs} mixed jobs, {COMPARISONS} of them selfies against {stored:,} photos, process start → exit"
+    target = Target("≥", 3.0) if stored == STORED[0] else None
+    return Row(PART, what, "s", ours, reference, "replaced worker", ratios(reference, ours), target)
 
 
 def measure_album(world: World, rounds: int) -> list[Row]:

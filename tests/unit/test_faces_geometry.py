@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from insightface.model_zoo.scrfd import SCRFD
 from insightface.utils import face_align
 
-from runner.faces import alignment, detector
+from runner.faces import alignment, detector, planes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,16 +44,25 @@ def test_fit_of_the_thinnest(height: int, width: int, fitted: tuple[int, int] | 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 160), st.integers(1, 160), st.integers(0, 2**32 - 1))
-def test_fill_is_blob_from_image_whatever_was_there_before(height: int, width: int, seed: int) -> None:
+@given(st.lists(st.tuples(st.integers(1, 160), st.integers(1, 160)), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_the_canvas_is_blob_from_image_whatever_it_held_before(sizes: list[tuple[int, int]], seed: int) -> None:
     random = np.random.default_rng(seed)
-    image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    canvas = np.zeros((160, 160, 3), np.uint8)
-    canvas[:height, :width] = image
-    blob = np.full((1, 3, 160, 160), 99, np.float32)
-    detector.fill(blob, image)
-    expected = cv2.dnn.blobFromImage(canvas, 1.0 / 128.0, (160, 160), (127.5, 127.5, 127.5), swapRB=True)
-    np.testing.assert_array_equal(blob, expected)
+    canvas = detector._Canvas(160)
+    for height, width in sizes:
+        image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        whole = np.zeros((160, 160, 3), np.uint8)
+        whole[:height, :width] = image
+        expected = cv2.dnn.blobFromImage(whole, 1.0 / 128.0, (160, 160), (127.5, 127.5, 127.5), swapRB=True)
+        np.testing.assert_array_equal(canvas.holding(image), expected)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(127.5, 127.5), (127.5, 128.0), (0.0, 1.0)])
+def test_planes_are_blob_from_image_bit_for_bit(mean: float, deviation: float) -> None:
+    image = np.arange(112 * 112 * 3, dtype=np.uint32).astype(np.uint8).reshape(112, 112, 3)
+    found = np.empty((3, 112, 112), np.float32)
+    planes.write(found, image, planes.normalised(mean, deviation))
+    expected = cv2.dnn.blobFromImages([image], 1.0 / deviation, (112, 112), (mean,) * 3, swapRB=True)
+    np.testing.assert_array_equal(found, expected[0])
 
 
 @settings(max_examples=100, deadline=None)

@@ -85,6 +85,29 @@ def test_a_prelu_after_the_first_convolution_is_computed_from_the_image() -> Non
     assert_same(before, after, (3, 3, 12, 12))
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("steepest", "passes"), [(0.9, 1), (0.999, 2)])
+def test_a_prelu_after_another_convolution_takes_one_factor_from_its_weights(
+    with_bias: bool, steepest: float, passes: int
+) -> None:
+    """Unless that factor is next to nothing, by which the other term would have to be divided."""
+    slopes = np.append(RNG.uniform(-1, 0.9, 15), steepest).reshape(16, 1, 1)
+    weights: Weights = {"w": RNG.normal(size=(16, 16, 3, 3)), "s": slopes}
+    if with_bias:
+        weights["b"] = RNG.normal(size=16)
+    inputs = ["x", "w", "b"] if with_bias else ["x", "w"]
+    before = model(
+        [helper.make_node("Conv", inputs, ["c"], pads=[1, 1, 1, 1]), helper.make_node("PRelu", ["c", "s"], ["y"])],
+        weights,
+        ["y"],
+        shape=["n", 16, 9, 7],
+        opset=11,
+    )
+    after = quickened(before)
+    assert kinds(after) == {"Conv": 1 + passes, "Relu": 1, "Add": 1}
+    assert_same(before, after, (3, 16, 9, 7))
+
+
 def test_a_convolution_that_others_read_too_stays() -> None:
     before = model(
         [helper.make_node("Conv", ["x", "w", "b"], ["c"]), helper.make_node("PRelu", ["c", "s"], ["y"])],
