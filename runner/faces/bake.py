@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from runner.errors import CheckFailedError, ModelError
-from runner.faces import detector, pack, sources
+from runner.faces import detector, pack, sources, weights
 from runner.faces.alignment import CROP_SIZE
 from runner.faces.engine import Engine, Face
 from runner.faces.hardware import CPU, blocked_layout
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 DETECTION_SIZE = 640
-# Smaller tensors stay in the ONNX file: each one beside it is mapped by itself, in whole pages.
-LEAST_EXTERNAL_BYTES = 1024
 # How far from InsightFace's own answers a pack may be.
 MOST_PIXELS = 0.01
 LEAST_COSINE = 0.9999
@@ -201,15 +199,16 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     mean, deviation = _normalisation(embedder)
     tuned_for = "" if plain else blocked_layout(onnxruntime.__version__)
     graphs = {}
+    stored: dict[bytes, tuple[str, int]] = {}
     for role, model, shape in (
         ("detector", finder, (1, 3, size, size)),
         ("recogniser", embedder, ("faces", 3, CROP_SIZE, CROP_SIZE)),
     ):
         source = originals / (detector_name if role == "detector" else known.recogniser)
-        portable = _bake_graph(model, baked / f"{role}.onnx", shape, plain=plain)
+        portable = _bake_graph(model, baked / f"{role}.onnx", shape, stored, plain=plain)
         graphs[role] = Graph(
             portable=_files(portable),
-            tuned=_files(_tune(portable)) if tuned_for else None,
+            tuned=_files(_tune(portable, stored)) if tuned_for else None,
             source_sha256=sources.check_sha256(source, ""),
             input_size=size if role == "detector" else CROP_SIZE,
             mean=detector.MEAN if role == "detector" else mean,
@@ -233,7 +232,14 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     return manifest
 
 
-def _bake_graph(model: ModelProto, target: Path, shape: tuple[int | str, ...], *, plain: bool) -> Path:
+def _bake_graph(
+    model: ModelProto,
+    target: Path,
+    shape: tuple[int | str, ...],
+    stored: dict[bytes, tuple[str, int]],
+    *,
+    plain: bool,
+) -> Path:
     """Write the model to `target` as every processor can run it, with everything computed that can be beforehand."""
     import onnx
     import onnxruntime
@@ -257,10 +263,10 @@ def _bake_graph(model: ModelProto, target: Path, shape: tuple[int | str, ...], *
         raise ModelError(
             f"the {target.stem}'s file cannot be baked ({type(error).__name__}): is it the right one?"
         ) from None
-    return _save(folded, target)
+    return weights.save(folded, target, stored)
 
 
-def _tune(graph: Path) -> Path:
+def _tune(graph: Path, stored: dict[bytes, tuple[str, int]]) -> Path:
     """Write the graph as onnxruntime runs it on processors like this one: a part of what it does when it opens one."""
     import onnx
     import onnxruntime
@@ -275,27 +281,13 @@ def _tune(graph: Path) -> Path:
     onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
     tuned = onnx.load(target)
     graphs.number_names(tuned)
-    return _save(tuned, target)
-
-
-def _save(model: ModelProto, target: Path) -> Path:
-    import onnx
-
-    weights = _weights(target)
-    onnx.save(model, target, save_as_external_data=True, location=weights.name, size_threshold=LEAST_EXTERNAL_BYTES)
-    if weights.exists():  # onnx writes it for its owner alone, and a container runs as another user
-        weights.chmod(target.stat().st_mode)
-    return target
-
-
-def _weights(graph: Path) -> Path:
-    return graph.with_suffix(".weights")
+    return weights.save(tuned, target, stored)
 
 
 def _files(graph: Path) -> Files:
     """Return what a manifest says of a graph's files."""
-    weights = _weights(graph)
-    beside = (weights.name, sources.check_sha256(weights, "")) if weights.exists() else ("", "")
+    path = weights.beside(graph)
+    beside = (path.name, sources.check_sha256(path, "")) if path.exists() else ("", "")
     return Files(graph.name, sources.check_sha256(graph, ""), *beside)
 
 
