@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,10 @@ PROVIDERS = {
     "cuda": ("CUDAExecutionProvider", 32),
     "cpu": (CPU, 2),
 }
+
+
+# The kernel's names, and OpenCV's numbers of what it asks the processor for (opencv2/core/hal/interface.h).
+_FEATURES = {"avx2": 11, "fma": 12, "avx512f": 13}
 
 
 class ProviderError(Exception):
@@ -86,18 +89,23 @@ def thread_count(wanted: int = 0, root: Path = Path("/")) -> int:
 def blocked_layout(onnxruntime_version: str, root: Path = Path("/")) -> str:
     """Return what decides how onnxruntime lays out weights for convolutions here, or "" where that is not known.
 
-    Blocks of 16 channels with AVX-512, of 8 with AVX2, by the processor's own word (MlasNchwcGetBlockSize and
-    MLAS_PLATFORM in onnxruntime/core/mlas/lib/platform.cpp), in a layout that is each release's own matter.
+    Blocks of 16 channels with AVX-512, of 8 with AVX2 (MLAS_PLATFORM in onnxruntime/core/mlas/lib/platform.cpp), in a
+    layout that is each release's own matter. The kernel and the processor itself must say the same of these: under
+    qemu-user the kernel tells of a processor that the program never sees.
     """
-    if platform.machine() != "x86_64":
-        return ""
     flags: set[str] = set()
     with suppress(OSError), (root / "proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
         flags.update(next((line for line in lines if line.startswith("flags")), "").split())
-    if not {"avx2", "fma"} <= flags:
+    if any(_supported(number) != (flag in flags) for flag, number in _FEATURES.items()) or not {"avx2", "fma"} <= flags:
         return ""
     block = 16 if "avx512f" in flags else 8
     return f"onnxruntime {onnxruntime_version}, x86-64, blocks of {block}"
+
+
+def _supported(feature: int) -> bool:
+    import cv2
+
+    return bool(cv2.checkHardwareSupport(feature))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import importlib
 from pathlib import Path
 
 import pytest
@@ -180,25 +180,35 @@ def test_none_of_those_wanted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "block"),
+    ("told", "found", "block"),
     [
-        ("fpu sse4_2 avx avx2 fma avx512f avx512vl", "blocks of 16"),
-        ("fpu sse4_2 avx avx2 fma", "blocks of 8"),
-        ("fpu sse4_2 avx", ""),
-        ("fpu avx2 avx512f", ""),  # without fused multiplication onnxruntime takes neither
+        ("fpu sse4_2 avx avx2 fma avx512f avx512vl", {11, 12, 13}, "blocks of 16"),
+        ("fpu sse4_2 avx avx2 fma", {11, 12}, "blocks of 8"),
+        ("fpu sse4_2 avx", set(), ""),
+        ("fpu avx2 avx512f", {11, 13}, ""),  # without fused multiplication onnxruntime takes neither
+        ("fpu avx avx2 fma avx512f", {11, 12}, ""),  # an emulated processor under another one's kernel
+        ("fpu avx avx2 fma", {11, 12, 13}, ""),
+        ("fpu asimd", set(), ""),  # no x86 at all
     ],
 )
-def test_the_layout_follows_the_processors_own_word(tmp_path: Path, flags: str, block: str) -> None:
+def test_the_layout_is_known_where_kernel_and_processor_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, found: set[int], block: str
+) -> None:
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    expected = f"onnxruntime 1.2.3, x86-64, {block}" if block and platform.machine() == "x86_64" else ""
-    assert blocked_layout("1.2.3", tmp_path) == expected
+    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {told}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    monkeypatch.setattr("cv2.checkHardwareSupport", found.__contains__)
+    assert blocked_layout("1.2.3", tmp_path) == (f"onnxruntime 1.2.3, x86-64, {block}" if block else "")
 
 
-def test_without_a_word_of_the_processor_there_is_no_layout(tmp_path: Path) -> None:
+def test_without_a_word_of_the_kernel_there_is_no_layout(tmp_path: Path) -> None:
     assert blocked_layout("1.2.3", tmp_path) == ""
 
 
-def test_another_architecture_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert blocked_layout("1.2.3") == ""
+@pytest.mark.parametrize("name", ["AVX2", "FMA3", "AVX512F"])
+def test_opencv_and_numpy_find_the_same_processor(name: str) -> None:
+    """That OpenCV's numbers still mean what they meant."""
+    import cv2
+
+    features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
+    number = {"AVX2": 11, "FMA3": 12, "AVX512F": 13}[name]
+    assert cv2.checkHardwareSupport(number) == features.get(name, False)
