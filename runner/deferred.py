@@ -6,6 +6,7 @@ Nothing is taken away: the first use of a name in such a part executes it, as it
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec, module_from_spec
@@ -43,13 +44,23 @@ def _find(name: str) -> ModuleSpec | None:
 
 
 def _executing(module: ModuleType, execute: Callable[[ModuleType], None]) -> Callable[[str], Any]:
-    """Return the `__getattr__` (PEP 562) of a module that has not been executed."""
+    """Return the `__getattr__` (PEP 562) of a module that has not been executed; other threads wait for the first."""
+    lock = threading.RLock()
+    executing = False
 
     def attribute(name: str) -> Any:
+        nonlocal executing
         if name.startswith("__"):  # what the import system itself asks for
             raise AttributeError(name)
-        vars(module).pop("__getattr__", None)
-        execute(module)
+        with lock:
+            if executing:  # by this very thread, whose imports lead back here
+                return object.__getattribute__(module, name)
+            if vars(module).get("__getattr__") is attribute:
+                executing = True
+                execute(module)
+                executing = False
+            if vars(module).get("__getattr__") is attribute:  # unless the module has one of its own
+                del vars(module)["__getattr__"]
         return getattr(module, name)
 
     return attribute

@@ -198,22 +198,17 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     size = _detection_size(finder, detector_name)
     mean, deviation = _normalisation(embedder)
     tuned_for = "" if plain else blocked_layout(onnxruntime.__version__)
+    roles: dict[str, tuple[ModelProto, str, tuple[int | str, ...], int, float, float]] = {
+        "detector": (finder, detector_name, (1, 3, size, size), size, detector.MEAN, detector.DEVIATION),
+        "recogniser": (embedder, known.recogniser, ("faces", 3, CROP_SIZE, CROP_SIZE), CROP_SIZE, mean, deviation),
+    }
     graphs = {}
     stored: dict[bytes, tuple[str, int]] = {}
-    for role, model, shape in (
-        ("detector", finder, (1, 3, size, size)),
-        ("recogniser", embedder, ("faces", 3, CROP_SIZE, CROP_SIZE)),
-    ):
-        source = originals / (detector_name if role == "detector" else known.recogniser)
+    for role, (model, name, shape, side, mean_pixel, spread) in roles.items():
         portable = _bake_graph(model, baked / f"{role}.onnx", shape, stored, plain=plain)
-        graphs[role] = Graph(
-            portable=_files(portable),
-            tuned=_files(_tune(portable, stored)) if tuned_for else None,
-            source_sha256=sources.check_sha256(source, ""),
-            input_size=size if role == "detector" else CROP_SIZE,
-            mean=detector.MEAN if role == "detector" else mean,
-            deviation=detector.DEVIATION if role == "detector" else deviation,
-        )
+        tuned = _files(_tune(portable, stored)) if tuned_for else None
+        source_sha256 = sources.check_sha256(originals / name, "")
+        graphs[role] = Graph(_files(portable), tuned, source_sha256, side, mean_pixel, spread)
     versions = {name: metadata.version(name) for name in ("opencv-python-headless", "insightface")}
     manifest = Manifest(
         pack=known.name,

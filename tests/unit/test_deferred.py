@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,18 @@ from runner.deferred import PARTS, defer
 PACKAGE = {
     "__init__.py": "from deferrable.inner import part, tree\nfrom deferrable.inner.part import GIVEN\n",
     "inner/__init__.py": "",
-    "inner/part.py": "GIVEN = 1\nOTHER = 2\n",
-    "inner/tree/__init__.py": "HEAVY = 3\n",
+    "inner/part.py": "import time\nGIVEN = 1\ntime.sleep(0.02)\nOTHER = 2\n",
+    "inner/tree/__init__.py": (
+        "from deferrable.inner.tree import back\n"
+        "HEAVY = 3\n"
+        "def __getattr__(name):\n"
+        "    if name.startswith('__') or name.islower():\n"
+        "        raise AttributeError(name)\n"
+        "    return name\n"
+    ),
+    "inner/tree/back.py": (
+        "import deferrable.inner.tree as tree\ntry:\n    tree.HEAVY\nexcept AttributeError:\n    EARLY = True\n"
+    ),
     "inner/tree/leaf.py": "VALUE = 4\n",
 }
 
@@ -59,6 +70,37 @@ def test_a_package_that_waits_has_its_modules() -> None:
     assert VALUE == 4
     assert "HEAVY" not in vars(tree)
     assert tree.HEAVY == 3
+
+
+@pytest.mark.usefixtures("package")
+def test_threads_that_come_at_once_all_find_it_whole() -> None:
+    import deferrable
+
+    part = deferrable.part
+    together = threading.Barrier(8)
+    found: list[int] = []
+
+    def take() -> None:
+        together.wait()
+        found.append(part.OTHER)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [2] * 8
+    assert "__getattr__" not in vars(part)
+
+
+@pytest.mark.usefixtures("package")
+def test_a_part_may_lead_back_to_itself_and_have_a_getattr_of_its_own() -> None:
+    import deferrable
+
+    tree = sys.modules["deferrable.inner.tree"]
+    assert tree.HEAVY == 3
+    assert tree.MADE_UP == "MADE_UP"
+    assert deferrable.tree is tree
 
 
 @pytest.mark.usefixtures("package")
