@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from runner.stop import Stop
 
 READERS = 4
-# Reads that may be ahead of the engine, beyond one for each of its threads: enough to hide a slow download.
-READ_AHEAD = 4
+# Reads that may be ahead of the engine, beyond one for each of its threads: enough to hide a slow download, and to
+# give the engine so many photos that their crops are worth gathering.
+READ_AHEAD = 8
 # Outcomes are written together: at this many, when nothing else is coming, or when one has waited this long.
 STORE_BATCH = 8
 STORE_SECONDS = 0.1
