@@ -48,11 +48,10 @@ def _look(name: str, look: Callable[[Settings], str], settings: Settings) -> Che
 
 
 def _redis(settings: Settings) -> str:
-    from runner.queue.client import connect
+    from runner.queue.client import opened
     from runner.queue.leases import LeaseQueue
 
-    redis = connect(settings)
-    try:
+    with opened(settings) as redis:
         found = []
         for name in settings.queues:
             counts = LeaseQueue(
@@ -64,8 +63,6 @@ def _redis(settings: Settings) -> str:
             ).counts()
             found.append(f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight, {counts.dead} dead")
         return "; ".join(found)
-    finally:
-        redis.close()
 
 
 def _photos(settings: Settings) -> str:
@@ -97,8 +94,7 @@ def _model(settings: Settings) -> str:
     from runner.faces import pack
 
     manifest = pack.read_manifest(settings.model_dir)
-    for graph in (manifest.detector, manifest.recogniser):
-        pack.check_graph(settings.model_dir, graph)
+    pack.check(settings.model_dir, manifest)
     return f"{manifest.pack} ({manifest.model}), as it was baked{_other_versions(manifest.versions)}"
 
 

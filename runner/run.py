@@ -139,14 +139,13 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
         from runner.handlers.compare import CompareHandler
         from runner.handlers.process import ProcessHandler
         from runner.images.fetch import Fetcher
-        from runner.queue.client import close, connect
+        from runner.queue.client import opened
         from runner.queue.heartbeat import Heartbeat
         from runner.settle import Settler
         from runner.store.results import AnswerWatch, ResultStore
 
         stop.progress()
-        redis = connect(settings)
-        stack.callback(close, redis)
+        redis = stack.enter_context(opened(settings))
         stop.progress()
         queues = _sources(settings, redis, owner)
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))

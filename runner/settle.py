@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
@@ -89,26 +89,29 @@ class Settler:
                 task.error = InvalidJobError(f"the payload is larger than a runner takes: {task.lease.bytes} bytes")
             if task.error is not None and task.lease.truncated:
                 task.error.subject = subject(name, task.lease.payload)
-        self._each(self._handlers[name].decode, tasks)
+            try:
+                task.job = self._handlers[name].decode(task.lease.payload)
+            except Exception as error:  # noqa: BLE001 - one job's payload must hurt no other
+                task.error = task.error or job_error(task, error)
         return [task for task in tasks if task.error is None]
 
     def begin(self, name: str, tasks: Sequence[AnyTask]) -> None:
-        """Let the handler write that work has begun; what turns out to be in vain gets its `error`."""
-        if tasks:
-            self._each(self._handlers[name].begin, tasks)
+        """Let the handler write that work has begun; what turns out to be in vain gets its `error`.
 
-    def _each(self, work: Callable[[Sequence[AnyTask]], None], tasks: Sequence[AnyTask]) -> None:
-        """Do `work` on all tasks; what fails as a batch is done one by one, so that no job hurts another."""
+        What fails as a batch is begun one by one, so that no job hurts another.
+        """
+        if not tasks:
+            return
         try:
-            work(tasks)
+            self._handlers[name].begin(tasks)
         except RunnerError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever one job's data did to the batch
-            if len(tasks) > 1:
-                for task in tasks:
-                    self._each(work, [task])
-            else:
+            if len(tasks) == 1:
                 tasks[0].error = tasks[0].error or job_error(tasks[0], error)
+                return
+            for task in tasks:
+                self.begin(name, [task])
 
     def dropped(self, task: AnyTask) -> bool:
         """Return whether the lease is known to be lost; then the task has ended here."""

@@ -72,8 +72,8 @@ class Conclusion(Enum):
 class Handler(Protocol[Job]):
     """One kind of job."""
 
-    def decode(self, tasks: Sequence[Task[Job]]) -> None:
-        """Decode the payloads; what is no valid job gets its `error`. Needs no server."""
+    def decode(self, payload: bytes) -> Job:
+        """Return the job that a payload holds, or raise `InvalidJobError`. Needs no server."""
         ...
 
     def begin(self, tasks: Sequence[Task[Job]]) -> None:

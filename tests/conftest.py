@@ -23,6 +23,9 @@ from tests.integration.run_tools import service as a_service
 if TYPE_CHECKING:
     from redis import Redis
 
+    from runner.demo.album import Album
+    from runner.demo.images import ImageServer
+
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
 
@@ -44,6 +47,24 @@ def _stripped_environment() -> None:
     """No test sees what the person who runs it has set."""
     for name in [name for name in os.environ if _OURS.match(name)]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def album() -> Album:
+    """The demonstration's photos and selfies."""
+    from runner.demo.album import sample_album
+    from runner.faces.bake import sample_images
+
+    return sample_album(sample_images())
+
+
+@pytest.fixture(scope="session")
+def images(album: Album) -> Iterator[ImageServer]:
+    """The album's photos over HTTP on loopback."""
+    from runner.demo.images import ImageServer
+
+    with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -184,12 +184,12 @@ class Cluster:
         place = f"namespace {self.namespace} of {self.name}"
         if status == 401:  # noqa: PLR2004 - HTTP
             return ClusterError(f"the credentials of context {self.name} are not accepted: log in again")
-        if status == 403:  # noqa: PLR2004
+        if status == 403:  # noqa: PLR2004 - HTTP
             return ClusterError(
                 f"`{action}` is forbidden in {place}: bind the Role of docs/debugging.md to this user "
                 f"(kubectl auth can-i {action} -n {self.namespace})"
             )
-        if status == 404:  # noqa: PLR2004
+        if status == 404:  # noqa: PLR2004 - HTTP
             return NotFoundError(f"`{action}` in {place}: {message}")
         return ClusterError(f"`{action}` in {place} was refused with HTTP {status}: {message}")
 

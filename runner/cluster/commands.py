@@ -265,7 +265,7 @@ def _read_template(name: str) -> Object:
         if name == "-":
             documents = list(yaml.safe_load_all(sys.stdin.read()))
         else:
-            with open(name, encoding="utf-8") as file:  # noqa: PTH123
+            with open(name, encoding="utf-8") as file:  # noqa: PTH123 - what was typed, as it was typed
                 documents = list(yaml.safe_load_all(file))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no YAML"

@@ -43,13 +43,10 @@ def opened(settings: Settings) -> Iterator[Redis]:
     """Connect to Redis for the time of the block."""
     if not settings.redis_url:
         raise SettingsError("REDIS_URL is missing")
-    from runner.queue.client import connect
+    from runner.queue import client
 
-    redis = connect(replace(settings, connect_seconds=min(settings.connect_seconds, PATIENCE_SECONDS)))
-    try:
+    with client.opened(replace(settings, connect_seconds=min(settings.connect_seconds, PATIENCE_SECONDS))) as redis:
         yield redis
-    finally:
-        redis.close()
 
 
 def look_at_lists(settings: Settings) -> list[ListState]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner import settings as settings_module
-from runner.cluster.status import duration, table
+from runner.cluster.status import duration
 from runner.errors import CheckFailedError
+from runner.tables import columns
 
 if TYPE_CHECKING:
     from runner.queue.leases import Leased
@@ -57,7 +58,7 @@ class RunView:
                 (item.queue, item.id, str(item.attempts), duration(item.since_seconds), f"{item.due_seconds:.0f}s")
                 for item in self.leases
             ]
-            yield from table(("LIST", "LEASE", "ATTEMPT", "SINCE", "DUE IN"), rows)
+            yield from columns([("LIST", "LEASE", "ATTEMPT", "SINCE", "DUE IN"), *rows])
 
 
 def look(pid: int | None) -> RunView:

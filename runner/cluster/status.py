@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runner.cluster.api import APP, NAME_LABEL, RELEASE_LABEL, Cluster, NotFoundError, Object
 from runner.cluster.objects import JobState, PodState, ScaledJobState, job_state, pod_state, scaled_job_state
 from runner.errors import ClusterError, RunnerError
+from runner.tables import columns
 
 if TYPE_CHECKING:
     from runner.cluster.lists import ListState
@@ -78,7 +79,8 @@ def look_at_cluster(cluster: Cluster, release: str | None) -> ClusterState:
 
 def lines(status: Status) -> Iterator[str]:
     """Yield the status as plain text."""
-    yield from table(("LIST", "WAITING", "IN FLIGHT", "DUE", "DEAD", "OLDEST LEASE", "RUNNERS"), list_rows(status))
+    lists = ("LIST", "WAITING", "IN FLIGHT", "DUE", "DEAD", "OLDEST LEASE", "RUNNERS")
+    yield from columns([lists, *list_rows(status)])
     if status.redis_error:
         yield f"no numbers from Redis: {status.redis_error}"
     cluster = status.cluster
@@ -89,7 +91,7 @@ def lines(status: Status) -> Iterator[str]:
     yield f"namespace {cluster.namespace} of {cluster.name}"
     for heading, rows in sections(cluster):
         if rows:
-            yield from table(heading, rows)
+            yield from columns([heading, *rows])
     if not (cluster.jobs or cluster.pods or cluster.scaled_jobs):
         yield f"  nothing is labelled {NAME_LABEL}={APP} here"
     yield from (f"  {note}" for note in cluster.notes)
@@ -128,13 +130,6 @@ def sections(cluster: ClusterState) -> Iterator[tuple[Sequence[str], list[Sequen
         ("POD", "PHASE", "NODE", "AGE", "REASON"),
         [(item.name, item.phase, item.node or "-", duration(item.age_seconds), item.reason) for item in cluster.pods],
     )
-
-
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the rows under their heading, in columns."""
-    widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
-    for row in (heading, *rows):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def duration(seconds: float | None) -> str:

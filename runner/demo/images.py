@@ -11,7 +11,25 @@ from typing import Self
 from urllib.parse import unquote
 
 
-class ImageServer:
+class Serving:
+    """An HTTP server in a thread of its own for the time of a `with` block; whoever is one sets `_server`."""
+
+    _server: ThreadingHTTPServer
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._server.serve_forever, name=type(self).__name__, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class ImageServer(Serving):
     """Serves name → bytes for the time of a `with` block, on loopback or another address of this machine.
 
     `seconds` is how long it takes its time before each answer.
@@ -38,19 +56,7 @@ class ImageServer:
 
         self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="images", daemon=True)
 
     def url(self, name: str) -> str:
         """Return the URL of an image as the API sends it: the file name is not encoded."""
         return f"http://{self._host}:{self._server.server_port}/albums/sample/{name}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -262,7 +262,7 @@ def _number(value: object) -> float:
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-    told: Callable[[Any], str] = lambda statuses: ", ".join(f"{n} {k.lower()}" for k, n in sorted(statuses.items()))  # noqa: E731
+    told: Callable[[Any], str] = lambda statuses: ", ".join(f"{n} {k.lower()}" for k, n in sorted(statuses.items()))  # noqa: E731 - one of several, each a line
     rows = {
         "photos": f"{summary['photos']} ({told(summary['statuses'])})",
         "faces stored": summary["faces"],

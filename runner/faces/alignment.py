@@ -41,4 +41,4 @@ def similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
 def crop(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return the aligned 112x112 BGR crop of one face."""
     matrix = similarity(landmarks)
-    return cv2.warpAffine(image, matrix, (CROP_SIZE, CROP_SIZE), borderValue=0.0)  # type: ignore[return-value]
+    return cv2.warpAffine(image, matrix, (CROP_SIZE, CROP_SIZE), borderValue=0.0)  # type: ignore[return-value]  # OpenCV's stubs know no types of pixels

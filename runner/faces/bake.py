@@ -74,8 +74,7 @@ def bake(pack_name: str, out: Path, *, source: str = "", sha256: str = "", plain
 def verify(folder: Path, *, source: str = "", sha256: str = "") -> dict[str, Any]:
     """Repeat the proof of the pack in `folder`. Raises `ModelError`, `SettingsError` and `CheckFailedError`."""
     manifest = pack.read_manifest(folder)
-    for graph in (manifest.detector, manifest.recogniser):
-        pack.check_graph(folder, graph)
+    pack.check(folder, manifest)
     known = KNOWN.get(manifest.pack)
     if known is None and not source:
         raise ModelError(f"{manifest.pack} is no known pack: give its original files with --source")

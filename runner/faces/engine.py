@@ -127,13 +127,12 @@ class Engine:
         import onnxruntime
 
         manifest = pack.read_manifest(folder)
-        for graph in (manifest.detector, manifest.recogniser):
-            pack.check_graph(folder, graph)
-        fits = tuned and manifest.tuned_for == (blocked_layout(onnxruntime.__version__) or None)
+        pack.check(folder, manifest)
+        fits = tuned and manifest.tuned_for and manifest.tuned_for == blocked_layout(onnxruntime.__version__)
         choices = choose_providers(providers, onnxruntime.get_available_providers(), batch_size)
         failures: list[str] = []
         for choice in choices:
-            own = fits and choice.providers[0] == CPU
+            own = bool(fits) and choice.providers[0] == CPU
             try:
                 detector, recogniser = _open_models(folder, manifest, choice.providers, tuned=own)
             except ProviderError as error:

@@ -108,16 +108,17 @@ def _graph(document: dict[str, Any]) -> Graph:
     return Graph(**document, portable=portable, tuned=Files(**tuned) if tuned else None)
 
 
-def check_graph(folder: Path, graph: Graph) -> None:
-    """Compare the checksums of all files of a graph (20 ms for 28 MB), also of those that are not used on this machine.
+def check(folder: Path, manifest: Manifest) -> None:
+    """Compare the checksums of all files of a pack (20 ms for 26 MB), also of those that are not used on this machine.
 
     Raises `ModelError`.
     """
-    for files in (graph.portable, graph.tuned):
-        if files is not None:
-            _check_file(folder, files.file, files.sha256)
-            if files.weights:
-                _check_file(folder, files.weights, files.weights_sha256)
+    for graph in (manifest.detector, manifest.recogniser):
+        for files in (graph.portable, graph.tuned):
+            if files is not None:
+                _check_file(folder, files.file, files.sha256)
+                if files.weights:
+                    _check_file(folder, files.weights, files.weights_sha256)
 
 
 def _check_file(folder: Path, name: str, sha256: str) -> None:

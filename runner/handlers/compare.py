@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from runner.errors import InvalidJobError, NoFaceInSelfieError
+from runner.errors import NoFaceInSelfieError
 from runner.jobs import CompareJob, decode_compare
 from runner.tasks import Conclusion, Task
 
@@ -37,13 +37,9 @@ class CompareHandler:
         # A job that was pushed twice has two tasks and one answer.
         self._unconfirmed: dict[str, list[Task[CompareJob]]] = {}
 
-    def decode(self, tasks: Sequence[Task[CompareJob]]) -> None:
-        """Decode the payloads; what is no valid job gets its `error`."""
-        for task in tasks:
-            try:
-                task.job = decode_compare(task.lease.payload)
-            except InvalidJobError as error:
-                task.error = task.error or error
+    def decode(self, payload: bytes) -> CompareJob:
+        """Return the job that a payload holds, or raise `InvalidJobError`."""
+        return decode_compare(payload)
 
     def begin(self, tasks: Sequence[Task[CompareJob]]) -> None:
         """Set the results to PROCESSING."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from runner.errors import InvalidJobError, PhotoGoneError, UnstorableError
+from runner.errors import PhotoGoneError, UnstorableError
 from runner.jobs import ProcessJob, decode_process
 from runner.store.stored import Stored
 from runner.tasks import Conclusion, Task
@@ -33,13 +33,9 @@ class ProcessHandler:
         self._fetcher = fetcher
         self._owns = owns
 
-    def decode(self, tasks: Sequence[Task[ProcessJob]]) -> None:
-        """Decode the payloads; what is no valid job gets its `error`."""
-        for task in tasks:
-            try:
-                task.job = decode_process(task.lease.payload)
-            except InvalidJobError as error:
-                task.error = task.error or error
+    def decode(self, payload: bytes) -> ProcessJob:
+        """Return the job that a payload holds, or raise `InvalidJobError`."""
+        return decode_process(payload)
 
     def begin(self, tasks: Sequence[Task[ProcessJob]]) -> None:
         """Set the photos to PROCESSING in one statement; where a photo is deleted, its task gets its `error`."""

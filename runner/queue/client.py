@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from runner.errors import RedisUnreachableError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from redis import Redis
 
@@ -74,6 +75,16 @@ def connect(settings: Settings) -> Redis:
         raise
     ready: Redis = client
     return ready
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Redis]:
+    """Have what `connect` returns for the time of the block. Raises as it does."""
+    redis = connect(settings)
+    try:
+        yield redis
+    finally:
+        close(redis)
 
 
 def close(client: Redis | None) -> None:

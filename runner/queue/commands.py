@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from runner import settings as settings_module
 from runner.errors import CheckFailedError, UsageError
 from runner.settings import QUEUE_NAMES
+from runner.tables import columns
 
 if TYPE_CHECKING:
     from runner.queue.letters import DeadLetters, Letter
@@ -122,14 +123,11 @@ def _whole(text: str) -> int:
 @contextmanager
 def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
     settings = settings_module.load(required=("redis_url",))
-    from runner.queue.client import connect
+    from runner.queue.client import opened
     from runner.queue.letters import DeadLetters
 
-    client = connect(settings)
-    try:
-        yield [DeadLetters(client, name) for name in QUEUE_NAMES if queue in (None, name)]
-    finally:
-        client.close()
+    with opened(settings) as redis:
+        yield [DeadLetters(redis, name) for name in QUEUE_NAMES if queue in (None, name)]
 
 
 def _matching(boxes: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, Letter]]:
@@ -294,10 +292,8 @@ def _print_table(letters: Sequence[Letter]) -> None:
         (one.id, one.queue, one.reason, str(one.attempts), _moment(one.buried), str(one.bytes), _printable(one.detail))
         for one in letters
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for row in rows:
-        line = "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+    for line in columns(rows):
         print(line[:screen].rstrip())
 
 

@@ -79,20 +79,20 @@ class SingleJob:
         """Return that nothing was lost."""
         return []
 
-    def acknowledge_many(self, leases: Sequence[Lease]) -> set[str]:  # noqa: ARG002
+    def acknowledge_many(self, leases: Sequence[Lease]) -> set[str]:  # noqa: ARG002 - as renew
         """Return that nothing was lost."""
         return set()
 
-    def retry(self, lease: Lease, delay_seconds: float, reason: str) -> bool:  # noqa: ARG002
+    def retry(self, lease: Lease, delay_seconds: float, reason: str) -> bool:  # noqa: ARG002 - there is one lease, and no dead letter
         """Offer the job again in `delay_seconds`."""
         self._due = time.monotonic() + delay_seconds
         return True
 
-    def release(self, lease: Lease) -> bool:  # noqa: ARG002
+    def release(self, lease: Lease) -> bool:  # noqa: ARG002 - there is one lease
         """Let go of the job: the run was told to stop."""
         return True
 
-    def bury(self, lease: Lease, reason: str, detail: str) -> bool:  # noqa: ARG002
+    def bury(self, lease: Lease, reason: str, detail: str) -> bool:  # noqa: ARG002 - there is no dead letter
         """Let go of the job: the summary and the log say why."""
         return True
 

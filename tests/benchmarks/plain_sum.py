@@ -10,9 +10,9 @@ its end.
 from __future__ import annotations
 
 import argparse  # noqa: F401 - this and the next ones are imported because a run imports them
-import http.client  # noqa: F401
+import http.client  # noqa: F401 - as argparse
 import json
-import logging  # noqa: F401
+import logging  # noqa: F401 - as argparse
 import sys
 import time
 from pathlib import Path
@@ -20,8 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime
-import psycopg  # noqa: F401
-import redis  # noqa: F401
+import psycopg  # noqa: F401 - as argparse
+import redis  # noqa: F401 - as argparse
 import simplejpeg
 
 

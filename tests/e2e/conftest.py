@@ -14,13 +14,12 @@ import psycopg
 import pytest
 from redis import Redis
 
-from runner.demo.album import Album, sample_album
 from runner.demo.api import Api
 from runner.demo.images import ImageServer
-from runner.faces.bake import sample_images
 from tests.e2e.site import CHART, Site, opened, unavailable, wait
 
 if TYPE_CHECKING:
+    from runner.demo.album import Album
     from runner.demo.servers import EmbeddedRedis
 
 SMALL = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
@@ -118,11 +117,6 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
         "lists": {"process": {**each}, "compare": {**each}},
         "migration": {"resources": SMALL},
     }
-
-
-@pytest.fixture(scope="session")
-def album() -> Album:
-    return sample_album(sample_images())
 
 
 @pytest.fixture(scope="session")

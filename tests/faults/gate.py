@@ -6,8 +6,8 @@ import socket
 import threading
 from contextlib import suppress
 from enum import Enum
-from types import TracebackType
-from typing import Self
+
+from tests.listening import Listener, close
 
 
 class State(Enum):
@@ -18,16 +18,15 @@ class State(Enum):
     DARK = "dark"  # as a network that swallows everything: connected, and never answered
 
 
-class Gate:
+class Gate(Listener):
     """Listens on loopback and forwards to `port`, which may change; connections go where it then leads."""
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self.upstream = port
         self._state = State.OPEN
         self._lit = threading.Event()
         self._lit.set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         self._sockets: list[socket.socket] = []
 
     def set(self, state: State) -> None:
@@ -43,47 +42,29 @@ class Gate:
     def break_off(self) -> None:
         """Break every connection."""
         for end in self._sockets:
-            _close(end)
+            close(end)
         self._sockets.clear()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            if self._state is State.SHUT:
-                client.close()
-                continue
-            try:
-                server = socket.create_connection(("127.0.0.1", self.upstream))
-            except OSError:
-                client.close()
-                continue
-            self._sockets += [client, server]
-            for source, target in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+    def _take(self, client: socket.socket) -> None:
+        if self._state is State.SHUT:
+            client.close()
+            return
+        try:
+            server = socket.create_connection(("127.0.0.1", self.upstream))
+        except OSError:
+            client.close()
+            return
+        self._sockets += [client, server]
+        for source, target in ((client, server), (server, client)):
+            threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 18):
                 self._lit.wait()
                 target.sendall(data)
-        _close(source)
-        _close(target)
+        close(source)
+        close(target)
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _close(self._listener)
+    def _end(self) -> None:
         self.set(State.SHUT)
-
-
-def _close(end: socket.socket) -> None:
-    with suppress(OSError):
-        end.shutdown(socket.SHUT_RDWR)
-    end.close()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from runner.demo.album import PEOPLE, beside, jpeg, landscape, png, portrait
+from runner.demo.images import Serving
 from runner.faces.bake import sample_images
 
 HEIGHT = 180
@@ -57,7 +55,7 @@ class Mood(Enum):
     DOWN = "down"  # connections are closed at once
 
 
-class PictureServer:
+class PictureServer(Serving):
     """Serves /KIND/anything for the time of a `with` block."""
 
     def __init__(self, served: dict[str, Kind]) -> None:
@@ -85,7 +83,6 @@ class PictureServer:
 
         self._server = Quiet(("127.0.0.1", 0), Handler)
         self._random = random.Random(5)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="pictures", daemon=True)
 
     def url(self, kind: str, number: int) -> str:
         return f"http://127.0.0.1:{self._server.server_port}/{kind}/{number}.jpg"
@@ -107,14 +104,3 @@ class PictureServer:
                 time.sleep(0.2)
         else:
             handler.wfile.write(data)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.demo.album import Album, sample_album
-from runner.demo.images import ImageServer
-from runner.faces.bake import sample_images
 from tests.image.containers import Cluster
 from tests.image.engine import IMAGE, ROOT, Engine, missing
 from tests.integration.run_tools import service
@@ -42,17 +39,6 @@ def filesystem(engine: Engine, image: str) -> Iterator[Path]:
     """The image's root file system, unpacked."""
     yield Path(engine.podman("image", "mount", image))
     engine.podman("image", "unmount", image)
-
-
-@pytest.fixture(scope="session")
-def album() -> Album:
-    return sample_album(sample_images())
-
-
-@pytest.fixture(scope="session")
-def photos(album: Album) -> Iterator[ImageServer]:
-    with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
-        yield server
 
 
 @pytest.fixture

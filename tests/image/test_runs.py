@@ -30,14 +30,14 @@ def huge() -> Iterator[ImageServer]:
         yield server
 
 
-def test_from_an_empty_database_to_matches(empty_cluster: Cluster, album: Album, photos: ImageServer) -> None:
+def test_from_an_empty_database_to_matches(empty_cluster: Cluster, album: Album, images: ImageServer) -> None:
     cluster, beside = empty_cluster, empty_cluster.service
     api.create_table(beside.connection)
     assert cluster.command("run").code == 3, "the schema is not there yet"
     assert cluster.command("migrate").code == 0
     checked = cluster.command("doctor")
     assert checked.code == 0, checked.output
-    uploaded = beside.api.upload({photo.name: photos.url(photo.name) for photo in album.photos})
+    uploaded = beside.api.upload({photo.name: images.url(photo.name) for photo in album.photos})
     ended = cluster.command("run")
     assert ended.code == 0, ended.errors
     assert ended.summary["claimed"] == len(album.photos)
@@ -54,18 +54,18 @@ def test_from_an_empty_database_to_matches(empty_cluster: Cluster, album: Album,
 
 
 @pytest.mark.parametrize("user", ["1000650000:0", "7:7"])
-def test_any_user_will_do(cluster: Cluster, photos: ImageServer, user: str) -> None:
-    cluster.service.api.upload({"team.jpg": photos.url("team.jpg")})
+def test_any_user_will_do(cluster: Cluster, images: ImageServer, user: str) -> None:
+    cluster.service.api.upload({"team.jpg": images.url("team.jpg")})
     ended = cluster.command("run", limits=Limits(user=user))
     assert (ended.code, ended.summary["succeeded"]) == (0, 1), ended.errors
 
 
 def test_sigterm_ends_it_in_time_and_gives_back_what_had_not_begun(
-    cluster: Cluster, album: Album, photos: ImageServer
+    cluster: Cluster, album: Album, images: ImageServer
 ) -> None:
     jobs = 40
     for _ in range(jobs):
-        cluster.service.api.upload({"twelve megapixels.jpg": photos.url("twelve megapixels.jpg")})
+        cluster.service.api.upload({"twelve megapixels.jpg": images.url("twelve megapixels.jpg")})
     container = cluster.start("run", "--max-jobs", str(jobs))
     wait_until(lambda: "READY" in cluster.service.api.statuses().values(), "a photo is READY")
     container.terminate()
@@ -97,9 +97,9 @@ def test_sigterm_while_it_waits_for_work(cluster: Cluster) -> None:
 
 
 def test_the_next_container_finishes_what_an_out_of_memory_kill_left(
-    cluster: Cluster, photos: ImageServer, huge: ImageServer
+    cluster: Cluster, images: ImageServer, huge: ImageServer
 ) -> None:
-    uploaded = cluster.service.api.upload({"team.jpg": photos.url("team.jpg"), "huge.jpg": huge.url("huge.jpg")})
+    uploaded = cluster.service.api.upload({"team.jpg": images.url("team.jpg"), "huge.jpg": huge.url("huge.jpg")})
     killed = cluster.command("run", limits=TOO_LITTLE, RUNNER_LEASE_SECONDS="3")
     assert killed.code == OOM_KILLED, killed.errors
     assert cluster.service.leftovers()["process leased"] >= 1, "leases outlive the container"
@@ -138,8 +138,8 @@ def test_baking_is_refused_with_what_to_do_instead(cluster: Cluster, arguments: 
     assert "Traceback" not in ended.errors
 
 
-def test_logs_are_json_lines_and_the_summary_is_the_last_line(cluster: Cluster, photos: ImageServer) -> None:
-    cluster.service.api.upload({"team.jpg": photos.url("team.jpg")})
+def test_logs_are_json_lines_and_the_summary_is_the_last_line(cluster: Cluster, images: ImageServer) -> None:
+    cluster.service.api.upload({"team.jpg": images.url("team.jpg")})
     ended = cluster.command("run", RUNNER_LOG_FORMAT="auto")
     assert ended.log
     assert len(ended.output.splitlines()) == 1
@@ -152,10 +152,10 @@ def test_it_says_which_server_is_away(cluster: Cluster) -> None:
     assert "Redis could not be used (REDIS_URL)" in ended.errors
 
 
-def test_a_look_into_a_running_container(cluster: Cluster, photos: ImageServer) -> None:
+def test_a_look_into_a_running_container(cluster: Cluster, images: ImageServer) -> None:
     """`inspect` and `doctor` by exec, as `kubectl exec` runs them; `status` from a container of its own."""
     for _ in range(40):
-        cluster.service.api.upload({"twelve megapixels.jpg": photos.url("twelve megapixels.jpg")})
+        cluster.service.api.upload({"twelve megapixels.jpg": images.url("twelve megapixels.jpg")})
     container = cluster.start("run", "--max-jobs", "40")
     wait_until(lambda: cluster.service.leftovers().get("process leased", 0) > 0, "something is leased")
     seen = json.loads(container.execute("spottmee-worker", "inspect", "--json"))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
+
+from runner.demo.images import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
 HANG_SECONDS = 30.0
 
 
-class OddServer:
+class OddServer(Serving):
     """Serves `files` by name, and `/status/N`, `/redirect/NAME`, `/loop`, `/hang`, `/nothing`, `/endless`."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -27,16 +27,6 @@ class OddServer:
     def url(self, path: str) -> str:
         """Return the URL of a file or a behaviour, not encoded."""
         return f"http://127.0.0.1:{self._server.server_port}/{path}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):

@@ -7,11 +7,12 @@ import socket
 import threading
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
+
+from tests.listening import Listener, close
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 # ReadyForQuery: the server has done all that it was asked for (PostgreSQL protocol 3.0, message formats).
 _READY = re.compile(rb"Z\x00\x00\x00\x05[ITE]\Z")
@@ -26,13 +27,12 @@ class Verdict(Enum):
     LOSE_REPLY = "lose reply"  # the server does it, the client never hears of it
 
 
-class Proxy:
+class Proxy(Listener):
     """Listens on loopback and forwards to `port`. `judge` is asked about every message, counted from 1."""
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self._upstream = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         self.judge: Callable[[int], Verdict] = lambda _: Verdict.PASS
         self.messages = 0
         self._lock = threading.Lock()
@@ -48,17 +48,16 @@ class Proxy:
             self.messages = 0
             self.judge = judge
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._upstream))
-            except OSError:
-                return
-            self._sockets += [client, server]
-            link = _Link(client, server)
-            threading.Thread(target=self._requests, args=(link,), daemon=True).start()
-            threading.Thread(target=link.relay_replies, daemon=True).start()
+    def _take(self, client: socket.socket) -> None:
+        try:
+            server = socket.create_connection(("127.0.0.1", self._upstream))
+        except OSError:
+            client.close()
+            return
+        self._sockets += [client, server]
+        link = _Link(client, server)
+        threading.Thread(target=self._requests, args=(link,), daemon=True).start()
+        threading.Thread(target=link.relay_replies, daemon=True).start()
 
     def _requests(self, link: _Link) -> None:
         with suppress(OSError):
@@ -77,16 +76,9 @@ class Proxy:
                     break
         link.close()
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _close(self._listener)
+    def _end(self) -> None:
         for end in self._sockets:
-            _close(end)
+            close(end)
 
 
 class _Link:
@@ -107,11 +99,5 @@ class _Link:
         self.close()
 
     def close(self) -> None:
-        _close(self.server)
-        _close(self.client)
-
-
-def _close(end: socket.socket) -> None:
-    with suppress(OSError):
-        end.shutdown(socket.SHUT_RDWR)
-    end.close()
+        close(self.server)
+        close(self.client)

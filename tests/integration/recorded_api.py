@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from runner.demo.images import Serving
 
 FOLDER = Path(__file__).parent / "recordings"
 _JOB_NAME = re.compile(r"party-debug-[0-9a-f]{5}\b")
@@ -42,7 +43,7 @@ class Exchange:
         return asdict(self)
 
 
-class RecordedApi:
+class RecordedApi(Serving):
     """An HTTP server on loopback that answers from one recording. `requests` is what it was asked, with bodies."""
 
     def __init__(self, scene: str) -> None:
@@ -98,16 +99,6 @@ class RecordedApi:
                 return 500, json.dumps({"message": "this request was not recorded"})
             exchange = recorded.pop(0) if len(recorded) > 1 else recorded[0]
             return exchange.status, _JOB_NAME.sub(self._name, exchange.answer)
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from redis import Redis
 
 from runner.demo.servers import EmbeddedRedis, EmbeddedServer, free_port, valkey_binary
+from tests.listening import Listener, close
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,45 +169,39 @@ def _says(client: Any, name: str, value: str) -> bool:
     return answer[name] == value
 
 
-class Relay:
+class Relay(Listener):
     """Listens on loopback and forwards to `port`, with TLS where a context is given. It can be cut off.
 
     `port` is looked up for each connection: a name that moves on to another server.
     """
 
     def __init__(self, port: Callable[[], int], context: ssl.SSLContext | None = None) -> None:
+        super().__init__()
         self._upstream = port
         self._context = context
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         self._ends: list[socket.socket] = []
         self.lose_replies = 0  # so many of the next replies are read and never passed on, and the connection ends
         self.cut = False
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+    def _take(self, client: socket.socket) -> None:
+        threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         if self.cut:
-            _close(client)
+            close(client)
             return
         try:
             if self._context is not None:
                 client = self._context.wrap_socket(client, server_side=True)
             server = socket.create_connection(("127.0.0.1", self._upstream()))
         except OSError:  # no TLS, or not with a certificate of ours
-            _close(client)
+            close(client)
             return
         self._ends += [client, server]
         with suppress(OSError, ValueError):  # cut off
             self._pump(client, server)
-        _close(server)
-        _close(client)
+        close(server)
+        close(client)
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
         """Forward both ways in one thread, which is all that a TLS connection may be used from."""
@@ -228,27 +223,14 @@ class Relay:
         """End every connection and accept no other until `mend`."""
         self.cut = True
         for end in self._ends:
-            _close(end)
+            close(end)
         self._ends.clear()
 
     def mend(self) -> None:
         self.cut = False
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _close(self._listener)
+    def _end(self) -> None:
         self.cut_off()
-
-
-def _close(end: socket.socket) -> None:
-    with suppress(OSError):
-        end.shutdown(socket.SHUT_RDWR)
-    end.close()
 
 
 def server_context(authority: trustme.CA, *, clients: trustme.CA | None = None) -> ssl.SSLContext:

@@ -5,30 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.demo.album import Album, sample_album
-from runner.demo.images import ImageServer
-from runner.faces.bake import sample_images
-
 if TYPE_CHECKING:
+    from runner.demo.album import Album
+    from runner.demo.images import ImageServer
     from tests.integration.run_tools import Service
 
 ALBUM_NAMES = ("Everyone (1).jpg", "office.png", "姚明.jpg", "Cleo & friends.jpg", "Ben 100%.webp", "right side?.jpg")
-
-
-@pytest.fixture(scope="module")
-def album() -> Album:
-    return sample_album(sample_images())
-
-
-@pytest.fixture(scope="module")
-def images(album: Album) -> Iterator[ImageServer]:
-    with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
-        yield server
 
 
 def _matches(service: Service, album: Album, person: str, photos: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,28 +12,16 @@ import cv2
 import numpy as np
 import pytest
 
-from runner.demo.album import Album, sample_album
-from runner.demo.images import ImageServer
-from runner.faces.bake import sample_images
 from tests.integration.odd_server import OddServer
 
 if TYPE_CHECKING:
     from redis import Redis
 
+    from runner.demo.album import Album
+    from runner.demo.images import ImageServer
     from tests.integration.run_tools import Service
 
 PHOTO = "Cleo & friends.jpg"
-
-
-@pytest.fixture(scope="module")
-def album() -> Album:
-    return sample_album(sample_images())
-
-
-@pytest.fixture(scope="module")
-def images(album: Album) -> Iterator[ImageServer]:
-    with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
-        yield server
 
 
 def _selfie(album: Album, person: str) -> bytes:

@@ -96,7 +96,7 @@ def test_a_batch_that_fails_harms_only_the_photo_at_fault(photo: Image) -> None:
     dark = np.zeros_like(photo)
     dark[:, :620] = photo[:, :620] // 4  # the same people, less light
     with Engine.open(MODEL, threads=1, batch_size=16) as engine:
-        engine._recogniser = Failing(engine._recogniser, lambda crops: min(one.mean() for one in crops) < 50)  # type: ignore[assignment]
+        engine._recogniser = Failing(engine._recogniser, lambda crops: min(one.mean() for one in crops) < 50)  # type: ignore[assignment]  # a stand-in for this test
         ready = threading.Event()
 
         def held() -> Image:
@@ -113,7 +113,7 @@ def test_a_batch_that_fails_harms_only_the_photo_at_fault(photo: Image) -> None:
 def test_after_a_failure_the_photos_other_crops_are_dropped(photo: Image) -> None:
     with Engine.open(MODEL, threads=1, batch_size=2) as engine:
         failing = Failing(engine._recogniser, lambda _: True)
-        engine._recogniser = failing  # type: ignore[assignment]
+        engine._recogniser = failing  # type: ignore[assignment]  # a stand-in for this test
         with pytest.raises(OutOfMemoryError):
             engine.submit(partial(itself, photo)).result(SECONDS)
         with pytest.raises(OutOfMemoryError):

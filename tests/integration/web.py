@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from runner.images.fetch import Fetcher, FetchLimits
+from tests.listening import Listener, close
 
 Exchange = Callable[[socket.socket, str], None]
 PICTURE = b"\xff\xd8 the picture \xff\xd9"
@@ -27,7 +27,7 @@ def ok(body: bytes = PICTURE, *headers: str, status: str = "200 OK") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-class Web:
+class Web(Listener):
     """Serves on `address` for the time of a `with` block.
 
     What it does with a request is said by path: bytes are sent, a callable gets the connection and the request and
@@ -43,10 +43,8 @@ class Web:
         keep: bool = False,
         greet: Callable[[socket.socket], None] | None = None,
     ) -> None:
+        super().__init__(address)
         self.answers = dict(answers or {})
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listener = socket.create_server((address, 0), family=family, backlog=64)
-        self.port: int = self._listener.getsockname()[1]
         self.address = address
         self.requests: list[str] = []
         self.heads: list[str] = []
@@ -61,29 +59,15 @@ class Web:
         name = host or (f"[{self.address}]" if ":" in self.address else self.address)
         return f"{'https' if self._tls else 'http'}://{name}:{self.port}{path}"
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
+    def _take(self, client: socket.socket) -> None:
+        self.connections += 1
+        self._open.append(client)
+        threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+    def _end(self) -> None:
         for connection in self._open:
             with suppress(OSError):
                 connection.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._open.append(connection)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError, ssl.SSLError):
@@ -96,9 +80,7 @@ class Web:
                 self._answer(connection, request)
                 if not self._keep:
                     break
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        connection.close()
+        close(connection)
 
     def _answer(self, connection: socket.socket, request: str) -> None:
         line = request.partition("\r\n")[0]

@@ -1,0 +1,53 @@
+"""What sockets that listen on loopback have in common in tests."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class Listener:
+    """Listens for the time of a `with` block. Each connection is given to `_take`, then `_end` closes what is left."""
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, 0), family=family, backlog=64)
+        self.port: int = self._listener.getsockname()[1]
+
+    def _take(self, client: socket.socket) -> None:
+        """Do something with a connection, and return soon: the next one waits."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Close the connections."""
+        raise NotImplementedError
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self._take(client)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        close(self._listener)
+        self._end()
+
+
+def close(end: socket.socket) -> None:
+    """Wake whoever waits for the socket, and close it."""
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()
