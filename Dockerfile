@@ -78,12 +78,9 @@ CMD ["run"]
 
 ARG FLAVOUR
 ARG PACK=buffalo_sc
-ARG VERSION=0
-ARG REVISION=unknown
+# Version and revision are labels of `make image`: buildah takes this one from its cache whatever the arguments are.
 LABEL org.opencontainers.image.title="spottmee-worker" \
       org.opencontainers.image.description="One-shot runner for face-embedding jobs, scaled by KEDA" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="MIT" \
       spottmee-worker.flavour="${FLAVOUR}" \
       spottmee-worker.pack="${PACK}" \

@@ -116,6 +116,7 @@ BASE ?= python:3.12-slim-bookworm
 FLAVOUR ?= cpu
 PACK_SOURCE ?=
 PACK_SHA256 ?=
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATE := 315532800
 BUILD ?= $(if $(shell docker version --format '{{.Server.Version}}' 2>/dev/null),docker build,buildah build --isolation chroot --network host --layers --timestamp $(DATE))
 BUILD_FLAGS ?=
@@ -126,8 +127,8 @@ image: ## Build the image IMAGE from BASE, with FLAVOUR=cpu|gpu and the model pa
 	$(BUILD) $(BUILD_FLAGS) --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg FLAVOUR=$(FLAVOUR) \
 		--build-arg PACK=$(PACK) --build-arg PACK_SOURCE='$(PACK_SOURCE)' --build-arg PACK_SHA256=$(PACK_SHA256) \
 		--build-arg SOURCE_DATE_EPOCH=$(DATE) \
-		--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' runner/__init__.py) \
-		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) .
+		--label org.opencontainers.image.version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' runner/__init__.py) \
+		--label org.opencontainers.image.revision=$(REVISION) .
 
 .PHONY: image-base
 image-base: $(INSTALLED) ## Make a stand-in for BASE out of Debian's packages (root, no image registry needed)

@@ -28,6 +28,16 @@ def test_a_second_build_from_nothing_gives_the_same_layers(engine: Engine, image
 
 
 @pytest.mark.usefixtures("image")
+def test_the_revision_is_that_of_this_build_where_every_layer_is_cached(engine: Engine) -> None:
+    for revision in ("one", "another"):
+        done = engine.build(image=f"{IMAGE}-revision", REVISION=revision)
+        assert done.returncode == 0, done.stderr[-3000:]
+        labels = json.loads(engine.podman("image", "inspect", f"{IMAGE}-revision", "--format", "{{json .Labels}}"))
+        assert labels["org.opencontainers.image.revision"] == revision
+    engine.podman("rmi", f"{IMAGE}-revision")
+
+
+@pytest.mark.usefixtures("image")
 def test_a_pack_from_a_folder_of_this_computer(engine: Engine, filesystem: Path, tmp_path: Path) -> None:
     baked = f"{IMAGE}-pack"
     for path in wheel_folder().glob("*.onnx"):
