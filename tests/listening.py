@@ -46,6 +46,15 @@ class Listener:
         self._end()
 
 
+def led_on(client: socket.socket, port: int) -> socket.socket | None:
+    """Return a connection to `port` of loopback; where nobody listens there, close the client's."""
+    try:
+        return socket.create_connection(("127.0.0.1", port))
+    except OSError:
+        close(client)
+        return None
+
+
 def close(end: socket.socket) -> None:
     """Wake whoever waits for the socket, and close it."""
     with suppress(OSError):

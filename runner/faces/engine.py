@@ -128,11 +128,12 @@ class Engine:
 
         manifest = pack.read_manifest(folder)
         pack.check(folder, manifest)
-        fits = tuned and manifest.tuned_for and manifest.tuned_for == blocked_layout(onnxruntime.__version__)
+        layout = blocked_layout(onnxruntime.__version__)
+        fits = tuned and layout != "" and manifest.tuned_for == layout
         choices = choose_providers(providers, onnxruntime.get_available_providers(), batch_size)
         failures: list[str] = []
         for choice in choices:
-            own = bool(fits) and choice.providers[0] == CPU
+            own = fits and choice.providers[0] == CPU
             try:
                 detector, recogniser = _open_models(folder, manifest, choice.providers, tuned=own)
             except ProviderError as error:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -24,6 +24,9 @@ import numpy as np
 from runner.faces.hardware import PROVIDERS
 from runner.settings import default_model_dir
 from tests.benchmarks import material
+
+if TYPE_CHECKING:
+    from runner.faces.pack import Manifest
 
 Photos = Sequence[bytes]
 CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's own
@@ -82,10 +85,7 @@ def bare(_folder: Path, *, decode: bool = False) -> Callable[[Photos], int]:
     import simplejpeg
 
     from runner.faces import pack
-    from runner.faces.alignment import crop
-    from runner.faces.detector import Detector
     from runner.faces.hardware import CPU
-    from runner.faces.recogniser import Recogniser
 
     cv2.setNumThreads(1)
     model = default_model_dir()
@@ -93,15 +93,8 @@ def bare(_folder: Path, *, decode: bool = False) -> Callable[[Photos], int]:
     detector, recogniser = (
         pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)
     )
+    inputs = _inputs(manifest, detector, recogniser)
     names = detector.get_inputs()[0].name, recogniser.get_inputs()[0].name
-    seen, embedded = _Recording(detector), _Recording(recogniser)
-    detecting, embedding = Detector(seen, manifest.detector.input_size), Recogniser(embedded)
-    inputs: dict[bytes, tuple[Any, list[Any]]] = {}
-    for data in {data for name in material.SETS for data in material.photo_set(name)}:
-        image = simplejpeg.decode_jpeg(data, colorspace="BGR")
-        found = detecting.detect(image).landmarks
-        embedding.embed([crop(image, landmarks) for landmarks in found])
-        inputs[data] = seen.inputs.pop(), list(embedded.inputs.pop())
 
     def work(photos: Photos) -> int:
         crops = [one for data in photos for one in inputs[data][1]]
@@ -116,6 +109,25 @@ def bare(_folder: Path, *, decode: bool = False) -> Callable[[Photos], int]:
         return len(crops)
 
     return work
+
+
+def _inputs(manifest: Manifest, detector: Any, recogniser: Any) -> dict[bytes, tuple[Any, list[Any]]]:
+    """Return what the engine gives the two networks for each photo: the whole of it, and each of its faces."""
+    import simplejpeg
+
+    from runner.faces.alignment import crop
+    from runner.faces.detector import Detector
+    from runner.faces.recogniser import Recogniser
+
+    seen, embedded, about = _Recording(detector), _Recording(recogniser), manifest.recogniser
+    detecting = Detector(seen, manifest.detector.input_size)
+    embedding = Recogniser(embedded, mean=about.mean, deviation=about.deviation)
+    inputs: dict[bytes, tuple[Any, list[Any]]] = {}
+    for data in {data for name in material.SETS for data in material.photo_set(name)}:
+        image = simplejpeg.decode_jpeg(data, colorspace="BGR")
+        embedding.embed([crop(image, landmarks) for landmarks in detecting.detect(image).landmarks])
+        inputs[data] = seen.inputs.pop(), list(embedded.inputs.pop())
+    return inputs
 
 
 def _all_of(calls: queue.SimpleQueue[Callable[[], Any] | None]) -> None:

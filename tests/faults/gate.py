@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from enum import Enum
 
-from tests.listening import Listener, close
+from tests.listening import Listener, close, led_on
 
 
 class State(Enum):
@@ -49,10 +49,8 @@ class Gate(Listener):
         if self._state is State.SHUT:
             client.close()
             return
-        try:
-            server = socket.create_connection(("127.0.0.1", self.upstream))
-        except OSError:
-            client.close()
+        server = led_on(client, self.upstream)
+        if server is None:
             return
         self._sockets += [client, server]
         for source, target in ((client, server), (server, client)):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from tests.listening import Listener, close
+from tests.listening import Listener, close, led_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,10 +49,8 @@ class Proxy(Listener):
             self.judge = judge
 
     def _take(self, client: socket.socket) -> None:
-        try:
-            server = socket.create_connection(("127.0.0.1", self._upstream))
-        except OSError:
-            client.close()
+        server = led_on(client, self._upstream)
+        if server is None:
             return
         self._sockets += [client, server]
         link = _Link(client, server)
