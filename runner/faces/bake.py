@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from runner.errors import CheckFailedError, ModelError
-from runner.faces import detector, pack, sources, weights
+from runner.faces import detector, forms, pack, sources, weights
 from runner.faces.alignment import CROP_SIZE
 from runner.faces.engine import Engine, Face
 from runner.faces.hardware import CPU, blocked_layout
@@ -204,10 +204,20 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     graphs = {}
     stored: dict[bytes, tuple[str, int]] = {}
     for role, (model, name, shape, side, mean_pixel, spread) in roles.items():
-        portable = _bake_graph(model, baked / f"{role}.onnx", shape, stored, plain=plain)
-        tuned = _files(_tune(portable, stored)) if tuned_for else None
-        source_sha256 = sources.check_sha256(originals / name, "")
-        graphs[role] = Graph(_files(portable), tuned, source_sha256, side, mean_pixel, spread)
+        target = baked / f"{role}.onnx"
+        heads = forms.write_portable(model, target, shape, stored, plain=plain)
+        if tuned_for:
+            forms.write_tuned(target, forms.tuned(target), stored)
+        graphs[role] = Graph(
+            portable=_files(target),
+            tuned=_files(forms.tuned(target)) if tuned_for else None,
+            heads=heads.name if heads else "",
+            heads_sha256=sources.check_sha256(heads, "") if heads else "",
+            source_sha256=sources.check_sha256(originals / name, ""),
+            input_size=side,
+            mean=mean_pixel,
+            deviation=spread,
+        )
     versions = {name: metadata.version(name) for name in ("opencv-python-headless", "insightface")}
     manifest = Manifest(
         pack=known.name,
@@ -221,61 +231,11 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
         versions={"onnxruntime": onnxruntime.__version__, **versions},  # the module: its GPU build has another name
         proof={},
     )
-    pack.check_detector(pack.open_graph(baked, manifest.detector, (CPU,), tuned=False), manifest.detector)
+    session = pack.open_graph(baked, manifest.detector, (CPU,), tuned=False)
+    pack.check_detector(session, manifest.detector)
+    pack.read_heads(baked, manifest.detector, session)
     pack.check_recogniser(pack.open_graph(baked, manifest.recogniser, (CPU,), tuned=False), manifest.recogniser)
     return manifest
-
-
-def _bake_graph(
-    model: ModelProto,
-    target: Path,
-    shape: tuple[int | str, ...],
-    stored: dict[bytes, tuple[str, int]],
-    *,
-    plain: bool,
-) -> Path:
-    """Write the model to `target` as every processor can run it, with everything computed that can be beforehand."""
-    import onnx
-    import onnxruntime
-
-    from runner.faces import graphs
-
-    options = onnxruntime.SessionOptions()
-    # The next level would write onnxruntime's own operators, the one after it layouts of this very processor.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(target)
-    options.log_severity_level = 4
-    try:
-        graphs.fix_input(model, shape)
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
-        folded = onnx.load(target)
-        graphs.keep_standard_domain(folded)
-        if not plain:
-            graphs.quicken(folded)
-        onnx.checker.check_model(folded)
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises types of its own for every fault
-        raise ModelError(
-            f"the {target.stem}'s file cannot be baked ({type(error).__name__}): is it the right one?"
-        ) from None
-    return weights.save(folded, target, stored)
-
-
-def _tune(graph: Path, stored: dict[bytes, tuple[str, int]]) -> Path:
-    """Write the graph as onnxruntime runs it on processors like this one: a part of what it does when it opens one."""
-    import onnx
-    import onnxruntime
-
-    from runner.faces import graphs
-
-    target = graph.with_suffix(".tuned.onnx")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.optimized_model_filepath = str(target)
-    options.log_severity_level = 4
-    onnxruntime.InferenceSession(str(graph), options, providers=[CPU])
-    tuned = onnx.load(target)
-    graphs.number_names(tuned)
-    return weights.save(tuned, target, stored)
 
 
 def _files(graph: Path) -> Files:

@@ -64,11 +64,16 @@ class _Canvas(threading.local):
 
 
 class Detector:
-    """Finds faces with one session, from any number of threads."""
+    """Finds faces with one session, from any number of threads.
 
-    def __init__(self, session: Any, input_size: int) -> None:
+    The session gives scores, boxes and landmarks of all anchors, or scores and features, where there are `heads`:
+    what `rewriting.heads` took out of its graph.
+    """
+
+    def __init__(self, session: Any, input_size: int, heads: NDArray[np.float32] | None = None) -> None:
         self._session = session
         self._size = input_size
+        self._heads = heads
         self._input = session.get_inputs()[0].name
         self._outputs = [output.name for output in session.get_outputs()]
         self._batched = len(session.get_outputs()[0].shape) == 3  # noqa: PLR2004 - batch, anchors, value
@@ -96,9 +101,9 @@ class Detector:
                 continue
             centres = self._anchors[stride][found]
             scores.append(outputs[level][found].ravel())
-            distances = outputs[level + len(STRIDES)][found] * stride
+            distances, offsets = self._regressed(outputs[level + len(STRIDES) :: len(STRIDES)], level, found)
+            distances, offsets = distances * stride, (offsets * stride).reshape(-1, 5, 2)
             boxes.append(np.hstack([centres - distances[:, :2], centres + distances[:, 2:]]))
-            offsets = (outputs[level + 2 * len(STRIDES)][found] * stride).reshape(-1, 5, 2)
             landmarks.append(centres[:, None, :] + offsets)
         if not scores:
             return NONE
@@ -109,6 +114,37 @@ class Detector:
         all_scores = all_scores[order]
         keep = suppress(all_boxes, all_scores)
         return Detections(all_boxes[keep], all_scores[keep], all_landmarks[keep])
+
+    def _regressed(
+        self, outputs: list[NDArray[np.float32]], level: int, found: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return distances (n, 4) and offsets (n, 10) for the anchors `found` at one stride."""
+        if self._heads is None:
+            distances, offsets = outputs
+            return distances[found], offsets[found]
+        cells, anchors = np.divmod(found, ANCHORS)
+        features = outputs[0].reshape(outputs[0].shape[-3:])
+        both = windows(features, cells) @ self._heads[level, :-1] + self._heads[level, -1]
+        chosen = both.reshape(len(found), ANCHORS, -1)[np.arange(len(found)), anchors]
+        return chosen[:, :4], chosen[:, 4:]
+
+
+def windows(features: NDArray[np.float32], cells: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Return the 3x3 cells around each of `cells` of `features` (n, height, width), zero beyond the edge.
+
+    As rows of 9 n values, in the order feature, row, column.
+    """
+    count, height, width = features.shape
+    rows, columns = np.divmod(cells, width)
+    near_rows, near_columns = (places[:, None] + np.arange(-1, 2) for places in (rows, columns))
+    around = near_rows[:, :, None].clip(0, height - 1) * width + near_columns[:, None, :].clip(0, width - 1)
+    found = features.reshape(count, -1)[:, around.reshape(-1)].reshape(count, len(cells), -1).transpose(1, 0, 2)
+    inside = ((near_rows >= 0) & (near_rows < height))[:, :, None] & ((near_columns >= 0) & (near_columns < width))[
+        :, None
+    ]
+    if not inside.all():
+        found = found * inside.reshape(len(cells), 1, -1)
+    return found.reshape(len(cells), -1)
 
 
 def fit(height: int, width: int, size: int) -> tuple[int, int] | None:

@@ -290,7 +290,7 @@ def _open_models(
     about = manifest.detector
     session = pack.open_graph(folder, about, providers, tuned=tuned)
     pack.check_detector(session, about)
-    detector = Detector(session, about.input_size)
+    detector = Detector(session, about.input_size, pack.read_heads(folder, about, session))
     about = manifest.recogniser
     session = pack.open_graph(folder, about, providers, tuned=tuned)
     pack.check_recogniser(session, about)

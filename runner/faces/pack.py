@@ -16,12 +16,15 @@ from runner.errors import ModelError
 from runner.faces.hardware import CPU, ProviderError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from onnxruntime import InferenceSession
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 EMBEDDING_SIZE = 512
 DETECTOR_OUTPUTS = 9  # scores, boxes and landmarks at three strides
+WITHOUT_HEADS = 6  # scores and features there
 _ADVICE = "bake it again: spottmee-worker models bake --pack NAME --out DIR"
 
 
@@ -44,11 +47,14 @@ class Graph:
     """One graph of a pack, as every processor runs it, and as onnxruntime lays it out for processors like the baker's.
 
     `source_sha256` is that of the file it was made from; `input_size` is the height and width of its input, whose
-    values are (pixel - mean) / deviation.
+    values are (pixel - mean) / deviation. `heads` is a NumPy file with what `rewriting.heads` took out of a detector,
+    empty where nothing was.
     """
 
     portable: Files
     tuned: Files | None
+    heads: str
+    heads_sha256: str
     source_sha256: str
     input_size: int
     mean: float
@@ -109,7 +115,7 @@ def _graph(document: dict[str, Any]) -> Graph:
 
 
 def check(folder: Path, manifest: Manifest) -> None:
-    """Compare the checksums of all files of a pack (20 ms for 26 MB), also of those that are not used on this machine.
+    """Compare the checksums of all files of a pack (20 ms for 24 MB), also of those that are not used on this machine.
 
     Raises `ModelError`.
     """
@@ -119,6 +125,8 @@ def check(folder: Path, manifest: Manifest) -> None:
                 _check_file(folder, files.file, files.sha256)
                 if files.weights:
                     _check_file(folder, files.weights, files.weights_sha256)
+        if graph.heads:
+            _check_file(folder, graph.heads, graph.heads_sha256)
 
 
 def _check_file(folder: Path, name: str, sha256: str) -> None:
@@ -141,6 +149,25 @@ def open_graph(folder: Path, graph: Graph, providers: Sequence[str], *, tuned: b
     """Return a session over the form of the graph that is asked for. Raises as `open_session` does."""
     files = graph.tuned if tuned and graph.tuned else graph.portable
     return open_session(folder / files.file, providers, optimised=files is graph.tuned)
+
+
+def read_heads(folder: Path, graph: Graph, session: Any) -> NDArray[np.float32] | None:
+    """Return what a detector's boxes and landmarks are computed with, where its graph, opened, does not do that.
+
+    Raises `ModelError` where that is not for the features that the graph gives.
+    """
+    import numpy as np
+
+    if not graph.heads:
+        return None
+    path, features = folder / graph.heads, session.get_outputs()[-1].shape[1]
+    try:
+        heads: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    except ValueError:
+        raise ModelError(f"{path} is no NumPy file; {_ADVICE}") from None
+    if heads.shape[:-1] != (WITHOUT_HEADS // 2, 9 * features + 1):
+        raise ModelError(f"{path} is not for {graph.portable.file}; {_ADVICE}")
+    return heads
 
 
 def open_session(path: Path, providers: Sequence[str], *, optimised: bool = False) -> InferenceSession:
@@ -192,7 +219,8 @@ def _load_gpu_libraries() -> None:
 def check_detector(session: Any, graph: Graph) -> None:
     """Raise `ModelError` unless the session's input and outputs are those of a detector."""
     shape = session.get_inputs()[0].shape[1:]
-    if len(session.get_outputs()) != DETECTOR_OUTPUTS or shape != [3, graph.input_size, graph.input_size]:
+    outputs = WITHOUT_HEADS if graph.heads else DETECTOR_OUTPUTS
+    if len(session.get_outputs()) != outputs or shape != [3, graph.input_size, graph.input_size]:
         raise ModelError(f"{graph.portable.file} is no SCRFD detector of {graph.input_size} pixels; {_ADVICE}")
 
 

@@ -1,6 +1,6 @@
 """What is measured for throughput, each in a process of its own, asked in turn by `throughput.py`.
 
-    python -m tests.benchmarks.sides engine|reference|bare|bare+jpeg FOLDER
+    python -m tests.benchmarks.sides engine|reference|bare|bare+jpeg|own+jpeg FOLDER
 
 Reads the name of a set of photos a line and answers with one JSON object a line: seconds of wall and of processor
 time for the whole set, and the faces found. The first line answers once everything is loaded and warm.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import queue
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -76,24 +77,23 @@ class _Recording:
         return self._session.run(outputs, inputs)
 
 
-def bare(_folder: Path, *, decode: bool = False) -> Callable[[Photos], int]:
+def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[Photos], int]:
     """The limit: nothing but `session.run` for the same faces, over all cores, and JPEG decoding where asked for.
 
-    The same sessions, inputs and batches as the engine's: one thread a call, a call a core, crops in full batches. An
-    input of zeros would not be the same: it is one page of the kernel's, read over and over, and 2 to 4% quicker.
+    InsightFace's two networks whole, each rewritten by all that baking knows but one step: boxes and landmarks of
+    every cell are computed, also of those without a face. With `own` it is the engine's own sessions, which leave
+    that out. Inputs and batches are the engine's: one thread a call, a call a core, crops in full batches. An input
+    of zeros would not be the same: it is one page of the kernel's, read over and over, and 2 to 4% quicker.
     """
     import simplejpeg
 
     from runner.faces import pack
-    from runner.faces.hardware import CPU
 
     cv2.setNumThreads(1)
     model = default_model_dir()
     manifest = pack.read_manifest(model)
-    detector, recogniser = (
-        pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)
-    )
-    inputs = _inputs(manifest, detector, recogniser)
+    detector, recogniser = _own(model, manifest) if own else _whole(folder, manifest)
+    inputs = _inputs(model, manifest)
     names = detector.get_inputs()[0].name, recogniser.get_inputs()[0].name
 
     def work(photos: Photos) -> int:
@@ -111,17 +111,51 @@ def bare(_folder: Path, *, decode: bool = False) -> Callable[[Photos], int]:
     return work
 
 
-def _inputs(manifest: Manifest, detector: Any, recogniser: Any) -> dict[bytes, tuple[Any, list[Any]]]:
+def _own(model: Path, manifest: Manifest) -> list[Any]:
+    from runner.faces import pack
+    from runner.faces.hardware import CPU
+
+    return [pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)]
+
+
+def _whole(folder: Path, manifest: Manifest) -> list[Any]:
+    """Return sessions over InsightFace's files in `folder`, rewritten, with all their outputs."""
+    import onnx
+
+    from runner.faces import forms, graphs, pack
+    from runner.faces.hardware import CPU
+    from runner.faces.packs import KNOWN
+
+    known = KNOWN[manifest.pack]
+    size, side = manifest.detector.input_size, manifest.recogniser.input_size
+    shapes: dict[str, tuple[int | str, ...]] = {
+        known.detectors[0]: (1, 3, size, size),
+        known.recogniser: ("faces", 3, side, side),
+    }
+    sessions = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, shape in shapes.items():
+            path = Path(scratch) / name
+            model = forms.fold(onnx.load(folder / name), path, shape)
+            graphs.quicken(model)
+            onnx.save(model, path)
+            sessions.append(pack.open_session(path, (CPU,)))
+    return sessions
+
+
+def _inputs(model: Path, manifest: Manifest) -> dict[bytes, tuple[Any, list[Any]]]:
     """Return what the engine gives the two networks for each photo: the whole of it, and each of its faces."""
     import simplejpeg
 
+    from runner.faces import pack
     from runner.faces.alignment import crop
     from runner.faces.detector import Detector
     from runner.faces.recogniser import Recogniser
 
-    seen, embedded, about = _Recording(detector), _Recording(recogniser), manifest.recogniser
-    detecting = Detector(seen, manifest.detector.input_size)
-    embedding = Recogniser(embedded, mean=about.mean, deviation=about.deviation)
+    seen, embedded = map(_Recording, _own(model, manifest))
+    heads = pack.read_heads(model, manifest.detector, seen)
+    detecting = Detector(seen, manifest.detector.input_size, heads)
+    embedding = Recogniser(embedded, mean=manifest.recogniser.mean, deviation=manifest.recogniser.deviation)
     inputs: dict[bytes, tuple[Any, list[Any]]] = {}
     for data in {data for name in material.SETS for data in material.photo_set(name)}:
         image = simplejpeg.decode_jpeg(data, colorspace="BGR")
@@ -147,7 +181,8 @@ SIDES: dict[str, Callable[[Path], Callable[[Photos], int]]] = {
     "engine": engine,
     "reference": reference,
     "bare": bare,
-    "bare+jpeg": lambda folder: bare(folder, decode=True),
+    "bare+jpeg": partial(bare, decode=True),
+    "own+jpeg": partial(bare, decode=True, own=True),
 }
 
 

@@ -119,7 +119,7 @@ def test_the_model_is_the_pack_that_was_baked(filesystem: Path) -> None:
     pack.check(folder, manifest)
     forms = [files for graph in (manifest.detector, manifest.recogniser) for files in (graph.portable, graph.tuned)]
     named = {name for files in forms if files for name in (files.file, files.weights)}
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", *named}
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", manifest.detector.heads, *named}
 
 
 def test_its_configuration_is_that_of_a_restricted_job(config: dict[str, Any]) -> None:

@@ -58,7 +58,8 @@ def sha256(path: Path) -> str:
 def put_in(folder: Path, role: str, path: Path) -> None:
     """Make `path`, which has its own weights, the only graph of this role, with its checksum in the manifest."""
     files = {"file": path.name, "sha256": sha256(path), "weights": "", "weights_sha256": ""}
-    change_manifest(folder, lambda document: document[role].update(portable=files, tuned=None))
+    alone = {"portable": files, "tuned": None, "heads": "", "heads_sha256": ""}
+    change_manifest(folder, lambda document: document[role].update(alone))
 
 
 # What can be wrong with a pack that a run is to load
@@ -84,6 +85,30 @@ def changed_byte_of_what_is_tuned(folder: Path) -> None:
 
 def changed_byte_of_the_tuned_weights(folder: Path) -> None:
     flip(folder / "recogniser.tuned.weights")
+
+
+def changed_byte_of_the_heads(folder: Path) -> None:
+    flip(folder / "detector.heads.npy")
+
+
+def missing_heads(folder: Path) -> None:
+    (folder / "detector.heads.npy").unlink()
+
+
+def heads_of_another_detector(folder: Path) -> None:
+    np.save(folder / "detector.heads.npy", np.zeros((3, 9 * 80 + 1, 28), np.float32))
+    digest = sha256(folder / "detector.heads.npy")
+    change_manifest(folder, lambda document: document["detector"].update(heads_sha256=digest))
+
+
+def heads_that_are_no_numbers(folder: Path) -> None:
+    (folder / "detector.heads.npy").write_text("no numbers")
+    digest = sha256(folder / "detector.heads.npy")
+    change_manifest(folder, lambda document: document["detector"].update(heads_sha256=digest))
+
+
+def heads_that_are_not_named(folder: Path) -> None:
+    change_manifest(folder, lambda document: document["detector"].update(heads="", heads_sha256=""))
 
 
 def cut_short(folder: Path) -> None:
@@ -186,6 +211,11 @@ HARMS: dict[Callable[[Path], None], str] = {
     changed_byte_of_the_weights: "is not what was baked: its checksum differs",
     changed_byte_of_what_is_tuned: "is not what was baked: its checksum differs",
     changed_byte_of_the_tuned_weights: "is not what was baked: its checksum differs",
+    changed_byte_of_the_heads: "is not what was baked: its checksum differs",
+    missing_heads: r"detector.heads.npy cannot be read \(No such file or directory\)",
+    heads_of_another_detector: r"detector.heads.npy is not for detector.onnx",
+    heads_that_are_no_numbers: r"detector.heads.npy is no NumPy file",
+    heads_that_are_not_named: "is no SCRFD detector of 640 pixels",
     cut_short: "is not what was baked: its checksum differs",
     missing_graph: r"recogniser.onnx cannot be read \(No such file or directory\)",
     missing_tuned_weights: r"recogniser.tuned.weights cannot be read \(No such file or directory\)",
@@ -343,7 +373,10 @@ def test_from_a_url_with_its_checksum(tmp_path: Path) -> None:
     assert (manifest.pack, manifest.model, manifest.form) == ("buffalo_sc", "w600k_mbf", "quick")
     assert manifest.proof["faces"] == 34
     forms = ["detector", "recogniser", *(["detector.tuned", "recogniser.tuned"] if TUNED else [])]
-    expected = {f"{form}.{kind}" for form in forms for kind in ("onnx", "weights")} | {"manifest.json"}
+    expected = {f"{form}.{kind}" for form in forms for kind in ("onnx", "weights")} | {
+        "manifest.json",
+        "detector.heads.npy",
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
     assert (tmp_path / "out/manifest.json").read_text() == (MODEL / "manifest.json").read_text()  # byte for byte again

@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from runner.faces import graphs
+from tests.unit.graph_tools import RNG, Weights, assert_same, kinds, model, quickened
 
-RNG = np.random.default_rng(7)
-Weights = dict[str, NDArray[Any]]
-
-
-def model(
-    nodes: Sequence[onnx.NodeProto], weights: Weights, outputs: Sequence[str], *, shape: Sequence[int | str], opset: int
-) -> onnx.ModelProto:
-    floats = TensorProto.FLOAT
-    graph = helper.make_graph(
-        list(nodes),
-        "test",
-        [helper.make_tensor_value_info("x", floats, list(shape))],
-        [helper.make_tensor_value_info(name, floats, [None] * 4) for name in outputs],
-        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-
-
-def run(graph: onnx.ModelProto, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    answers: list[NDArray[np.float32]] = session.run(None, {"x": image})
-    return answers
-
-
-def kinds(graph: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in graph.graph.node)
-
-
-def assert_same(before: onnx.ModelProto, after: onnx.ModelProto, size: tuple[int, ...]) -> None:
-    onnx.checker.check_model(after, full_check=True)
-    image = RNG.normal(size=size).astype(np.float32)
-    for expected, found in zip(run(before, image), run(after, image), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def quickened(before: onnx.ModelProto) -> onnx.ModelProto:
-    after = onnx.ModelProto()
-    after.CopyFrom(before)
-    graphs.quicken(after)
-    return after
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @pytest.mark.parametrize("channels", [3, 16, 20])
@@ -66,23 +25,6 @@ def test_prelu_becomes_two_depthwise_terms(channels: int) -> None:
     after = quickened(before)
     assert kinds(after) == {"Conv": 2, "Relu": 1, "Add": 1}
     assert_same(before, after, (2, channels, 9, 7))
-
-
-def test_a_prelu_after_the_first_convolution_is_computed_from_the_image() -> None:
-    before = model(
-        [
-            helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[2, 2], pads=[1, 1, 1, 1]),
-            helper.make_node("PRelu", ["c", "s"], ["y"]),
-        ],
-        {"w": RNG.normal(size=(16, 3, 3, 3)), "b": RNG.normal(size=16), "s": RNG.uniform(-1, 1, (16, 1, 1))},
-        ["y"],
-        shape=["n", 3, 12, 12],
-        opset=11,
-    )
-    after = quickened(before)
-    assert kinds(after) == {"Conv": 2, "Relu": 1, "Add": 1}
-    assert {node.input[0] for node in after.graph.node if node.op_type == "Conv"} == {"x"}
-    assert_same(before, after, (3, 3, 12, 12))
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -220,21 +162,23 @@ def test_constants_named_among_the_inputs_and_other_domains_go() -> None:
     assert_same(before, quickened(before), (5, 4, 6, 6))
 
 
-def test_names_follow_from_places_alone() -> None:
-    """Whatever onnxruntime called them; inputs and outputs keep their names."""
+def test_names_and_order_follow_from_what_is_needed() -> None:
+    """Whatever onnxruntime called them, and in whichever order; inputs and outputs keep their names."""
     made = []
-    for names in (("a", "b", "w"), ("p", "o", "n")):
+    for names, order in ((("a", "b", "w"), (0, 1, 2, 3)), (("p", "o", "n"), (2, 0, 3, 1))):
         nodes = [
             helper.make_node("Relu", ["x"], [names[0]], name=names[1], doc_string="Relu"),
             helper.make_node("Mul", [names[0], names[2]], [names[1]], name=names[0]),
-            helper.make_node("Add", [names[1], names[2]], ["y"]),
+            helper.make_node("Neg", ["x"], ["z"]),
+            helper.make_node("Add", [names[1], "z"], ["y"]),
         ]
         weights = {names[2]: RNG.normal(size=(1,)) * 0 + 2, f"unused {names[0]}": np.zeros(1)}
-        before = model(nodes, weights, ["y"], shape=(1, 1, 4, 4), opset=13)
+        before = model([nodes[place] for place in order], weights, ["y", "z"], shape=(1, 1, 4, 4), opset=13)
         after = onnx.ModelProto()
         after.CopyFrom(before)
         graphs.number_names(after)
-        assert_same(before, after, (1, 1, 4, 4))
         assert [item.name for item in after.graph.initializer] == ["tensor_1"]
+        assert [node.op_type for node in after.graph.node] == ["Relu", "Mul", "Neg", "Add"]
+        assert_same(after, after, (1, 1, 4, 4))
         made.append(after.SerializeToString())
     assert made[0] == made[1]

@@ -1,0 +1,56 @@
+"""Small graphs, and whether what was made of them computes the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from runner.faces import graphs
+
+RNG = np.random.default_rng(7)
+Weights = dict[str, NDArray[Any]]
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto], weights: Weights, outputs: Sequence[str], *, shape: Sequence[int | str], opset: int
+) -> onnx.ModelProto:
+    floats = TensorProto.FLOAT
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info("x", floats, list(shape))],
+        [helper.make_tensor_value_info(name, floats, [None] * 4) for name in outputs],
+        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def run(graph: onnx.ModelProto, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    answers: list[NDArray[np.float32]] = session.run(None, {"x": image})
+    return answers
+
+
+def kinds(graph: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in graph.graph.node)
+
+
+def assert_same(before: onnx.ModelProto, after: onnx.ModelProto, size: tuple[int, ...], *, atol: float = 1e-5) -> None:
+    onnx.checker.check_model(after, full_check=True)
+    image = RNG.normal(size=size).astype(np.float32)
+    for expected, found in zip(run(before, image), run(after, image), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=atol)
+
+
+def quickened(before: onnx.ModelProto) -> onnx.ModelProto:
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    graphs.quicken(after)
+    return after

@@ -1,0 +1,285 @@
+"""What baking leaves out of networks: channels without an effect, a layer of every residual stream, idle heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from runner.faces import graphs
+from runner.faces.detector import windows
+from runner.faces.rewriting.heads import take_out_heads
+from tests.unit.graph_tools import RNG, Weights, assert_same, kinds, model, quickened, run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# A matrix and its inverse make rounding as much larger as the matrix makes some vectors larger than others.
+ROUNDED = 2e-4
+
+# Channels without an effect
+
+
+def stem(**changes: NDArray[Any]) -> onnx.ModelProto:
+    """Return the start of ArcFace's MobileFaceNet with 64 channels, random but for the `changes`."""
+    weights: Weights = {
+        "w0": RNG.normal(size=(64, 3, 3, 3)),
+        "b0": RNG.normal(size=64),
+        "s0": RNG.uniform(-1, 0.9, (64, 1, 1)),
+        "w1": RNG.normal(size=(64, 2, 3, 3)),
+        "b1": RNG.normal(size=64),
+        "s1": RNG.uniform(-1, 0.9, (64, 1, 1)),
+        "w2": RNG.normal(size=(16, 64, 1, 1)) / 8,
+        "b2": RNG.normal(size=16),
+        **changes,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("PRelu", ["c0", "s0"], ["p0"]),
+        helper.make_node("Conv", ["p0", "w1", "b1"], ["c1"], group=32, pads=[1, 1, 1, 1]),
+        helper.make_node("PRelu", ["c1", "s1"], ["p1"]),
+        helper.make_node("Conv", ["p1", "w2", "b2"], ["y"]),
+    ]
+    return model(nodes, weights, ["y"], shape=["n", 3, 16, 12], opset=11)
+
+
+def widths(graph: onnx.ModelProto) -> set[int]:
+    """How many inputs each pointwise convolution of more than one block has."""
+    shapes = [tuple(item.dims) for item in graph.graph.initializer if len(item.dims) == 4]
+    return {shape[1] for shape in shapes if shape[2:] == (1, 1) and shape[0] == 16 and shape[1] > 16}
+
+
+def test_channels_that_are_all_needed_stay() -> None:
+    before = stem()
+    after = quickened(before)
+    assert widths(after) == {64}
+    assert_same(before, after, (2, 3, 16, 12))
+
+
+def test_channels_that_nobody_reads_are_not_computed() -> None:
+    last = RNG.normal(size=(16, 64, 1, 1)) / 8
+    last[:, 5:29] = 0
+    before = stem(w2=last)
+    after = quickened(before)
+    assert widths(after) == {48}  # 40 are left, with 4's and 29's neighbours
+    assert_same(before, after, (2, 3, 16, 12))
+
+
+def test_channels_that_are_zero_take_no_part() -> None:
+    """Whole pairs, and one of a pair: what is left of such a pair reads one channel alone."""
+    first, bias = RNG.normal(size=(64, 3, 3, 3)), RNG.normal(size=64)
+    dead = [*range(20), *range(21, 41, 2), *range(42, 60, 2)]
+    first[dead], bias[dead] = 0, 1e-9
+    before = stem(w0=first, b0=bias)
+    after = quickened(before)
+    assert widths(after) == {48}
+    assert_same(before, after, (2, 3, 16, 12))
+
+
+def test_a_channel_without_weights_but_with_a_bias_takes_part() -> None:
+    """It is the same everywhere but beyond the edge, where there is nothing."""
+    first, bias = RNG.normal(size=(64, 3, 3, 3)), RNG.normal(size=64)
+    first[:20], bias[:20] = 0, 3
+    before = stem(w0=first, b0=bias)
+    after = quickened(before)
+    assert widths(after) == {64}
+    assert_same(before, after, (2, 3, 16, 12))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_channel_that_reads_nothing_is_a_part_of_the_next_bias(sign: int) -> None:
+    pairs, bias = RNG.normal(size=(64, 2, 3, 3)), RNG.normal(size=64)
+    pairs[10:30], bias[10:30] = 0, sign
+    before = stem(w1=pairs, b1=bias)
+    after = quickened(before)
+    assert widths(after) == {48}
+    assert_same(before, after, (2, 3, 16, 12))
+
+
+def test_a_random_choice_of_channels_without_an_effect() -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        first, bias = random.normal(size=(64, 3, 3, 3)), random.normal(size=64)
+        pairs, last = random.normal(size=(64, 2, 3, 3)), random.normal(size=(16, 64, 1, 1)) / 8
+        dead = random.random(64) < 0.3
+        first[dead], bias[dead] = 0, 0
+        pairs[random.random((64, 2)) < 0.3] = 0
+        last[:, random.random(64) < 0.3] = 0
+        before = stem(w0=first, b0=bias, w1=pairs, w2=last)
+        after = quickened(before)
+        assert max(widths(after)) < 64
+        assert_same(before, after, (2, 3, 16, 12))
+
+
+# Residual streams
+
+
+def residual(*, blocks: int = 3, dead: int = 0, unread: bool = True, widest: int = 32) -> onnx.ModelProto:
+    """Return inverted residuals over 32 channels, `dead` of whose widening gives nothing in each block."""
+    weights: Weights = {"w": RNG.normal(size=(32, 16, 1, 1)) / 4, "b": RNG.normal(size=32)}
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["t0"])]
+    for place in range(blocks):
+        name = f"{place}"
+        widen, depthwise = RNG.normal(size=(widest, 32, 1, 1)) / 6, RNG.normal(size=(widest, 1, 3, 3)) / 3
+        widen[:dead] = 0
+        if unread:
+            depthwise[:dead] = 0
+        weights |= {
+            f"e{name}": widen,
+            f"eb{name}": RNG.normal(size=widest),
+            f"s{name}": RNG.uniform(-1, 0.9, (widest, 1, 1)),
+            f"d{name}": depthwise,
+            f"db{name}": RNG.normal(size=widest),
+            f"p{name}": RNG.normal(size=(32, widest, 1, 1)) / 6,
+            f"pb{name}": RNG.normal(size=32),
+        }
+        nodes += [
+            helper.make_node("Conv", [f"t{name}", f"e{name}", f"eb{name}"], [f"wide{name}"]),
+            helper.make_node("PRelu", [f"wide{name}", f"s{name}"], [f"bent{name}"]),
+            helper.make_node(
+                "Conv", [f"bent{name}", f"d{name}", f"db{name}"], [f"deep{name}"], group=widest, pads=[1, 1, 1, 1]
+            ),
+            helper.make_node("Conv", [f"deep{name}", f"p{name}", f"pb{name}"], [f"out{name}"]),
+            helper.make_node("Add", [f"out{name}", f"t{name}"][:: (-1) ** place], [f"t{place + 1}"]),
+        ]
+    weights |= {"we": RNG.normal(size=(48, 32, 1, 1)) / 6, "be": RNG.normal(size=48)}
+    nodes.append(helper.make_node("Conv", [f"t{blocks}", "we", "be"], ["y"]))
+    return model(nodes, weights, ["y"], shape=["n", 16, 9, 7], opset=11)
+
+
+def pointwise(graph: onnx.ModelProto) -> int:
+    """How many full convolutions of one pixel the graph has."""
+    shapes = [tuple(item.dims) for item in graph.graph.initializer if len(item.dims) == 4]
+    return sum(shape[1] > 1 and shape[2:] == (1, 1) for shape in shapes)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_a_stream_spares_one_of_its_readers(blocks: int) -> None:
+    before = residual(blocks=blocks)
+    after = quickened(before)
+    assert pointwise(after) == pointwise(before) - 1
+    assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
+
+
+@pytest.mark.parametrize("dead", [1, 3])
+def test_channels_that_nobody_reads_may_hold_anything(dead: int) -> None:
+    before = residual(dead=dead)
+    after = quickened(before)
+    assert pointwise(after) == pointwise(before) - 1
+    assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
+
+
+def test_a_stream_stays_where_no_reader_can_be_turned_back() -> None:
+    """Channels without weights whose bias is read, and layers that widen."""
+    for before in (residual(dead=2, unread=False), residual(widest=48)):
+        after = quickened(before)
+        assert pointwise(after) == pointwise(before)
+        assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
+
+
+def test_a_stream_that_something_else_reads_stays() -> None:
+    before = residual()
+    before.graph.output.append(helper.make_tensor_value_info("t2", onnx.TensorProto.FLOAT, [None] * 4))
+    after = quickened(before)
+    assert pointwise(after) == pointwise(before)
+    assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
+
+
+def test_the_same_bytes_come_out_each_time() -> None:
+    before = residual(dead=2)
+    assert quickened(before).SerializeToString() == quickened(before).SerializeToString()
+
+
+# Heads
+
+FEATURES = 16
+
+
+def heads(*, window: int = 3, shared: bool = True, opset: int = 11) -> onnx.ModelProto:
+    """Return SCRFD's heads over features of 16 channels at three strides of an image of 64 pixels."""
+    weights: Weights = {}
+    nodes: list[onnx.NodeProto] = []
+    for level, stride in enumerate((8, 16, 32)):
+        weights[f"w{level}"] = RNG.normal(size=(FEATURES, 3, stride, stride)) / stride
+        features = {
+            name: helper.make_node("Conv", ["x", f"w{level}"], [name], strides=[stride, stride])
+            for name in ((f"f{level}",) if shared else (f"f{level}", f"g{level}"))
+        }
+        nodes += features.values()
+        read = list(features)
+        for kind, size in (("score", 1), ("box", 4), ("points", 10)):
+            name = f"{kind}{level}"
+            weights[f"w{name}"] = RNG.normal(size=(2 * size, FEATURES, window, window)) / 6
+            weights[f"b{name}"] = RNG.normal(size=2 * size)
+            weights[f"r{name}"] = np.array([-1, size])
+            pads = [window // 2] * 4
+            last = "logit" if kind == "score" else ""
+            nodes += [
+                helper.make_node(
+                    "Conv", [read[-1 if kind == "box" else 0], f"w{name}", f"b{name}"], [f"c{name}"], pads=pads
+                ),
+                helper.make_node("Transpose", [f"c{name}"], [f"t{name}"], perm=[0, 2, 3, 1]),
+                helper.make_node("Reshape", [f"t{name}", f"r{name}"], [f"{last}{name}"]),
+            ]
+            if last:
+                nodes.append(helper.make_node("Sigmoid", [f"{last}{name}"], [name]))
+    names = [f"{kind}{level}" for kind in ("score", "box", "points") for level in range(3)]
+    made = model(nodes, weights, names, shape=[1, 3, 64, 64], opset=opset)
+    for output in made.graph.output:
+        del output.type.tensor_type.shape.dim[2:]
+    for item in made.graph.initializer:
+        if item.name.startswith("r"):
+            item.CopyFrom(onnx.numpy_helper.from_array(weights[item.name].astype(np.int64), item.name))
+    return made
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_boxes_and_landmarks_come_from_the_features_of_any_cell(opset: int) -> None:
+    """Also from those at the edges, around which there is nothing."""
+    before = heads(opset=opset)
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    taken = take_out_heads(after)
+    assert taken is not None
+    assert taken.shape == (3, 9 * FEATURES + 1, 28)
+    graphs.quicken(after)
+    onnx.checker.check_model(after)
+    assert [output.name for output in after.graph.output] == [
+        "score0",
+        "score1",
+        "score2",
+        "features_0",
+        "features_1",
+        "features_2",
+    ]
+    image = RNG.normal(size=(1, 3, 64, 64)).astype(np.float32)
+    expected, found = run(before, image), run(after, image)
+    for level in range(3):
+        np.testing.assert_allclose(found[level], expected[level], rtol=1e-5, atol=1e-6)
+        features = found[3 + level][0]
+        cells = np.arange(features[0].size)
+        both = windows(features, cells) @ taken[level, :-1] + taken[level, -1]
+        values = both.reshape(-1, 14)
+        np.testing.assert_allclose(values[:, :4], expected[3 + level], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values[:, 4:], expected[6 + level], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [{"window": 1}, {"shared": False}])
+def test_heads_of_another_kind_stay(other: dict[str, Any]) -> None:
+    before = heads(**other)
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    assert take_out_heads(after) is None
+    assert after == before
+
+
+def test_the_scores_of_two_anchors_take_a_quarter_of_the_multiplications() -> None:
+    after = heads()
+    take_out_heads(after)
+    graphs.quicken(after)
+    largest_window = [item for item in after.graph.initializer if len(item.dims) == 4 and item.dims[2] == 3]
+    assert {tuple(item.dims) for item in largest_window} == {(32, 1, 3, 3)}
+    assert kinds(after)["Conv"] == 3 + 9
