@@ -219,7 +219,8 @@ def _spare_start_up() -> None:
     # Imports keep the interpreter busy, and a thread that comes back from native code waits this long for it, every
     # time: the model took 160 instead of 60 ms to load behind them.
     sys.setswitchinterval(START_UP_SWITCH_SECONDS)
-    # numpy's BLAS would start a thread for every core of the node, each with a buffer; no run multiplies matrices.
+    # numpy's BLAS would start a thread for every core of the node, each with a buffer, and a run multiplies small
+    # matrices alone.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # glibc gives every thread a heap, which keeps the most it ever held: 40 MiB over 40 photos of 12 megapixels.
     with suppress(OSError, AttributeError):  # another libc has no such call
