@@ -19,23 +19,37 @@ Weights = dict[str, NDArray[Any]]
 
 
 def model(
-    nodes: Sequence[onnx.NodeProto], weights: Weights, outputs: Sequence[str], *, shape: Sequence[int | str], opset: int
+    nodes: Sequence[onnx.NodeProto],
+    weights: Weights,
+    outputs: Sequence[str],
+    *,
+    shape: Sequence[int | str],
+    opset: int,
+    rank: int = 4,
 ) -> onnx.ModelProto:
+    """Return a model that reads `x` of this shape; whole numbers among the weights stay what they are."""
     floats = TensorProto.FLOAT
     graph = helper.make_graph(
         list(nodes),
         "test",
         [helper.make_tensor_value_info("x", floats, list(shape))],
-        [helper.make_tensor_value_info(name, floats, [None] * 4) for name in outputs],
-        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in weights.items()],
+        [helper.make_tensor_value_info(name, floats, [None] * rank) for name in outputs],
+        [numpy_helper.from_array(_typed(value), name) for name, value in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def _typed(values: NDArray[Any]) -> NDArray[Any]:
+    return values if values.dtype == np.int64 else np.asarray(values, np.float32)
+
+
 def run(graph: onnx.ModelProto, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    answers: list[NDArray[np.float32]] = session.run(None, {"x": image})
+    answers: list[NDArray[np.float32]] = session(graph).run(None, {"x": image})
     return answers
+
+
+def session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def kinds(graph: onnx.ModelProto) -> Counter[str]:

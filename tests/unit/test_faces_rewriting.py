@@ -10,9 +10,9 @@ import pytest
 from onnx import helper
 
 from runner.faces import graphs
-from runner.faces.detector import windows
+from runner.faces.detector import Detector, windows
 from runner.faces.rewriting.heads import take_out_heads
-from tests.unit.graph_tools import RNG, Weights, assert_same, kinds, model, quickened, run
+from tests.unit.graph_tools import RNG, Weights, assert_same, kinds, model, quickened, run, session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -198,42 +198,53 @@ def test_the_same_bytes_come_out_each_time() -> None:
 FEATURES = 16
 
 
-def heads(*, window: int = 3, shared: bool = True, opset: int = 11) -> onnx.ModelProto:
+def heads(*, window: int = 3, shared: bool = True, batched: bool = False, opset: int = 11) -> onnx.ModelProto:
     """Return SCRFD's heads over features of 16 channels at three strides of an image of 64 pixels."""
     weights: Weights = {}
     nodes: list[onnx.NodeProto] = []
     for level, stride in enumerate((8, 16, 32)):
-        weights[f"w{level}"] = RNG.normal(size=(FEATURES, 3, stride, stride)) / stride
-        features = {
-            name: helper.make_node("Conv", ["x", f"w{level}"], [name], strides=[stride, stride])
-            for name in ((f"f{level}",) if shared else (f"f{level}", f"g{level}"))
-        }
-        nodes += features.values()
-        read = list(features)
+        for name in ("f", "g"):
+            weights[f"w{name}{level}"] = RNG.normal(size=(FEATURES, 3, stride, stride)) / stride
+            inputs = ["x", f"w{name}{level}"]
+            nodes.append(helper.make_node("Conv", inputs, [f"{name}{level}"], strides=[stride, stride]))
         for kind, size in (("score", 1), ("box", 4), ("points", 10)):
-            name = f"{kind}{level}"
-            weights[f"w{name}"] = RNG.normal(size=(2 * size, FEATURES, window, window)) / 6
-            weights[f"b{name}"] = RNG.normal(size=2 * size)
-            weights[f"r{name}"] = np.array([-1, size])
-            pads = [window // 2] * 4
-            last = "logit" if kind == "score" else ""
-            nodes += [
-                helper.make_node(
-                    "Conv", [read[-1 if kind == "box" else 0], f"w{name}", f"b{name}"], [f"c{name}"], pads=pads
-                ),
-                helper.make_node("Transpose", [f"c{name}"], [f"t{name}"], perm=[0, 2, 3, 1]),
-                helper.make_node("Reshape", [f"t{name}", f"r{name}"], [f"{last}{name}"]),
-            ]
-            if last:
-                nodes.append(helper.make_node("Sigmoid", [f"{last}{name}"], [name]))
+            features = f"f{level}" if shared or kind != "box" else f"g{level}"
+            weights[f"w{kind}{level}"] = RNG.normal(size=(2 * size, FEATURES, window, window)) / 6
+            weights[f"b{kind}{level}"] = RNG.normal(size=2 * size) + 3
+            weights[f"r{kind}{level}"] = np.array([1, -1, size] if batched else [-1, size])
+            nodes += _head(features, f"{kind}{level}", pads=[window // 2] * 4)
     names = [f"{kind}{level}" for kind in ("score", "box", "points") for level in range(3)]
-    made = model(nodes, weights, names, shape=[1, 3, 64, 64], opset=opset)
-    for output in made.graph.output:
-        del output.type.tensor_type.shape.dim[2:]
-    for item in made.graph.initializer:
-        if item.name.startswith("r"):
-            item.CopyFrom(onnx.numpy_helper.from_array(weights[item.name].astype(np.int64), item.name))
-    return made
+    return model(nodes, weights, names, shape=[1, 3, 64, 64], opset=opset, rank=3 if batched else 2)
+
+
+def _head(features: str, name: str, pads: list[int]) -> list[onnx.NodeProto]:
+    scores = name.startswith("score")
+    nodes = [
+        helper.make_node("Conv", [features, f"w{name}", f"b{name}"], [f"c{name}"], pads=pads),
+        helper.make_node("Transpose", [f"c{name}"], [f"t{name}"], perm=[0, 2, 3, 1]),
+        helper.make_node("Reshape", [f"t{name}", f"r{name}"], [f"logit{name}" if scores else name]),
+    ]
+    return [*nodes, helper.make_node("Sigmoid", [f"logit{name}"], [name])] if scores else nodes
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_detector_finds_the_same_with_heads_and_without(batched: bool) -> None:
+    whole = heads(batched=batched)
+    bare = onnx.ModelProto()
+    bare.CopyFrom(whole)
+    taken = take_out_heads(bare)
+    graphs.quicken(bare)
+    detectors = Detector(session(whole), 64), Detector(session(bare), 64, taken)
+    most = 0
+    for _ in range(20):
+        image = RNG.integers(0, 256, (50, 64, 3), dtype=np.uint8)
+        expected, found = (detector.detect(image) for detector in detectors)
+        assert len(found) == len(expected)
+        most = max(most, len(found))
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+        np.testing.assert_allclose(found.landmarks, expected.landmarks, atol=1e-3)
+    assert most > 5
 
 
 @pytest.mark.parametrize("opset", [11, 17])
