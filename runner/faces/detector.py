@@ -22,6 +22,8 @@ STRIDES = (8, 16, 32)
 ANCHORS = 2
 SCORE_THRESHOLD = 0.5
 NMS_THRESHOLD = 0.4
+# The windows of so many cells fit into 3 MB; an image in which every anchor sees a face would take ten times that.
+CELLS_AT_ONCE = 1024
 MEAN, DEVIATION = 127.5, 128.0
 _NORMALISED = planes.normalised(MEAN, DEVIATION)
 
@@ -124,7 +126,9 @@ class Detector:
             return distances[found], offsets[found]
         cells, anchors = np.divmod(found, ANCHORS)
         features = outputs[0].reshape(outputs[0].shape[-3:])
-        both = windows(features, cells) @ self._heads[level, :-1] + self._heads[level, -1]
+        weights, constant = self._heads[level, :-1], self._heads[level, -1]
+        parts = [cells[start : start + CELLS_AT_ONCE] for start in range(0, len(cells), CELLS_AT_ONCE)]
+        both = np.concatenate([windows(features, part) @ weights for part in parts]) + constant
         chosen = both.reshape(len(found), ANCHORS, -1)[np.arange(len(found)), anchors]
         return chosen[:, :4], chosen[:, 4:]
 
@@ -132,16 +136,15 @@ class Detector:
 def windows(features: NDArray[np.float32], cells: NDArray[np.intp]) -> NDArray[np.float32]:
     """Return the 3x3 cells around each of `cells` of `features` (n, height, width), zero beyond the edge.
 
-    As rows of 9 n values, in the order feature, row, column.
+    As rows (cell, 9 n), in the order feature, row, column.
     """
     count, height, width = features.shape
     rows, columns = np.divmod(cells, width)
     near_rows, near_columns = (places[:, None] + np.arange(-1, 2) for places in (rows, columns))
     around = near_rows[:, :, None].clip(0, height - 1) * width + near_columns[:, None, :].clip(0, width - 1)
     found = features.reshape(count, -1)[:, around.reshape(-1)].reshape(count, len(cells), -1).transpose(1, 0, 2)
-    inside = ((near_rows >= 0) & (near_rows < height))[:, :, None] & ((near_columns >= 0) & (near_columns < width))[
-        :, None
-    ]
+    inside_rows, inside_columns = (near_rows >= 0) & (near_rows < height), (near_columns >= 0) & (near_columns < width)
+    inside = inside_rows[:, :, None] & inside_columns[:, None, :]
     if not inside.all():
         found = found * inside.reshape(len(cells), 1, -1)
     return found.reshape(len(cells), -1)
