@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runner.faces.rewriting.convolutions import has_pairs
-from runner.faces.rewriting.graph import BLOCK, NEGLIGIBLE, Graph, is_convolution, is_pointwise, largest
+from runner.faces.rewriting.graph import BLOCK, NEGLIGIBLE, Graph, attributes, is_convolution, is_pointwise, largest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,8 @@ def _patterns(graph: Graph) -> list[_Pairs]:
         if bend is None or before is None or next_bend is None or after is None:
             continue
         alone = all(graph.only_reader(node.output[0], readers) is not None for node in (before, bend))
-        if not alone or not is_convolution(graph, before) or len(before.input) != 3:  # noqa: PLR2004 - as above
+        full = is_convolution(graph, before) and attributes(before).get("group", 1) == 1
+        if not alone or not full or len(before.input) != 3:  # noqa: PLR2004 - as above
             continue
         if _bends(graph, bend) and _bends(graph, next_bend) and is_pointwise(graph, after):
             found.append(_Pairs(before, bend, pairs, next_bend, after))
@@ -72,7 +73,7 @@ def _rebuild(graph: Graph, pattern: _Pairs) -> None:
     weights, bias = (constants[name] for name in pattern.pairs.input[1:])
     last, last_bias = (constants[name] for name in pattern.after.input[1:])
     slopes, next_slopes = constants[pattern.bend.input[1]], constants[pattern.next_bend.input[1]]
-    # A channel without weights and bias is zero everywhere, also after PRelu, and as wide as its surroundings.
+    # A channel without weights and bias is zero everywhere: after PRelu too, and beyond the edge like all others.
     size = np.maximum(largest(first), np.abs(first_bias))
     layout = _layout(weights, size > NEGLIGIBLE * size.max(), largest(last, axis=1))
     if layout is None:
