@@ -73,7 +73,7 @@ def build_keda() -> None:
 def _go_build(folder: Path, package: str, to: Path, marks: list[str]) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     partial = to.with_suffix(".partial")
-    flags = " ".join(["-ldflags=-s", "-w", *marks])
+    flags = " ".join(["-s", "-w", *marks])
     _go(
         "build",
         "-mod=readonly",

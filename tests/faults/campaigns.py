@@ -274,7 +274,7 @@ def campaigns() -> list[Campaign]:
             "oom-kill",
             "OOM kill: photos of 60 million pixels in a memory cgroup of 270 MB",
             photos=160,
-            setup=Setup(fault={"FAULT_MEMORY": str(900 << 20)}),
+            setup=Setup(fault={"FAULT_MEMORY": str(270 << 20)}),
             prepare=_huge,
             allowed=Allowed(codes=(0, KILLED), reasons=(POISON,)),
             examine=_only_marked_failed(POISON),
