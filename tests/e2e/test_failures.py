@@ -48,8 +48,9 @@ def test_exit_codes_and_the_pod_failure_policy(
     site.helm("uninstall", "party", "--namespace", namespace)
     assert _failure(failed) == reason
     assert failed["status"]["failed"] == pods
-    assert backends.leftovers() == {"process waiting": 1}, "nothing was claimed"
-    backends.redis.delete("face_embeddings:process")
+    # A run takes its first job before it knows the database, and gives it back: a lease that is due at once.
+    assert backends.leftovers() in ({"process waiting": 1}, {"process leased": 1}), "the job is kept"
+    backends.redis.delete(*backends.redis.keys("*face_embeddings:process*"))
 
 
 def _failure(job: Object) -> str:
