@@ -136,7 +136,12 @@ class Engine:
             IMAGE, *arguments,
         )  # fmt: skip
         self.started[name] = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=self.storage or tempfile.gettempdir(),  # where conmon leaves an empty file "oom" after an OOM kill
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         return self.started[name]
 
