@@ -206,11 +206,9 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     for role, (model, name, shape, side, mean_pixel, spread) in roles.items():
         target = baked / f"{role}.onnx"
         heads = forms.write_portable(model, target, shape, stored, plain=plain)
-        if tuned_for:
-            forms.write_tuned(target, forms.tuned(target), stored)
         graphs[role] = Graph(
             portable=_files(target),
-            tuned=_files(forms.tuned(target)) if tuned_for else None,
+            tuned=_files(forms.write_tuned(target, stored)) if tuned_for else None,
             heads=heads.name if heads else "",
             heads_sha256=sources.check_sha256(heads, "") if heads else "",
             source_sha256=sources.check_sha256(originals / name, ""),

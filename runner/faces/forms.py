@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 Shape = tuple[int | str, ...]
 
 
-def tuned(graph: Path) -> Path:
-    """Return where the tuned form of a portable graph is."""
-    return graph.with_suffix(".tuned.onnx")
-
-
 def write_portable(
     model: ModelProto, target: Path, shape: Shape, stored: dict[bytes, tuple[str, int]], *, plain: bool
 ) -> Path | None:
@@ -59,35 +54,36 @@ def write_portable(
 
 def fold(model: ModelProto, scratch: Path, shape: Shape) -> ModelProto:
     """Return the model with its input's shape fixed, and all computed that follows from that; writes to `scratch`."""
-    import onnx
-    import onnxruntime
-
     from runner.faces import graphs
 
-    options = onnxruntime.SessionOptions()
-    # The next level would write onnxruntime's own operators, the one after it layouts of this very processor.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(scratch)
-    options.log_severity_level = 4
     graphs.fix_input(model, shape)
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
-    folded = onnx.load(scratch)
+    # The next level would write onnxruntime's own operators, the one after it layouts of this very processor.
+    folded = _optimised(model.SerializeToString(), scratch, "ORT_ENABLE_BASIC")
     graphs.keep_standard_domain(folded)
     return folded
 
 
-def write_tuned(portable: Path, target: Path, stored: dict[bytes, tuple[str, int]]) -> None:
-    """Write the graph as onnxruntime runs it on processors like this one: a part of what it does when it opens one."""
+def write_tuned(portable: Path, stored: dict[bytes, tuple[str, int]]) -> Path:
+    """Write the graph as onnxruntime runs it on processors like this one: a part of what it does when it opens one.
+
+    Returns where it is, beside the portable form.
+    """
+    from runner.faces import graphs
+
+    target = portable.with_suffix(".tuned.onnx")
+    model = _optimised(str(portable), target, "ORT_ENABLE_ALL")
+    graphs.number_names(model)
+    return weights.save(model, target, stored)
+
+
+def _optimised(model: bytes | str, target: Path, level: str) -> ModelProto:
+    """Return the model, given by its bytes or its path, as onnxruntime writes it to `target` at one of its levels."""
     import onnx
     import onnxruntime
 
-    from runner.faces import graphs
-
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.optimized_model_filepath = str(target)
     options.log_severity_level = 4
-    onnxruntime.InferenceSession(str(portable), options, providers=[CPU])
-    model = onnx.load(target)
-    graphs.number_names(model)
-    weights.save(model, target, stored)
+    onnxruntime.InferenceSession(model, options, providers=[CPU])
+    return onnx.load(target)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 FORMAT = 4
 MANIFEST = "manifest.json"
 EMBEDDING_SIZE = 512
-DETECTOR_OUTPUTS = 9  # scores, boxes and landmarks at three strides
-WITHOUT_HEADS = 6  # scores and features there
+LEVELS = 3  # of a detector: one a stride
+DETECTOR_OUTPUTS = 3 * LEVELS  # scores, boxes and landmarks
+WITHOUT_HEADS = 2 * LEVELS  # scores and features
 _ADVICE = "bake it again: spottmee-worker models bake --pack NAME --out DIR"
 
 
@@ -165,7 +166,7 @@ def read_heads(folder: Path, graph: Graph, session: Any) -> NDArray[np.float32] 
         heads: NDArray[np.float32] = np.load(path, allow_pickle=False)
     except ValueError:
         raise ModelError(f"{path} is no NumPy file; {_ADVICE}") from None
-    if heads.shape[:-1] != (WITHOUT_HEADS // 2, 9 * features + 1):
+    if heads.shape[:-1] != (LEVELS, 9 * features + 1):
         raise ModelError(f"{path} is not for {graph.portable.file}; {_ADVICE}")
     return heads
 

@@ -20,7 +20,7 @@ PART = "throughput"
 ABOUT = {"web": "web-size photos", "phone": "12-megapixel photos", "group": "group photos"}
 AGAINST_REFERENCE = {"web": 2.2, "phone": 2.4, "group": 1.6}
 # What has to be done: JPEG decoding is 4 to 7% of it for web-size and group photos, and half for 12 megapixels. The
-# share of inference alone stands beside it.
+# shares of inference alone, and of what the engine itself asks of onnxruntime, stand beside it.
 LIMIT = "bare+jpeg"
 LIMIT_ABOUT = {
     "bare+jpeg": "session.run + JPEG decoding",

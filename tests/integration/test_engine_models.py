@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -382,6 +383,29 @@ def test_from_a_url_with_its_checksum(tmp_path: Path) -> None:
     assert (tmp_path / "out/manifest.json").read_text() == (MODEL / "manifest.json").read_text()  # byte for byte again
     assert not (tmp_path / "no").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+REWRITE = """
+import hashlib, sys, onnx
+from runner.faces import graphs
+model = onnx.load(sys.argv[1])
+graphs.fix_input(model, ("faces", 3, 112, 112))
+graphs.quicken(model)
+print(hashlib.sha256(model.SerializeToString()).hexdigest())
+"""
+
+
+@needs_tuned  # where there is AVX2, that is
+def test_a_graph_is_rewritten_to_the_same_bytes_whatever_processor_blas_is_for() -> None:
+    """With SSE it rounds in another order than with AVX2."""
+    command = [sys.executable, "-c", REWRITE, str(originals() / "w600k_mbf.onnx")]
+    told = {
+        subprocess.run(
+            command, env=os.environ | {"OPENBLAS_CORETYPE": kind}, capture_output=True, text=True, check=True
+        ).stdout
+        for kind in ("Prescott", "Haswell")
+    }
+    assert len(told) == 1
 
 
 def test_a_url_that_leads_nowhere_is_told_without_its_password(tmp_path: Path) -> None:

@@ -188,11 +188,6 @@ def test_a_stream_that_something_else_reads_stays() -> None:
     assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
 
 
-def test_the_same_bytes_come_out_each_time() -> None:
-    before = residual(dead=2)
-    assert quickened(before).SerializeToString() == quickened(before).SerializeToString()
-
-
 # Heads
 
 FEATURES = 16

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runner.faces.rewriting.convolutions import has_pairs
-from runner.faces.rewriting.graph import BLOCK, NEGLIGIBLE, Graph, attributes, is_convolution, is_pointwise, largest
+from runner.faces.rewriting.graph import (
+    BLOCK,
+    NEGLIGIBLE,
+    WITH_BIAS,
+    Graph,
+    attributes,
+    is_convolution,
+    is_pointwise,
+    largest,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +54,7 @@ def _patterns(graph: Graph) -> list[_Pairs]:
     makers, readers = graph.makers(), graph.readers()
     found = []
     for pairs in graph.nodes:
-        if not has_pairs(graph, pairs) or len(pairs.input) != 3:  # noqa: PLR2004 - input, weights, bias
+        if not has_pairs(graph, pairs) or len(pairs.input) != WITH_BIAS:
             continue
         bend = makers.get(pairs.input[0])
         before = makers.get(bend.input[0]) if bend is not None else None
@@ -55,7 +64,7 @@ def _patterns(graph: Graph) -> list[_Pairs]:
             continue
         alone = all(graph.only_reader(node.output[0], readers) is not None for node in (before, bend))
         full = is_convolution(graph, before) and attributes(before).get("group", 1) == 1
-        if not alone or not full or len(before.input) != 3:  # noqa: PLR2004 - as above
+        if not alone or not full or len(before.input) != WITH_BIAS:
             continue
         if _bends(graph, bend) and _bends(graph, next_bend) and is_pointwise(graph, after):
             found.append(_Pairs(before, bend, pairs, next_bend, after))

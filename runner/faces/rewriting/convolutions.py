@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
-from runner.faces.rewriting.graph import BLOCK, Graph, attributes, is_convolution
+from runner.faces.rewriting.graph import BLOCK, WITH_BIAS, Graph, attributes, is_convolution
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -23,7 +23,7 @@ def merge_convolutions(graph: Graph) -> None:
     """
     families: dict[str, list[NodeProto]] = defaultdict(list)
     for node in graph.nodes:
-        if is_convolution(graph, node) and attributes(node).get("group", 1) == 1 and len(node.input) == 3:  # noqa: PLR2004 - input, weights, bias
+        if is_convolution(graph, node) and attributes(node).get("group", 1) == 1 and len(node.input) == WITH_BIAS:
             weights = graph.constants[node.input[1]]
             small = weights.shape[0] % BLOCK != 0
             families[f"{node.input[0]} {small} {weights.shape[1:]} {sorted(attributes(node).items())}"].append(node)

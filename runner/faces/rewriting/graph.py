@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # onnxruntime's blocked convolutions work on 16 channels at a time with AVX-512, on 8 with AVX2.
 BLOCK = 16
+WITH_BIAS = 3  # inputs of a convolution: the image, weights, bias
 # Weights smaller than this part of the largest beside them change no answer: single precision rounds by 6e-8.
 NEGLIGIBLE = 1e-6
 
@@ -105,11 +106,17 @@ def is_convolution(graph: Graph, node: NodeProto | None) -> bool:
 
 def is_pointwise(graph: Graph, node: NodeProto | None) -> bool:
     """Return whether the node multiplies all channels of each pixel with a constant matrix, and adds a bias."""
-    if node is None or not is_convolution(graph, node) or len(node.input) != 3:  # noqa: PLR2004 - input, weights, bias
+    return reads_windows(graph, node, 1)
+
+
+def reads_windows(graph: Graph, node: NodeProto | None, side: int) -> bool:
+    """Return whether the node is a full convolution of each pixel and what is around it, `side` wide, with a bias."""
+    if node is None or not is_convolution(graph, node) or len(node.input) != WITH_BIAS:
         return False
     found = attributes(node)
-    plain = found.get("group", 1) == 1 and set(found.get("strides", [1])) == {1} and not any(found.get("pads", [0]))
-    return plain and graph.constants[node.input[1]].shape[2:] == (1, 1)
+    steps = {found.get("group", 1), *found.get("strides", [1]), *found.get("dilations", [1])}
+    around = set(found.get("pads", [0]))
+    return steps == {1} and around == {side // 2} and graph.constants[node.input[1]].shape[2:] == (side, side)
 
 
 def largest(weights: NDArray[Any], axis: int = 0) -> NDArray[Any]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
-from runner.faces.rewriting.graph import BLOCK, Graph, attributes, is_convolution
+from runner.faces.pack import LEVELS
+from runner.faces.rewriting.graph import BLOCK, Graph, attributes, reads_windows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
-LEVELS = 3
 SIDE = 3  # of the window of cells that a head reads
 _COLOURS_LAST = [0, 2, 3, 1]
 
@@ -73,12 +73,7 @@ def _convolution(graph: Graph, makers: dict[str, NodeProto], output: str) -> Nod
             if kind == "Transpose" and attributes(node).get("perm") != _COLOURS_LAST:
                 return None
             node = makers.get(node.input[0])
-    if node is None or not is_convolution(graph, node) or len(node.input) != 3:  # noqa: PLR2004 - input, weights, bias
-        return None
-    found = attributes(node)
-    plain = found.get("group", 1) == 1 and set(found.get("strides", [1])) == {1} == set(found.get("dilations", [1]))
-    window = graph.constants[node.input[1]].shape[2:]
-    return node if plain and window == (SIDE, SIDE) and list(found.get("pads", ())) == [1] * 4 else None
+    return node if reads_windows(graph, node, SIDE) else None
 
 
 def _weights(graph: Graph, head: _Head) -> NDArray[np.float32]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # How much larger a matrix may make some vectors than others: its inverse makes rounding larger by as much, and of the
 # seven digits of single precision three are left then, where five are what the proof asks for.
 WORST_CONDITION = 1e4
-# NumPy multiplies matrices of these itself. BLAS rounds in another order with another number of threads, and the same
-# files would not always be baked to the same bytes.
+# NumPy multiplies matrices of these itself. BLAS rounds in another order on another kind of processor, and the same
+# files would not be baked to the same bytes there.
 _PRECISE = np.longdouble
 
 
@@ -51,7 +51,8 @@ def turn_streams(graph: Graph) -> None:
     of 5, 7 and 3 readers: 6% of the recogniser's multiplications.
     """
     for stream in list(_streams(graph)):
-        bases = [basis for reader in stream.readers if (basis := _basis(graph, reader)) is not None]
+        readers = graph.readers()
+        bases = [basis for reader in stream.readers if (basis := _basis(graph, reader, readers)) is not None]
         best = min(bases, key=lambda basis: basis.condition, default=None)
         if best is not None and best.condition <= WORST_CONDITION:
             _turn(graph, stream, best)
@@ -79,11 +80,10 @@ def _streams(graph: Graph) -> Iterator[_Stream]:
             yield stream
 
 
-def _basis(graph: Graph, reader: NodeProto) -> _Basis | None:
+def _basis(graph: Graph, reader: NodeProto, readers: dict[str, list[NodeProto]]) -> _Basis | None:
     """Return the basis in which `reader` and the factor of the PRelu after it are nothing, if there is one."""
     weights, bias = (graph.constants[name] for name in reader.input[1:])
     matrix = weights[:, :, 0, 0].astype(np.float64)
-    readers = graph.readers()
     bend = graph.only_reader(reader.output[0], readers)
     slopes = graph.constants.get(bend.input[1]) if bend is not None and bend.op_type == "PRelu" else None
     square = matrix.shape[0] == matrix.shape[1]
