@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import JobError, NoFaceInSelfieError, SettingsError
-from runner.jobs import CompareJob, ProcessJob, decode_compare, decode_process, kind_of
+from runner.worker.messages import CompareJob, ProcessJob, decode_compare, decode_process, kind_of
 
 if TYPE_CHECKING:
     import numpy as np

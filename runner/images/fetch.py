@@ -25,7 +25,7 @@ from runner.errors import (
     JobError,
     SettingsError,
 )
-from runner.images import body, guard, urls
+from runner.images import http_body, ssrf, urls
 from runner.images.connection import Connection, Proxy
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Fetcher:
                     self._drop()
                     return str(location)
                 _check_status(answer.status, target.host)
-                data = body.read(answer, target.host, self._limits.max_bytes)
+                data = http_body.read(answer, target.host, self._limits.max_bytes)
         if answer.will_close:
             self._drop()
         return data
@@ -169,7 +169,7 @@ class Fetcher:
             self._local.connection = None
 
     def _connect(self, target: Target, deadline: float) -> Connection:
-        addresses = guard.resolve(
+        addresses = ssrf.resolve(
             target.host,
             target.port,
             allow_private=self._allow_private or target.host in self._allowed_hosts,
@@ -202,7 +202,7 @@ class Fetcher:
         if self._proxy is None:
             return ""
         seconds = self._connect_seconds(deadline)
-        return guard.resolve(self._proxy.host, self._proxy.port, allow_private=True, seconds=seconds)[0]
+        return ssrf.resolve(self._proxy.host, self._proxy.port, allow_private=True, seconds=seconds)[0]
 
     def _context(self, target: Target) -> ssl.SSLContext | None:
         if target.scheme != "https":

@@ -42,5 +42,5 @@ class Script:
 
 
 def _source(name: str) -> str:
-    text = (resources.files("runner.queue") / f"{name}.lua").read_text(encoding="utf-8")
+    text = (resources.files("runner.queue") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
     return _COMMENT.sub("", text)

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from runner.errors import FetchError, ForbiddenUrlError, ImageUndecodableError, InvalidJobError, JobError
-from runner.images import guard, headers
+from runner.images import headers, ssrf
 from runner.images import urls as image_urls
 from runner.images.decode import decode
-from runner.jobs import CompareJob, ProcessJob, decode_compare, decode_process
+from runner.worker.messages import CompareJob, ProcessJob, decode_compare, decode_process
 from tests.fuzz import images, payloads, urls
 
 MOST_PIXELS = 1_000_000
@@ -127,7 +127,7 @@ def _guarded(host: str) -> str:
     except (OSError, UnicodeError):
         return "a name"
     try:
-        allowed = guard.resolve(host, 80, allow_private=False, seconds=30)
+        allowed = ssrf.resolve(host, 80, allow_private=False, seconds=30)
     except ForbiddenUrlError:
         return "internal"
     except FetchError:

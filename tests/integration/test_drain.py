@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from runner.drain import READ_AHEAD, Drain
 from runner.errors import ModelError, PhotoGoneError, SchemaError, StuckError
 from runner.queue.heartbeat import Heartbeat
 from runner.settings import load
-from runner.settle import Settler
-from runner.stop import Stop
-from runner.summary import Summary
-from tests.integration.queue_tools import LEASE_SECONDS, NAME, pass_time, places, push, queue_of
+from runner.worker.loop import READ_AHEAD, Drain
+from runner.worker.settlement import Settler
+from runner.worker.shutdown import Stop
+from runner.worker.summary import Summary
 from tests.integration.test_settle import AnyTask, Recorder
+from tests.support.queue_tools import LEASE_SECONDS, NAME, pass_time, places, push, queue_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,7 +24,7 @@ from runner.errors import (
     JobError,
     SpottmeeError,
 )
-from tests.integration.web import (
+from tests.support.web import (
     LIMIT,
     PICTURE,
     Exchange,

@@ -12,15 +12,15 @@ from urllib.parse import quote
 import pytest
 import trustme
 
-from runner.demo.servers import EmbeddedRedis
+from demo.servers import EmbeddedRedis
 from runner.errors import RedisRefusedError, RedisUnreachableError, SettingsError
 from runner.queue import keys
 from runner.queue.client import connect
-from runner.queue.letters import DeadLetters, Requeued
+from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.settings import Settings, load
 from runner.store.results import ResultStore
-from tests.integration.queue_tools import closing_clients, push, queue_of
-from tests.integration.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context, wait_until
+from tests.support.queue_tools import closing_clients, push, queue_of
+from tests.support.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context, wait_until
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -16,13 +16,13 @@ from runner.errors import (
     PhotoGoneError,
     UnexpectedJobError,
 )
+from runner.queue.dead_letters import DeadLetters
 from runner.queue.heartbeat import Heartbeat
-from runner.queue.letters import DeadLetters
 from runner.settings import Settings, load
-from runner.settle import Settler
-from runner.summary import Summary
-from runner.tasks import Conclusion, Task
-from tests.integration.queue_tools import LEASE_SECONDS, NAME, pass_time, places, push, queue_of
+from runner.worker.settlement import Settler
+from runner.worker.summary import Summary
+from runner.worker.task import Conclusion, Task
+from tests.support.queue_tools import LEASE_SECONDS, NAME, pass_time, places, push, queue_of
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from runner.errors import InvalidJobError
-from runner.jobs import decode_compare, decode_process, subject
+from runner.worker.messages import decode_compare, decode_process, subject
 
 SELFIE = base64.b64encode(b"\xff\xd8 a picture").decode()
 

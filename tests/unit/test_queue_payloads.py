@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.queue.payloads import may_hold_selfie, shown
+from runner.cli.redact import may_hold_selfie, shown
 
 SELFIE = base64.b64encode(random.Random(1).randbytes(3000)).decode()
 

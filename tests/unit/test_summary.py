@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.summary import Ending, Summary
+from runner.worker.summary import Ending, Summary
 
 
 @given(endings=st.lists(st.sampled_from(Ending)), unsettled=st.integers(0, 20))
