@@ -15,7 +15,6 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runner import logs
-from runner.deferred import defer
 from runner.errors import RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
 from runner.worker.shutdown import Stop, StoppedEarlyError
 from runner.worker.summary import Summary
@@ -213,7 +212,6 @@ def _sources(settings: Settings, redis: Redis, owner: str) -> dict[str, LeaseSou
 
 def _spare_start_up() -> None:
     """Leave out of the start-up what no run needs: a fifth of the processor time of all imports."""
-    defer()
     # What imports make stays: the collector would look through it a dozen times.
     gc.disable()
     # Imports keep the interpreter busy, and a thread that comes back from native code waits this long for it, every
