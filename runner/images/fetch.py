@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -224,7 +223,7 @@ class Fetcher:
         except TimeoutError:
             self._drop()
             raise FetchTimeoutError(host) from None
-        except (OSError, ValueError, http.client.HTTPException, zlib.error) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             self._drop()
             raise FetchError(f"{host}: {_reason(error)}") from None
 
@@ -258,6 +257,4 @@ def _reason(error: Exception) -> str:
         return "its headers are too long"
     if isinstance(error, http.client.HTTPException):
         return f"no proper HTTP ({type(error).__name__})"
-    if isinstance(error, zlib.error):
-        return "its content encoding is damaged"
     return getattr(error, "strerror", None) or type(error).__name__

@@ -1,13 +1,12 @@
-"""The body of an HTTP answer, with a bound on its bytes before and after its content encoding.
+"""The body of an HTTP response, bounded in bytes.
 
 http.client's own reader of chunks takes `-1` for a length and then reads until the connection ends, whatever the
-amount that was asked for; so chunks are read here.
+amount that was asked for; so chunked bodies are read here.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -30,19 +29,16 @@ def read(answer: HTTPResponse, host: str, limit: int) -> bytes:
     """
     if (answer.length or 0) > limit:
         raise ImageTooManyBytesError(f"{host} announces {answer.length}, {limit} allowed")
-    decoder = _decoder(answer.headers.get("Content-Encoding", ""), host)
-    expand = decoder.expand if decoder else _as_it_is
+    encoding = answer.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity"):  # the request asked for identity alone
+        raise FetchError(f"{host} responds with a content encoding that was not requested")
     parts: list[bytes] = []
-    received = size = 0
-    for sent in _pieces(answer, host):
-        received += len(sent)
-        piece = expand(sent, limit - size + 1)
-        size += len(piece)
-        if max(received, size) > limit:
+    received = 0
+    for piece in _pieces(answer, host):
+        received += len(piece)
+        if received > limit:
             raise ImageTooManyBytesError(f"{host} sends more than the {limit} allowed")
         parts.append(piece)
-    if decoder and received and not decoder.finished:
-        raise FetchError(f"{host} closed the connection within a content encoding")
     return b"".join(parts)
 
 
@@ -79,32 +75,3 @@ def _chunks(stream: BufferedReader, host: str) -> Iterator[bytes]:
         if not line.endswith(b"\n"):
             break
     raise FetchError(f"{host} does not end its chunks")
-
-
-def _as_it_is(sent: bytes, _most: int) -> bytes:
-    return sent
-
-
-class _Decoder:
-    """Undoes gzip or deflate, which some servers send although it was not asked for."""
-
-    def __init__(self) -> None:
-        self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, by its header
-
-    @property
-    def finished(self) -> bool:
-        """Whether the end of the encoded data was seen."""
-        return self._zlib.eof
-
-    def expand(self, sent: bytes, most: int) -> bytes:
-        """Return at most `most` bytes of what `sent` expands to. Raises `zlib.error`."""
-        return self._zlib.decompress(self._zlib.unconsumed_tail + sent, max(1, most))
-
-
-def _decoder(encoding: str, host: str) -> _Decoder | None:
-    name = encoding.strip().lower()
-    if name in ("", "identity"):
-        return None
-    if name not in ("gzip", "x-gzip", "deflate"):
-        raise FetchError(f"{host} sends a content encoding that was not asked for")
-    return _Decoder()
