@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from runner.errors import SettingsError
+from runner.worker.kinds import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-QUEUE_NAMES = ("compare", "process")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -75,8 +75,8 @@ def _words(value: str) -> tuple[str, ...]:
 
 def _queues(value: str) -> tuple[str, ...]:
     names = _words(value)
-    if not names or set(names) - set(QUEUE_NAMES) or len(set(names)) != len(names):
-        message = "must name compare, process or both, in order of precedence (compare,process)"
+    if not names or set(names) - set(KINDS) or len(set(names)) != len(names):
+        message = f"must name queues among {', '.join(KINDS)}, each once, in order of precedence"
         raise ValueError(message)
     return names
 

@@ -203,11 +203,11 @@ def _payload(args: argparse.Namespace, settings: Settings) -> bytes:
 
 
 def _debug_locally(args: argparse.Namespace, settings: Settings, payload: bytes) -> int:
-    from runner.cluster.local import check_picture, run_locally
+    from runner.cli.debug_local import check_picture, run_locally
 
     outcome = run_locally(payload, settings, check_picture(args.out) if args.out else None)
     print(json.dumps(outcome.document(), indent=2) if args.json else "\n".join(outcome.lines()), flush=True)
-    return CheckFailedError.exit_code if outcome.error else 0
+    return CheckFailedError.exit_code if outcome.task.error else 0
 
 
 def _debug_in_cluster(args: argparse.Namespace, payload: bytes) -> int:
@@ -242,13 +242,10 @@ def _needed(cluster: Cluster | None) -> Cluster:
 
 def _check_payload(payload: bytes) -> None:
     """Refuse what no run could do before anything is created for it."""
-    from runner.worker.messages import decode_compare, decode_process, kind_of
+    from runner.worker.kinds import kind_of
 
     try:
-        if kind_of(payload) == "compare":
-            decode_compare(payload)
-        else:
-            decode_process(payload)
+        kind_of(payload).decode(payload)
     except JobError as error:
         raise CheckFailedError(str(error)) from None
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from runner import settings as settings_module
 from runner.cli.output import columns
 from runner.errors import CheckFailedError, UsageError
-from runner.settings import QUEUE_NAMES
+from runner.worker.kinds import KINDS
 
 if TYPE_CHECKING:
     from runner.queue.dead_letters import DeadLetters, Letter
@@ -90,7 +90,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queue", choices=QUEUE_NAMES, help="only letters of this list")
+    parser.add_argument("--queue", choices=list(KINDS), help="only letters of this list")
     parser.add_argument(
         "--reason", action="append", metavar="WORD", help="only letters with this reason; may be given again"
     )
@@ -127,7 +127,7 @@ def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
     from runner.queue.dead_letters import DeadLetters
 
     with opened(settings) as redis:
-        yield [DeadLetters(redis, name) for name in QUEUE_NAMES if queue in (None, name)]
+        yield [DeadLetters(redis, name) for name in KINDS if queue in (None, name)]
 
 
 def _matching(boxes: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, Letter]]:
@@ -183,7 +183,7 @@ def _show(args: argparse.Namespace) -> int:
             if args.payload:
                 if payload is None:
                     raise CheckFailedError(f"the payload of {letter_id} is no longer kept")
-                if letter.queue == "compare" or may_hold_selfie(payload):
+                if KINDS[letter.queue].private or may_hold_selfie(payload):
                     raise UsageError(f"the payload of {letter_id} may hold a selfie, which is never written out")
                 sys.stdout.buffer.write(payload)
                 sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import CheckFailedError, SettingsError
 from runner.queue import keys
-from runner.settings import QUEUE_NAMES
+from runner.worker.kinds import KINDS, PHOTO
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -65,7 +65,7 @@ def payload_of_letter(redis: Redis, letter_id: str) -> bytes:
     """Return the payload of a dead letter, or raise `CheckFailedError` where there is none."""
     from runner.queue.dead_letters import DeadLetters
 
-    for name in QUEUE_NAMES:
+    for name in KINDS:
         letters = DeadLetters(redis, name)
         payload = letters.payload(letter_id)
         if payload is not None:
@@ -77,7 +77,7 @@ def payload_of_letter(redis: Redis, letter_id: str) -> bytes:
 
 def payload_of_photo(redis: Redis, photo_id: str) -> bytes:
     """Return the job of a photo that waits, is leased or is dead, or raise `CheckFailedError`."""
-    for payload in _payloads(redis, "process"):
+    for payload in _payloads(redis, PHOTO.queue):
         if _photo_id(payload) == photo_id:
             return payload
     raise CheckFailedError(
@@ -109,7 +109,7 @@ def _photo_id(payload: bytes) -> str | None:
         document = json.loads(payload)
     except (ValueError, RecursionError):
         return None
-    found = document.get("id") if isinstance(document, dict) else None
+    found = document.get(PHOTO.id_field) if isinstance(document, dict) else None
     return found if isinstance(found, str) else None
 
 

@@ -23,9 +23,6 @@ from runner.queue.scripts import Script
 if TYPE_CHECKING:
     from redis import Redis
 
-# A selfie is kept no longer than the result it was sent for (3600 s from the answer on, and a job is buried within
-# a minute after it); other payloads as long as their letter.
-SELFIE_SECONDS = 3540
 LETTER_SECONDS = 30 * 86_400
 # No lease and no retry lasts longer (their settings end at an hour): what lies further ahead shows that Redis'
 # clock was set back.
@@ -109,14 +106,25 @@ def backoff(attempts: int, *, base: float, cap: float, random: random_module.Ran
 class LeaseQueue:
     """One list with its leases and dead letters, as seen by one owner. Errors of redis come out as they are.
 
-    One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it.
+    One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it. The
+    payload of a dead letter is kept for `payload_seconds`.
     """
 
-    def __init__(self, client: Redis, name: str, *, owner: str, lease_seconds: float, max_attempts: int) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        name: str,
+        *,
+        owner: str,
+        lease_seconds: float,
+        max_attempts: int,
+        payload_seconds: float = LETTER_SECONDS,
+    ) -> None:
         self.name = name
         self.owner = owner
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
+        self._payload_seconds = payload_seconds
         self._client = client
         self._list = keys.list_key(name)
         self._held = [keys.leases(name), keys.claimed(name)]
@@ -189,11 +197,10 @@ class LeaseQueue:
             "runner": self.owner,
             "bytes": max(lease.bytes, len(lease.payload)),
         }
-        seconds = SELFIE_SECONDS if self.name == "compare" else LETTER_SECONDS
         done = Script(self._client, "bury")(
             [*self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id)],
             [
-                _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
+                _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(self._payload_seconds),
                 _milliseconds(LETTER_SECONDS),
             ],
         )  # fmt: skip

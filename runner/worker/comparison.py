@@ -1,4 +1,4 @@
-"""Compare jobs: a selfie in, the ids of the photos that show its person out."""
+"""Comparisons: a selfie in, the ids of the photos that show its person out."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from runner.errors import NoFaceInSelfieError
-from runner.worker.messages import CompareJob, decode_compare
-from runner.worker.task import Conclusion, Task
+from runner.store.results import AnswerWatch, ResultStore
+from runner.worker.messages import CompareJob
+from runner.worker.task import Outcome, State, Task
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the start-up decides when these are imported
     from numpy import float32
     from numpy.typing import NDArray
 
     from runner.faces.engine import Face
     from runner.queue.leases import Lease
-    from runner.store.results import AnswerWatch, ResultStore
     from runner.store.stores import Stores
 
 
-class CompareHandler:
+class ComparisonHandler:
     """INITIATED → PROCESSING → the matched ids, `[]` after a failure."""
 
     def __init__(
@@ -34,12 +34,10 @@ class CompareHandler:
         self._watch = watch
         self._stores = stores
         self._owns = owns
-        # A job that was pushed twice has two tasks and one answer.
-        self._unconfirmed: dict[str, list[Task[CompareJob]]] = {}
 
-    def decode(self, payload: bytes) -> CompareJob:
-        """Return the job that a payload holds, or raise `InvalidJobError`."""
-        return decode_compare(payload)
+    def start(self) -> None:
+        """Write again what INITIATED has replaced since earlier runs ended."""
+        self._results.heal()
 
     def begin(self, tasks: Sequence[Task[CompareJob]]) -> None:
         """Set the results to PROCESSING."""
@@ -52,22 +50,22 @@ class CompareHandler:
         assert task.job is not None  # noqa: S101 - only accepted tasks are read
         return task.job.selfie
 
-    def conclude(self, tasks: Sequence[Task[CompareJob]]) -> dict[Task[CompareJob], Conclusion]:
+    def conclude(self, tasks: Sequence[Task[CompareJob]]) -> None:
         """Match and answer, one job after the other: each is one statement and one key."""
-        return {task: self._conclude(task) for task in tasks}
+        for task in tasks:
+            job_id = _job_id(task)
+            if job_id is None:
+                continue  # nobody knows which comparison: there is no answer to write
+            if self._owns(task.lease):
+                self._answer(task, job_id)
+            else:
+                task.outcome = Outcome.LOST
 
-    def _conclude(self, task: Task[CompareJob]) -> Conclusion:
-        job_id = _job_id(task)
-        if job_id is None:
-            return Conclusion.DONE  # nobody knows which comparison: there is no answer to write
-        if not self._owns(task.lease):
-            return Conclusion.LOST
+    def _answer(self, task: Task[CompareJob], job_id: str) -> None:
         matched, detail = self._match(task)
-        if self._results.answer(job_id, matched, detail):
-            return Conclusion.DONE
-        self._watch.add(job_id, matched, detail)
-        self._unconfirmed.setdefault(job_id, []).append(task)
-        return Conclusion.UNCONFIRMED
+        if not self._results.answer(job_id, matched, detail):
+            self._watch.add(job_id, matched, detail)
+            task.state = State.UNCONFIRMED
 
     def _match(self, task: Task[CompareJob]) -> tuple[list[str], dict[str, object]]:
         """Return the matched ids in the order of the album, and the detail beside them."""
@@ -94,13 +92,14 @@ class CompareHandler:
             "error": {"word": error.word, "sentence": str(error)} if error else None,
         }
 
-    def confirmed(self) -> list[Task[CompareJob]]:
-        """Return the comparisons whose answer nothing can overwrite any more, or that were watched long enough."""
-        return [task for job_id in self._watch.poll() for task in self._unconfirmed.pop(job_id)]
+    def confirmed(self, tasks: Sequence[Task[CompareJob]]) -> list[Task[CompareJob]]:
+        """Return those whose answer nothing can overwrite any more, or that were watched for long enough."""
+        done = set(self._watch.poll())
+        return [task for task in tasks if _job_id(task) in done]
 
-    def stop_watching(self) -> list[Task[CompareJob]]:
+    def stop_watching(self, tasks: Sequence[Task[CompareJob]]) -> None:  # noqa: ARG002 - the watch knows them
         """Leave the watched answers to `ResultStore.heal` of a later run."""
-        return [task for job_id in self._watch.leave() for task in self._unconfirmed.pop(job_id)]
+        self._watch.leave()
 
 
 def _stack(faces: Sequence[Face]) -> NDArray[float32]:

@@ -45,15 +45,6 @@ class CompareJob:
     threshold: float
 
 
-def kind_of(payload: bytes) -> str:
-    """Return the list that a payload belongs to, judged by its fields; what is neither kind counts as `process`."""
-    try:
-        document = json.loads(payload)
-    except (ValueError, RecursionError):
-        return "process"
-    return "compare" if isinstance(document, dict) and {"jobId", "selfie"} & document.keys() else "process"
-
-
 def decode_process(payload: bytes) -> ProcessJob:
     """Return the process job that `payload` holds, or raise `InvalidJobError`."""
     document = _object(payload)
@@ -76,9 +67,8 @@ def decode_compare(payload: bytes) -> CompareJob:
     )
 
 
-def subject(queue: str, beginning: bytes) -> str | None:
-    """Return the id of the photo or comparison, where the beginning of a payload shows one among its first fields."""
-    name = "id" if queue == "process" else "jobId"
+def subject(name: str, beginning: bytes) -> str | None:
+    """Return the id in the field `name`, where the beginning of a payload shows one among its first fields."""
     text, place, decoder = beginning.decode(errors="replace"), 0, json.JSONDecoder()
     try:
         while opening := _FIELD.match(text, place):

@@ -7,54 +7,49 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from typing import TYPE_CHECKING
 
+from runner.worker.kinds import KINDS, Kind
+from runner.worker.task import Outcome
 
-class Ending(StrEnum):
-    """How a claimed job left this run. Every claimed job has exactly one, or is `unsettled`."""
-
-    SUCCEEDED = "succeeded"  # done and acknowledged
-    RETRIED = "retried"  # given a later moment
-    BURIED = "buried"  # a dead letter, its final status written
-    RELEASED = "released"  # given back, the attempt not counted
-    LOST = "lost"  # another runner has taken the lease over
+if TYPE_CHECKING:
+    from runner.worker.task import AnyTask
 
 
 @dataclass
 class Summary:
     """The counts of one run. `seconds` is wall time; stages add up over threads, so they can exceed it."""
 
+    kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
     started: float = field(default_factory=time.monotonic)
     claimed: int = 0
-    endings: Counter[Ending] = field(default_factory=Counter)
-    photos: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    succeeded: Counter[str] = field(default_factory=Counter)  # by queue
     faces: int = 0
-    comparisons: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     reason: str = ""
 
-    def count(self, queue: str, faces: int, stages: Mapping[str, float], *, done: bool) -> None:
-        """Add what one settled job took and, where it is done, what it brought."""
-        for name, seconds in stages.items():
+    def count(self, task: AnyTask, outcome: Outcome) -> None:
+        """Add a settled task: its outcome, what it took and, where it succeeded, what it brought."""
+        self.outcomes[outcome] += 1
+        for name, seconds in task.stages.items():
             self.stages[name] = self.stages.get(name, 0.0) + seconds
-        if done:
-            self.photos += queue == "process"
-            self.comparisons += queue == "compare"
-            self.faces += faces if queue == "process" else 0
+        if outcome is Outcome.SUCCEEDED:
+            self.succeeded[task.lease.queue] += 1
+            self.faces += len(task.faces or ()) if self.kinds[task.lease.queue].stores_faces else 0
 
     @property
     def unsettled(self) -> int:
-        """How many claimed jobs have no ending: their leases fall due by themselves."""
-        return self.claimed - sum(self.endings.values())
+        """How many claimed jobs have no outcome: their leases expire."""
+        return self.claimed - sum(self.outcomes.values())
 
     def document(self) -> dict[str, object]:
         """Return the object that is printed."""
         return {
             "claimed": self.claimed,
-            **{str(ending): self.endings[ending] for ending in Ending},
+            **{str(outcome): self.outcomes[outcome] for outcome in Outcome},
             "unsettled": self.unsettled,
-            "photos": self.photos,
-            "comparisons": self.comparisons,
+            **{kind.plural: self.succeeded[queue] for queue, kind in self.kinds.items()},
             "faces": self.faces,
             "seconds": round(time.monotonic() - self.started, 3),
             "stages": {name: round(seconds, 3) for name, seconds in sorted(self.stages.items())},

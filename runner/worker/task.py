@@ -1,41 +1,64 @@
-"""A claimed job on its way through the run, and what every kind of job offers to it."""
+"""A leased job on its way through the run: its state, its outcome, and the one collection of what is in flight."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from runner.errors import JobError, UnexpectedJobError, place
 from runner.logs import logger
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the queue and the engine are imported by whoever opens them, in the order of the start-up
     from runner.faces.engine import Face
     from runner.queue.leases import Lease
 
 Job = TypeVar("Job")
 
 
+class State(Enum):
+    """Where a task is on its way. It only ever moves down this list."""
+
+    CLAIMED = "claimed"  # leased; waits for a reader
+    PROCESSING = "processing"  # with a reader or the engine
+    COMPUTED = "computed"  # its faces or its error are known; nothing is stored yet
+    UNCONFIRMED = "unconfirmed"  # answered, and the API may still overwrite the answer
+    SETTLED = "settled"  # its lease has ended: `Task.outcome` says how
+
+
+class Outcome(StrEnum):
+    """How a task left the run, as summary and log name it. Every settled task has exactly one."""
+
+    SUCCEEDED = "succeeded"  # done and acknowledged
+    RETRIED = "retried"  # to be claimed again later
+    DEAD = "buried"  # a dead letter, its final status written
+    RELEASED = "released"  # returned to the queue, the attempt not counted
+    LOST = "lost"  # another runner has the lease
+
+
 @dataclass(slots=True, eq=False)
 class Task(Generic[Job]):
-    """One lease, its decoded job, and what has been found out so far.
+    """One lease, its decoded job, and what is known so far.
 
-    `job` is None where the payload is no valid job; then `error` says why. `stages` holds seconds by stage; the
-    moments are those of `time.monotonic`. `again` says that this run itself has set the retry that this is;
-    `thread` is the engine's that computes it.
+    `job` is None where the payload is not a valid job; then `error` says why. `to_begin` holds until the start of the
+    work has been written (PROCESSING). `stages` holds seconds by stage; moments are those of `time.monotonic`.
+    `own_retry` marks a retry that this run itself has scheduled; `thread` is the engine's thread that computes it.
     """
 
     lease: Lease
     job: Job | None = None
     faces: list[Face] | None = None
     error: JobError | None = None
-    again: bool = False
+    state: State = State.CLAIMED
+    outcome: Outcome | None = None
+    to_begin: bool = False
+    own_retry: bool = False
     thread: int = 0
     computing_since: float | None = None
-    finished_at: float = 0.0
+    computed_at: float = 0.0
     claimed_at: float = field(default_factory=time.monotonic)
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -48,61 +71,91 @@ class Task(Generic[Job]):
         finally:
             self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - start
 
-    def names(self) -> dict[str, object]:
-        """Return what a log line says about the task: never its payload."""
-        photo, job = getattr(self.job, "photo_id", None), getattr(self.job, "job_id", None)
+    def computed(self) -> None:
+        """Record that its faces or its error are known."""
+        self.state, self.computed_at = State.COMPUTED, time.monotonic()
+
+    def fail(self, error: Exception) -> None:
+        """Keep `error` as the failure of this job, unless it has failed before.
+
+        The message of an unforeseen error may hold anything, a URL or a selfie: only its type and place are logged.
+        """
+        if self.error is not None:
+            return
+        if not isinstance(error, JobError):
+            logger().error("unexpected", extra={**self.log_fields(), "type": type(error).__name__, "at": place(error)})
+            error = UnexpectedJobError(type(error).__name__)
+        self.error = error
+
+    def log_fields(self) -> dict[str, object]:
+        """Return what every log line about the task carries: never its payload."""
+        photo, comparison = getattr(self.job, "photo_id", None), getattr(self.job, "job_id", None)
         return {
             "queue": self.lease.queue,
             "lease": self.lease.id,
             "attempt": self.lease.attempts,
             **({"photo": photo} if photo else {}),
-            **({"comparison": job} if job else {}),
+            **({"comparison": comparison} if comparison else {}),
         }
 
 
-class Conclusion(Enum):
-    """What became of a task whose outcome was to be stored."""
+AnyTask = Task[Any]
 
-    DONE = "done"  # stored: settle the lease
-    GONE = "gone"  # the photo was deleted, nothing is stored: settle the lease
-    LOST = "lost"  # the lease is another runner's, nothing was stored
-    UNCONFIRMED = "unconfirmed"  # stored, but the API may still overwrite it: keep the lease and watch
+
+class InFlight:
+    """Every task whose lease this run holds, in the order of their claims.
+
+    One thread changes it. Another may iterate over it meanwhile: it then sees each task that was there all along.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[AnyTask, None] = {}
+
+    def add(self, tasks: Iterable[AnyTask]) -> None:
+        """Take the tasks in."""
+        self._tasks |= dict.fromkeys(tasks)
+
+    def remove(self, task: AnyTask) -> bool:
+        """Take the task out; False where another thread has done so."""
+        return self._tasks.pop(task, self) is None
+
+    def of(self, *states: State) -> list[AnyTask]:
+        """Return the tasks in any of `states`."""
+        return [task for task in self if task.state in states]
+
+    def __iter__(self) -> Iterator[AnyTask]:
+        return iter(list(self._tasks))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
 
 
 class Handler(Protocol[Job]):
-    """One kind of job."""
+    """The work that is particular to one kind of job."""
 
-    def decode(self, payload: bytes) -> Job:
-        """Return the job that a payload holds, or raise `InvalidJobError`. Needs no server."""
+    def start(self) -> None:
+        """Finish what earlier runs have left to a later one. Called once, before the first claim."""
         ...
 
     def begin(self, tasks: Sequence[Task[Job]]) -> None:
-        """Write that work on these has begun; what turns out to be in vain gets its `error`."""
+        """Write that work on these has begun; where it would be in vain, set the task's `error`."""
         ...
 
     def read(self, task: Task[Job]) -> bytes:
         """Return the encoded image of the task. Called in a thread of its own; raises `JobError`."""
         ...
 
-    def conclude(self, tasks: Sequence[Task[Job]]) -> dict[Task[Job], Conclusion]:
-        """Store the outcomes, final failures included."""
+    def conclude(self, tasks: Sequence[Task[Job]]) -> None:
+        """Store the results, final failures included, and set each task's `outcome` where it is not SUCCEEDED.
+
+        A task that may still have to be answered again gets `State.UNCONFIRMED` instead.
+        """
         ...
 
-    def confirmed(self) -> list[Task[Job]]:
-        """Return the tasks that were unconfirmed and need no more watching."""
+    def confirmed(self, tasks: Sequence[Task[Job]]) -> list[Task[Job]]:
+        """Return those of the unconfirmed `tasks` that need no more watching."""
         ...
 
-    def stop_watching(self) -> list[Task[Job]]:
-        """Return every task that is still unconfirmed, after leaving what a later run needs to heal it."""
+    def stop_watching(self, tasks: Sequence[Task[Job]]) -> None:
+        """Leave what a later run needs to confirm the unconfirmed `tasks`."""
         ...
-
-
-def job_error(task: Task[Any], error: Exception) -> JobError:
-    """Return `error` as the failure of one job.
-
-    The message of an unforeseen error may hold anything, a URL among it: only its type and place are told.
-    """
-    if isinstance(error, JobError):
-        return error
-    logger().error("unexpected", extra={**task.names(), "type": type(error).__name__, "at": place(error)})
-    return UnexpectedJobError(type(error).__name__)

@@ -168,23 +168,23 @@ def test_neither_selfie_nor_url_shows_in_a_repr_or_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("queue", "beginning", "expected"),
+    ("field", "beginning", "expected"),
     [
-        ("process", b'{"id": "p1", "imageUrl": "https://h/aaa', "p1"),
-        ("process", b' { "imageUrl" : "https://h/a\\"id\\": \\"p2" , "id" : "p1"', "p1"),
-        ("process", b'{"imageUrl": "https://h/aaaaaaaaa', None),
-        ("process", b'{"x": {"id": "p2"}, "y": [1, "id"], "id": "p1"', "p1"),
-        ("compare", b'{"jobId": "j1", "storedIds": ["a", "b', "j1"),
-        ("compare", b'{"jobId": "j1', None),
-        ("compare", b'{"id": "p1", "storedIds": ["a', None),
-        ("compare", b'{"jobId": 5, "selfie": "', None),
-        ("compare", b'{"jobId": "", "selfie": "', None),
-        ("compare", b'{"jobId" "j1"}', None),
-        ("compare", b"[" * 100_000, None),
-        ("compare", b'{"a": ' + b"[" * 100_000, None),
-        ("compare", b"\xff\x00", None),
-        ("compare", b"", None),
+        ("id", b'{"id": "p1", "imageUrl": "https://h/aaa', "p1"),
+        ("id", b' { "imageUrl" : "https://h/a\\"id\\": \\"p2" , "id" : "p1"', "p1"),
+        ("id", b'{"imageUrl": "https://h/aaaaaaaaa', None),
+        ("id", b'{"x": {"id": "p2"}, "y": [1, "id"], "id": "p1"', "p1"),
+        ("jobId", b'{"jobId": "j1", "storedIds": ["a", "b', "j1"),
+        ("jobId", b'{"jobId": "j1', None),
+        ("jobId", b'{"id": "p1", "storedIds": ["a', None),
+        ("jobId", b'{"jobId": 5, "selfie": "', None),
+        ("jobId", b'{"jobId": "", "selfie": "', None),
+        ("jobId", b'{"jobId" "j1"}', None),
+        ("jobId", b"[" * 100_000, None),
+        ("jobId", b'{"a": ' + b"[" * 100_000, None),
+        ("jobId", b"\xff\x00", None),
+        ("jobId", b"", None),
     ],
 )
-def test_the_subject_of_a_payload_that_is_not_decoded(queue: str, beginning: bytes, expected: str | None) -> None:
-    assert subject(queue, beginning) == expected
+def test_the_subject_of_a_payload_that_is_not_decoded(field: str, beginning: bytes, expected: str | None) -> None:
+    assert subject(field, beginning) == expected

@@ -1,4 +1,4 @@
-"""The drain on a real list, with work that does exactly what the test says."""
+"""The worker loop on a real queue, with work that does exactly what the test says."""
 
 from __future__ import annotations
 
@@ -8,108 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pytest
+from redis import Redis
 
-from runner.errors import ModelError, PhotoGoneError, SchemaError, StuckError
-from runner.queue.heartbeat import Heartbeat
-from runner.settings import load
-from runner.worker.loop import READ_AHEAD, Drain
-from runner.worker.settlement import Settler
-from runner.worker.shutdown import Stop
-from runner.worker.summary import Summary
-from tests.integration.test_settle import AnyTask, Recorder
-from tests.support.queue_tools import LEASE_SECONDS, NAME, pass_time, places, push, queue_of
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from redis import Redis
-
-Load = Callable[[], Any]
-
-
-class Reader(Recorder):
-    """A handler whose reading can be watched: how many payloads are between `read` and `conclude` at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
-        self.open: set[bytes] = set()
-        self.seen_together: list[set[bytes]] = []
-        self.begin_in_vain: set[bytes] = set()
-
-    def begin(self, tasks: Any) -> None:
-        super().begin(tasks)
-        for task in tasks:
-            if task.lease.payload in self.begin_in_vain:
-                task.error = PhotoGoneError()
-
-    def read(self, task: AnyTask) -> bytes:
-        with self.lock:
-            self.open.add(task.lease.payload)
-            self.seen_together.append(set(self.open))
-        time.sleep(0.01)
-        return task.lease.payload
-
-    def conclude(self, tasks: Any) -> Any:
-        with self.lock:
-            self.open -= {task.lease.payload for task in tasks}
-        return super().conclude(tasks)
-
-
-class Bench:
-    """A drain with everything around it; `compute` is what the engine would do."""
-
-    def __init__(self, redis: Redis, **variables: str) -> None:
-        servers = {"REDIS_URL": "redis://h/0", "DATABASE_URL": "postgresql://h/d"}
-        self.settings = load({**servers, "RUNNER_QUEUES": NAME, **variables})
-        self.redis = redis
-        self.queue = queue_of(redis, "here/1")
-        self.handler = Reader()
-        self.summary = Summary()
-        self.compute: Callable[[Load], Future[list[Any]]] = self._at_once
-        self.last: list[str] = []
-        self.decoded: list[bytes] = []
-        self.prepare: Callable[[], None] = lambda: None
-
-    def _at_once(self, load: Load) -> Future[list[Any]]:
-        future: Future[list[Any]] = Future()
-        load()
-        future.set_result([])
-        return future
-
-    def _decode(self, data: bytes) -> NDArray[np.uint8]:
-        self.decoded.append(data)
-        return np.zeros((1, 1, 3), np.uint8)
-
-    def run(self, *, before: Callable[[], None] = lambda: None) -> str:
-        with Heartbeat([self.queue]) as heartbeat, Stop(30, 60, self.last.append) as stop:
-            self.settler = Settler(
-                self.settings,
-                queues={NAME: self.queue},
-                handlers={NAME: self.handler},
-                heartbeat=heartbeat,
-                summary=self.summary,
-            )
-            drain = Drain(
-                self.settings,
-                queues={NAME: self.queue},
-                handlers={NAME: self.handler},
-                decode=self._decode,
-                compute=self.compute,
-                compute_threads=2,
-                settler=self.settler,
-                stop=stop,
-                prepare=self.prepare,
-            )
-            stop.begin()
-            before()
-            return drain.run()
-
-    def endings(self) -> dict[str, int]:
-        return {str(ending): count for ending, count in self.summary.endings.items() if count}
+from runner.errors import ModelError, SchemaError, StuckError
+from runner.worker.loop import PREFETCH
+from tests.support.queue_tools import LEASE_SECONDS, pass_time, places, push, queue_of
+from tests.support.worker_tools import Load, LoopBench
 
 
 def computing_after(event: threading.Event) -> Callable[[Load], Future[list[Any]]]:
@@ -139,25 +46,25 @@ def stuck_for_ever() -> Iterator[threading.Event]:
 
 def test_everything_is_done_once(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(100)])
-    bench = Bench(redis, RUNNER_MAX_JOBS="1000")
+    bench = LoopBench(redis, RUNNER_MAX_JOBS="1000")
     assert bench.run() == "empty"
-    assert bench.endings() == {"succeeded": 100}
+    assert bench.outcomes() == {"succeeded": 100}
     assert len(bench.handler.stored) == 100
     assert places(redis).all == []
-    assert bench.last == []
+    assert bench.last_resorts == []
 
 
 def test_no_more_is_claimed_than_it_may(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(30)])
-    bench = Bench(redis, RUNNER_MAX_JOBS="13")
+    bench = LoopBench(redis, RUNNER_MAX_JOBS="13")
     assert bench.run() == "max_jobs"
-    assert bench.endings() == {"succeeded": 13}
+    assert bench.outcomes() == {"succeeded": 13}
     assert len(places(redis).waiting) == 17
 
 
 def test_the_first_jobs_are_read_and_computed_while_the_stores_are_prepared(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(20)])
-    bench = Bench(redis)
+    bench = LoopBench(redis)
     begun_before: list[list[bytes]] = []
 
     def prepare() -> None:
@@ -168,12 +75,12 @@ def test_the_first_jobs_are_read_and_computed_while_the_stores_are_prepared(redi
     bench.prepare = prepare
     assert bench.run() == "empty"
     assert begun_before == []  # nothing is written before it is known that it can be
-    assert bench.endings() == {"succeeded": 20}
+    assert bench.outcomes() == {"succeeded": 20}
 
 
 def test_what_was_taken_before_the_stores_are_refused_can_be_given_back(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(20)])
-    bench = Bench(redis)
+    bench = LoopBench(redis)
 
     def prepare() -> None:
         raise SchemaError("it has none")
@@ -181,8 +88,8 @@ def test_what_was_taken_before_the_stores_are_refused_can_be_given_back(redis: R
     bench.prepare = prepare
     with pytest.raises(SchemaError):
         bench.run()
-    bench.settler.abandon()
-    assert bench.endings() == {"released": bench.settings.claim_size}
+    bench.settlement.abandon()
+    assert bench.outcomes() == {"released": bench.settings.claim_size}
     again = queue_of(redis, "there/1").claim(20)
     assert {lease.attempts for lease in again} == {1}  # what was given back is not counted
     assert bench.handler.stored == {}
@@ -190,11 +97,11 @@ def test_what_was_taken_before_the_stores_are_refused_can_be_given_back(redis: R
 
 def test_what_is_begun_in_vain_ends_as_that_whether_it_was_read_or_not(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(8)])
-    bench = Bench(redis)
+    bench = LoopBench(redis)
     gone = {b"0", b"7"}  # the first is being read by then, the last is not
     bench.handler.begin_in_vain = gone
     assert bench.run() == "empty"
-    assert bench.endings() == {"succeeded": 8}
+    assert bench.outcomes() == {"succeeded": 8}
     assert {payload for payload, word in bench.handler.stored.items() if word == "photo_gone"} == gone
 
 
@@ -204,9 +111,9 @@ def test_what_may_have_ended_its_runners_is_done_beside_nothing_else(redis: Redi
         assert len(queue_of(redis, f"dead/{number}").claim(2)) == 2
         pass_time(redis, LEASE_SECONDS + 1)
     push(redis, [f"{number}".encode() for number in range(40)])
-    bench = Bench(redis, RUNNER_MAX_JOBS="1000")
+    bench = LoopBench(redis, RUNNER_MAX_JOBS="1000")
     assert bench.run() == "empty"
-    assert bench.endings() == {"succeeded": 42}
+    assert bench.outcomes() == {"succeeded": 42}
     for suspect in (b"poison", b"innocent"):
         assert [together for together in bench.handler.seen_together if suspect in together] == [{suspect}]
     assert max(len(together) for together in bench.handler.seen_together) > 1
@@ -214,7 +121,7 @@ def test_what_may_have_ended_its_runners_is_done_beside_nothing_else(redis: Redi
 
 def test_the_photo_that_is_stuck_is_the_last_that_its_thread_began(redis: Redis, stuck_for_ever: Any) -> None:
     push(redis, [b"first", b"second", b"third"])
-    bench = Bench(redis, RUNNER_PHOTO_SECONDS="1")
+    bench = LoopBench(redis, RUNNER_PHOTO_SECONDS="1")
     loads: list[Load] = []
     ready = threading.Event()
 
@@ -235,15 +142,15 @@ def test_the_photo_that_is_stuck_is_the_last_that_its_thread_began(redis: Redis,
     threading.Thread(target=thread, daemon=True).start()
     with pytest.raises(StuckError):
         bench.run()
-    bench.settler.abandon()
-    assert bench.endings() == {"retried": 1, "released": 2}
+    bench.settlement.abandon()
+    assert bench.outcomes() == {"retried": 1, "released": 2}
     (retried,) = [lease for lease in queue_of(redis, "look").leased() if lease.reason == "photo_timeout"]
     assert places(redis).leased[retried.id] == bench.decoded[-1]
 
 
 def test_a_signal_gives_back_what_has_not_begun_and_finishes_the_rest(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(40)])
-    bench = Bench(redis, RUNNER_MAX_JOBS="1000", RUNNER_CLAIM_SIZE="40")
+    bench = LoopBench(redis, RUNNER_MAX_JOBS="1000", RUNNER_CLAIM_SIZE="40")
     going_on = threading.Event()
 
     def signals() -> None:
@@ -255,15 +162,15 @@ def test_a_signal_gives_back_what_has_not_begun_and_finishes_the_rest(redis: Red
 
     bench.compute = computing_after(going_on)
     assert bench.run(before=threading.Thread(target=signals, daemon=True).start) == "signal"
-    endings = bench.endings()
-    assert endings["succeeded"] == len(bench.handler.stored) <= 2 + READ_AHEAD
-    assert endings["released"] == 40 - endings["succeeded"]
+    outcomes = bench.outcomes()
+    assert outcomes["succeeded"] == len(bench.handler.stored) <= 2 + PREFETCH
+    assert outcomes["released"] == 40 - outcomes["succeeded"]
     assert bench.summary.unsettled == 0
 
 
 def test_what_has_begun_is_given_back_when_its_time_is_up(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
-    bench = Bench(redis, RUNNER_DRAIN_SECONDS="0.3")
+    bench = LoopBench(redis, RUNNER_DRAIN_SECONDS="0.3")
     bench.compute = lambda _: Future()
 
     def signals() -> None:
@@ -272,12 +179,12 @@ def test_what_has_begun_is_given_back_when_its_time_is_up(redis: Redis) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert bench.run(before=threading.Thread(target=signals, daemon=True).start) == "signal"
-    assert bench.endings() == {"released": 2}
+    assert bench.outcomes() == {"released": 2}
 
 
 def test_an_engine_that_cannot_be_opened_ends_the_run_and_no_job(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
-    bench = Bench(redis)
+    bench = LoopBench(redis)
 
     def compute(_: Load) -> Future[list[Any]]:
         raise ModelError("damaged")
@@ -285,14 +192,14 @@ def test_an_engine_that_cannot_be_opened_ends_the_run_and_no_job(redis: Redis) -
     bench.compute = compute
     with pytest.raises(ModelError):
         bench.run()
-    bench.settler.abandon()
-    assert bench.endings() == {"released": 2}
+    bench.settlement.abandon()
+    assert bench.outcomes() == {"released": 2}
     assert [lease.attempts for lease in queue_of(redis, "b").claim(5)] == [1, 1]
 
 
 def test_a_lease_that_was_lost_meanwhile_is_not_begun(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(30)])
-    bench = Bench(redis, RUNNER_CLAIM_SIZE="30", RUNNER_MAX_JOBS="30")
+    bench = LoopBench(redis, RUNNER_CLAIM_SIZE="30", RUNNER_MAX_JOBS="30")
     going_on = threading.Event()
 
     def steal() -> None:
@@ -300,10 +207,10 @@ def test_a_lease_that_was_lost_meanwhile_is_not_begun(redis: Redis) -> None:
             time.sleep(0.01)
         pass_time(redis, LEASE_SECONDS + 1)
         queue_of(redis, "there/1").claim(100)
-        bench.settler._heartbeat.beat()
+        bench.settlement._heartbeat.beat()
         going_on.set()
 
     bench.compute = computing_after(going_on)
     assert bench.run(before=threading.Thread(target=steal, daemon=True).start) == "max_jobs"
-    assert bench.endings() == {"lost": 30}
+    assert bench.outcomes() == {"lost": 30}
     assert len({one for together in bench.handler.seen_together for one in together}) < 12
