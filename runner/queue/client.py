@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from runner.errors import RedisUnreachableError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from redis import Redis
 
@@ -42,9 +42,15 @@ _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 _PASSING = re.compile(r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY)\b")
 _REFUSED = re.compile(
     r"\b(WRONGPASS|NOAUTH|NOPERM)\b|invalid (username-)?password|ACL failure|DB index is out of range"
-    r"|SELECT is not allowed|can't run this command"
+    r"|SELECT is not allowed|can't run this command|can't access at least one of the keys"
     r"|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER"
 )
+# A command that a script was refused, as `call` in common.lua words it, and what servers put before and after it.
+_IN_SCRIPT = re.compile(r"\b([A-Z]+) on (.+?): (?:@user_script: ?\d+: )?-?(?:ERR )?(.*)")
+_AFTER_SCRIPT = re.compile(r" script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
+_KEY_REFUSED = re.compile(r"\baccess (?:a key|one of the keys|at least one of the keys)\b")
+_COMMAND_REFUSED = re.compile(r"\brun (?:the '|this command\b)")
+_FAMILY = re.compile(r"\{?face_embeddings:|match-result:")
 
 
 def connect(settings: Settings) -> Redis:
@@ -61,7 +67,7 @@ def connect(settings: Settings) -> Redis:
         plain: Callable[..., Any] = client.execute_command
         # One place for every command and every script. A pipeline would go past it: none is used.
         client.execute_command = lambda *args, **more: patience.call(
-            lambda: plain(*args, **more), reset=lambda: _disconnect(client)
+            lambda: plain(*args, **more), reset=lambda: _disconnect(client), sent=args
         )
         if address.kind != "cluster":  # whose topology has just been read
             client.ping()
@@ -240,8 +246,13 @@ class Patience:
         self._seconds = seconds
         self._sleep = sleep
 
-    def call(self, command: Callable[[], Any], *, reset: Callable[[], None] = lambda: None) -> Any:
-        """Return what `command` returns; `reset` is called before each repetition."""
+    def call(
+        self, command: Callable[[], Any], *, reset: Callable[[], None] = lambda: None, sent: Sequence[Any] = ()
+    ) -> Any:
+        """Return what `command` returns; `reset` is called before each repetition.
+
+        `sent` is the command as redis-py takes it; its name and its keys are named where Redis refuses it.
+        """
         from redis.exceptions import RedisClusterException, RedisError
 
         started: float | None = None
@@ -251,7 +262,7 @@ class Patience:
                 return command()
             except (RedisError, RedisClusterException) as error:
                 if is_refusal(error):
-                    raise SettingsError(f"REDIS_URL: {_advice(error)} ({reason(error)})") from None
+                    raise SettingsError(f"REDIS_URL: {_advice(error, sent)} ({reason(error)})") from None
                 if not is_passing(error):
                     raise
                 started = time.monotonic() if started is None else started
@@ -289,11 +300,13 @@ def is_refusal(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """Return a short line: redis-py's messages hold an address, and no credentials unless they repeat a command."""
-    line = (str(error) or type(error).__name__).splitlines()[0]
+    line = _AFTER_SCRIPT.sub("", (str(error) or type(error).__name__).splitlines()[0])
+    if refused := _IN_SCRIPT.search(line):
+        line = f"{refused[1]} on {refused[2]}: {refused[3]}"
     return re.split(r",? with args beginning with|, but got |No targets were found to execute", line)[0][:200]
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, sent: Sequence[Any]) -> str:
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "the server's certificate is not trusted; name its authority with ?ssl_ca_certs=FILE"
@@ -303,4 +316,27 @@ def _advice(error: Exception) -> str:
         return "the server does not speak TLS on this port"
     if "DB index" in text or "SELECT is not allowed" in text:
         return "the server has no such database"
-    return "Redis refuses the user, the password or a command; docs/queue.md has the ACL that suffices"
+    return _missing_right(text, sent) or (
+        "Redis refuses the user, the password or a command; docs/queue.md has the ACL that suffices"
+    )
+
+
+def _missing_right(text: str, sent: Sequence[Any]) -> str:
+    """Return which right the ACL of the Redis user lacks, and what grants it; empty where that is not the cause."""
+    in_script = _IN_SCRIPT.search(text)
+    words = [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in sent]
+    command = in_script[1] if in_script else words[0].partition(" ")[0].upper() if words else ""
+    if _KEY_REFUSED.search(text):
+        found = [in_script[2]] if in_script else _keys_of(words)
+        patterns = sorted({f"~{family[0]}*" for key in found if (family := _FAMILY.match(key))})
+        grant = " ".join(patterns) or "the key patterns of docs/queue.md"
+        return f"the Redis user may not read and write a key that {command} needs: grant {grant} (ACL in docs/queue.md)"
+    if command and _COMMAND_REFUSED.search(text):
+        return f"the Redis user may not run {command}: grant +{command.lower()} (ACL in docs/queue.md)"
+    return ""
+
+
+def _keys_of(words: Sequence[str]) -> Sequence[str]:
+    if words[:1] == ["EVAL"]:
+        return words[3 : 3 + int(words[2])]
+    return words[1:2]

@@ -12,6 +12,7 @@ from runner.queue.client import reason
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.exceptions import ResponseError
 
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 
@@ -38,7 +39,14 @@ class Script:
         try:
             return self._client.eval(self._text, len(keys), *keys, *args)
         except ResponseError as error:
-            raise RedisRefusedError(f"{self._name} on {keys[0]}: {reason(error)}") from None
+            raise refused(f"{self._name} on {keys[0]}", error) from None
+
+
+def refused(what: str, error: ResponseError) -> RedisRefusedError:
+    """Return the error to raise where Redis refused `what` for good, with what to do about it."""
+    told = reason(error)
+    advice = "; something else has written that key: rename or delete it" if "WRONGTYPE" in told else ""
+    return RedisRefusedError(f"{what}: {told}{advice} (docs/queue.md, Keys)")
 
 
 def _source(name: str) -> str:

@@ -6,10 +6,13 @@ local earlier = recall(KEYS[3], ARGV[1])
 if earlier then
     return earlier
 end
+check_leases(KEYS[1])
+check_claimed(KEYS[2])
+check_last(KEYS[3])
 local lost, count = {}, 0
 for index = 2, #ARGV, 2 do
     local id = ARGV[index]
-    if redis.call('HGET', KEYS[2], id .. ':holder') == ARGV[index + 1] then
+    if call('HGET', KEYS[2], id .. ':holder') == ARGV[index + 1] then
         forget(KEYS[1], KEYS[2], id)
         count = count + 1
     else

@@ -8,15 +8,19 @@ local id = ARGV[2]
 if recall(KEYS[3], ARGV[1]) then
     return 1
 end
-if redis.call('HGET', KEYS[2], id .. ':holder') ~= ARGV[3] then
+if call('HGET', KEYS[2], id .. ':holder') ~= ARGV[3] then
     return 0
 end
+check_leases(KEYS[1])
+check_claimed(KEYS[2])
+check_last(KEYS[3])
+check_dead(KEYS[4], KEYS[5])
 local moment = now()
-local payload, since = unpack(redis.call('HMGET', KEYS[2], id .. ':payload', id .. ':since'))
+local payload, since = unpack(call('HMGET', KEYS[2], id .. ':payload', id .. ':since'))
+call('HSET', KEYS[4], id, string.format('%.0f ', since or moment) .. ARGV[4]) -- first: it could not be checked
+call('SET', KEYS[6], payload or '', 'PX', ARGV[5])
+call('ZADD', KEYS[5], moment, id)
 forget(KEYS[1], KEYS[2], id)
-redis.call('SET', KEYS[6], payload or '', 'PX', ARGV[5])
-redis.call('HSET', KEYS[4], id, string.format('%.0f ', since or moment) .. ARGV[4])
-redis.call('ZADD', KEYS[5], moment, id)
 forget_old_letters(KEYS[4], KEYS[5], moment - ARGV[6])
 remember(KEYS[3], ARGV[1], {1})
 return 1

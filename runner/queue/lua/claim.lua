@@ -8,6 +8,7 @@
 -- ARGV[5] bytes of payload after which no further job is taken  ARGV[6] largest payload that is handed out whole
 -- ARGV[7] bytes of a larger one that are, and of a job that is out of attempts, whose payload may be what kills  ARGV[8] milliseconds that no lease reaches into the future
 -- ARGV[9] milliseconds to keep letters  ARGV[10] attempts allowed  ARGV[11] jobs in hand, -1 where that is not said
+-- With a limit of 0 it only checks that a claim would not be refused, and changes nothing.
 -- Returns {id, payload, attempts, bytes of the whole payload, 1 where it is to be done alone} for each lease.
 local moment = now()
 local due = moment + ARGV[3]
@@ -22,7 +23,6 @@ local function give(id, payload, attempts, alone)
         shown = string.sub(payload, 1, ARGV[7])
     end
     fall_due(KEYS[2], due, id)
-    redis.call('HSET', KEYS[3], id .. ':holder', holder)
     room = room - #shown
     ids[#ids + 1] = id
     taken[#taken + 1] = {id, shown, attempts, #payload, alone}
@@ -38,37 +38,49 @@ local earlier = recall(KEYS[4], ARGV[2])
 if earlier then
     local alone = earlier[#earlier] == ALONE and 1 or 0
     for _, id in ipairs(earlier) do
-        if redis.call('HGET', KEYS[3], id .. ':holder') == holder then
-            local payload, attempts = unpack(redis.call('HMGET', KEYS[3], id .. ':payload', id .. ':attempts'))
+        if call('HGET', KEYS[3], id .. ':holder') == holder then
+            local payload, attempts = unpack(call('HMGET', KEYS[3], id .. ':payload', id .. ':attempts'))
+            check_leases(KEYS[2])
             give(id, payload, tonumber(attempts), alone)
         end
     end
     return taken
 end
 
+check_leases(KEYS[2])
+check_claimed(KEYS[3])
+check_last(KEYS[4])
+check_dead(KEYS[5], KEYS[6])
+local waiting = call('LLEN', KEYS[1])
+call('LPOP', KEYS[1], 0)
+if limit == 0 then
+    return taken
+end
+
 -- The clock was set back: without this, what a dead runner held would wait until it has caught up.
 local horizon = string.format('(%.0f', moment + ARGV[8])
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], horizon, '+inf', 'LIMIT', 0, 1000)) do
+for _, id in ipairs(call('ZRANGEBYSCORE', KEYS[2], horizon, '+inf', 'LIMIT', 0, 1000)) do
     fall_due(KEYS[2], due, id)
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', moment, 'LIMIT', 0, limit)) do
+for _, id in ipairs(call('ZRANGEBYSCORE', KEYS[2], '-inf', moment, 'LIMIT', 0, limit)) do
     if room <= 0 then
         break
     end
     local names = {id .. ':payload', id .. ':attempts', id .. ':holder', id .. ':spared'}
-    local payload, attempts, earlier_holder, spared = unpack(redis.call('HMGET', KEYS[3], unpack(names)))
+    local payload, attempts, earlier_holder, spared = unpack(call('HMGET', KEYS[3], unpack(names)))
     local alone = payload and may_have_killed(attempts, earlier_holder, spared)
     if alone and (#taken > 0 or ARGV[11] ~= '0') then
         limit = 0
         break
     end
-    redis.call('ZREM', KEYS[2], id)
     if payload then
-        if redis.call('HDEL', KEYS[3], id .. ':spared') == 0 then
-            attempts = redis.call('HINCRBY', KEYS[3], id .. ':attempts', 1)
-        end
-        give(id, payload, tonumber(attempts), alone and 1 or 0)
+        local count = tonumber(attempts or 0) + (spared and 0 or 1)
+        call('HSET', KEYS[3], id .. ':attempts', count, id .. ':holder', holder) -- first: it could not be checked
+        call('HDEL', KEYS[3], id .. ':spared')
+        give(id, payload, count, alone and 1 or 0)
+    else
+        forget(KEYS[2], KEYS[3], id)
     end
     if alone then
         ids[#ids + 1] = ALONE
@@ -76,14 +88,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', moment, 'LIMIT'
         break
     end
 end
-while #taken < limit and room > 0 do
-    local payload = redis.call('LPOP', KEYS[1])
-    if not payload then
-        break
-    end
+while #taken < limit and room > 0 and waiting > 0 do
     local id = ARGV[2] .. '-' .. #taken
-    redis.call('HSET', KEYS[3], id .. ':payload', payload, id .. ':attempts', 1, id .. ':since', moment)
+    -- The job leaves the list only after this HSET, which could not be checked, has succeeded.
+    call('HSET', KEYS[3], id .. ':attempts', 1, id .. ':since', moment, id .. ':holder', holder)
+    local payload = call('LPOP', KEYS[1])
+    call('HSET', KEYS[3], id .. ':payload', payload)
     give(id, payload, 1, 0)
+    waiting = waiting - 1
 end
 
 if #taken > 0 then

@@ -3,11 +3,11 @@
 -- ARGV[1] milliseconds to keep letters
 -- Returns waiting, in flight, due now, dead, milliseconds until the next lease falls due (-1: there is none).
 local moment = now()
-local next_due = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+local next_due = call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 return {
-    redis.call('LLEN', KEYS[1]),
-    redis.call('ZCARD', KEYS[2]),
-    redis.call('ZCOUNT', KEYS[2], '-inf', moment),
-    redis.call('ZCOUNT', KEYS[3], moment - ARGV[1], '+inf'),
+    call('LLEN', KEYS[1]),
+    call('ZCARD', KEYS[2]),
+    call('ZCOUNT', KEYS[2], '-inf', moment),
+    call('ZCOUNT', KEYS[3], moment - ARGV[1], '+inf'),
     next_due[2] and math.max(0, next_due[2] - moment) or -1,
 }

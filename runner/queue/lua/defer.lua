@@ -8,13 +8,17 @@ local id = ARGV[2]
 if recall(KEYS[3], ARGV[1]) then
     return 1
 end
-if redis.call('HGET', KEYS[2], id .. ':holder') ~= ARGV[3] then
+if call('HGET', KEYS[2], id .. ':holder') ~= ARGV[3] then
     return 0
 end
-fall_due(KEYS[1], now() + ARGV[4], id)
-redis.call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[6])
+local due = now() + ARGV[4]
+check_leases(KEYS[1])
+check_claimed(KEYS[2])
+check_last(KEYS[3])
+call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[6]) -- first: it could not be checked
+fall_due(KEYS[1], due, id)
 if ARGV[5] == '1' then
-    redis.call('HSET', KEYS[2], id .. ':spared', 1)
+    call('HSET', KEYS[2], id .. ':spared', 1)
 end
 remember(KEYS[3], ARGV[1], {1})
 return 1

@@ -5,11 +5,11 @@
 -- Returns {id, letter, buried} for each, as strings.
 local moment = now()
 local first, last = math.max(tonumber(ARGV[1]), moment - ARGV[2]), moment - ARGV[3]
-local entries = redis.call('ZRANGEBYSCORE', KEYS[2], first, last, 'WITHSCORES', 'LIMIT', 0, ARGV[4])
+local entries = call('ZRANGEBYSCORE', KEYS[2], first, last, 'WITHSCORES', 'LIMIT', 0, ARGV[4])
 local found = {}
 for index = 1, #entries, 2 do
     local id = entries[index]
-    local letter = redis.call('HGET', KEYS[1], id)
+    local letter = call('HGET', KEYS[1], id)
     if letter then
         found[#found + 1] = {id, letter, entries[index + 1]}
     end

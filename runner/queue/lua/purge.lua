@@ -5,10 +5,12 @@
 if recall(KEYS[4], ARGV[1]) then
     return 1
 end
-if not redis.call('ZSCORE', KEYS[2], ARGV[2]) then
+if not call('ZSCORE', KEYS[2], ARGV[2]) then
     return 0
 end
-redis.call('DEL', KEYS[3])
+check_dead(KEYS[1], KEYS[2])
+check_last(KEYS[4])
+call('DEL', KEYS[3]) -- first: it could not be checked
 forget_letter(KEYS[1], KEYS[2], ARGV[2])
 remember(KEYS[4], ARGV[1], {1})
 return 1

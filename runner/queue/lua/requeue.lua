@@ -6,15 +6,18 @@
 if recall(KEYS[5], ARGV[1]) then
     return 1
 end
-if not redis.call('ZSCORE', KEYS[3], ARGV[2]) then
+if not call('ZSCORE', KEYS[3], ARGV[2]) then
     return 0
 end
-local payload = redis.call('GET', KEYS[4])
+local payload = call('GET', KEYS[4])
 if not payload then
     return -1
 end
-redis.call('DEL', KEYS[4])
+check_dead(KEYS[2], KEYS[3])
+check_last(KEYS[5])
+call('DEL', KEYS[5]) -- checks DEL; the answer to the caller's previous call is no longer needed
+call('RPUSH', KEYS[1], payload) -- the first change: it could not be checked
+call('DEL', KEYS[4])
 forget_letter(KEYS[2], KEYS[3], ARGV[2])
-redis.call('RPUSH', KEYS[1], payload)
 remember(KEYS[5], ARGV[1], {1})
 return 1
