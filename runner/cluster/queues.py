@@ -89,14 +89,16 @@ def payload_of_photo(redis: Redis, photo_id: str) -> bytes:
 def _payloads(redis: Redis, name: str) -> Iterator[bytes]:
     """Yield every payload that Redis holds of a list. A job that moves meanwhile is met where it moves to."""
     from runner.queue.dead_letters import DeadLetters
+    from runner.queue.scripts import refusals
 
     start = 0
     client: Any = redis
-    while page := client.lrange(keys.list_key(name), start, start + _PAGE - 1):
-        yield from page
-        start += len(page)
-    for _, payload in client.hscan_iter(keys.claimed(name), match="*:payload", count=_PAGE):
-        yield payload
+    with refusals(f"reading {keys.list_key(name)} and {keys.claimed(name)}"):
+        while page := client.lrange(keys.list_key(name), start, start + _PAGE - 1):
+            yield from page
+            start += len(page)
+        for _, payload in client.hscan_iter(keys.claimed(name), match="*:payload", count=_PAGE):
+            yield payload
     letters = DeadLetters(redis, name)
     for letter in letters.all():
         payload = letters.payload(letter.id)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from runner.queue import keys
 from runner.queue.leases import LETTER_SECONDS
-from runner.queue.scripts import Script
+from runner.queue.scripts import Script, refusals
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -50,7 +50,7 @@ class Requeued(Enum):
 
 
 class DeadLetters:
-    """The dead letters of one list. Errors of redis come out as they are."""
+    """The dead letters of one list. What Redis refuses for good raises `RedisRefusedError`."""
 
     def __init__(self, client: Redis, name: str) -> None:
         self.name = name
@@ -74,15 +74,18 @@ class DeadLetters:
 
     def get(self, letter_id: str) -> Letter | None:
         """Return one letter, or None where there is none of this id."""
-        moment = self._client.zscore(keys.dead_index(self.name), letter_id)
-        text = self._client.hget(keys.dead(self.name), letter_id)
+        with refusals(f"reading {keys.dead_index(self.name)} and {keys.dead(self.name)}"):
+            moment = self._client.zscore(keys.dead_index(self.name), letter_id)
+            text = self._client.hget(keys.dead(self.name), letter_id)
         if moment is None or not isinstance(text, bytes):
             return None
         return self._letter(letter_id.encode(), text, moment)
 
     def payload(self, letter_id: str) -> bytes | None:
         """Return what the API pushed, byte for byte, or None where it is no longer kept."""
-        found = self._client.get(keys.dead_payload(self.name, letter_id))
+        key = keys.dead_payload(self.name, letter_id)
+        with refusals(f"reading {key}"):
+            found = self._client.get(key)
         return found if isinstance(found, bytes) else None
 
     def payload_seconds(self, letter_id: str) -> float | None:

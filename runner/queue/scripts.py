@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from runner.queue.client import reason
 
 if TYPE_CHECKING:
     from redis import Redis
-    from redis.exceptions import ResponseError
 
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 
@@ -34,19 +34,21 @@ class Script:
 
         Raises `RedisRefusedError` where the server answers with an error that does not pass.
         """
-        from redis.exceptions import ResponseError
-
-        try:
+        with refusals(f"{self._name} on {keys[0]}"):
             return self._client.eval(self._text, len(keys), *keys, *args)
-        except ResponseError as error:
-            raise refused(f"{self._name} on {keys[0]}", error) from None
 
 
-def refused(what: str, error: ResponseError) -> RedisRefusedError:
-    """Return the error to raise where Redis refused `what` for good, with what to do about it."""
-    told = reason(error)
-    advice = "; something else has written that key: rename or delete it" if "WRONGTYPE" in told else ""
-    return RedisRefusedError(f"{what}: {told}{advice} (docs/queue.md, Keys)")
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Raise `RedisRefusedError`, with what to do about it, where Redis refuses for good what the block sends."""
+    from redis.exceptions import ResponseError
+
+    try:
+        yield
+    except ResponseError as error:
+        told = reason(error)
+        advice = "; something else has written that key: rename or delete it" if "WRONGTYPE" in told else ""
+        raise RedisRefusedError(f"{what}: {told}{advice} (docs/queue.md, Keys)") from None
 
 
 def _source(name: str) -> str:

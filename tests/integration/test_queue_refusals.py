@@ -232,3 +232,12 @@ def test_what_a_refused_run_left_is_claimed_by_a_healthy_one(admin: Any, client:
         admin.execute_command("ACL", "SETUSER", WORDS[1], command)
     assert scene.look() == scene.before
     assert sorted(lease.attempts for lease in queue_of(client, NEWER).claim(10)) == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("key", [keys.dead(NAME), keys.dead_index(NAME)])
+def test_looking_at_a_letter_names_what_is_in_the_way(key: str, admin: Any, client: Redis) -> None:
+    scene = Scene(admin)
+    admin.set(key, "in the way")
+    with pytest.raises(RedisRefusedError, match="rename or delete it") as refused:
+        DeadLetters(client, NAME).get(scene.buried.id)
+    assert key in str(refused.value)
