@@ -50,6 +50,17 @@ class SettingsError(RunnerError):
     exit_code = 2
 
 
+class MissingRightError(SettingsError):
+    """The Redis user of REDIS_URL lacks a right."""
+
+    word = "redis_right_missing"
+
+    def __init__(self, grant: str, cause: str) -> None:
+        """Keep what `ACL SETUSER` has to grant: words such as +hset or ~face_embeddings:*."""
+        super().__init__(f"grant {grant} (ACL in docs/queue.md); {cause}")
+        self.grant = grant
+
+
 class UsageError(RunnerError):
     """The command cannot do what its arguments ask for."""
 

@@ -27,7 +27,7 @@ COMMANDS = {
 
 EXIT_CODES = """exit codes:
   0   done (also after SIGTERM: what had begun was finished or given back)
-  1   an error of this program itself
+  1   an error of this program itself, or a key of Redis that something else has written
   2   wrong or missing settings or arguments
   3   the embeddings database is not at the schema of this version: spottmee-worker migrate
   4   the model pack is missing, damaged or not the right one

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from runner.errors import RunnerError
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from runner.faces.pack import Manifest
     from runner.settings import Settings
 
@@ -52,17 +54,41 @@ def _redis(settings: Settings) -> str:
     from runner.queue.leases import LeaseQueue
 
     with opened(settings) as redis:
+        _try_out(redis, settings)
         found = []
         for name in settings.queues:
-            counts = LeaseQueue(
+            queue = LeaseQueue(
                 redis,
                 name,
                 owner="doctor",
                 lease_seconds=settings.lease_seconds,
                 max_attempts=settings.max_attempts,
-            ).counts()
+            )
+            queue.check()
+            counts = queue.counts()
             found.append(f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight, {counts.dead} dead")
-        return "; ".join(found)
+        return "; ".join([*found, "every operation works on a private list"])
+
+
+def _try_out(redis: Redis, settings: Settings) -> None:
+    """Play every operation that a run may send, on keys of its own, with the rights of the run."""
+    from runner.queue.self_test import SelfTest
+    from runner.store.results import ResultStore
+
+    compares = "compare" in settings.queues
+    test = SelfTest(redis)
+    test.require_rights(results=compares)
+    try:
+        test.play()
+        if compares:
+            results = ResultStore(redis, unconfirmed=test.unconfirmed)
+            results.begin(test.job_id)
+            results.answer(test.job_id, [], {"error": None})
+            results.remember(test.job_id)
+            results.heal()
+            ResultStore(redis).check()
+    finally:
+        test.clean_up()
 
 
 def _photos(settings: Settings) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from runner.errors import RedisUnreachableError, SettingsError
+from runner.errors import MissingRightError, RedisUnreachableError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +49,7 @@ _REFUSED = re.compile(
 _IN_SCRIPT = re.compile(r"\b([A-Z]+) on (.+?): (?:@user_script: ?\d+: )?-?(?:ERR )?(.*)")
 _AFTER_SCRIPT = re.compile(r" script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
 _KEY_REFUSED = re.compile(r"\baccess (?:a key|one of the keys|at least one of the keys)\b")
-_COMMAND_REFUSED = re.compile(r"\brun (?:the '|this command\b)")
+_COMMAND_REFUSED = re.compile(r"\brun (?:the '([^']+)'|this) command\b")
 _FAMILY = re.compile(r"\{?face_embeddings:|match-result:")
 
 
@@ -251,7 +251,7 @@ class Patience:
     ) -> Any:
         """Return what `command` returns; `reset` is called before each repetition.
 
-        `sent` is the command as redis-py takes it; its name and its keys are named where Redis refuses it.
+        `sent` is the command as redis-py takes it: the patterns of its keys are named where Redis refuses them.
         """
         from redis.exceptions import RedisClusterException, RedisError
 
@@ -262,7 +262,7 @@ class Patience:
                 return command()
             except (RedisError, RedisClusterException) as error:
                 if is_refusal(error):
-                    raise SettingsError(f"REDIS_URL: {_advice(error, sent)} ({reason(error)})") from None
+                    raise _refusal(error, sent) from None
                 if not is_passing(error):
                     raise
                 started = time.monotonic() if started is None else started
@@ -306,7 +306,14 @@ def reason(error: Exception) -> str:
     return re.split(r",? with args beginning with|, but got |No targets were found to execute", line)[0][:200]
 
 
-def _advice(error: Exception, sent: Sequence[Any]) -> str:
+def _refusal(error: Exception, sent: Sequence[Any]) -> SettingsError:
+    grant = _missing_right(str(error), sent)
+    if grant:
+        return MissingRightError(grant, reason(error))
+    return SettingsError(f"REDIS_URL: {_advice(error)} ({reason(error)})")
+
+
+def _advice(error: Exception) -> str:
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "the server's certificate is not trusted; name its authority with ?ssl_ca_certs=FILE"
@@ -316,27 +323,23 @@ def _advice(error: Exception, sent: Sequence[Any]) -> str:
         return "the server does not speak TLS on this port"
     if "DB index" in text or "SELECT is not allowed" in text:
         return "the server has no such database"
-    return _missing_right(text, sent) or (
-        "Redis refuses the user, the password or a command; docs/queue.md has the ACL that suffices"
-    )
+    return "Redis refuses the user, the password or a command; docs/queue.md has the ACL that suffices"
 
 
 def _missing_right(text: str, sent: Sequence[Any]) -> str:
-    """Return which right the ACL of the Redis user lacks, and what grants it; empty where that is not the cause."""
+    """Return what the ACL of the Redis user has to grant; empty where that is not the cause."""
     in_script = _IN_SCRIPT.search(text)
-    words = [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in sent]
-    command = in_script[1] if in_script else words[0].partition(" ")[0].upper() if words else ""
     if _KEY_REFUSED.search(text):
-        found = [in_script[2]] if in_script else _keys_of(words)
-        patterns = sorted({f"~{family[0]}*" for key in found if (family := _FAMILY.match(key))})
-        grant = " ".join(patterns) or "the key patterns of docs/queue.md"
-        return f"the Redis user may not read and write a key that {command} needs: grant {grant} (ACL in docs/queue.md)"
-    if command and _COMMAND_REFUSED.search(text):
-        return f"the Redis user may not run {command}: grant +{command.lower()} (ACL in docs/queue.md)"
-    return ""
+        found = [in_script[2]] if in_script else _keys_of(sent)
+        return " ".join(sorted({f"~{family[0]}*" for key in found if (family := _FAMILY.match(key))}))
+    refused = _COMMAND_REFUSED.search(text)
+    # Not the command that was sent: what opens its connection (SELECT) may be what is refused.
+    command = refused and (refused[1] or (in_script and in_script[1]))
+    return f"+{command.lower()}" if command else ""
 
 
-def _keys_of(words: Sequence[str]) -> Sequence[str]:
+def _keys_of(sent: Sequence[Any]) -> Sequence[str]:
+    words = [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in sent]
     if words[:1] == ["EVAL"]:
         return words[3 : 3 + int(words[2])]
     return words[1:2]

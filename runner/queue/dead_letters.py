@@ -52,11 +52,11 @@ class Requeued(Enum):
 class DeadLetters:
     """The dead letters of one list. What Redis refuses for good raises `RedisRefusedError`."""
 
-    def __init__(self, client: Redis, name: str) -> None:
+    def __init__(self, client: Redis, name: str, *, owner: str = "") -> None:
         self.name = name
         self._client = client
         self._keys = [keys.dead(name), keys.dead_index(name)]
-        self._last = keys.last(name, f"letters/{secrets.token_hex(8)}")
+        self._last = keys.last(name, f"letters/{owner or secrets.token_hex(8)}")
 
     def all(self, *, newer_than: float | None = None, older_than: float = 0.0) -> Iterator[Letter]:
         """Yield the letters, the oldest first; `newer_than` and `older_than` are ages in seconds, now."""

@@ -141,8 +141,13 @@ class LeaseQueue:
         Where `in_hand` says how many jobs the caller holds, the last attempt at a job whose runner died comes alone,
         and only to a caller that holds none: it may be the job that ended that runner.
         """
-        if limit <= 0:
-            return []
+        return self._claim(limit, in_hand) if limit > 0 else []
+
+    def check(self) -> None:
+        """Raise what Redis would refuse of a claim: a right, or a key of another type. Changes nothing."""
+        self._claim(0, None)
+
+    def _claim(self, limit: int, in_hand: int | None) -> list[Lease]:
         word, before = _word(), time.monotonic()
         found = Script(self._client, "claim")(
             [self._list, *self._held, self._last, *self._letters],

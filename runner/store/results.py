@@ -135,6 +135,11 @@ class ResultStore:
         with refusals(f"writing {self._shared}"):
             self._remember(keys=[self._shared], args=[job_id, RESULT_SECONDS])
 
+    def check(self) -> None:
+        """Raise what Redis would refuse of the answers that are unconfirmed. Changes nothing."""
+        with refusals(f"reading {self._shared}"):
+            self._redis.zrem(self._shared, "")
+
     def heal(self, limit: int = 1000) -> list[str]:
         """Write the answers again that INITIATED has replaced since their run ended, and return their job ids."""
         with refusals(f"reading {self._shared}"):
