@@ -49,7 +49,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
         if request.param != "embedded":
             found = shutil.which(request.param)
             if found is None:
-                pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
+                pytest.skip("redis-server is not installed (apt-get install redis-server)")
             patch.setenv("SPOTTMEE_REDIS_SERVER", found)
         with EmbeddedRedis() as running:
             yield running
