@@ -102,6 +102,12 @@ class RedisUnreachableError(UnreachableError):
     word = "redis_unreachable"
 
 
+class RedisFullError(RedisUnreachableError):
+    """Redis is full and refuses writes: raise its maxmemory, or free memory."""
+
+    word = "redis_full"
+
+
 class RedisRefusedError(RunnerError):
     """Redis answered an operation on a list with an error that trying again does not change."""
 

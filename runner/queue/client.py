@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from runner.errors import MissingRightError, RedisUnreachableError, SettingsError
+from runner.errors import MissingRightError, RedisFullError, RedisUnreachableError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +40,7 @@ _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 # What servers answer while they start, fail over or run full, where redis-py has no class for it. Also inside the
 # message of a script that met it.
 _PASSING = re.compile(r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY)\b")
+_FULL = re.compile(r"^OutOfMemoryError|\bOOM command not allowed\b")
 _REFUSED = re.compile(
     r"\b(WRONGPASS|NOAUTH|NOPERM)\b|invalid (username-)?password|ACL failure|DB index is out of range"
     r"|SELECT is not allowed|can't run this command|can't access at least one of the keys"
@@ -56,8 +57,9 @@ _FAMILY = re.compile(r"\{?face_embeddings:|match-result:")
 def connect(settings: Settings) -> Redis:
     """Return a client whose every command is tried again for `connect_seconds` while Redis is away.
 
-    It answers bytes. Commands raise `RedisUnreachableError` when the time is up, and `SettingsError` where Redis
-    refuses the credentials, the database, the certificate or a command.
+    It answers bytes. Commands raise `RedisUnreachableError` when the time is up (`RedisFullError`, a kind of it, where
+    Redis is full), and `SettingsError` where Redis refuses the credentials, the database, the certificate or a
+    command (`MissingRightError`, a kind of it, where the ACL lacks a right).
     """
     address = parse_url(settings.redis_url)
     patience = Patience(settings.connect_seconds)
@@ -267,7 +269,8 @@ class Patience:
                     raise
                 started = time.monotonic() if started is None else started
                 if time.monotonic() - started + pause > self._seconds:
-                    raise RedisUnreachableError(f"{reason(error)} (tried for {self._seconds:g} s)") from None
+                    kind = RedisFullError if _FULL.search(f"{type(error).__name__} {error}") else RedisUnreachableError
+                    raise kind(f"{reason(error)} (tried for {self._seconds:g} s)") from None
             self._sleep(pause * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             reset()

@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from runner import logs
-from runner.errors import RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
+from runner.errors import RedisFullError, RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
 from runner.store.results import ResultStore
 from runner.worker import startup
 from runner.worker.kinds import KINDS, Kind, Services, kind_of
@@ -167,10 +167,10 @@ def _run_loop(loop: WorkerLoop, engine: Future[Engine], held: _Held) -> str:
     """Work until there is a reason to leave, and return it; what is in flight after an error is released."""
     try:
         reason = loop.run()
-    except RedisUnreachableError:  # what is leased there can only expire
-        raise
-    except Exception:
-        held.release()
+    except Exception as error:
+        # A full Redis still takes leases back; of one that is away they can only expire.
+        if isinstance(error, RedisFullError) or not isinstance(error, RedisUnreachableError):
+            held.release()
         raise
     engine.result()  # a pack that cannot be used is an error of a run without photos too
     return reason

@@ -1,4 +1,4 @@
-"""`doctor` at Redis: every right and every key is tried without touching a job."""
+"""`doctor` tries every right and every key without touching a job, and `run` loses none where Redis refuses."""
 
 from __future__ import annotations
 
@@ -134,3 +134,21 @@ def test_a_run_that_may_not_write_leases_loses_no_job(service: Service, limited_
         assert service.leftovers() == {"process waiting": 2}
     ended = service.command("run", REDIS_URL=limited_url, RUNNER_MAX_ATTEMPTS="1")
     assert (ended.code, ended.summary["claimed"], ended.summary["buried"]) == (0, 2, 2)
+
+
+def test_a_full_redis_gives_comparisons_back_with_no_attempt_counted(service: Service) -> None:
+    """Their results cannot be written. However long that lasts, no attempt is used up by it."""
+    job_id = service.api.compare(b"no image", [])
+    try:
+        service.redis.config_set("maxmemory-policy", "noeviction")
+        service.redis.config_set("maxmemory", 1)
+        for _ in range(4):  # one more than a job has attempts
+            ended = service.command("run", RUNNER_CONNECT_SECONDS="0.2")
+            assert ended.code == 75
+            assert "maxmemory" in ended.errors
+            assert (ended.summary["claimed"], ended.summary["released"], ended.summary["unsettled"]) == (1, 1, 0)
+    finally:
+        service.redis.config_set("maxmemory", 0)
+    ended = service.run()
+    assert [line["attempt"] for line in ended.log if line.get("comparison") == job_id] == [1]
+    assert service.redis.get(keys.match_result(job_id)) == b"[]"
