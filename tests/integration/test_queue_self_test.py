@@ -152,3 +152,17 @@ def test_a_full_redis_gives_comparisons_back_with_no_attempt_counted(service: Se
     ended = service.run()
     assert [line["attempt"] for line in ended.log if line.get("comparison") == job_id] == [1]
     assert service.redis.get(keys.match_result(job_id)) == b"[]"
+
+
+def test_a_run_that_may_not_write_results_gives_comparisons_back(service: Service, limited_url: str) -> None:
+    job_id = service.api.compare(b"no image", [])
+    service.redis.execute_command("ACL", "SETUSER", WORDS[1], "resetkeys", *(PATTERNS - {"~match-result:*"}))
+    for _ in range(4):  # one more than a job has attempts
+        ended = service.command("run", REDIS_URL=limited_url)
+        assert ended.code == 2
+        assert "grant ~match-result:* " in ended.errors
+        assert (ended.summary["claimed"], ended.summary["released"], ended.summary["unsettled"]) == (1, 1, 0)
+    service.redis.execute_command("ACL", "SETUSER", WORDS[1], *PATTERNS)
+    ended = service.command("run", REDIS_URL=limited_url)
+    assert [line["attempt"] for line in ended.log if line.get("comparison") == job_id] == [1]
+    assert service.redis.get(keys.match_result(job_id)) == b"[]"
