@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.queue import client, keys
 from runner.queue.leases import LeaseQueue
+from runner.worker.kinds import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,7 +24,14 @@ NAME = "process"
 def queue_of(
     redis: Redis, owner: str, *, name: str = NAME, lease_seconds: float = LEASE_SECONDS, max_attempts: int = 3
 ) -> LeaseQueue:
-    return LeaseQueue(redis, name, owner=owner, lease_seconds=lease_seconds, max_attempts=max_attempts)
+    return LeaseQueue(
+        redis,
+        name,
+        owner=owner,
+        lease_seconds=lease_seconds,
+        max_attempts=max_attempts,
+        payload_seconds=KINDS[name].payload_seconds,
+    )
 
 
 def closing_clients(monkeypatch: pytest.MonkeyPatch, module: str) -> Iterator[None]:
