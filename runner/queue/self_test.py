@@ -37,7 +37,14 @@ class SelfTest:
         self._list = keys.list_key(self.name)
         self._letters = DeadLetters(redis, self.name, owner=_OPERATOR)
         self._older, self._newer = (
-            LeaseQueue(redis, self.name, owner=owner, lease_seconds=LIFETIME_SECONDS, max_attempts=3)
+            LeaseQueue(
+                redis,
+                self.name,
+                owner=owner,
+                lease_seconds=LIFETIME_SECONDS,
+                max_attempts=3,
+                payload_seconds=LIFETIME_SECONDS,
+            )
             for owner in (_OLDER, _NEWER)
         )
         self._made = [
