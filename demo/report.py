@@ -172,7 +172,7 @@ def _stages(stages: Mapping[str, float]) -> str:
 
 
 def _runners(runners: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("queue", "claimed", "succeeded", "buried", "photos", "comparisons", "faces", "seconds", "reason")
+    columns = ("queue", "claimed", "succeeded", "gone", "buried", "photos", "comparisons", "faces", "seconds", "reason")
     head = "".join(f"<th>{name}</th>" for name in ("run", *columns))
     rows = ""
     for number, runner in enumerate(runners, 1):

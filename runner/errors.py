@@ -172,7 +172,7 @@ class PoisonJobError(PermanentJobError):
 
 
 class PhotoGoneError(PermanentJobError):
-    """The photo is no longer in the API's table."""
+    """The photo is not in the API's table: it was deleted, or this role cannot see it."""
 
     word = "photo_gone"
     is_fault = False

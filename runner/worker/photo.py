@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from runner.errors import PhotoGoneError, UnstorableError
+from runner.errors import InvalidJobError, PhotoGoneError, PoisonJobError, UnstorableError
 from runner.store.stored import Stored
 from runner.worker.messages import ProcessJob
 from runner.worker.task import Outcome, Task
@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # the start-up decides when these are imported
     from runner.images.fetch import Fetcher
     from runner.queue.leases import Lease
     from runner.store.stores import Stores
+
+# Found before anyone looked for the photo, so its absence explains nothing: the job becomes a dead letter all the same.
+_FAULTS_OF_PAYLOAD = (InvalidJobError, PoisonJobError)
 
 
 class PhotoHandler:
@@ -63,7 +66,7 @@ class PhotoHandler:
             match stored[photo_id]:
                 case Stored.LOST:
                     task.outcome = Outcome.LOST
-                case Stored.GONE:
+                case Stored.GONE if not isinstance(task.error, _FAULTS_OF_PAYLOAD):
                     task.error = PhotoGoneError()
                 case Stored.REFUSED:
                     task.error = UnstorableError()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import InvalidJobError, JobError, PermanentJobError, PoisonJobError, RunnerError
+from runner.errors import InvalidJobError, JobError, PermanentJobError, PhotoGoneError, PoisonJobError, RunnerError
 from runner.logs import logger
 from runner.queue.leases import backoff
 from runner.worker.messages import subject
@@ -174,7 +174,7 @@ class Settlement:
         for name, group in _by_queue(done).items():
             lost = self._queues[name].acknowledge_many([task.lease for task in group])
             for task in group:
-                self._end(task, Outcome.LOST if task.lease.id in lost else Outcome.SUCCEEDED)
+                self._end(task, Outcome.LOST if task.lease.id in lost else _acknowledged(task))
 
     def _has_attempts(self, task: AnyTask) -> bool:
         return task.lease.attempts < self._settings.max_attempts
@@ -203,7 +203,7 @@ class Settlement:
         self._summary.count(task, outcome)
         error = task.error
         logger().log(
-            WARNING if error is not None and error.is_fault else INFO,
+            WARNING if outcome is Outcome.GONE or (error is not None and error.is_fault) else INFO,
             self._kinds[task.lease.queue].noun,
             extra={
                 **task.log_fields(),
@@ -232,6 +232,10 @@ def isolated(work: Callable[[Sequence[AnyTask]], None], tasks: Sequence[AnyTask]
             return [(tasks[0], error)]
         return [failure for task in tasks for failure in isolated(work, [task])]
     return []
+
+
+def _acknowledged(task: AnyTask) -> Outcome:
+    return Outcome.GONE if isinstance(task.error, PhotoGoneError) else Outcome.SUCCEEDED
 
 
 def _by_queue(tasks: Iterable[AnyTask]) -> dict[str, list[AnyTask]]:

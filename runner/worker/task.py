@@ -33,6 +33,7 @@ class Outcome(StrEnum):
     """How a task left the run, as summary and log name it. Every settled task has exactly one."""
 
     SUCCEEDED = "succeeded"  # done and acknowledged
+    GONE = "gone"  # acknowledged, and nothing was done: the photo is not in the API's table
     RETRIED = "retried"  # to be claimed again later
     DEAD = "buried"  # a dead letter, its final status written
     RELEASED = "released"  # returned to the queue, the attempt not counted

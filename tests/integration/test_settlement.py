@@ -76,7 +76,7 @@ def test_what_cannot_even_be_stored_as_failed_is_buried_all_the_same(bench: Sett
         (FetchError("500"), 2, {"retried": 1}, {}),
         (FetchError("500"), 3, {"buried": 1}, {"fetch_failed": 3}),
         (ImageMissingError(), 1, {"buried": 1}, {"image_missing": 1}),
-        (PhotoGoneError(), 1, {"succeeded": 1}, {}),
+        (PhotoGoneError(), 1, {"gone": 1}, {}),
     ],
 )
 def test_what_becomes_of_a_failure(
@@ -88,6 +88,17 @@ def test_what_becomes_of_a_failure(
     assert bench.outcomes() == outcomes
     assert bench.dead() == dead
     assert bench.handler.stored == ({} if "retried" in outcomes else {b"job": error.word})
+
+
+def test_a_gone_photo_is_no_success_and_adds_no_faces(bench: SettlementBench) -> None:
+    (task,) = bench.held(b"job")
+    task.faces, task.error = [None, None], PhotoGoneError()  # type: ignore[list-item]  # only their number matters
+    bench.settlement.conclude([task])
+    summary = bench.summary.document()
+    assert {name: summary[name] for name in ("claimed", "succeeded", "gone", "photos", "faces", "unsettled")} == {
+        "claimed": 1, "succeeded": 0, "gone": 1, "photos": 0, "faces": 0, "unsettled": 0,
+    }  # fmt: skip
+    assert places(bench.redis).all == []
 
 
 def test_a_job_that_has_ended_its_runners_is_not_begun_again(bench: SettlementBench) -> None:
