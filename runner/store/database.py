@@ -41,6 +41,10 @@ _LIMITS = {
     "target_session_attrs": "read-write",
 }
 
+# Without it psycopg follows the database's encoding: SQL_ASCII returns ids as bytes, which equal no id of a job. As a
+# start-up parameter it also holds behind PgBouncer, which tracks it for each client.
+_ENFORCED = {"client_encoding": "UTF8"}
+
 # libpq gives no SQLSTATE for a refused connection, only a text, in English on every usual image. What is not
 # recognised counts as passing and is tried again, bounded.
 _REFUSED_FOR_GOOD = re.compile(
@@ -170,6 +174,7 @@ def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[st
         **_LIMITS,
         "application_name": application_name,
         **{name: str(value) for name, value in given.items() if value is not None},
+        **_ENFORCED,
     }, schema
 
 
