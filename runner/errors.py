@@ -127,6 +127,13 @@ class ClusterError(RunnerError):
     exit_code = 6
 
 
+class PhotosInvisibleError(RunnerError):
+    """The photos of the jobs cannot be seen in the API's table (DATABASE_URL)."""
+
+    word = "photos_invisible"
+    exit_code = 7
+
+
 class StuckError(RunnerError):
     """A job did not come back from native code; the run ended so that another runner can take it over."""
 

@@ -33,6 +33,7 @@ EXIT_CODES = """exit codes:
   4   the model pack is missing, damaged or not the right one
   5   a check did not hold
   6   the Kubernetes API could not be used
+  7   the photos cannot be seen in DATABASE_URL: wrong database, or row-level security; jobs were given back
   75  Redis or PostgreSQL could not be reached in time, or did not answer before the end: try again later
   76  native code did not return for one photo: its job is tried again
   130 interrupted"""

@@ -44,6 +44,11 @@ def dead_payload(name: str, letter_id: str) -> str:
     return _side(name, f"dead:payload:{letter_id}")
 
 
+def databases(name: str) -> str:
+    """Return the sorted set of the databases in which photos of the list were found, by when they last were (s)."""
+    return _side(name, "databases")
+
+
 def unconfirmed(name: str = "compare") -> str:
     """Return the sorted set of comparisons whose answer INITIATED may still replace."""
     return _side(name, "unconfirmed")

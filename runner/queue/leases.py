@@ -184,12 +184,12 @@ class LeaseQueue:
         """Let the job fall due again later; False where the lease is no longer ours."""
         return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), reason, spared=False)
 
-    def release(self, lease: Lease) -> bool:
-        """Give the job back, due at once; False where the lease is no longer ours.
+    def release(self, lease: Lease, delay_seconds: float = 0) -> bool:
+        """Give the job back, due after `delay_seconds`; False where the lease is no longer ours.
 
         This attempt does not count: the next claim returns the same `attempts`.
         """
-        return self._defer(lease, 0, "released", spared=True)
+        return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), "released", spared=True)
 
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:
         """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""

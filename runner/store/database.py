@@ -118,6 +118,11 @@ class Database:
         self._connection: psycopg.Connection | None = None
 
     @property
+    def address(self) -> str:
+        """Hosts and ports as the URL names them, all of them where it names several."""
+        return "/".join(self._parameters.get(name, "") for name in ("host", "hostaddr", "port"))
+
+    @property
     def connection(self) -> psycopg.Connection:
         """The live connection, opened where there is none. Raises what one attempt of `connect` meets."""
         if self._connection is None or self._connection.closed:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from runner import logs
 from runner.errors import RedisFullError, RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
+from runner.queue.databases import KnownDatabases
 from runner.store.results import ResultStore
 from runner.worker import startup
-from runner.worker.kinds import KINDS, Kind, Services, kind_of
+from runner.worker.kinds import KINDS, PHOTO, Kind, Services, kind_of
 from runner.worker.shutdown import Stop, StoppedEarlyError
 from runner.worker.summary import Summary
 
@@ -137,7 +138,8 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         fetcher = Fetcher.from_settings(settings)
         stack.callback(fetcher.close)
-        services = Services(settings, ResultStore(redis), stores, fetcher, heartbeat.still_owned)
+        known = None if settings.job else KnownDatabases(redis, PHOTO.queue)
+        services = Services(settings, ResultStore(redis), stores, fetcher, heartbeat.still_owned, known)
         handlers = {name: kinds[name].handler(services) for name in queues}
         settlement = Settlement(
             settings, kinds=kinds, queues=queues, handlers=handlers, heartbeat=heartbeat, summary=summary

@@ -11,9 +11,11 @@ from runner.store.results import AnswerWatch, ResultStore
 from runner.worker.comparison import ComparisonHandler
 from runner.worker.messages import decode_compare, decode_process
 from runner.worker.photo import PhotoHandler
+from runner.worker.visibility import VisibilityGuard
 
 if TYPE_CHECKING:  # opened by the start-up, one after the other: importing them here would undo its order
     from runner.images.fetch import Fetcher
+    from runner.queue.databases import KnownDatabases
     from runner.queue.leases import Lease
     from runner.settings import Settings
     from runner.store.stores import Stores
@@ -27,13 +29,17 @@ PAYLOAD_SECONDS = 30 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What handlers work with. `owns` tells whether a lease is still this run's; `stores` connects on first use."""
+    """What handlers work with. `owns` tells whether a lease is still this run's; `stores` connects on first use.
+
+    `known_databases` is None where the job comes from no queue.
+    """
 
     settings: Settings
     results: ResultStore
     stores: Callable[[], Stores]
     fetcher: Fetcher
     owns: Callable[[Lease], bool]
+    known_databases: KnownDatabases | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,9 @@ PHOTO = Kind(
     id_field="id",
     marks=frozenset({"id", "imageUrl"}),
     decode=decode_process,
-    handler=lambda services: PhotoHandler(services.stores, services.fetcher, services.owns),
+    handler=lambda services: PhotoHandler(
+        services.stores, services.fetcher, services.owns, VisibilityGuard(services.stores, services.known_databases)
+    ),
     stores_faces=True,
 )
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the start-up decides when these are imported
     from runner.images.fetch import Fetcher
     from runner.queue.leases import Lease
     from runner.store.stores import Stores
+    from runner.worker.visibility import VisibilityGuard
 
 # Found before anyone looked for the photo, so its absence explains nothing: the job becomes a dead letter all the same.
 _FAULTS_OF_PAYLOAD = (InvalidJobError, PoisonJobError)
@@ -22,17 +23,29 @@ _FAULTS_OF_PAYLOAD = (InvalidJobError, PoisonJobError)
 class PhotoHandler:
     """UPLOADED → PROCESSING → READY, NO_FACES_FOUND or FAILED."""
 
-    def __init__(self, stores: Callable[[], Stores], fetcher: Fetcher, owns: Callable[[Lease], bool]) -> None:
+    def __init__(
+        self,
+        stores: Callable[[], Stores],
+        fetcher: Fetcher,
+        owns: Callable[[Lease], bool],
+        guard: VisibilityGuard,
+    ) -> None:
         self._stores = stores
         self._fetcher = fetcher
         self._owns = owns
+        self._guard = guard
 
     def start(self) -> None:
         """Do nothing: no earlier run leaves anything behind."""
 
     def begin(self, tasks: Sequence[Task[ProcessJob]]) -> None:
-        """Set the photos to PROCESSING in one statement; where a photo is deleted, its task gets its `error`."""
-        existing = self._stores().begin([task.job.photo_id for task in tasks if task.job])
+        """Set the photos to PROCESSING in one statement; where a photo is deleted, its task gets its `error`.
+
+        Raises `PhotosInvisibleError` where photos are missing and deletion is not the likely reason.
+        """
+        photo_ids = [task.job.photo_id for task in tasks if task.job]
+        existing = self._stores().begin(photo_ids)
+        self._guard.check(photo_ids, existing)
         for task in tasks:
             if task.job and task.job.photo_id not in existing:
                 task.error = PhotoGoneError()

@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import InvalidJobError, JobError, PermanentJobError, PhotoGoneError, PoisonJobError, RunnerError
+from runner.errors import (
+    InvalidJobError,
+    JobError,
+    PermanentJobError,
+    PhotoGoneError,
+    PhotosInvisibleError,
+    PoisonJobError,
+    RunnerError,
+)
 from runner.logs import logger
 from runner.queue.leases import backoff
 from runner.worker.messages import subject
@@ -21,6 +29,10 @@ if TYPE_CHECKING:
     from runner.settings import Settings
     from runner.worker.kinds import Kind
     from runner.worker.summary import Summary
+
+# Leases that are due are claimed before the list. This keeps photos that no run can see from standing before the
+# others for ever: one of those may show that the database is the right one.
+INVISIBLE_SECONDS = 60.0
 
 
 class Settlement:
@@ -79,9 +91,17 @@ class Settlement:
             task.fail(error)
 
     def begin(self, tasks: Iterable[AnyTask]) -> None:
-        """Let the handlers write that work has begun; what turns out to be in vain gets its `error`."""
+        """Let the handlers write that work has begun; what turns out to be in vain gets its `error`.
+
+        Jobs whose photos cannot be seen are released, and `PhotosInvisibleError` ends the run.
+        """
         for name, group in _by_queue(task for task in tasks if task.to_begin).items():
-            for task, error in isolated(self._handlers[name].begin, group):
+            try:
+                failures = isolated(self._handlers[name].begin, group)
+            except PhotosInvisibleError:
+                self.release(group, delay_seconds=INVISIBLE_SECONDS)
+                raise
+            for task, error in failures:
                 task.fail(error)
             for task in group:
                 task.to_begin = False
@@ -150,10 +170,10 @@ class Settlement:
             self._handlers[name].stop_watching(group)
             self._settle(group)
 
-    def release(self, tasks: Iterable[AnyTask]) -> None:
-        """Return the jobs to their queues, to be claimed at once, without counting the attempt."""
+    def release(self, tasks: Iterable[AnyTask], *, delay_seconds: float = 0) -> None:
+        """Return the jobs to their queues, to be claimed after `delay_seconds`, without counting the attempt."""
         for task in tasks:
-            done = self._queues[task.lease.queue].release(task.lease)
+            done = self._queues[task.lease.queue].release(task.lease, delay_seconds)
             self._end(task, Outcome.RELEASED if done else Outcome.LOST)
 
     def abandon(self) -> None:

@@ -167,7 +167,7 @@ class TestJobs:
             assert ignored["action"] == "Ignore"
             assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
             assert failed["action"] == "FailJob"
-            permanent = (errors.SettingsError, errors.SchemaError, errors.ModelError)
+            permanent = (errors.SettingsError, errors.SchemaError, errors.ModelError, errors.PhotosInvisibleError)
             assert failed["onExitCodes"]["values"] == [error.exit_code for error in permanent]
             assert errors.UnreachableError.exit_code not in failed["onExitCodes"]["values"]
             container = job["template"]["spec"]["containers"][0]["name"]

@@ -185,7 +185,7 @@ def test_the_exit_codes_that_fail_a_job_at_once_are_those_of_its_configuration()
     match = re.search(r"action: FailJob.*?values: \[([\d, ]+)\]", chart, re.DOTALL)
     assert match is not None
     codes = {int(code) for code in match[1].split(",")}
-    lasting = (errors.SettingsError, errors.SchemaError, errors.ModelError)
+    lasting = (errors.SettingsError, errors.SchemaError, errors.ModelError, errors.PhotosInvisibleError)
     passing = (errors.RunnerError, errors.UnreachableError, errors.StuckError)
     assert codes == {error.exit_code for error in lasting}
     assert not codes & {error.exit_code for error in passing}

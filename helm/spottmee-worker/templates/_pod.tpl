@@ -208,10 +208,11 @@ rules:
     onPodConditions:
       - type: DisruptionTarget
         status: "True"
-  # Settings (2), schema (3) or model (4) are wrong: another pod would end the same way.
+  # Settings (2), schema (3) or model (4) are wrong, or the database shows no photo of the jobs (7): another pod would
+  # end the same way.
   - action: FailJob
     onExitCodes:
       containerName: runner
       operator: In
-      values: [2, 3, 4]
+      values: [2, 3, 4, 7]
 {{- end -}}
