@@ -128,7 +128,7 @@ class ClusterError(RunnerError):
 
 
 class PhotosInvisibleError(RunnerError):
-    """The photos of the jobs cannot be seen in the API's table (DATABASE_URL)."""
+    """Photos cannot be seen in the API's table (DATABASE_URL)."""
 
     word = "photos_invisible"
     exit_code = 7

@@ -150,12 +150,13 @@ def _embeddings(settings: Settings) -> Database:
 
 def _with_both(settings: Settings, work: Callable[[Connection, Connection], T]) -> T:
     """As `_with_embeddings`, for work on the API's table and the embeddings, both checked first."""
-    from runner.store import schema
+    from runner.store import schema, visibility
     from runner.store.database import Database, retrying
     from runner.store.photos import PhotoTable
 
     def checked() -> T:
         PhotoTable(photos.connection).check()
+        visibility.require_all(photos.connection)
         schema.check(embeddings.connection)
         return work(photos.connection, embeddings.connection)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from runner.errors import RunnerError
+from runner.errors import PhotosInvisibleError, RunnerError
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from runner.faces.pack import Manifest
     from runner.settings import Settings
+    from runner.store.database import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +93,48 @@ def _try_out(redis: Redis, settings: Settings) -> None:
 
 
 def _photos(settings: Settings) -> str:
-    from runner.store.database import connect
+    from runner.store.database import Database, retrying
+
+    with closing(
+        Database(settings.database_url, application_name="spottmee-worker doctor", variable="DATABASE_URL")
+    ) as database:
+        found, identity = retrying(lambda: _seen_photos(database), [database], seconds=settings.connect_seconds)
+    if _found_elsewhere(settings, identity):
+        found.append(
+            "photos of the list were found in another database so far: check that DATABASE_URL and REDIS_URL belong "
+            "to the same deployment"
+        )
+    return "; ".join(found)
+
+
+def _seen_photos(database: Database) -> tuple[list[str], str]:
+    """Return what the role sees of the API's table, and the identity of that table."""
+    from runner.store import visibility
     from runner.store.photos import PhotoTable
 
-    with connect(
-        settings.database_url, seconds=settings.connect_seconds, application_name="spottmee-worker doctor"
-    ) as connection:
-        PhotoTable(connection).check()
-        return f'PostgreSQL {connection.info.server_version // 10000}, table "Photo" found'
+    connection = database.connection
+    PhotoTable(connection).check()
+    seen = visibility.look(connection)
+    if seen.filtered and not seen.any_row:
+        raise PhotosInvisibleError(visibility.NOTHING_UNDER_ROW_SECURITY)
+    found = [f'PostgreSQL {connection.info.server_version // 10000}, table "Photo" found']
+    if not seen.any_row:
+        found.append("it is empty: runs give their jobs back until it has a photo")
+    if seen.filtered:
+        found.append(f"row-level security may hide rows, and hidden photos count as deleted: {visibility.ADVICE}")
+    return found, visibility.identity(connection, database.address)
+
+
+def _found_elsewhere(settings: Settings, identity: str) -> bool:
+    """Return whether photos of the list were found, and none in the database that has this identity."""
+    from runner.queue.client import opened
+    from runner.queue.databases import KnownDatabases
+
+    # Redis has a check of its own, which says what is wrong with it.
+    with suppress(RunnerError), opened(replace(settings, connect_seconds=0)) as redis:
+        known = KnownDatabases(redis, "process").all()
+        return bool(known) and identity not in known
+    return False
 
 
 def _embeddings(settings: Settings) -> str:

@@ -14,12 +14,13 @@ import pytest
 
 from demo.album import jpeg, landscape
 from demo.api import PROCESS_LIST
-from runner.errors import PhotosInvisibleError
+from runner.errors import PhotosInvisibleError, SettingsError
 from runner.queue import keys
+from runner.store.embeddings import EmbeddingStore
 from runner.store.visibility import identity
 from tests.support.odd_server import OddServer
 from tests.support.queue_tools import pass_time, places
-from tests.support.store_tools import opened
+from tests.support.store_tools import MODEL, faces, opened
 
 if TYPE_CHECKING:
     from demo.servers import EmbeddedPostgres
@@ -279,6 +280,57 @@ def test_an_upload_ends_the_stop_after_everything_was_deleted(service: Service, 
     _upload(service, server, 1)
     pass_time(service.redis, 61)
     assert _counts(service.run()) == {"code": 0, "succeeded": 1, "gone": len(deleted), "photos": 1}
+
+
+# The other commands
+
+
+def _api_database(service: Service, **environment: str) -> tuple[int, str]:
+    """Return the exit code of doctor, and what it says about the API's database."""
+    ended = service.command("doctor", "--json", **environment)
+    checks = {check["name"]: check for check in json.loads(ended.output)}
+    assert checks["API database"]["ok"] == (ended.code == 0)
+    return ended.code, checks["API database"]["finding"]
+
+
+def test_doctor_says_what_the_role_sees(
+    restricted: Service, service: Service, server: OddServer, role: str, elsewhere: psycopg.Connection
+) -> None:
+    code, finding = _api_database(service)
+    assert (code, finding.partition("; ")[2].partition(":")[0]) == (0, "it is empty")
+    photo = _upload(service, server, 1)
+    code, finding = _api_database(restricted)
+    assert (code, "is visible to this role under row-level security" in finding) == (INVISIBLE, True)
+    service.connection.execute(f'CREATE POLICY ours ON "Photo" TO {role} USING (size = 0)'.encode())
+    code, finding = _api_database(restricted)
+    assert (code, "row-level security may hide rows" in finding) == (0, True)
+    assert service.run().summary["photos"] == len(photo)
+    assert _api_database(service)[1].endswith('table "Photo" found')
+    elsewhere.execute("INSERT INTO \"Photo\" (id) VALUES ('theirs')")
+    code, finding = _api_database(service, DATABASE_URL=_url(elsewhere))
+    assert (code, "were found in another database" in finding) == (0, True)
+
+
+def test_doctor_names_the_refusal_where_the_role_may_not_read_photos(
+    restricted: Service, service: Service, role: str
+) -> None:
+    service.connection.execute(f'REVOKE SELECT ON "Photo" FROM {role}'.encode())
+    ended = restricted.command("doctor")
+    assert (ended.code, "permission denied for table Photo" in ended.output) == (SettingsError.exit_code, True)
+
+
+@pytest.mark.parametrize("command", [("sweep",), ("sweep", "--all"), ("import-legacy", "--model", "any")])
+def test_what_removes_or_leaves_out_deleted_photos_refuses_where_photos_may_be_hidden(
+    restricted: Service, service: Service, role: str, command: Sequence[str]
+) -> None:
+    service.connection.execute(f"CREATE POLICY ours ON \"Photo\" TO {role} USING (album_id = 'ours')".encode())
+    service.connection.execute("INSERT INTO \"Photo\" (id, album_id) VALUES ('ours', 'ours'), ('theirs', 'theirs')")
+    with opened(service.environment["DATABASE_URL"]) as connection, connection.transaction():
+        EmbeddingStore(connection, MODEL).replace({"ours": faces(1), "theirs": faces(1)})
+    ended = restricted.command(*command)
+    assert ended.code == INVISIBLE
+    assert "row-level security may hide rows" in ended.errors
+    assert (service.faces("ours"), service.faces("theirs")) == (1, 1)
 
 
 # Which database it is
