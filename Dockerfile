@@ -1,4 +1,4 @@
-# spottmee-worker: what `run` needs, and nothing else. docs/image.md has the commands, the arguments and the sizes.
+# spottmee-worker: what `run` needs, and nothing else. docs/how-to/image.md has the commands, the arguments and the sizes.
 #
 #   docker build -t spottmee-worker .
 #   docker build -t spottmee-worker:gpu --build-arg FLAVOUR=gpu .

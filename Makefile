@@ -110,7 +110,7 @@ fuzz: $(INSTALLED) ## Fuzz payloads, images and URLs, 100,000 inputs each, twice
 faults: setup ## Let every fault happen to hundreds of jobs: a table, and fault-out/faults.json (NAMES='kill-random …', half an hour for all)
 	@$(BIN)/python -m tests.faults $(NAMES)
 
-# The image: by Docker where an engine answers, else by buildah, which needs none. docs/image.md explains each variable.
+# The image: by Docker where an engine answers, else by buildah, which needs none. docs/how-to/image.md explains each variable.
 IMAGE ?= spottmee-worker
 BASE ?= python:3.12-slim-bookworm
 FLAVOUR ?= cpu

@@ -2,8 +2,8 @@
 
     python -m benchmarks.publish bench-out/bench.json …
 
-Several files are parts of one table, in their order. The README gets the lines that have a target, docs/performance.md
-all of them, each between its markers.
+Several files are parts of one table, in their order. The README gets the lines that have a target,
+docs/explanation/performance.md all of them, each between its markers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def put(page: str, text: str) -> str:
 def main(files: Sequence[str]) -> None:
     """Write both pages."""
     documents = [json.loads(Path(file).read_text("utf-8")) for file in files]
-    for name, everything in (("README.md", False), ("docs/performance.md", True)):
+    for name, everything in (("README.md", False), ("docs/explanation/performance.md", True)):
         page = REPOSITORY / name
         page.write_text(put(page.read_text("utf-8"), section(documents, everything=everything)), "utf-8")
 

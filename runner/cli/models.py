@@ -104,5 +104,5 @@ def _require_insightface() -> None:
     if find_spec("insightface") is None:
         raise ModelError(
             "InsightFace is not installed here, and baking and verifying prove a pack against it: do this where "
-            "`make setup` has run, or choose the image's pack when building it (docs/image.md)"
+            "`make setup` has run, or choose the image's pack when building it (docs/how-to/image.md)"
         )

@@ -186,7 +186,7 @@ class Cluster:
             return ClusterError(f"the credentials of context {self.name} are not accepted: log in again")
         if status == 403:  # noqa: PLR2004 - HTTP
             return ClusterError(
-                f"`{action}` is forbidden in {place}: bind the Role of docs/debugging.md to this user "
+                f"`{action}` is forbidden in {place}: bind the Role of docs/how-to/debugging.md to this user "
                 f"(kubectl auth can-i {action} -n {self.namespace})"
             )
         if status == 404:  # noqa: PLR2004 - HTTP

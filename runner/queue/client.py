@@ -326,7 +326,8 @@ def _advice(error: Exception) -> str:
         return "the server does not speak TLS on this port"
     if "DB index" in text or "SELECT is not allowed" in text:
         return "the server has no such database"
-    return "Redis refuses the user, the password or a command; docs/queue.md has the ACL that suffices"
+    page = "docs/explanation/queue-protocol.md"
+    return f"Redis refuses the user, the password or a command; {page} has the ACL that suffices"
 
 
 def _missing_right(text: str, sent: Sequence[Any]) -> str:

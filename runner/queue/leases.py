@@ -2,7 +2,8 @@
 
 Each operation is one Lua script beside this file, atomic and on Redis' own clock. A lease belongs to the claim that
 made it: only who holds that very claim can renew or settle it (fencing), so work on a lost lease changes nothing
-here. Every operation may be sent twice: a repetition is answered like the first. docs/queue.md tells it all.
+here. Every operation may be sent twice: a repetition is answered like the first. See
+docs/explanation/queue-protocol.md.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def test_without_a_template_or_rights_it_says_what_to_do(
     forbidden = site.worker(*job, "-n", namespace, KUBECONFIG=kubeconfig)
     assert forbidden.returncode == 6
     assert "`list cronjobs` is forbidden" in forbidden.stderr
-    assert "docs/debugging.md" in forbidden.stderr
+    assert "docs/how-to/debugging.md" in forbidden.stderr
     lists = site.worker("status", "-n", namespace, KUBECONFIG=kubeconfig)
     assert "forbidden" in lists.stdout
 

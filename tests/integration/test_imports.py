@@ -32,7 +32,7 @@ ALLOWED = {
 }
 HELPERS = ("_cython_", "_sysconfigdata_", "__")  # of compiled modules, of the interpreter, of editable installs
 # Of the standard library, what costs milliseconds and has no place in a run. asyncio and ssl are not among them: both
-# redis and psycopg import them (docs/performance.md says what leaving them out would bring).
+# redis and psycopg import them (docs/explanation/performance.md says what leaving them out would bring).
 REFUSED = {
     "doctest",
     "http.server",

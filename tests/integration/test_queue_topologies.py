@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 SECRET = "correct horse@battery/staple,%"  # all that a URL must have quoted
-PAGE = Path(__file__).parents[2] / "docs" / "queue.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "queue-protocol.md"
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def granted_besides(place: str) -> list[str]:
     """Return what the page grants besides its line, for a database number, a cluster or a sentinel."""
     page = PAGE.read_text(encoding="utf-8")
     found = re.search(rf"{place}[^`;.]* ((?:`[^`]+`[ ,]*)+)", page.partition("More for:")[2])
-    assert found, f"docs/queue.md says nothing about {place}"
+    assert found, f"docs/explanation/queue-protocol.md says nothing about {place}"
     return found[1].replace("`", " ").split()
 
 

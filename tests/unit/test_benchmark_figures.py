@@ -83,7 +83,7 @@ def test_the_pages_get_the_table_between_their_markers_and_nothing_else() -> Non
         publish.put("nothing", "text")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/explanation/performance.md"])
 def test_the_pages_have_a_place_for_the_table(name: str) -> None:
     page = (publish.REPOSITORY / name).read_text("utf-8")
     assert publish.put(page, "text") != page
