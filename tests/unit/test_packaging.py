@@ -30,7 +30,8 @@ def test_the_wheel_brings_every_file_of_the_package(tmp_path: Path) -> None:
     expected = {name for name in listed.splitlines() if (ROOT / name).exists()}
     assert {Path(name).suffix for name in expected} >= {".py", ".lua", ".sql", ".typed"}
     source = tmp_path / "source"
-    for name in (*expected, "pyproject.toml", "README.md", "demo/__init__.py", "tools/__init__.py"):
+    ours = ("pyproject.toml", "README.md", "LICENSE", "demo/__init__.py", "tools/__init__.py")
+    for name in (*expected, *ours):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
@@ -40,6 +41,8 @@ def test_the_wheel_brings_every_file_of_the_package(tmp_path: Path) -> None:
         names = set(opened.namelist())
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "spottmee-worker = runner.cli:main" in opened.read(entry_points).decode()
+        (licence,) = (name for name in names if name.endswith("LICENSE"))
+        assert opened.read(licence) == (ROOT / "LICENSE").read_bytes()
     assert expected - names == set()
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"runner"}
 
