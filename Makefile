@@ -75,8 +75,8 @@ format: $(INSTALLED) ## Let ruff format and fix the code
 	@$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write the generated parts of the README, and of the chart's README and schema
-	@$(BIN)/python -m tools.docs README.md
+docs: $(INSTALLED) ## Write the generated parts of docs/reference, and of the chart's README and schema
+	@$(BIN)/python -m tools.docs
 	@$(BIN)/python -m tools.chart_docs
 
 .PHONY: manifests

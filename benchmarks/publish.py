@@ -1,9 +1,9 @@
-"""Write what `make bench` has measured into the pages that show it.
+"""Write what `make bench` has measured into the page that shows it.
 
     python -m benchmarks.publish bench-out/bench.json …
 
-Several files are parts of one table, in their order. The README gets the lines that have a target,
-docs/explanation/performance.md all of them, each between its markers.
+Several files are parts of one table, in their order. The table goes between the markers of
+docs/explanation/performance.md.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from benchmarks.figures import Row, table
 
-REPOSITORY = Path(__file__).parents[1]
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "performance.md"
 _PLACE = re.compile(r"(<!-- bench: generated -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
-def section(documents: Sequence[dict[str, Any]], *, everything: bool) -> str:
+def section(documents: Sequence[dict[str, Any]]) -> str:
     """Return the lines between the markers."""
     rows = [Row.of(row) for document in documents for row in document["rows"]]
     about, versions = documents[0]["machine"], documents[0]["versions"]
@@ -30,9 +30,9 @@ def section(documents: Sequence[dict[str, Any]], *, everything: bool) -> str:
         f"{name} {versions[name]}" for name in ("python", "onnxruntime", "insightface", "redis", "psycopg")
     )
     return (
-        f"{about['processor']}, {about['cores']} cores; {shown}. Load before the start: {loads[-1]:g} "
+        f"\n{about['processor']}, {about['cores']} cores; {shown}. Load before the start: {loads[-1]:g} "
         "(0 is a quiet machine). Median (least to most) over the rounds.\n\n"
-        f"{table([row for row in rows if everything or row.target])}\n"
+        f"{table(rows)}\n\n"
     )
 
 
@@ -44,11 +44,9 @@ def put(page: str, text: str) -> str:
 
 
 def main(files: Sequence[str]) -> None:
-    """Write both pages."""
+    """Write the page."""
     documents = [json.loads(Path(file).read_text("utf-8")) for file in files]
-    for name, everything in (("README.md", False), ("docs/explanation/performance.md", True)):
-        page = REPOSITORY / name
-        page.write_text(put(page.read_text("utf-8"), section(documents, everything=everything)), "utf-8")
+    PAGE.write_text(put(PAGE.read_text("utf-8"), section(documents)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The yardstick: the worker that this project replaces, made again from CONTRACT, faults included.
+"""The yardstick: the worker that this project replaces, made again from docs/reference/contract.md, faults included.
 
 Nobody should run it for its own sake. It is what `make bench` measures against: `FaceAnalysis` photo by photo (the
 same two models, the same OpenCV), `BLPOP`, two new database connections and a `CREATE TABLE` a job, embeddings as
-text, one `LIKE` query a photo in a comparison. Where CONTRACT leaves a choice, the quicker one was taken: the text
+text, one `LIKE` query a photo in a comparison. Where the contract leaves a choice, the quicker one was taken: the text
 is parsed by `json` and not by `ast` (5 times slower), and similarities are computed by numpy.
 
     python benchmarks/reference.py FOLDER JOBS

@@ -16,7 +16,7 @@ PART = "whole run"
 # 100 jobs as a party makes them: mostly web-size photos, some straight from the phone, some groups, some guests.
 MIX = {"web": 62, "phone": 20, "group": 8}
 COMPARISONS = 10
-# Photos that each guest compares with. Thousands of ids are normal (CONTRACT); a small party has a tenth.
+# Photos that each guest compares with. Thousands are normal (docs/reference/contract.md); a small party has a tenth.
 STORED = (1000, 100)
 
 

@@ -1,7 +1,7 @@
 """The settings: environment and flags in, one frozen object out.
 
 `Settings` is the only place that names a setting. Its fields carry the variable, the flag, the parser and the
-sentence of help; the flags of the command line and the table in the README are generated from them.
+sentence of help; the flags of the command line and docs/reference/settings.md are generated from them.
 """
 
 from __future__ import annotations

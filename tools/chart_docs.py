@@ -1,7 +1,7 @@
-"""The chart's README and the descriptions in its schema, written from the comments in values.yaml (`make docs`).
+"""The tables of chart values and the schema's descriptions, written from the comments in values.yaml (`make docs`).
 
-values.yaml is the one place that says what a value means, and runner/settings.py what the runner's settings are; a
-test holds README and schema equal to them.
+values.yaml is the one place that says what a value means, and runner/settings.py what the settings of the worker are; a
+test compares the chart's README, the reference page and the schema with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import yaml
 
 from runner.settings import Settings
 
-CHART = Path(__file__).parents[1] / "helm" / "spottmee-worker"
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "helm" / "spottmee-worker"
+PAGES = (CHART / "README.md", ROOT / "docs" / "reference" / "chart-values.md")
 START, END = "<!-- values: generated from values.yaml -->", "<!-- /values -->"
 _KEY = re.compile(r"^( *)([A-Za-z]+):(.*)$")
 
@@ -111,13 +113,13 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def readme(current: str, values: str) -> str:
-    """Return the README `current` with its generated part made anew. Raises `ValueError` without the markers."""
+def page(current: str, values: str) -> str:
+    """Return the page `current` with its tables generated anew. Raises `ValueError` without the markers."""
     before, opened, rest = current.partition(START)
     _, closed, after = rest.partition(END)
     if not opened or not closed:
         raise ValueError(f"the markers {START} and {END} are missing")
-    return f"{before}{START}\n{values_tables(values)}\n{END}{after}"
+    return f"{before}{START}\n\n{values_tables(values)}\n\n{END}{after}"
 
 
 def schema(current: str, values: str) -> str:
@@ -187,10 +189,9 @@ def closed_objects(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, A
 
 
 def main() -> int:
-    """Write README.md and values.schema.json anew."""
+    """Write the tables of both pages and the descriptions of values.schema.json."""
     values = (CHART / "values.yaml").read_text(encoding="utf-8")
-    for name, generate in (("README.md", readme), ("values.schema.json", schema)):
-        path = CHART / name
+    for path, generate in (*((path, page) for path in PAGES), (CHART / "values.schema.json", schema)):
         path.write_text(generate(path.read_text(encoding="utf-8"), values), encoding="utf-8")
     return 0
 

@@ -22,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="claim up to N jobs, finish them, exit",
         description="Claim up to N jobs from the Redis lists, finish them, print one JSON object, exit. Killing it "
         "loses nothing: what it held falls due again by itself.",
-        epilog="every other setting is an environment variable: see the README, or `spottmee-worker doctor`",
+        epilog="every other setting is an environment variable: see docs/reference/settings.md",
     )
     add_setting_flags(run)
     run.set_defaults(run=_run)

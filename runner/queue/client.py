@@ -326,7 +326,7 @@ def _advice(error: Exception) -> str:
         return "the server does not speak TLS on this port"
     if "DB index" in text or "SELECT is not allowed" in text:
         return "the server has no such database"
-    page = "docs/explanation/queue-protocol.md"
+    page = "docs/reference/redis-keys.md"
     return f"Redis refuses the user, the password or a command; {page} has the ACL that suffices"
 
 

@@ -1,4 +1,4 @@
-"""Bringing the table of the worker that this one replaces into `faces` (CONTRACT: What the worker … stored)."""
+"""Bringing the table of the worker that this one replaces into `faces` (docs/reference/contract.md)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The result of a comparison in Redis, and the race for its key.
 
-The API pushes the job first and writes `INITIATED` after it, without a TTL (CONTRACT: Results). So that word may
-replace PROCESSING or the answer at any later moment, once. Every write of ours therefore reads what it replaces:
-who has seen INITIATED knows that nothing can come after it. Who has not keeps the answer under watch, and what is
-still unconfirmed when the watching ends is noted for later runs, which heal it for as long as a result lives.
+The API pushes the job first and writes `INITIATED` after it, without a TTL (docs/reference/contract.md). So that
+word may replace PROCESSING or the answer at any later moment, once. Every write of ours therefore reads what it
+replaces: who has seen INITIATED knows that nothing can come after it. Who has not keeps the answer under watch, and
+what is still unconfirmed when the watching ends is noted for later runs, which heal it for as long as a result lives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two kinds of job, decoded from the wire and validated (see CONTRACT: Lists).
+"""The two kinds of job, decoded from the wire and validated (docs/reference/contract.md).
 
 Decoding raises `InvalidJobError` and nothing else, whatever the bytes. The error's sentence names the field and
 never repeats a value of it: payloads hold selfies.

@@ -2,7 +2,7 @@
 
 Imports hold the interpreter, so `app` has them one after the other, in the order in which something slow can begin
 behind them: the model loads in a thread of its own, then the first jobs are fetched and computed, and PostgreSQL's
-driver, a quarter of all imports, comes last. docs/performance.md has the measurements.
+driver, a quarter of all imports, comes last. docs/explanation/performance.md has the measurements.
 """
 
 from __future__ import annotations

@@ -88,8 +88,10 @@ def _keda_client(kind: str, metadata: Object, parameters: Object, options: dict[
 
 def _allow(server: EmbeddedRedis) -> None:
     """Let in the documented user with an awkward password, and the default user no longer."""
-    _, name, *rules = acl_line((PAGES / "explanation" / "queue-protocol.md").read_text(encoding="utf-8")).split()
-    (more,) = re.findall(r"An ACL user needs .*", (PAGES / "how-to" / "kubernetes.md").read_text(encoding="utf-8"))
+    _, name, *rules = acl_line((PAGES / "reference" / "redis-keys.md").read_text(encoding="utf-8")).split()
+    (more,) = re.findall(
+        r"An ACL user needs .*?\n\n", (PAGES / "how-to" / "kubernetes.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     granted = re.findall(r"`(\+\w+)`", more)
     assert granted == ["+type", "+select"]
     client = opened(server)

@@ -244,7 +244,7 @@ def server_context(authority: trustme.CA, *, clients: trustme.CA | None = None) 
 
 
 def acl_line(page: str) -> str:
-    """Return the ACL line of docs/explanation/queue-protocol.md, in its code block."""
+    """Return the ACL line of docs/reference/redis-keys.md, in its code block."""
     found = re.search(r"^user (\S+) on .*$", page, re.MULTILINE)
-    assert found, "docs/explanation/queue-protocol.md shows no ACL line"
+    assert found, "docs/reference/redis-keys.md shows no ACL line"
     return found[0]

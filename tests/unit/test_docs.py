@@ -1,24 +1,31 @@
-"""README and chart say what the code says."""
+"""The generated parts of the documentation say what the code says."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tools import chart_docs
-from tools.docs import renewed
+import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+from tools import chart_docs, docs
 
-
-def test_the_generated_parts_of_the_readme_are_current() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert text == renewed(text), "run `make docs`"
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_generated_parts_of_the_chart_are_current() -> None:
-    values, readme, schema = (
-        (chart_docs.CHART / name).read_text(encoding="utf-8")
-        for name in ("values.yaml", "README.md", "values.schema.json")
+@pytest.mark.parametrize("name", docs.PAGES)
+def test_the_generated_parts_of_a_reference_page_are_current(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == docs.renewed(text, docs.PAGES[name]), "run `make docs`"
+
+
+@pytest.mark.parametrize("path", chart_docs.PAGES, ids=lambda path: path.parent.name)
+def test_the_tables_of_chart_values_are_current(path: Path) -> None:
+    values = (chart_docs.CHART / "values.yaml").read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert text == chart_docs.page(text, values), "run `make docs`"
+
+
+def test_the_schema_of_the_chart_is_current() -> None:
+    values, schema = (
+        (chart_docs.CHART / name).read_text(encoding="utf-8") for name in ("values.yaml", "values.schema.json")
     )
-    assert readme == chart_docs.readme(readme, values), "run `make docs`"
     assert schema == chart_docs.schema(schema, values), "run `make docs`"
