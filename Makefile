@@ -79,6 +79,17 @@ docs: $(INSTALLED) ## Write the generated parts of docs/reference, and of the ch
 	@$(BIN)/python -m tools.docs
 	@$(BIN)/python -m tools.chart_docs
 
+SITE := .cache/site/.installed
+$(SITE): requirements/site.txt
+	@$(PYTHON) -m venv .cache/site
+	@.cache/site/bin/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/site.txt
+	@touch $@
+
+.PHONY: site
+site: $(SITE) ## Build docs/ as a website in site-out/; a broken link or a page without a place in mkdocs.yml fails
+	@# Not --quiet: mkdocs counts only the warnings that it prints, so that nothing would fail.
+	@NO_MKDOCS_2_WARNING=1 .cache/site/bin/mkdocs build --strict
+
 .PHONY: manifests
 manifests: $(INSTALLED) ## Render k8s/base, keda and the production overlay from the chart
 	@$(BIN)/python -m tools.manifests
@@ -150,10 +161,11 @@ lock: ## Resolve the pinned packages again (needs uv)
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) pyproject.toml -o requirements/run-cpu.txt
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) --no-emit-package onnxruntime pyproject.toml requirements/gpu.in -o requirements/run-gpu.txt
 	$(RESOLVE) requirements/policy.in -o requirements/policy.txt
+	$(RESOLVE) requirements/site.in -o requirements/site.txt
 	$(RESOLVE) --only-binary :all: requirements/fuzz.in -o requirements/fuzz.txt
 
 .PHONY: clean
 clean: ## Remove what the other targets made
 	@# buildah leaves what it copied from mounted, after an interruption at least
 	@awk -v ours="$$PWD/.cache/" 'index($$2, ours) == 1 {print $$2}' /proc/mounts | sort -r | xargs -r umount
-	rm -rf $(VENV) .cache demo-out bench-out fault-out fuzz-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache demo-out bench-out fault-out fuzz-out site-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -75,7 +75,7 @@ def _section(parser: argparse.ArgumentParser, actions: list[argparse.Action], ab
     text = parser.description or f"{about[:1].upper()}{about[1:]}."
     parts = [f"## `{parser.prog}`", " ".join(text.split())]
     if actions:
-        rows = [f"| `{_cell(_written(action))}` | {_cell(_help(action))} |" for action in actions]
+        rows = [f"| {_code(_written(action))} | {_cell(_help(action))} |" for action in actions]
         parts.append("\n".join(["| argument | what it does |", "|---|---|", *rows]))
     if parser.epilog:
         raw = "\n" in parser.epilog
@@ -99,6 +99,11 @@ def _written(action: argparse.Action) -> str:
 
 def _help(action: argparse.Action) -> str:
     return (action.help or "") % vars(action)
+
+
+def _code(text: str) -> str:
+    """Return `text` as code in a cell of a table: GitHub and Python-Markdown differ on an escaped `|` in backticks."""
+    return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def _cell(text: str) -> str:
