@@ -200,7 +200,7 @@ volumes:
 {{- end }}
 {{- end -}}
 
-{{/* What a pod's end means to its Job. The exit codes are the runner's (README, "Exit codes"). */}}
+{{/* What a pod's end means to its Job. The exit codes are the worker's (docs/reference/exit-codes.md). */}}
 {{- define "spottmee-worker.podFailurePolicy" -}}
 rules:
   # A drained node, a preemption: nobody's fault, and no attempt.
