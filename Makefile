@@ -75,9 +75,10 @@ format: $(INSTALLED) ## Let ruff format and fix the code
 	@$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write the generated parts of docs/reference, and of the chart's README and schema
+docs: $(INSTALLED) ## Write the generated parts of docs/reference, the chart's README and its schema, and wrap all prose
 	@$(BIN)/python -m tools.docs
 	@$(BIN)/python -m tools.chart_docs
+	@$(BIN)/python -m tools.prose
 
 SITE := .cache/site/.installed
 $(SITE): requirements/site.txt

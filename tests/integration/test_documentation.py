@@ -23,7 +23,8 @@ from demo.images import ImageServer
 from demo.servers import free_port
 from runner.queue.leases import LeaseQueue
 from runner.store import schema
-from tests.support.pages import PAGES, ROOT, name_of, script
+from tests.support.pages import name_of, script
+from tools.prose import PAGES, ROOT
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -6,12 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
-    ROOT / "helm" / "spottmee-worker" / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
+from tools.prose import ROOT
+
 _BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -47,10 +43,3 @@ def shell_blocks(page: Path) -> list[Block]:
 def script(page: Path) -> str:
     """Return the commands of a page that can run, as one script; empty where it has none."""
     return "\n".join(block.text for block in shell_blocks(page) if block.reason is None)
-
-
-def prose(page: Path) -> str:
-    """Return a page without its fenced blocks, its comments and what is generated."""
-    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
-    text = re.sub(r"<!-- ([\w-]+): generated.*?<!-- /\1 -->", "", text, flags=re.DOTALL)
-    return re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
