@@ -57,7 +57,7 @@ class MissingRightError(SettingsError):
 
     def __init__(self, grant: str, cause: str) -> None:
         """Keep what `ACL SETUSER` has to grant: words such as +hset or ~face_embeddings:*."""
-        super().__init__(f"grant {grant} (ACL in docs/queue.md); {cause}")
+        super().__init__(f"grant {grant} (ACL in docs/reference/redis-keys.md); {cause}")
         self.grant = grant
 
 

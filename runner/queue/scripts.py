@@ -48,7 +48,7 @@ def refusals(what: str) -> Iterator[None]:
     except ResponseError as error:
         told = reason(error)
         advice = "; something else has written that key: rename or delete it" if "WRONGTYPE" in told else ""
-        raise RedisRefusedError(f"{what}: {told}{advice} (docs/queue.md, Keys)") from None
+        raise RedisRefusedError(f"{what}: {told}{advice} (docs/reference/redis-keys.md, Keys)") from None
 
 
 def _source(name: str) -> str:

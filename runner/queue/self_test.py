@@ -1,7 +1,8 @@
 """Every operation of the queue, tried once on a private list with the rights of the user that asks.
 
-The private keys begin like all the others, so the key patterns of docs/queue.md cover them. Nothing else reads them:
-runs and KEDA know the names of their lists. They are removed at the end, and expire where that is prevented.
+The private keys begin like all the others, so the key patterns of docs/reference/redis-keys.md cover them. Nothing
+else reads them: runs and KEDA know the names of their lists. They are removed at the end, and expire where that is
+prevented.
 """
 
 from __future__ import annotations
@@ -113,5 +114,5 @@ class SelfTest:
         if not held:
             raise CheckFailedError(
                 f"{operation} on the private list {self._list} did not do what it should: look for whatever else "
-                "removes or evicts keys of this Redis (maxmemory-policy, docs/queue.md)"
+                "removes or evicts keys of this Redis (maxmemory-policy, docs/reference/redis-keys.md)"
             )

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from runner.queue.leases import Lease
 
-WORDS = acl_line((Path(__file__).parents[2] / "docs" / "queue.md").read_text(encoding="utf-8")).split()
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis-keys.md"
+WORDS = acl_line(PAGE.read_text(encoding="utf-8")).split()
 COMMANDS = [word for word in WORDS if word.startswith("+")]
 OLDER, NEWER = "job/pod/1", "job/pod/2"
 JOBS = [b"job %d" % number for number in range(9)]

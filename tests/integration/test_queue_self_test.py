@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from tests.support.run_tools import Service
 
-WORDS = acl_line((Path(__file__).parents[2] / "docs" / "queue.md").read_text(encoding="utf-8")).split()
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis-keys.md"
+WORDS = acl_line(PAGE.read_text(encoding="utf-8")).split()
 COMMANDS = {word for word in WORDS if word.startswith("+")}
 PATTERNS = {word for word in WORDS if word.startswith("~")}
 
@@ -103,7 +104,7 @@ def test_doctor_names_every_missing_right_and_changes_nothing(service: Service, 
     ended = service.command("doctor", "--json", REDIS_URL=limited_url)
     (check,) = [check for check in json.loads(ended.output) if check["name"] == "Redis"]
     assert (ended.code, check["ok"]) == (2, False)
-    assert "grant +hset +zadd (ACL in docs/queue.md)" in check["finding"]
+    assert "grant +hset +zadd (ACL in docs/reference/redis-keys.md)" in check["finding"]
     assert sorted(service.redis.keys()) == before
 
 
