@@ -1,7 +1,7 @@
 """Telling photos that were deleted from photos that this run cannot see.
 
 Both look the same: no row. A run that took the second for the first would acknowledge every job of the list and leave
-the photos UPLOADED for ever. docs/queue.md has the rule, its reasons and its limits.
+the photos UPLOADED for ever. docs/explanation/queue-protocol.md has the rule, its reasons and its limits.
 """
 
 from __future__ import annotations
