@@ -45,7 +45,7 @@ def dead_payload(name: str, letter_id: str) -> str:
 
 
 def databases(name: str) -> str:
-    """Return the sorted set of the databases in which photos of the list were found, by when they last were (s)."""
+    """Return the sorted set of the databases in which photos of the list were found, by when they first were (s)."""
     return _side(name, "databases")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from demo.album import jpeg, landscape
 from demo.api import PROCESS_LIST
-from runner.errors import PhotosInvisibleError, SettingsError
+from runner.errors import PhotosInvisibleError, RedisRefusedError, SettingsError
 from runner.queue import keys
 from runner.store.embeddings import EmbeddingStore
 from runner.store.visibility import identity
@@ -331,6 +331,32 @@ def test_what_removes_or_leaves_out_deleted_photos_refuses_where_photos_may_be_h
     assert ended.code == INVISIBLE
     assert "row-level security may hide rows" in ended.errors
     assert (service.faces("ours"), service.faces("theirs")) == (1, 1)
+
+
+# What Redis keeps about it
+
+
+def test_something_else_under_the_key_of_the_databases_ends_the_run_and_no_job(
+    service: Service, server: OddServer
+) -> None:
+    photos = _upload(service, server, 2)
+    service.redis.set(keys.databases("process"), "theirs")
+    ended = service.command("run")
+    assert _counts(ended) == {"code": RedisRefusedError.exit_code, "released": 2}
+    assert "rename or delete it" in ended.lines(event="run ended")[0]["detail"]
+    service.redis.delete(keys.databases("process"))
+    assert service.run().summary["photos"] == len(photos)
+
+
+def test_photos_are_done_on_a_full_redis(service: Service, server: OddServer) -> None:
+    photos = _upload(service, server, 2)
+    service.redis.config_set("maxmemory", "1")
+    try:
+        ended = service.command("run", "--queues", "process", RUNNER_CONNECT_SECONDS="1")
+    finally:
+        service.redis.config_set("maxmemory", "0")
+    assert {service.status(photo_id) for photo_id in photos} == {"NO_FACES_FOUND"}, ended.errors
+    assert (ended.code, ended.summary["photos"]) == (0, 2), ended.errors
 
 
 # Which database it is
