@@ -11,6 +11,8 @@ PACK ?= buffalo_sc
 MODEL := $(VENV)/share/spottmee-worker/model
 INSTALLED := $(VENV)/.installed
 BAKED := $(MODEL)/manifest.json
+# Processes that the tests are spread over. Much of a test is waiting for servers, so a few more than cores pay.
+WORKERS ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
@@ -40,8 +42,16 @@ demo: setup ## Run the main job: real photos in, matches out (ALBUM=folder SELFI
 	@$(BIN)/python -m demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
 
 .PHONY: test
-test: setup ## Run the tests (long campaigns shortened)
-	@$(BIN)/python -m pytest
+test: setup ## Run the tests, long campaigns shortened (under 6 minutes on 2 cores; WORKERS=1 runs them one after the other)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+
+.PHONY: check
+check: lint ## Lint, types and unit tests: what to run before each commit (under 90 s)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -q tests/unit
+
+.PHONY: coverage
+coverage: setup ## Run the tests and show the branch coverage of runner/, in its processes too: coverage-out/index.html
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
 
 .PHONY: e2e
 e2e: setup ## Run the service on a real control plane with KEDA, built once from Go modules; or on a given cluster
@@ -169,4 +179,4 @@ lock: ## Resolve the pinned packages again (needs uv)
 clean: ## Remove what the other targets made
 	@# buildah leaves what it copied from mounted, after an interruption at least
 	@awk -v ours="$$PWD/.cache/" 'index($$2, ours) == 1 {print $$2}' /proc/mounts | sort -r | xargs -r umount
-	rm -rf $(VENV) .cache demo-out bench-out fault-out fuzz-out site-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) coverage-out .coverage* .cache demo-out bench-out fault-out fuzz-out site-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
