@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from runner.errors import SettingsError
 
@@ -92,40 +92,64 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 
 def _redis_url(value: str) -> str:
-    _check_url(
+    parts = _url(
         value,
         ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
     )
+    if not (parts.netloc or parts.path.strip("/")):
+        raise ValueError(_MALFORMED)
     return value
 
 
 def _postgres_url(value: str) -> str:
-    _check_url(value, ("postgres", "postgresql"))
+    parts = _url(value, ("postgres", "postgresql"))
+    # libpq takes the first @ for the end of the password, and what follows it for the host.
+    if not (parts.netloc or parts.path.strip("/")) or parts.netloc.count("@") > 1:
+        raise ValueError(_MALFORMED)
     return value
 
 
 def _proxy_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        valid = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
+    parts = _url(value, ("http",))
+    if not parts.hostname or parts.port == 0:
         message = "must be http://host:port, with a user and password where needed"
         raise ValueError(message)
     return value
 
 
-def _check_url(value: str, schemes: tuple[str, ...]) -> None:
-    """Check the shape alone. The message never repeats the URL: it holds a password."""
+ENCODING_ADVICE = (
+    "special characters in a user name or password (/ # ? @ : %) must be %-encoded: / is %2F, # is %23, ? is %3F"
+)
+_MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
+_UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_PLACE = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")
+_LARGEST_PORT = 65_535
+
+
+def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
+    """Return the parts of `value`, or raise `ValueError` with a message that repeats no part of it.
+
+    An unencoded / # or ? in a password makes a parser take the beginning of the password for a host or a port, and
+    its end for a path or a query. What is left of the user information there is the @ behind it.
+    """
     try:
         parts = urlsplit(value)
-        valid = parts.scheme in schemes and bool(parts.netloc or parts.path.strip("/"))
-    except ValueError:
-        valid = False
-    if not valid:
+    except ValueError:  # its message may repeat the password
+        raise ValueError(_MALFORMED) from None
+    if parts.scheme not in schemes:
         message = f"must be a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes[:2])}"
         raise ValueError(message)
+    after_host = f"{parts.path}{parts.query}"
+    places = parts.netloc.rpartition("@")[2].split(",")
+    if _UNREADABLE.search(value) or "#" in value or "@" in after_host or not all(map(_is_place, places)):
+        raise ValueError(_MALFORMED)
+    return parts
+
+
+def _is_place(text: str) -> bool:
+    """Return whether `text` is a host with or without a port."""
+    found = _PLACE.fullmatch(text)
+    return found is not None and int(found[1] or 0) <= _LARGEST_PORT
 
 
 def _setting(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from runner.errors import RedisUnreachableError, SettingsError
+from runner.settings import ENCODING_ADVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ _PARAMETERS = frozenset(
         "socket_connect_timeout", "health_check_interval", "client_name", "protocol",
     }
 )  # fmt: skip
+# What is repeated of an unknown parameter: nothing that does not look like the name of one.
+_PARAMETER_NAME = re.compile(r"[a-z][a-z_]{1,40}")
 _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 # What servers answer while they start, fail over or run full, where redis-py has no class for it. Also inside the
 # message of a script that met it.
@@ -68,7 +71,7 @@ def connect(settings: Settings) -> Redis:
     except (ValueError, TypeError) as error:
         close(client)
         raise SettingsError(
-            f"REDIS_URL cannot be used ({type(error).__name__}): check its host, port and parameters"
+            f"REDIS_URL cannot be used ({type(error).__name__}): check its host, port and parameters; {ENCODING_ADVICE}"
         ) from None
     except BaseException:
         close(client)
@@ -110,7 +113,7 @@ class Address:
 
 
 def parse_url(url: str) -> Address:
-    """Return what `url` says, or raise `SettingsError`. Messages never repeat the URL, which holds a password."""
+    """Return what `url` says, or raise `SettingsError`. Messages never repeat a part of it: it holds a password."""
     try:
         parts = urlsplit(url)
         scheme, _, kind = parts.scheme.partition("+")
@@ -119,8 +122,10 @@ def parse_url(url: str) -> Address:
         hosts = [] if unix else _hosts(parts, _SENTINEL_PORT if kind == "sentinel" else _DEFAULT_PORT)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         words = [unquote(word) for word in parts.path.strip("/").split("/") if word]
-    except ValueError as error:
-        raise SettingsError(f"REDIS_URL cannot be read ({error}): check its hosts, ports and parameters") from None
+    except ValueError:  # its message may repeat the password
+        raise SettingsError(
+            f"REDIS_URL is malformed: check its hosts, ports and parameters; {ENCODING_ADVICE}"
+        ) from None
     if kind == "standalone" and len(hosts) > 1:
         raise SettingsError("REDIS_URL names several hosts: they need redis+sentinel:// or redis+cluster://")
     master = ""
@@ -136,7 +141,7 @@ def parse_url(url: str) -> Address:
         name.removeprefix("sentinel_"): options.pop(name) for name in _SENTINEL_PARAMETERS if name in options
     }
     sentinel_options |= {name: value for name, value in options.items() if name.startswith("ssl")}
-    return Address(kind, hosts, parts.path if unix else "", master, database, options, sentinel_options)
+    return Address(kind, hosts, unquote(parts.path) if unix else "", master, database, options, sentinel_options)
 
 
 def _hosts(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
@@ -160,12 +165,13 @@ def _database(words: list[str]) -> int:
 def _options(parts: SplitResult, query: dict[str, str], *, kind: str, tls: bool) -> dict[str, Any]:
     known = _PARAMETERS | (_SENTINEL_PARAMETERS if kind == "sentinel" else frozenset())
     if unknown := sorted(set(query) - known):
-        raise SettingsError(f"REDIS_URL: unknown parameter {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+        named = ", ".join(name for name in unknown if _PARAMETER_NAME.fullmatch(name)) or "(not repeated here)"
+        raise SettingsError(f"REDIS_URL: unknown parameter {named} (known: {', '.join(sorted(known))})")
     if not tls and (stray := sorted(name for name in query if name.startswith("ssl_"))):
         raise SettingsError(f"REDIS_URL: {', '.join(stray)} needs TLS: a scheme that begins with rediss")
     for name in _FILES:
         if name in query and not _readable(query[name]):
-            raise SettingsError(f"REDIS_URL: {name} names a file that cannot be read: {query[name]}")
+            raise SettingsError(f"REDIS_URL: {name} names a file that cannot be read")
     from redis.connection import URL_QUERY_ARGUMENT_PARSERS as PARSERS
 
     values: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from runner.errors import DatabaseUnreachableError, SettingsError
-from runner.settings import postgres_conninfo
+from runner.settings import ENCODING_ADVICE, postgres_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,6 +145,8 @@ class Database:
             if _REFUSED_FOR_GOOD.search(str(error)):
                 raise SettingsError(f"{self.variable} was refused by PostgreSQL: {reason(error)}") from None
             raise
+        except psycopg.ProgrammingError:  # psycopg's own, which repeats the value of a parameter
+            raise SettingsError(f"{self.variable} has a parameter whose value is not valid") from None
         try:
             _configure(connection, self._schema, self._statement_seconds)
         except psycopg.Error:
@@ -158,14 +160,12 @@ def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[st
     try:
         given = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
-        # libpq's text quotes the part that it stumbled over, which may be the password: only a name is repeated.
-        # With an @ in the query, even the name may be a piece of a password with a ? in it.
-        name = (
-            re.search(r'invalid URI query parameter: "(\w+)"', str(error)) if "@" not in urlsplit(url).query else None
-        )
-        what = f"has an unknown parameter {name[1]}" if name else "is no URL that libpq understands"
-        advice = "characters like @ : / % # in user or password must be percent-encoded"
-        raise SettingsError(f"{variable} {what} ({advice})") from None
+        # libpq's text quotes the part that it stumbled over, which may be the password. What looks like the name of
+        # a parameter is repeated, unless an @ shows that it is a piece of a password with a ? in it.
+        pattern = r'invalid URI query parameter: "([a-z][a-z_]{1,40})"'
+        name = re.search(pattern, str(error)) if "@" not in urlsplit(url).query else None
+        what = f"has an unknown parameter {name[1]}" if name else "is malformed"
+        raise SettingsError(f"{variable} {what}; {ENCODING_ADVICE}") from None
     return {
         **_LIMITS,
         "application_name": application_name,
@@ -253,4 +253,6 @@ def reason(error: psycopg.Error) -> str:
     failed = text.splitlines()[0].removeprefix("connection failed: ")
     if "FATAL:" in failed:
         return failed.partition("FATAL:")[2].strip()
-    return re.sub(r"(\"[^\"]*\"|'[^']*')", "…", failed)
+    # From the first quotation mark to the last: what is quoted may hold quotation marks and line breaks itself.
+    unquoted = re.sub(r"\".*\"|'.*'", "…", text, flags=re.DOTALL)
+    return unquoted.splitlines()[0].removeprefix("connection failed: ")

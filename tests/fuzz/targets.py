@@ -14,12 +14,23 @@ from random import Random
 import cv2
 import numpy as np
 
-from runner.errors import FetchError, ForbiddenUrlError, ImageUndecodableError, InvalidJobError, JobError
+from runner.errors import (
+    FetchError,
+    ForbiddenUrlError,
+    ImageUndecodableError,
+    InvalidJobError,
+    JobError,
+    SettingsError,
+)
 from runner.images import guard, headers
 from runner.images import urls as image_urls
+from runner.images.connection import Proxy
 from runner.images.decode import decode
 from runner.jobs import CompareJob, ProcessJob, decode_compare, decode_process
-from tests.fuzz import images, payloads, urls
+from runner.queue.client import parse_url
+from runner.settings import load
+from runner.store.database import Database
+from tests.fuzz import images, payloads, settings_urls, urls
 
 MOST_PIXELS = 1_000_000
 MOST_BYTES = 1_000_000
@@ -153,11 +164,31 @@ def _check_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Non
         assert address not in ipaddress.ip_network(network)
 
 
+def check_setting(data: bytes) -> str:
+    """Read a URL of the settings as every command does, short of connecting: no message repeats a part of it."""
+    name, _, url = data.decode("utf-8", "surrogateescape").partition("=")
+    given = {"REDIS_URL": "redis://h", "DATABASE_URL": "postgresql://h/d", name: url}
+    try:
+        settings = load(given)
+        parse_url(settings.redis_url)
+        for variable in ("DATABASE_URL", "EMBEDDINGS_DATABASE_URL"):
+            Database(getattr(settings, variable.lower()), application_name="fuzz", variable=variable)
+        if settings.proxy_url:
+            Proxy.from_url(settings.proxy_url)
+    except SettingsError as error:
+        assert name in str(error)  # noqa: PT017 - both outcomes are right
+        assert not any(canary in str(error) for canary in settings_urls.CANARIES), error  # noqa: PT017
+        return "refused"
+    assert not any(canary in repr(settings) for canary in settings_urls.CANARIES)
+    return "read"
+
+
 TARGETS = {
     target.name: target
     for target in (
         Target("payload", check_payload, payloads.generate, payloads.mutate, payloads.corpus),
         Target("image", check_image, images.generate, images.mutate, images.corpus),
+        Target("setting", check_setting, settings_urls.generate, settings_urls.mutate, settings_urls.corpus),
         Target("url", check_url, urls.generate, urls.mutate, urls.corpus),
     )
 }

@@ -1,0 +1,97 @@
+"""No part of a URL's password is printed, whatever is wrong with the URL and whichever command reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.cli import main
+from tests.fuzz import settings_urls
+from tests.fuzz.campaign import make_input
+from tests.fuzz.targets import TARGETS
+
+# Every command that reads one of the settings, in the order in which they are tried with each of them.
+_COMPARISON = json.dumps({"jobId": "j", "storedIds": ["a"], "selfie": "AAAA"})
+COMMANDS = {
+    "REDIS_URL": (["dead", "list"], ["dead", "requeue", "--all"], ["status"], ["debug", "--photo", "p", "--local"]),
+    "DATABASE_URL": (["sweep"], ["import-legacy", "--model", "m"]),
+    "EMBEDDINGS_DATABASE_URL": (["migrate"], ["migrate", "--check"]),
+    "RUNNER_PROXY_URL": (["debug", "--local", "--photo", "p", "--url", "https://8.8.8.8/x.jpg"],),
+}
+FIRST = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Settings with which a command is done at once: nothing is waited for, no cluster is found."""
+    for name, value in {**FIRST, "RUNNER_CONNECT_SECONDS": "0", "KUBECONFIG": str(tmp_path / "none"),
+                        "RUNNER_FETCH_CONNECT_SECONDS": "0.2", "RUNNER_FETCH_SECONDS": "0.5"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    yield monkeypatch
+    assert list(tmp_path.iterdir()) == []
+
+
+def _cases(name: str) -> list[str]:
+    """Return URLs for a setting: one for each special character, and some of the fuzzer's."""
+    inputs = [*settings_urls.corpus(), *(make_input(TARGETS["setting"], 5, number) for number in range(400))]
+    found = [data.decode("utf-8", "surrogateescape").partition("=") for data in inputs]
+    return list(dict.fromkeys(url for variable, _, url in found if variable == name and "\0" not in url))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_repeats_a_part_of_a_password(
+    name: str, surroundings: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cases = _cases(name)
+    assert len(cases) > 80
+    leaks, codes = [], set()
+    for number, url in enumerate(cases):
+        surroundings.setenv(name, url)
+        command = COMMANDS[name][number % len(COMMANDS[name])]
+        codes.add(main(command))
+        said = "".join(capfd.readouterr())
+        leaks += [(command, url, said) for canary in settings_urls.CANARIES if canary in said]
+        assert "Traceback" not in said, (command, url, said)
+        assert name in said or command[0] == "debug", (command, url, said)
+    assert leaks == []
+    assert codes <= {2, 5, 75}
+    assert 2 in codes
+
+
+@pytest.mark.parametrize("special", ["/", "#", "?"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unencoded_character_is_named_as_the_cause(name: str, special: str) -> None:
+    """The whole program, `run` and `doctor` included, with its termination log."""
+    url = f"{settings_urls.VARIABLES[name][0]}://user:S3cretPrefix{special}S3cretSuffix@127.0.0.1:1/0"
+    environment = {**os.environ, **FIRST, name: url, "RUNNER_CONNECT_SECONDS": "0", "RUNNER_LOG_LEVEL": "debug"}
+    for command in ("run", "doctor"):
+        done = subprocess.run(
+            [sys.executable, "-m", "runner", command], env=environment, capture_output=True, text=True, check=False
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 2, said
+        assert "S3cret" not in said
+        assert f"{name} is malformed" in said
+        assert "%-encoded" in said
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["https://u:S3cretPrefix/S3cretSuffix@127.0.0.1:1/x.zip", "https://u:S3cretPrefix@127.0.0.1:1/x.zip",
+     "http://u:S3cretPrefix#S3cretSuffix@127.0.0.1:1/x.zip", "http://u:S3cretPrefix?S3cretSuffix@127.0.0.1:1/x.zip",
+     "ftp://u:S3cretPrefix@h/x.zip", "HTTPS://u:S3cretPrefix@h/x.zip", " https://u:S3cretPrefix@h/x.zip",
+     "http://u:S3cretPrefix@[::1/x.zip", "http://u:S3cretPrefix\n@h/x.zip"],
+)  # fmt: skip
+def test_the_source_of_a_model_is_not_repeated(source: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["models", "bake", "--pack", "buffalo_l", "--out", str(tmp_path / "x"), "--source", source]
+    assert main([*arguments, "--sha256", "0" * 64]) in (2, 4)
+    said = "".join(capfd.readouterr())
+    assert "S3cret" not in said
+    assert "--source" in said
