@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
 from typing import Any
+
+from runner.output import json_text, printable
 
 LOGGER_NAME = "spottmee"
 # Inside a pod every line says where it comes from; the chart sets these from the downward API.
@@ -56,7 +57,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json_text(line, ascii_only=False)
 
 
 class TextFormatter(logging.Formatter):
@@ -65,8 +66,15 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname} "
-        values = "  ".join(f"{key}={value}" for key, value in _extras(record).items())
-        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}  {values}"
+        values = "  ".join(f"{key}={_value(value)}" for key, value in _extras(record).items())
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{moment} {level}{printable(record.getMessage())}  {values}"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return line.rstrip()
+
+
+def _value(value: object) -> str:
+    """Return `value` as it stands behind its name: in quotation marks where it could be read as another value."""
+    text = printable(str(value))
+    return json_text(text, ascii_only=False) if "  " in text or "=" in text or text.startswith('"') else text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from runner.output import json_text
 
 
 class Ending(StrEnum):
@@ -63,4 +64,4 @@ class Summary:
 
     def line(self) -> str:
         """Return the last line of standard output."""
-        return json.dumps(self.document())
+        return json_text(self.document())

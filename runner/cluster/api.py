@@ -59,6 +59,7 @@ class Cluster:
         Nothing is sent yet. Raises `NoClusterError` where there is neither.
         """
         try:
+            import yaml
             from kubernetes import client as api
             from kubernetes import config
         except ModuleNotFoundError:
@@ -70,6 +71,8 @@ class Cluster:
             config.load_kube_config(file, context=context, client_configuration=configuration)
             chosen = _context(config.list_kube_config_contexts(file), context)
             found, name = chosen["context"].get("namespace"), chosen["name"]
+        except yaml.YAMLError:  # its message repeats a part of the file, which holds credentials
+            raise NoClusterError("the kubeconfig (KUBECONFIG, ~/.kube/config) is not valid YAML") from None
         except (config.ConfigException, OSError) as error:
             if context is not None:
                 raise NoClusterError(f"context {context}: {_line(error)}") from None
