@@ -7,7 +7,6 @@ answer) is left out, and the connection for matching is read-only.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -91,7 +90,9 @@ class Outcome:
 
 
 def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Outcome:
-    """Do the job and save its image with what was found on it; a `JobError` is part of the outcome.
+    """Do the job; a `JobError` is part of the outcome.
+
+    Only where `picture` is given, the image is saved, with what was found on it.
 
     Raises `ModelError`, `SettingsError` and `UnreachableError` as a run does.
     """
@@ -124,7 +125,8 @@ def _work(payload: bytes, settings: Settings, picture: Path | None, outcome: Out
     outcome.model = engine.model
     with engine, outcome.stage("faces"):
         outcome.faces = engine.analyse(image)
-    outcome.picture = _save(image, outcome.faces, picture or _default_name(outcome.subject))
+    if picture is not None:
+        outcome.picture = _save(image, outcome.faces, picture)
     if isinstance(job, CompareJob):
         if not outcome.faces:
             raise NoFaceInSelfieError
@@ -185,10 +187,6 @@ def check_picture(name: str) -> Path:
     return path
 
 
-def _default_name(subject: str) -> Path:
-    return Path(f"debug-{re.sub(r'[^A-Za-z0-9_-]+', '_', subject)[:64]}.jpg")
-
-
 def _save(image: NDArray[np.uint8], faces: Sequence[Face], path: Path) -> Path:
     """Write the picture for its owner's eyes only: it shows people."""
     import cv2
@@ -196,6 +194,7 @@ def _save(image: NDArray[np.uint8], faces: Sequence[Face], path: Path) -> Path:
     _, encoded = cv2.imencode(path.suffix.lower(), annotate(image, faces))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 - a mode
+            os.fchmod(file.fileno(), 0o600)  # a file that was there keeps its mode otherwise
             file.write(encoded.tobytes())
     except OSError as error:
         raise SettingsError(f"the picture cannot be written to {path} (--out): {error.strerror}") from None
