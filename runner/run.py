@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from runner import logs
+from runner import logs, output
 from runner.deferred import defer
 from runner.errors import RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
 from runner.stop import Stop, StoppedEarlyError
@@ -177,20 +177,44 @@ def _drain(settings: Settings, summary: Summary, stop: Stop, held: _Held) -> str
                 leased.take_over()
         if "compare" in queues:
             results.heal()
-        return _drained(drain, engine, held)
+        expire = partial(_expire, redis, stop) if not settings.job else lambda: None
+        return _drained(drain, engine, held, expire)
 
 
-def _drained(drain: Drain, engine: Future[Engine], held: _Held) -> str:
-    """Drain the lists and return why it ended; what is held after an error is given back."""
+def _drained(drain: Drain, engine: Future[Engine], held: _Held, expire: Callable[[], None]) -> str:
+    """Drain the lists and return why it ended; what is held after an error is given back.
+
+    Either way `expire` is called then, unless Redis is away: also runs that cannot work bound the life of selfies.
+    """
     try:
         reason = drain.run()
     except RedisUnreachableError:  # what is leased there can only fall due by itself
         raise
     except Exception:
         held.give_back()
+        expire()
         raise
+    expire()
     engine.result()  # a pack that cannot be used is an error of a run without photos too
     return reason
+
+
+def _expire(redis: Redis, stop: Stop) -> None:
+    """End the comparisons that have waited for too long. A failure is a warning: the run's own work is done."""
+    if stop.requested:
+        return
+    from runner.expire import expire_comparisons
+
+    stop.progress()
+    try:
+        expired = expire_comparisons(redis)
+    except RunnerError as error:
+        logs.logger().warning(
+            "expired comparisons were not removed", extra={"reason": error.word, "detail": str(error)}
+        )
+        return
+    if expired:
+        logs.logger().warning("comparisons expired", extra={"count": expired})
 
 
 def _sources(settings: Settings, redis: Redis, owner: str) -> dict[str, LeaseSource]:
@@ -284,10 +308,10 @@ def _in_background(work: Callable[[], T], name: str) -> Future[T]:
 
 def _print(summary: Summary, settings: Settings) -> None:
     line = summary.line()
-    print(line, flush=True)
+    output.line(line)
     if settings.termination_log:
         try:
             with open(settings.termination_log, "w", encoding="utf-8") as message:  # noqa: PTH123 - often a device
                 message.write(line)
         except OSError as error:
-            print(f"spottmee-worker: cannot write {settings.termination_log}: {error.strerror}", file=sys.stderr)
+            output.problem(f"spottmee-worker: cannot write {settings.termination_log}: {error.strerror}")

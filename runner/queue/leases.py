@@ -180,6 +180,8 @@ class LeaseQueue:
 
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:
         """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""
+        from runner.queue.payloads import may_hold_selfie
+
         letter = {
             "id": lease.id,
             "queue": self.name,
@@ -189,7 +191,8 @@ class LeaseQueue:
             "runner": self.owner,
             "bytes": max(lease.bytes, len(lease.payload)),
         }
-        seconds = SELFIE_SECONDS if self.name == "compare" else LETTER_SECONDS
+        selfie = self.name == "compare" or lease.truncated or may_hold_selfie(lease.payload)
+        seconds = SELFIE_SECONDS if selfie else LETTER_SECONDS
         done = Script(self._client, "bury")(
             [*self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id)],
             [

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 _LONGEST_TEXT = 300
 _MOST_ITEMS = 10
 _DEEPEST = 6
+# A URL has 8,192 characters at most (`images/urls.py`), of up to 6 bytes each in JSON.
+_LARGEST_PHOTO_JOB = 64 * 2**10
 _SELFIE = re.compile(rb"selfie", re.IGNORECASE)
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _QUERY = re.compile(r"[?#]")
@@ -32,8 +34,15 @@ def shown(payload: bytes) -> Any:
 
 
 def may_hold_selfie(payload: bytes) -> bool:
-    """Return whether a payload names a selfie, also where it is no valid JSON."""
-    return bool(_SELFIE.search(payload)) or b"\\u" in payload
+    """Return whether a payload names a selfie, also where it is no valid JSON, or is too large for a photo's job."""
+    if len(payload) > _LARGEST_PHOTO_JOB or _SELFIE.search(payload):
+        return True
+    if b"\\u" not in payload:
+        return False
+    try:
+        return "selfie" in json.dumps(json.loads(payload), ensure_ascii=False).lower()
+    except (ValueError, RecursionError):
+        return True
 
 
 def _sha256(data: bytes) -> str:

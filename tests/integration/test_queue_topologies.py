@@ -16,6 +16,7 @@ from runner.demo.servers import EmbeddedRedis
 from runner.errors import RedisRefusedError, RedisUnreachableError, SettingsError
 from runner.queue import keys
 from runner.queue.client import connect
+from runner.queue.expiry import Expiry
 from runner.queue.letters import DeadLetters, Requeued
 from runner.settings import Settings, load
 from runner.store.results import ResultStore
@@ -87,6 +88,11 @@ def play(client: Any) -> None:
         assert next_.acknowledge_many(found) == set()
         counts = next_.counts()
         assert (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0)
+        push(client, [b"old 1", b"old 2"], name)
+        expiry = Expiry(client, name, seconds=0)
+        assert [expiry.remove(job, "expired", "") for job in expiry.find()] == [True, True]
+        assert next_.counts().waiting == 0
+        assert [letters.purge(letter.id) for letter in letters.all()] == [True, True]
     results, job = ResultStore(client), str(uuid.uuid4())
     assert results.begin(job) is False
     assert results.answer(job, ["p1"], {"error": None}) is False
