@@ -30,6 +30,13 @@ def json_text(document: Any, *, indent: int | None = None, ascii_only: bool = Tr
     return "".join(_json_escaped(character) if character != "\n" else character for character in text)
 
 
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` without the `secrets`: a server may repeat what it was sent."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "…")
+    return text
+
+
 def line(text: str = "") -> None:
     """Print one line on standard output; a line break within `text` is escaped."""
     print(printable(text), flush=True)

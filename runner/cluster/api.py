@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,7 +176,7 @@ class Cluster:
         except ConfigException as error:
             raise ClusterError(f"{self.name}: {_line(error)}") from None
         except (HTTPError, OSError) as error:
-            host = self._client.configuration.host
+            host = re.sub(r"//[^/]*@", "//", self._client.configuration.host)  # without user and password
             if isinstance(error, ReadTimeoutError):
                 raise ClusterError(f"{host} (context {self.name}) did not answer `{action}` in time") from None
             raise ClusterError(

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from runner.errors import RedisUnreachableError, SettingsError
+from runner.output import redacted
 from runner.settings import ENCODING_ADVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from redis import Redis
 
@@ -57,7 +58,7 @@ def connect(settings: Settings) -> Redis:
     refuses the credentials, the database, the certificate or a command.
     """
     address = parse_url(settings.redis_url)
-    patience = Patience(settings.connect_seconds)
+    patience = Patience(settings.connect_seconds, secrets=address.secrets())
     client: Any = None
     try:
         client = patience.call(lambda: _open(address))
@@ -110,6 +111,10 @@ class Address:
     database: int
     options: dict[str, Any]
     sentinel_options: dict[str, Any]
+
+    def secrets(self) -> list[str]:
+        """Return the passwords, which no message may repeat."""
+        return [options["password"] for options in (self.options, self.sentinel_options) if "password" in options]
 
 
 def parse_url(url: str) -> Address:
@@ -242,8 +247,12 @@ def _disconnect(client: Any) -> None:
 class Patience:
     """Repeats a command while its failures are passing ones, for a bounded time with growing, jittered pauses."""
 
-    def __init__(self, seconds: float, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, seconds: float, *, secrets: Sequence[str] = (), sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        """`secrets` are left out of the messages of errors, where a server has repeated them."""
         self._seconds = seconds
+        self._secrets = secrets
         self._sleep = sleep
 
     def call(self, command: Callable[[], Any], *, reset: Callable[[], None] = lambda: None) -> Any:
@@ -257,15 +266,18 @@ class Patience:
                 return command()
             except (RedisError, RedisClusterException) as error:
                 if is_refusal(error):
-                    raise SettingsError(f"REDIS_URL: {_advice(error)} ({reason(error)})") from None
+                    raise SettingsError(f"REDIS_URL: {_advice(error)} ({self._reason(error)})") from None
                 if not is_passing(error):
                     raise
                 started = time.monotonic() if started is None else started
                 if time.monotonic() - started + pause > self._seconds:
-                    raise RedisUnreachableError(f"{reason(error)} (tried for {self._seconds:g} s)") from None
+                    raise RedisUnreachableError(f"{self._reason(error)} (tried for {self._seconds:g} s)") from None
             self._sleep(pause * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             reset()
+
+    def _reason(self, error: Exception) -> str:
+        return redacted(reason(error), self._secrets)
 
 
 def is_passing(error: Exception) -> bool:

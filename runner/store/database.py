@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from runner.errors import DatabaseUnreachableError, SettingsError
+from runner.output import redacted
 from runner.settings import ENCODING_ADVICE, postgres_conninfo
 
 if TYPE_CHECKING:
@@ -114,6 +115,11 @@ class Database:
         self._connection: psycopg.Connection | None = None
 
     @property
+    def secrets(self) -> list[str]:
+        """The passwords, which no message may repeat."""
+        return [self._parameters[name] for name in ("password", "sslpassword") if name in self._parameters]
+
+    @property
     def connection(self) -> psycopg.Connection:
         """The live connection, opened where there is none. Raises what one attempt of `connect` meets."""
         if self._connection is None or self._connection.closed:
@@ -143,7 +149,9 @@ class Database:
             connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
         except psycopg.OperationalError as error:
             if _REFUSED_FOR_GOOD.search(str(error)):
-                raise SettingsError(f"{self.variable} was refused by PostgreSQL: {reason(error)}") from None
+                raise SettingsError(
+                    f"{self.variable} was refused by PostgreSQL: {reason(error, self.secrets)}"
+                ) from None
             raise
         except psycopg.ProgrammingError:  # psycopg's own, which repeats the value of a parameter
             raise SettingsError(f"{self.variable} has a parameter whose value is not valid") from None
@@ -218,6 +226,7 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         return isinstance(error, psycopg.Error) and is_transient(error)
 
     names = " or ".join(dict.fromkeys(database.variable for database in databases))
+    secrets = [secret for database in databases for secret in database.secrets]
     try:
         try:
             return attempt()
@@ -228,9 +237,13 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         return _again(attempt, passing, seconds)
     except psycopg.Error as error:
         if passing(error):
-            raise DatabaseUnreachableError(f"{names}: {reason(failures[-1])} (tried for {seconds:g} s)") from None
+            raise DatabaseUnreachableError(
+                f"{names}: {reason(failures[-1], secrets)} (tried for {seconds:g} s)"
+            ) from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
-            raise SettingsError(f"{names}: PostgreSQL refuses what this program does: {reason(error)}") from None
+            raise SettingsError(
+                f"{names}: PostgreSQL refuses what this program does: {reason(error, secrets)}"
+            ) from None
         raise
 
 
@@ -242,11 +255,15 @@ def _again(attempt: Callable[[], T], passing: Callable[[BaseException], bool], s
     return again(attempt)
 
 
-def reason(error: psycopg.Error) -> str:
-    """Return one line that says what went wrong, without anything that came out of a URL or a job.
+def reason(error: psycopg.Error, secrets: Sequence[str] = ()) -> str:
+    """Return one line that says what went wrong, without anything that came out of a URL or a job, or `secrets`.
 
     What libpq says about a host may quote a piece of a password whose special characters were not encoded.
     """
+    return redacted(_reason(error), secrets)
+
+
+def _reason(error: psycopg.Error) -> str:
     if error.sqlstate is not None:
         return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
     text = str(error).strip() or type(error).__name__

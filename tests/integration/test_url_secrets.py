@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +83,39 @@ def test_an_unencoded_character_is_named_as_the_cause(name: str, special: str) -
         assert "S3cret" not in said
         assert f"{name} is malformed" in said
         assert "%-encoded" in said
+
+
+class _Echo(socketserver.StreamRequestHandler):
+    """Answers as Redis or PostgreSQL does, with an error that repeats what it was sent."""
+
+    def handle(self) -> None:
+        sent = self.request.recv(4096, socket.MSG_PEEK)
+        if sent.startswith(b"*"):
+            self.wfile.write(b"-ERR WRONGPASS cannot do " + b" ".join(sent.split()) + b"\r\n")
+            return
+        self.rfile.read(int.from_bytes(sent[:4], "big"))
+        self.wfile.write(b"R\0\0\0\x08\0\0\0\x03")  # a cleartext password, please
+        size = int.from_bytes(self.rfile.read(5)[1:], "big") - 4
+        message = b"SFATAL\0C28P01\0Mpassword authentication failed, not " + self.rfile.read(size) + b"\0"
+        self.wfile.write(b"E" + (len(message) + 4).to_bytes(4, "big") + message)
+
+
+@pytest.mark.parametrize("command", ["run", "doctor", "sweep", "migrate", "status", "dead"])
+def test_a_server_that_repeats_the_password_is_not_repeated(command: str) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_address[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "runner", command, *(["list"] if command == "dead" else [])],
+            env={**os.environ, "REDIS_URL": f"redis://:S3cret%2FPrefix@{place}",
+                 "DATABASE_URL": f"postgresql://u:S3cret%2FPrefix@{place}/x?sslmode=disable",
+                 "RUNNER_CONNECT_SECONDS": "0", "KUBECONFIG": "/dev/null"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        server.shutdown()
+    assert done.returncode in (2, 75), done.stderr
+    assert "…" in done.stdout + done.stderr
+    assert "S3cret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
