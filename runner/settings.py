@@ -97,7 +97,7 @@ def _redis_url(value: str) -> str:
         ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
     )
     if not (parts.netloc or parts.path.strip("/")):
-        raise ValueError(_MALFORMED)
+        raise _UrlError(_MALFORMED)
     return value
 
 
@@ -105,16 +105,22 @@ def _postgres_url(value: str) -> str:
     parts = _url(value, ("postgres", "postgresql"))
     # libpq takes the first @ for the end of the password, and what follows it for the host.
     if not (parts.netloc or parts.path.strip("/")) or parts.netloc.count("@") > 1:
-        raise ValueError(_MALFORMED)
+        raise _UrlError(_MALFORMED)
     return value
 
 
 def _proxy_url(value: str) -> str:
     parts = _url(value, ("http",))
+    if "," in parts.netloc.rpartition("@")[2]:
+        raise _UrlError(_MALFORMED)
     if not parts.hostname or parts.port == 0:
         message = "must be http://host:port, with a user and password where needed"
-        raise ValueError(message)
+        raise _UrlError(message)
     return value
+
+
+class _UrlError(ValueError):
+    """A URL is not valid. The message repeats no part of it, as those of parsers do."""
 
 
 ENCODING_ADVICE = (
@@ -127,7 +133,7 @@ _LARGEST_PORT = 65_535
 
 
 def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
-    """Return the parts of `value`, or raise `ValueError` with a message that repeats no part of it.
+    """Return the parts of `value`, or raise `_UrlError`, whose message repeats no part of it.
 
     An unencoded / # or ? in a password makes a parser take the beginning of the password for a host or a port, and
     its end for a path or a query. What is left of the user information there is the @ behind it.
@@ -135,14 +141,14 @@ def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
     try:
         parts = urlsplit(value)
     except ValueError:  # its message may repeat the password
-        raise ValueError(_MALFORMED) from None
+        raise _UrlError(_MALFORMED) from None
     if parts.scheme not in schemes:
         message = f"must be a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes[:2])}"
-        raise ValueError(message)
+        raise _UrlError(message)
     after_host = f"{parts.path}{parts.query}"
     places = parts.netloc.rpartition("@")[2].split(",")
     if _UNREADABLE.search(value) or "#" in value or "@" in after_host or not all(map(_is_place, places)):
-        raise ValueError(_MALFORMED)
+        raise _UrlError(_MALFORMED)
     return parts
 
 
@@ -421,9 +427,10 @@ def load(
             continue
         try:
             values[item.name] = about["parse"](text)
+        except _UrlError as error:
+            faults.append(f"{name} {error}")
         except ValueError as error:
-            shown = "" if about["secret"] else f" (it is {text!r})"
-            faults.append(f"{name} {error}{shown}")
+            faults.append(f"{name} {_MALFORMED}" if about["secret"] else f"{name} {error} (it is {text!r})")
     if faults:
         raise SettingsError("; ".join(faults))
     values["embeddings_database_url"] = values["embeddings_database_url"] or values["database_url"]

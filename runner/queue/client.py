@@ -196,7 +196,7 @@ def _readable(path: str) -> bool:
     try:
         with Path(path).open("rb"):
             return True
-    except OSError:
+    except (OSError, ValueError):  # a path with a NUL is a ValueError
         return False
 
 
