@@ -72,9 +72,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        told, _, repeated = printable(message).partition(": ")
-        hidden = len(repeated) > LONGEST_ARGUMENT or "selfie" in repeated.lower()
-        super().error(f"{told} (not repeated; a payload must be one quoted argument)" if hidden else printable(message))
+        shown = printable(message)
+        summary, _, repeated = shown.partition(": ")
+        if len(repeated) > LONGEST_ARGUMENT or "selfie" in repeated.lower():
+            shown = f"{summary} (not repeated; a payload must be one quoted argument)"
+        super().error(shown)
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:

@@ -128,7 +128,7 @@ ENCODING_ADVICE = (
 )
 _MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
 _UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_PLACE = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")
+_HOST_AND_PORT = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")
 _LARGEST_PORT = 65_535
 
 
@@ -146,15 +146,15 @@ def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
         message = f"must be a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes[:2])}"
         raise _UrlError(message)
     after_host = f"{parts.path}{parts.query}"
-    places = parts.netloc.rpartition("@")[2].split(",")
-    if _UNREADABLE.search(value) or "#" in value or "@" in after_host or not all(map(_is_place, places)):
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if _UNREADABLE.search(value) or "#" in value or "@" in after_host or not all(map(_is_host_and_port, hosts)):
         raise _UrlError(_MALFORMED)
     return parts
 
 
-def _is_place(text: str) -> bool:
+def _is_host_and_port(text: str) -> bool:
     """Return whether `text` is a host with or without a port."""
-    found = _PLACE.fullmatch(text)
+    found = _HOST_AND_PORT.fullmatch(text)
     return found is not None and int(found[1] or 0) <= _LARGEST_PORT
 
 
