@@ -103,19 +103,20 @@ def _sweep(args: argparse.Namespace) -> int:
     expired, failure = _expired_comparisons(settings, dry_run=args.dry_run)
     swept = _with_both(settings, partial(sweep, dry_run=args.dry_run, allow_all=args.all))
     if args.json:
-        _print_json({**asdict(swept), "expired_comparisons": expired, "dry_run": args.dry_run})
+        comparisons = {} if expired is None else {"expired_comparisons": expired}
+        _print_json({**asdict(swept), **comparisons, "dry_run": args.dry_run})
     else:
         verb = "would be removed" if args.dry_run else "were removed"
         output.line(
             f"{swept.photos} photos have embeddings; {swept.deleted_photos} of them are deleted; "
             f"{swept.removed_faces} faces {verb}"
         )
-        if expired is None:
-            output.line(
-                "waiting comparisons were not looked at: set REDIS_URL, and those older than an hour are removed"
-            )
-        else:
+        if expired is not None:
             output.line(f"{expired} comparisons that had waited for more than an hour {verb}, and answered []")
+    if not settings.redis_url:
+        output.problem(
+            "waiting comparisons were not looked at: set REDIS_URL, and those older than an hour are removed"
+        )
     if failure is not None:
         raise failure
     return 0

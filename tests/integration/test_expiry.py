@@ -115,7 +115,7 @@ def test_a_run_that_works_does_what_is_old(service: Service) -> None:
 
 
 def test_sweep_without_redis_says_so_and_with_one_that_is_away_sweeps_the_rest(service: Service) -> None:
-    assert "set REDIS_URL" in service.command("sweep", REDIS_URL="").output
+    assert "set REDIS_URL" in service.command("sweep", REDIS_URL="").errors
     ended = service.command("sweep", REDIS_URL="redis://127.0.0.1:1", RUNNER_CONNECT_SECONDS="0")
     assert (ended.code, "faces were removed" in ended.output, "REDIS_URL" in ended.errors) == (75, True, True)
 
