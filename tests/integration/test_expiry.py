@@ -182,6 +182,21 @@ def test_the_same_payload_twice_is_not_taken_for_one_that_never_ages(redis: Redi
     assert expire_comparisons(redis) == 2
 
 
+def test_of_two_equal_payloads_the_younger_keeps_its_age(redis: Redis) -> None:
+    push(redis, [comparison("a"), comparison("b")], "compare")
+    expire_comparisons(redis)
+    later(redis, HOUR / 2)
+    push(redis, [comparison("a")], "compare")
+    expire_comparisons(redis)
+    queue = queue_of(redis, "a", name="compare")
+    queue.acknowledge_many(queue.claim(2))
+    later(redis, HOUR / 2)
+    assert expire_comparisons(redis) == 0
+    assert waiting(redis) == ["a"]
+    later(redis, HOUR / 2)
+    assert expire_comparisons(redis) == 1
+
+
 def test_a_key_of_the_wrong_type_takes_no_job(redis: Any) -> None:
     from runner.errors import RedisRefusedError
 
