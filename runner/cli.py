@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_core_dumps()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without UTF-8 must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Libraries log what servers say. Without a handler Python would print it raw on standard error.
+    logging.getLogger().addHandler(logging.NullHandler())
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     args = _parser(chosen).parse_args(arguments)

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from runner.errors import place
 from runner.output import json_text, printable
 
 LOGGER_NAME = "spottmee"
@@ -55,8 +56,8 @@ class JsonFormatter(logging.Formatter):
             **self._place,
             **_extras(record),
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if error := _error(record):
+            line["error"] = error
         return json_text(line, ascii_only=False)
 
 
@@ -69,9 +70,15 @@ class TextFormatter(logging.Formatter):
         values = "  ".join(f"{key}={_value(value)}" for key, value in _extras(record).items())
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{moment} {level}{printable(record.getMessage())}  {values}"
-        if record.exc_info:
-            line = f"{line}\n{self.formatException(record.exc_info)}"
+        if error := _error(record):
+            line = f"{line}  error={error}"
         return line.rstrip()
+
+
+def _error(record: logging.LogRecord) -> str | None:
+    """Return type and place of the exception that a record carries. Its message may hold anything."""
+    error = record.exc_info[1] if record.exc_info else None
+    return None if error is None else f"{type(error).__name__} at {place(error)}"
 
 
 def _value(value: object) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 import unicodedata
 from pathlib import Path
@@ -129,6 +131,16 @@ def test_a_message_about_arguments_never_repeats_a_payload(service: Service) -> 
         assert ended.code == 2
         assert "QUJD" not in ended.errors
         assert "one quoted argument" in ended.errors
+
+
+def test_what_libraries_log_is_not_printed() -> None:
+    program = (
+        "import logging, sys, runner.cli\n"
+        "runner.cli.main(['models', 'list'])\n"
+        "logging.getLogger('urllib3.connectionpool').warning('S3cret %s', sys.argv)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_a_defect_is_one_line_without_its_message(

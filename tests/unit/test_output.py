@@ -75,6 +75,16 @@ def test_a_value_of_the_text_log_cannot_be_read_as_another_one() -> None:
     assert TextFormatter().format(record).endswith('photo  photo="a  outcome=succeeded"  outcome=buried')
 
 
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter({})], ids=["text", "json"])
+def test_a_logged_exception_is_named_without_its_message(formatter: logging.Formatter) -> None:
+    error = ValueError("S3cret\x1b[2J")
+    fields = {"msg": "x", "levelno": 40, "levelname": "ERROR", "exc_info": (ValueError, error, None)}
+    line = formatter.format(logging.makeLogRecord(fields))
+    assert "S3cret" not in line
+    assert "ValueError at " in line
+    assert _is_safe(line)
+
+
 @given(st.lists(st.tuples(ANYTHING, ANYTHING), min_size=1, max_size=4))
 def test_a_table_has_one_line_a_row(rows: list[tuple[str, str]]) -> None:
     found = list(columns(rows))
