@@ -37,7 +37,7 @@ setup: $(BAKED) ## Make .venv with everything, and bake the default model pack
 
 .PHONY: demo
 demo: setup ## Run the main job: real photos in, matches out (ALBUM=folder SELFIE=file for your own)
-	@$(BIN)/python -m runner.demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
+	@$(BIN)/python -m demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
 
 .PHONY: test
 test: setup ## Run the tests (long campaigns shortened)
@@ -76,16 +76,16 @@ format: $(INSTALLED) ## Let ruff format and fix the code
 
 .PHONY: docs
 docs: $(INSTALLED) ## Write the generated parts of the README, and of the chart's README and schema
-	@$(BIN)/python -m runner.docs README.md
-	@$(BIN)/python -m tests.chart.document
+	@$(BIN)/python -m tools.docs README.md
+	@$(BIN)/python -m tools.chart_docs
 
 .PHONY: manifests
 manifests: $(INSTALLED) ## Render k8s/base, keda and the production overlay from the chart
-	@$(BIN)/python -m tests.chart.manifests
+	@$(BIN)/python -m tools.manifests
 
 .PHONY: tools
 tools: $(INSTALLED) ## Fetch helm and kubectl into .cache/tools (pinned by sha256; x86-64 Linux)
-	@$(BIN)/python -m tests.chart.tools
+	@$(BIN)/python -m tools.binaries
 
 POLICY := .cache/policy/.installed
 $(POLICY): requirements/policy.txt
@@ -95,11 +95,11 @@ $(POLICY): requirements/policy.txt
 
 .PHONY: policy
 policy: $(INSTALLED) $(POLICY) ## Scan chart, overlays and Dockerfile with checkov (its own environment, a minute to make)
-	@$(BIN)/python -m tests.chart.policy
+	@$(BIN)/python -m tools.policy
 
 .PHONY: bench
 bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json
-	@$(BIN)/python -m tests.benchmarks
+	@$(BIN)/python -m benchmarks
 
 .PHONY: fuzz
 fuzz: $(INSTALLED) ## Fuzz payloads, images, settings, texts and URLs, 100,000 inputs each, twice (INPUTS=n for another number)
@@ -132,7 +132,7 @@ image: ## Build the image IMAGE from BASE, with FLAVOUR=cpu|gpu and the model pa
 
 .PHONY: image-base
 image-base: $(INSTALLED) ## Make a stand-in for BASE out of Debian's packages (root, no image registry needed)
-	@$(BIN)/python -m tests.image.engine
+	@$(BIN)/python -m tools.image_base
 
 .PHONY: image-test
 image-test: setup ## Build the image and run it for real (root; packages of tests/image/apt.txt; IMAGE_BASE)

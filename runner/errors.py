@@ -12,6 +12,11 @@ from typing import ClassVar
 
 from runner.output import printable
 
+# What every message about a malformed URL ends with; it repeats no part of the URL.
+ENCODING_ADVICE = (
+    "special characters in a user name or password (/ # ? @ : %) must be %-encoded: / is %2F, # is %23, ? is %3F"
+)
+
 
 class SpottmeeError(Exception):
     """Something went wrong."""
@@ -50,6 +55,17 @@ class SettingsError(RunnerError):
 
     word = "settings"
     exit_code = 2
+
+
+class MissingRightError(SettingsError):
+    """The Redis user of REDIS_URL lacks a right."""
+
+    word = "redis_right_missing"
+
+    def __init__(self, grant: str, cause: str) -> None:
+        """Keep what `ACL SETUSER` has to grant: words such as +hset or ~face_embeddings:*."""
+        super().__init__(f"grant {grant} (ACL in docs/queue.md); {cause}")
+        self.grant = grant
 
 
 class UsageError(RunnerError):
@@ -91,6 +107,12 @@ class RedisUnreachableError(UnreachableError):
     """Redis could not be used (REDIS_URL)."""
 
     word = "redis_unreachable"
+
+
+class RedisFullError(RedisUnreachableError):
+    """Redis is full and refuses writes: raise its maxmemory, or free memory."""
+
+    word = "redis_full"
 
 
 class RedisRefusedError(RunnerError):

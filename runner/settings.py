@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-from runner.errors import SettingsError
+from runner.errors import ENCODING_ADVICE, SettingsError
+from runner.worker.kinds import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-QUEUE_NAMES = ("compare", "process")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -75,8 +75,8 @@ def _words(value: str) -> tuple[str, ...]:
 
 def _queues(value: str) -> tuple[str, ...]:
     names = _words(value)
-    if not names or set(names) - set(QUEUE_NAMES) or len(set(names)) != len(names):
-        message = "must name compare, process or both, in order of precedence (compare,process)"
+    if not names or set(names) - set(KINDS) or len(set(names)) != len(names):
+        message = f"must name queues among {', '.join(KINDS)}, each once, in order of precedence"
         raise ValueError(message)
     return names
 
@@ -123,9 +123,6 @@ class _UrlError(ValueError):
     """A URL is not valid. The message repeats no part of it, as those of parsers do."""
 
 
-ENCODING_ADVICE = (
-    "special characters in a user name or password (/ # ? @ : %) must be %-encoded: / is %2F, # is %23, ? is %3F"
-)
 _MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
 _UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _HOST_AND_PORT = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")

@@ -14,17 +14,17 @@ import hypothesis
 import psycopg
 import pytest
 
-from runner.demo import api
-from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
+from demo import api
+from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner.store import schema
-from tests.integration.run_tools import Service
-from tests.integration.run_tools import service as a_service
+from tests.support.run_tools import Service
+from tests.support.run_tools import service as a_service
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from runner.demo.album import Album
-    from runner.demo.images import ImageServer
+    from demo.album import Album
+    from demo.images import ImageServer
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
@@ -52,7 +52,7 @@ def _stripped_environment() -> None:
 @pytest.fixture(scope="session")
 def album() -> Album:
     """The demonstration's photos and selfies."""
-    from runner.demo.album import sample_album
+    from demo.album import sample_album
     from runner.faces.bake import sample_images
 
     return sample_album(sample_images())
@@ -61,7 +61,7 @@ def album() -> Album:
 @pytest.fixture(scope="session")
 def images(album: Album) -> Iterator[ImageServer]:
     """The album's photos over HTTP on loopback."""
-    from runner.demo.images import ImageServer
+    from demo.images import ImageServer
 
     with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
         yield server

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from runner.errors import RedisUnreachableError, SettingsError
+from runner.errors import ENCODING_ADVICE, MissingRightError, RedisFullError, RedisUnreachableError, SettingsError
 from runner.output import redacted
-from runner.settings import ENCODING_ADVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,18 +43,26 @@ _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 # What servers answer while they start, fail over or run full, where redis-py has no class for it. Also inside the
 # message of a script that met it.
 _PASSING = re.compile(r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY)\b")
+_FULL = re.compile(r"^OutOfMemoryError|\bOOM command not allowed\b")
 _REFUSED = re.compile(
     r"\b(WRONGPASS|NOAUTH|NOPERM)\b|invalid (username-)?password|ACL failure|DB index is out of range"
-    r"|SELECT is not allowed|can't run this command"
+    r"|SELECT is not allowed|can't run this command|can't access at least one of the keys"
     r"|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER"
 )
+# A command that a script was refused, as `call` in common.lua words it, and what servers put before and after it.
+_IN_SCRIPT = re.compile(r"\b([A-Z]+) on (.+?): (?:@user_script: ?\d+: )?-?(?:ERR )?(.*)")
+_AFTER_SCRIPT = re.compile(r" script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
+_KEY_REFUSED = re.compile(r"\baccess (?:a key|one of the keys|at least one of the keys)\b")
+_COMMAND_REFUSED = re.compile(r"\brun (?:the '([^']+)'|this) command\b")
+_FAMILY = re.compile(r"\{?face_embeddings:|match-result:")
 
 
 def connect(settings: Settings) -> Redis:
     """Return a client whose every command is tried again for `connect_seconds` while Redis is away.
 
-    It answers bytes. Commands raise `RedisUnreachableError` when the time is up, and `SettingsError` where Redis
-    refuses the credentials, the database, the certificate or a command.
+    It answers bytes. Commands raise `RedisUnreachableError` when the time is up (`RedisFullError`, a kind of it, where
+    Redis is full), and `SettingsError` where Redis refuses the credentials, the database, the certificate or a
+    command (`MissingRightError`, a kind of it, where the ACL lacks a right).
     """
     address = parse_url(settings.redis_url)
     patience = Patience(settings.connect_seconds, secrets=address.secrets())
@@ -65,7 +72,7 @@ def connect(settings: Settings) -> Redis:
         plain: Callable[..., Any] = client.execute_command
         # One place for every command and every script. A pipeline would go past it: none is used.
         client.execute_command = lambda *args, **more: patience.call(
-            lambda: plain(*args, **more), reset=lambda: _disconnect(client)
+            lambda: plain(*args, **more), reset=lambda: _disconnect(client), sent=args
         )
         if address.kind != "cluster":  # whose topology has just been read
             client.ping()
@@ -255,8 +262,13 @@ class Patience:
         self._secrets = secrets
         self._sleep = sleep
 
-    def call(self, command: Callable[[], Any], *, reset: Callable[[], None] = lambda: None) -> Any:
-        """Return what `command` returns; `reset` is called before each repetition."""
+    def call(
+        self, command: Callable[[], Any], *, reset: Callable[[], None] = lambda: None, sent: Sequence[Any] = ()
+    ) -> Any:
+        """Return what `command` returns; `reset` is called before each repetition.
+
+        `sent` is the command as redis-py takes it: the patterns of its keys are named where Redis refuses them.
+        """
         from redis.exceptions import RedisClusterException, RedisError
 
         started: float | None = None
@@ -266,12 +278,13 @@ class Patience:
                 return command()
             except (RedisError, RedisClusterException) as error:
                 if is_refusal(error):
-                    raise SettingsError(f"REDIS_URL: {_advice(error)} ({self._reason(error)})") from None
+                    raise _refusal(error, sent, self._secrets) from None
                 if not is_passing(error):
                     raise
                 started = time.monotonic() if started is None else started
                 if time.monotonic() - started + pause > self._seconds:
-                    raise RedisUnreachableError(f"{self._reason(error)} (tried for {self._seconds:g} s)") from None
+                    kind = RedisFullError if _FULL.search(f"{type(error).__name__} {error}") else RedisUnreachableError
+                    raise kind(f"{self._reason(error)} (tried for {self._seconds:g} s)") from None
             self._sleep(pause * (0.5 + random.random()))  # noqa: S311 - jitter, no secret
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             reset()
@@ -307,8 +320,17 @@ def is_refusal(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """Return a short line: redis-py's messages hold an address, and no credentials unless they repeat a command."""
-    line = (str(error) or type(error).__name__).splitlines()[0]
+    line = _AFTER_SCRIPT.sub("", (str(error) or type(error).__name__).splitlines()[0])
+    if refused := _IN_SCRIPT.search(line):
+        line = f"{refused[1]} on {refused[2]}: {refused[3]}"
     return re.split(r",? with args beginning with|, but got |No targets were found to execute", line)[0][:200]
+
+
+def _refusal(error: Exception, sent: Sequence[Any], secrets: Sequence[str]) -> SettingsError:
+    grant, shown = _missing_right(str(error), sent), redacted(reason(error), secrets)
+    if grant:
+        return MissingRightError(grant, shown)
+    return SettingsError(f"REDIS_URL: {_advice(error)} ({shown})")
 
 
 def _advice(error: Exception) -> str:
@@ -322,3 +344,22 @@ def _advice(error: Exception) -> str:
     if "DB index" in text or "SELECT is not allowed" in text:
         return "the server has no such database"
     return "Redis refuses the user, the password or a command; docs/queue.md has the ACL that suffices"
+
+
+def _missing_right(text: str, sent: Sequence[Any]) -> str:
+    """Return what the ACL of the Redis user has to grant; empty where that is not the cause."""
+    in_script = _IN_SCRIPT.search(text)
+    if _KEY_REFUSED.search(text):
+        found = [in_script[2]] if in_script else _keys_of(sent)
+        return " ".join(sorted({f"~{family[0]}*" for key in found if (family := _FAMILY.match(key))}))
+    refused = _COMMAND_REFUSED.search(text)
+    # Not the command that was sent: what opens its connection (SELECT) may be what is refused.
+    command = refused and (refused[1] or (in_script and in_script[1]))
+    return f"+{command.lower()}" if command else ""
+
+
+def _keys_of(sent: Sequence[Any]) -> Sequence[str]:
+    words = [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in sent]
+    if words[:1] == ["EVAL"]:
+        return words[3 : 3 + int(words[2])]
+    return words[1:2]

@@ -51,6 +51,7 @@ class Expiry:
         self._client = client
         self._milliseconds = round(seconds * 1000)
         self._owner = f"expiry/{secrets.token_hex(8)}"
+        self.last = keys.last(name, self._owner)
 
     def find(self) -> list[Overdue]:
         """Return up to 100 jobs that have waited for too long, and note the jobs that are seen for the first time."""
@@ -75,7 +76,7 @@ class Expiry:
         done = Script(self._client, "expire")(
             [
                 keys.list_key(self.name), keys.leases(self.name), keys.claimed(self.name),
-                keys.last(self.name, self._owner), keys.dead(self.name), keys.dead_index(self.name),
+                self.last, keys.dead(self.name), keys.dead_index(self.name),
             ],
             [secrets.token_hex(8), job.lease_id, job.sha1, letter_id, f"{job.since} {json.dumps(letter)}"],
         )  # fmt: skip

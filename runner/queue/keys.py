@@ -49,9 +49,9 @@ def dead_payload(name: str, letter_id: str) -> str:
     return _side(name, f"dead:payload:{letter_id}")
 
 
-def unconfirmed() -> str:
+def unconfirmed(name: str = "compare") -> str:
     """Return the sorted set of comparisons whose answer INITIATED may still replace."""
-    return _side("compare", "unconfirmed")
+    return _side(name, "unconfirmed")
 
 
 def match_result(job_id: str) -> str:

@@ -23,9 +23,6 @@ from runner.queue.scripts import Script
 if TYPE_CHECKING:
     from redis import Redis
 
-# A selfie is kept no longer than the result it was sent for (3600 s from the answer on, and a job is buried within
-# a minute after it); other payloads as long as their letter.
-SELFIE_SECONDS = 3540
 LETTER_SECONDS = 30 * 86_400
 # No lease and no retry lasts longer (their settings end at an hour): what lies further ahead shows that Redis'
 # clock was set back.
@@ -109,14 +106,25 @@ def backoff(attempts: int, *, base: float, cap: float, random: random_module.Ran
 class LeaseQueue:
     """One list with its leases and dead letters, as seen by one owner. Errors of redis come out as they are.
 
-    One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it.
+    One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it. The
+    payload of a dead letter is kept for `payload_seconds`.
     """
 
-    def __init__(self, client: Redis, name: str, *, owner: str, lease_seconds: float, max_attempts: int) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        name: str,
+        *,
+        owner: str,
+        lease_seconds: float,
+        max_attempts: int,
+        payload_seconds: float = LETTER_SECONDS,
+    ) -> None:
         self.name = name
         self.owner = owner
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
+        self._payload_seconds = payload_seconds
         self._client = client
         self._list = keys.list_key(name)
         self._held = [keys.leases(name), keys.claimed(name)]
@@ -133,8 +141,13 @@ class LeaseQueue:
         Where `in_hand` says how many jobs the caller holds, the last attempt at a job whose runner died comes alone,
         and only to a caller that holds none: it may be the job that ended that runner.
         """
-        if limit <= 0:
-            return []
+        return self._claim(limit, in_hand) if limit > 0 else []
+
+    def check(self) -> None:
+        """Raise what Redis would refuse of a claim: a right, or a key of another type. Changes nothing."""
+        self._claim(0, None)
+
+    def _claim(self, limit: int, in_hand: int | None) -> list[Lease]:
         word, before = _word(), time.monotonic()
         found = Script(self._client, "claim")(
             [self._list, *self._held, self._last, *self._letters],
@@ -180,7 +193,7 @@ class LeaseQueue:
 
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:
         """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""
-        from runner.queue.payloads import may_hold_selfie
+        from runner.queue.privacy import SELFIE_SECONDS, may_hold_selfie
 
         letter = {
             "id": lease.id,
@@ -191,8 +204,8 @@ class LeaseQueue:
             "runner": self.owner,
             "bytes": max(lease.bytes, len(lease.payload)),
         }
-        selfie = self.name == "compare" or lease.truncated or may_hold_selfie(lease.payload)
-        seconds = SELFIE_SECONDS if selfie else LETTER_SECONDS
+        private = lease.truncated or may_hold_selfie(lease.payload)
+        seconds = min(self._payload_seconds, SELFIE_SECONDS) if private else self._payload_seconds
         done = Script(self._client, "bury")(
             [*self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id)],
             [

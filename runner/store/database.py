@@ -16,9 +16,9 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from runner.errors import DatabaseUnreachableError, SettingsError
+from runner.errors import ENCODING_ADVICE, DatabaseUnreachableError, SettingsError
 from runner.output import redacted
-from runner.settings import ENCODING_ADVICE, postgres_conninfo
+from runner.settings import postgres_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,9 +13,9 @@ import yaml
 
 from runner import __version__, cli, errors, settings
 from runner.queue import keys
-from tests.chart import tools
-from tests.chart.render import CASES as CASE_FILES
-from tests.chart.render import CHART, OLDEST, Object, Rendered, cases, environment, helm, render
+from tools import binaries
+from tools.render import CASES as CASE_FILES
+from tools.render import CHART, OLDEST, Object, Rendered, cases, environment, helm, render
 
 CASES = cases()
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -25,7 +25,7 @@ OWN_LABELS = ("name", "instance", "version", "managed-by")
 
 
 def rendered(case: str = "defaults", **options: Any) -> Rendered:
-    return render(tools.HELM_4, CASES[case], **options)
+    return render(binaries.HELM_4, CASES[case], **options)
 
 
 def scaled_jobs(objects: Rendered) -> dict[str, Object]:
@@ -39,10 +39,12 @@ def variables(pod: Object) -> dict[str, Any]:
 @EVERY_CASE
 def test_both_helms_render_the_same_objects(case: str) -> None:
     for release in ("faces", LONGEST):
-        assert render(tools.HELM_3, CASES[case], release=release) == render(tools.HELM_4, CASES[case], release=release)
+        assert render(binaries.HELM_3, CASES[case], release=release) == render(
+            binaries.HELM_4, CASES[case], release=release
+        )
 
 
-def test_the_oldest_kubernetes_gets_the_same(helm_tool: tools.Tool) -> None:
+def test_the_oldest_kubernetes_gets_the_same(helm_tool: binaries.Tool) -> None:
     assert render(helm_tool, {}, kube=OLDEST) == render(helm_tool, {})
 
 
@@ -434,7 +436,9 @@ def _certificates(pod: Object, objects: Rendered) -> dict[str, tuple[str, str]]:
 def notes(case: str) -> str:
     """Return what an install prints. Only helm 4 shows it without a cluster."""
     arguments = ["--values", str(CASE_FILES / f"{case}.yaml")] if case != "defaults" else []
-    printed = helm(tools.HELM_4, "install", "faces", str(CHART), "--namespace", "party", "--dry-run=client", *arguments)
+    printed = helm(
+        binaries.HELM_4, "install", "faces", str(CHART), "--namespace", "party", "--dry-run=client", *arguments
+    )
     return printed.partition("\nNOTES:\n")[2]
 
 

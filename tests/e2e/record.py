@@ -1,7 +1,7 @@
 """Records what a real API server answers to `debug` and `status`, for the tests that run without one.
 
 `python -m tests.e2e.record` starts the control plane, installs the chart, plays each scene through a proxy, and
-writes tests/integration/recordings/SCENE.json. `tests/integration/recorded_api.py` plays them back.
+writes tests/support/recordings/SCENE.json. `tests/support/recorded_api.py` plays them back.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 import psycopg
 
-from runner.demo import api
-from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
+from demo import api
+from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner.store import schema
 from tests.e2e.build import KEDA_VERSION, KUBERNETES_VERSION
 from tests.e2e.controlplane import ControlPlane
 from tests.e2e.site import CHART, Site, opened, wait
-from tests.integration.recorded_api import FOLDER, Exchange, kubeconfig
+from tests.support.recorded_api import FOLDER, Exchange, kubeconfig
 
 NAMESPACE = "recorded"
 ENVIRONMENT = {"REDIS_URL": "", "DATABASE_URL": ""}

@@ -20,8 +20,8 @@ from tests.e2e.site import CHART, Site, wait
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from runner.demo.album import Album
-    from runner.demo.images import ImageServer
+    from demo.album import Album
+    from demo.images import ImageServer
     from tests.e2e.conftest import Backends
 
 DEBUG = "app.kubernetes.io/component=debug"

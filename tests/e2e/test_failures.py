@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner.demo.servers import free_port
+from demo.servers import free_port
 from tests.e2e.site import CHART, Object, Site, wait
 
 if TYPE_CHECKING:

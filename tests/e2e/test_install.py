@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chart.tools import HELM_3, HELM_4, KUBECTL, KUBECTL_OLD, Tool, ensure
 from tests.e2e.site import CHART, Site, wait
+from tools.binaries import HELM_3, HELM_4, KUBECTL, KUBECTL_OLD, Tool, ensure
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Backends

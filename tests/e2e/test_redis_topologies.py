@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from runner.demo.servers import EmbeddedRedis
+from demo.servers import EmbeddedRedis
 from runner.queue import keys
 from tests.e2e.site import CHART, Site, wait
-from tests.integration.redis_topologies import Cluster, Relay, Sentinels, opened, server_context
+from tests.support.redis_topologies import Cluster, Relay, Sentinels, opened, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

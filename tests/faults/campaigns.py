@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runner.demo.servers import NOBODY
+from demo.servers import NOBODY
 from tests.faults import faults
 from tests.faults.checker import KILLED, TERMINATED, Allowed, Verdict, check
 from tests.faults.gate import State

@@ -8,15 +8,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner.demo.api import Api
+from demo.api import Api
 from runner.errors import StuckError, UnreachableError
 from runner.queue import keys
-from runner.queue.letters import DeadLetters, Letter
+from runner.queue.dead_letters import DeadLetters, Letter
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
-    from runner.demo.scaler import Runner
+    from demo.scaler import Runner
     from tests.faults.pictures import Kind
     from tests.faults.world import World
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runner.demo.api import PROCESS_LIST
+from demo.api import PROCESS_LIST
 from runner.errors import StuckError, UnreachableError
 from tests.faults.gate import Gate, State
 from tests.faults.pictures import kinds

@@ -17,6 +17,7 @@ from random import Random
 import cv2
 import numpy as np
 
+from runner.cli.output import columns
 from runner.errors import (
     FetchError,
     ForbiddenUrlError,
@@ -25,17 +26,16 @@ from runner.errors import (
     JobError,
     SettingsError,
 )
-from runner.images import guard, headers
+from runner.images import headers, ssrf
 from runner.images import urls as image_urls
 from runner.images.connection import Proxy
 from runner.images.decode import decode
-from runner.jobs import CompareJob, ProcessJob, decode_compare, decode_process
 from runner.logs import JsonFormatter, TextFormatter
 from runner.output import json_text, printable
 from runner.queue.client import parse_url
 from runner.settings import load
 from runner.store.database import Database
-from runner.tables import columns
+from runner.worker.messages import CompareJob, ProcessJob, decode_compare, decode_process
 from tests.fuzz import images, payloads, settings_urls, texts, urls
 
 MOST_PIXELS = 1_000_000
@@ -144,7 +144,7 @@ def _guarded(host: str) -> str:
     except (OSError, UnicodeError):
         return "a name"
     try:
-        allowed = guard.resolve(host, 80, allow_private=False, seconds=30)
+        allowed = ssrf.resolve(host, 80, allow_private=False, seconds=30)
     except ForbiddenUrlError:
         return "internal"
     except FetchError:

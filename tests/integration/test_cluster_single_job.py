@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.integration.odd_server import OddServer
+from tests.support.odd_server import OddServer
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from runner.demo.album import Album
-    from runner.demo.images import ImageServer
-    from tests.integration.run_tools import Service
+    from demo.album import Album
+    from demo.images import ImageServer
+    from tests.support.run_tools import Service
 
 PHOTO = "Cleo & friends.jpg"
 
@@ -176,9 +176,9 @@ def test_debug_says_why_a_job_fails(service: Service, tmp_path: Path) -> None:
 
 
 def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, redis: Redis, tmp_path: Path) -> None:
-    from runner.cluster.lists import payload_of_letter, payload_of_photo
+    from runner.cluster.queues import payload_of_letter, payload_of_photo
     from runner.errors import CheckFailedError
-    from tests.integration.queue_tools import push, queue_of
+    from tests.support.queue_tools import push, queue_of
 
     payload = b'{"id":"wanted","imageUrl":"http://x/y.jpg"}'
     push(redis, [b"no json", b"[]", payload])

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from demo.album import jpeg, landscape
 from runner.cluster.pod import run_arguments, settings_of
-from runner.demo.album import jpeg, landscape
-from tests.integration.odd_server import OddServer
-from tests.integration.queue_tools import push, queue_of
+from tests.support.odd_server import OddServer
+from tests.support.queue_tools import push, queue_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from redis import Redis
 
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 
 def _status(service: Service, *arguments: str, **more: str) -> dict[str, Any]:

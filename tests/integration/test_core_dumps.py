@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.odd_server import OddServer
+from tests.support.odd_server import OddServer
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 PR_GET_DUMPABLE = 3
 SLEEPER = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]

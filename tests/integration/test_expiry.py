@@ -11,14 +11,14 @@ import pytest
 
 from runner.expire import expire_comparisons
 from runner.queue import keys
+from runner.queue.dead_letters import DeadLetters
 from runner.queue.expiry import Expiry
-from runner.queue.letters import DeadLetters
-from tests.integration.queue_tools import pass_time, push, queue_of
+from tests.support.queue_tools import pass_time, push, queue_of
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 LIST = keys.list_key("compare")
 SELFIE = base64.b64encode(b"the face of somebody" * 20).decode()

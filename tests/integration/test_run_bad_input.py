@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-from runner.demo.album import PEOPLE, jpeg, png, portrait
+from demo.album import PEOPLE, jpeg, png, portrait
 from runner.faces.bake import sample_images
-from tests.integration.odd_server import OddServer
+from tests.support.odd_server import OddServer
 
 if TYPE_CHECKING:
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 PROCESS, COMPARE = "face_embeddings:process", "face_embeddings:compare"
 QUICK = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.cli import main
-from tests.integration.store_tools import LEGACY_TABLE, MODEL, Runner, add_photos, faces, opened, stored_faces
+from tests.support.store_tools import LEGACY_TABLE, MODEL, Runner, add_photos, faces, opened, stored_faces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ def test_a_database_that_is_not_the_apis(command: Command, empty_database_url: s
 
 def test_sweep_of_a_database_without_schema(command: Command, empty_database_url: str) -> None:
     with opened(empty_database_url) as connection:
-        from runner.demo import api
+        from demo import api
 
         api.create_table(connection)
     code, _, error = command(["sweep"], empty_database_url)

@@ -13,15 +13,15 @@ from runner.store.database import is_transient
 from runner.store.stored import Stored
 from runner.store.stores import Stores
 from runner.store.sweep import sweep
-from tests.integration.proxy import Proxy, Verdict
-from tests.integration.store_tools import MODEL, Runner, add_photos, faces, statuses, stored_faces
+from tests.support.proxy import Proxy, Verdict
+from tests.support.store_tools import MODEL, Runner, add_photos, faces, statuses, stored_faces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg import Connection
 
-    from runner.demo.servers import EmbeddedPostgres
+    from demo.servers import EmbeddedPostgres
 
 OUTCOMES = {"three": faces(3), "nobody": [], "broken": None, "was ready": None, "gone": faces(2), "again": faces(1)}
 EXPECTED = {

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from runner.store.embeddings import EmbeddingStore
-from tests.integration.store_tools import MODEL, Face, faces, opened, resembling, stored_faces, unit
+from tests.support.store_tools import MODEL, Face, faces, opened, resembling, stored_faces, unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

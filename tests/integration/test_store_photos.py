@@ -9,22 +9,13 @@ import numpy as np
 import psycopg
 import pytest
 
-from runner.demo import api
+from demo import api
 from runner.errors import SettingsError
 from runner.store import schema
 from runner.store.embeddings import EmbeddingStore
 from runner.store.photos import PhotoStatus, PhotoTable
 from runner.store.stored import Stored
-from tests.integration.store_tools import (
-    MODEL,
-    Face,
-    Runner,
-    add_photos,
-    faces,
-    opened,
-    statuses,
-    stored_faces,
-)
+from tests.support.store_tools import MODEL, Face, Runner, add_photos, faces, opened, statuses, stored_faces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ import pytest
 
 from runner.errors import SchemaError
 from runner.store import schema
-from tests.integration.store_tools import opened
+from tests.support.store_tools import opened
 
 TABLES = "SELECT count(*) FROM pg_tables WHERE tablename = 'faces' AND schemaname = %s"
 

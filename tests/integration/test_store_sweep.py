@@ -9,7 +9,7 @@ import pytest
 from runner.errors import CheckFailedError
 from runner.store.embeddings import EmbeddingStore
 from runner.store.sweep import Swept, sweep
-from tests.integration.store_tools import MODEL, Runner, add_photos, faces, stored_faces
+from tests.support.store_tools import MODEL, Runner, add_photos, faces, stored_faces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,10 +15,10 @@ import pytest
 from runner.cluster.objects import job_state, pod_state, scaled_job_state
 from runner.cluster.status import ClusterState, Status, lines
 from runner.queue import keys
-from tests.integration.queue_tools import push, queue_of
+from tests.support.queue_tools import push, queue_of
 
 if TYPE_CHECKING:
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 # Sets a title, clears the screen, forges a line, turns text around, hides it, ends a line for Unicode.
 HOSTILE = (
@@ -115,7 +115,7 @@ def test_what_kubernetes_says(tmp_path: Path) -> None:
     )
     from rich.console import Console
 
-    from runner.cluster.screen import draw
+    from runner.cli.live_status import draw
     from runner.output import printable
 
     assert_safe("\n".join(map(printable, lines(Status(cluster=state)))))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import publish
-from tests.benchmarks.figures import HEADINGS, Row, Spread, Target, number, ratios, table
+from benchmarks import publish
+from benchmarks.figures import HEADINGS, Row, Spread, Target, number, ratios, table
 
 OURS, THEIRS = Spread.of([1.0, 3.0, 2.0]), Spread.of([2.0, 9.0, 5.0])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.docs import renewed
-from tests.chart import document
+from tools import chart_docs
+from tools.docs import renewed
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -17,8 +17,8 @@ def test_the_generated_parts_of_the_readme_are_current() -> None:
 
 def test_the_generated_parts_of_the_chart_are_current() -> None:
     values, readme, schema = (
-        (document.CHART / name).read_text(encoding="utf-8")
+        (chart_docs.CHART / name).read_text(encoding="utf-8")
         for name in ("values.yaml", "README.md", "values.schema.json")
     )
-    assert readme == document.readme(readme, values), "run `make docs`"
-    assert schema == document.schema(schema, values), "run `make docs`"
+    assert readme == chart_docs.readme(readme, values), "run `make docs`"
+    assert schema == chart_docs.schema(schema, values), "run `make docs`"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.cli.output import columns
 from runner.errors import FetchError
 from runner.logs import JsonFormatter, TextFormatter
 from runner.output import json_text, printable
-from runner.tables import columns
 
 DANGEROUS = (
     [chr(code) for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))]
