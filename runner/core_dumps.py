@@ -17,6 +17,7 @@ def disable_core_dumps() -> None:
     read its /proc/PID/environ, mem and root, or trace it.
     """
     with suppress(ValueError, OSError):  # a container may forbid it, and then decides on core dumps itself
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # the kernel looks at the soft limit alone
     with suppress(OSError, AttributeError):  # another system than Linux
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
