@@ -124,7 +124,7 @@ bench: setup ## Measure against the replaced worker: a table, and bench-out/benc
 	@$(BIN)/python -m benchmarks
 
 .PHONY: fuzz
-fuzz: $(INSTALLED) ## Fuzz payloads, images and URLs, 100,000 inputs each, twice (INPUTS=n for another number)
+fuzz: $(INSTALLED) ## Fuzz payloads, images, settings, texts and URLs, 100,000 inputs each, twice (INPUTS=n for another number)
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/fuzz.txt || echo 'without atheris, which has no wheel for this Python: nothing is guided by coverage'
 	@$(BIN)/python -m tests.fuzz --guided --inputs $(or $(INPUTS),100000)
 

@@ -10,6 +10,13 @@ from __future__ import annotations
 import inspect
 from typing import ClassVar
 
+from runner.output import printable
+
+# What every message about a malformed URL ends with; it repeats no part of the URL.
+ENCODING_ADVICE = (
+    "special characters in a user name or password (/ # ? @ : %) must be %-encoded: / is %2F, # is %23, ? is %3F"
+)
+
 
 class SpottmeeError(Exception):
     """Something went wrong."""
@@ -21,9 +28,9 @@ class SpottmeeError(Exception):
         self.detail = detail
 
     def __str__(self) -> str:
-        """Return the sentence of the class and, where given, what it happened to."""
+        """Return the sentence of the class and, where given, what it happened to, as one printable line."""
         sentence = " ".join((inspect.getdoc(type(self)) or "").split())
-        return f"{sentence.rstrip('.')}: {self.detail}" if self.detail else sentence
+        return printable(f"{sentence.rstrip('.')}: {self.detail}" if self.detail else sentence)
 
 
 def place(error: BaseException) -> str:
@@ -176,6 +183,12 @@ class PoisonJobError(PermanentJobError):
     """The job ended its runner too many times."""
 
     word = "too_many_attempts"
+
+
+class ExpiredJobError(PermanentJobError):
+    """The comparison waited for longer than its result would have been kept."""
+
+    word = "expired"
 
 
 class PhotoGoneError(PermanentJobError):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from runner.errors import RunnerError
+from runner.core_dumps import disable_core_dumps
+from runner.errors import RunnerError, place
+from runner.output import printable, problem
 
 # Command → the module that has it, in the order of the help. A module offers `add_parser(subparsers)`, which sets
 # `run` (a function of the parsed arguments that returns the exit code) as a default of its parser.
@@ -24,6 +29,8 @@ COMMANDS = {
     "debug": "runner.cli.cluster",
     "inspect": "runner.cli.cluster",
 }
+
+LONGEST_ARGUMENT = 200
 
 EXIT_CODES = """exit codes:
   0   done (also after SIGTERM: what had begun was finished or given back)
@@ -41,24 +48,44 @@ EXIT_CODES = """exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    disable_core_dumps()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without UTF-8 must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # Libraries log what servers say. Without a handler Python would print it raw on standard error.
+    logging.getLogger().addHandler(logging.NullHandler())
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     args = _parser(chosen).parse_args(arguments)
     try:
         return int(args.run(args))
     except RunnerError as error:
-        print(f"spottmee-worker: {error}", file=sys.stderr)
+        problem(f"spottmee-worker: {error}")
         return error.exit_code
     except BrokenPipeError:  # the reader of a pipe has seen enough; Python would complain again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001 - its message may hold anything, a password or a selfie among it
+        problem(f"spottmee-worker: {type(error).__name__} at {place(error)}; this is a defect: please report it")
+        return RunnerError.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its messages repeat arguments, which may be a payload that the shell has taken apart."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        shown = printable(message)
+        summary, _, repeated = shown.partition(": ")
+        if len(repeated) > LONGEST_ARGUMENT or "selfie" in repeated.lower():
+            shown = f"{summary} (not repeated; a payload must be one quoted argument)"
+        super().error(shown)
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """Return the parser of the chosen command, or of all of them for the help."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="spottmee-worker",
         description="One-shot runner for face-embedding jobs. Every setting is an environment variable too; "
         "`spottmee-worker COMMAND --help` explains each command.",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from runner import output
 from runner import settings as settings_module
 from runner.errors import CheckFailedError, ClusterError, JobError, RunnerError, SettingsError
 
@@ -74,7 +75,11 @@ def _add_debug(subparsers: Subparsers) -> None:
     what.add_argument("--dead", metavar="ID", help="the job of a dead letter")
     parser.add_argument("--url", help="with --photo: where the photo is, if Redis no longer knows")
     parser.add_argument("--local", action="store_true", help="run it in this process; write to no server")
-    parser.add_argument("--out", metavar="FILE", help="with --local: where to save the image with what was found on it")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="with --local: save the image here, with what was found on it (default: save no image)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the manifests instead; the payload is not shown")
     parser.add_argument("--template", metavar="FILE", help="a CronJob in YAML instead of the installed one; - reads it")
     parser.add_argument("--keep", action="store_true", help="leave the Job in the cluster when it has ended")
@@ -150,9 +155,9 @@ def _print_status(status: Status, *, as_json: bool, compact: bool = False) -> No
     from runner.cluster.status import lines
 
     if as_json:
-        print(json.dumps(status.document(), indent=None if compact else 2), flush=True)
+        output.document(status.document(), indent=None if compact else 2)
     else:
-        print("\n".join(lines(status)), flush=True)
+        output.lines(lines(status))
 
 
 def _watch(look: Callable[[], Status], args: argparse.Namespace) -> int:
@@ -161,13 +166,13 @@ def _watch(look: Callable[[], Status], args: argparse.Namespace) -> int:
         try:
             from runner.cli.live_status import watch
         except ModuleNotFoundError:
-            print("plain lines, because the package rich is not installed", file=sys.stderr)
+            output.problem("plain lines, because the package rich is not installed")
         else:
             return watch(look, args.interval)
     while True:
         status = look()
         if not args.json:
-            print(time.strftime("%H:%M:%S"))
+            output.line(time.strftime("%H:%M:%S"))
         _print_status(status, as_json=args.json, compact=True)
         time.sleep(args.interval)
 
@@ -206,7 +211,10 @@ def _debug_locally(args: argparse.Namespace, settings: Settings, payload: bytes)
     from runner.cli.debug_local import check_picture, run_locally
 
     outcome = run_locally(payload, settings, check_picture(args.out) if args.out else None)
-    print(json.dumps(outcome.document(), indent=2) if args.json else "\n".join(outcome.lines()), flush=True)
+    if args.json:
+        output.document(outcome.document(), indent=2)
+    else:
+        output.lines(outcome.lines())
     return CheckFailedError.exit_code if outcome.task.error else 0
 
 
@@ -223,15 +231,15 @@ def _debug_in_cluster(args: argparse.Namespace, payload: bytes) -> int:
         _print_manifests(dry_run(template, payload), as_json=args.json)
         return 0
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    with DebugRun(_needed(cluster), template, payload, keep=args.keep, say=say) as run:
+    with DebugRun(_needed(cluster), template, payload, keep=args.keep, say=output.problem) as run:
         run.start()
-        outcome = run.follow(args.timeout, show=say)
-    print(json.dumps(outcome.document(), indent=2) if args.json else outcome.line(), flush=True)
+        outcome = run.follow(args.timeout, show=output.problem)
+    if args.json:
+        output.document(outcome.document(), indent=2)
+    else:
+        output.line(outcome.line())
     if args.keep:
-        say(f"kept: kubectl --namespace {_needed(cluster).namespace} describe job {run.name}")
+        output.problem(f"kept: kubectl --namespace {_needed(cluster).namespace} describe job {run.name}")
     return 0 if outcome.word == "succeeded" else CheckFailedError.exit_code
 
 
@@ -276,11 +284,11 @@ def _read_template(name: str) -> Object:
 
 def _print_manifests(manifests: list[Object], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}, indent=2))
+        output.document({"apiVersion": "v1", "kind": "List", "items": manifests}, indent=2)
         return
     import yaml
 
-    print(yaml.safe_dump_all(manifests, sort_keys=False), end="")
+    output.lines(yaml.safe_dump_all(manifests, sort_keys=False).splitlines())  # YAML escapes what is not ASCII
 
 
 # inspect
@@ -290,5 +298,8 @@ def _inspect(args: argparse.Namespace) -> int:
     from runner.cluster.pod import look
 
     view = look(args.pid)
-    print(json.dumps(view.document(), indent=2) if args.json else "\n".join(view.lines()))
+    if args.json:
+        output.document(view.document(), indent=2)
+    else:
+        output.lines(view.lines())
     return 0

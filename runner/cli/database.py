@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from runner import output
 from runner import settings as settings_module
-from runner.errors import CheckFailedError, SettingsError
+from runner.errors import CheckFailedError, RunnerError, SettingsError
 
 if TYPE_CHECKING:
     import argparse
@@ -42,9 +41,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
     sweep = subparsers.add_parser(
         "sweep",
-        help="remove the embeddings of photos that the API has deleted",
-        description="Remove the faces of photos that are no longer in the API's table (DATABASE_URL). Safe beside "
-        "working runners.",
+        help="remove the embeddings of photos that the API has deleted, and comparisons that nobody has done in time",
+        description="Remove the faces of photos that are no longer in the API's table (DATABASE_URL) and, where "
+        "REDIS_URL is set, comparisons that have waited for more than an hour: each is answered [], and its selfie is "
+        "deleted. Safe beside working runners.",
     )
     sweep.add_argument("--dry-run", action="store_true", help="count, and remove nothing")
     sweep.add_argument("--all", action="store_true", help="go on even where no photo at all is left")
@@ -91,8 +91,8 @@ def _migrate(args: argparse.Namespace) -> int:
         _print_json({"version": version, "applied": applied})
     else:
         for name in applied:
-            print(f"applied {name}")
-        print(f"the embeddings database is at version {version}, as this program needs it")
+            output.line(f"applied {name}")
+        output.line(f"the embeddings database is at version {version}, as this program needs it")
     return 0
 
 
@@ -100,16 +100,43 @@ def _sweep(args: argparse.Namespace) -> int:
     settings = settings_module.load(required=("database_url",))
     from runner.store.sweep import sweep
 
+    expired, failure = _expired_comparisons(settings, dry_run=args.dry_run)
     swept = _with_both(settings, partial(sweep, dry_run=args.dry_run, allow_all=args.all))
     if args.json:
-        _print_json({**asdict(swept), "dry_run": args.dry_run})
+        comparisons = {} if expired is None else {"expired_comparisons": expired}
+        _print_json({**asdict(swept), **comparisons, "dry_run": args.dry_run})
     else:
         verb = "would be removed" if args.dry_run else "were removed"
-        print(
+        output.line(
             f"{swept.photos} photos have embeddings; {swept.deleted_photos} of them are deleted; "
             f"{swept.removed_faces} faces {verb}"
         )
+        if expired is not None:
+            output.line(f"{expired} comparisons that had waited for more than an hour {verb}, and answered []")
+    if not settings.redis_url:
+        output.problem(
+            "waiting comparisons were not looked at: set REDIS_URL, and those older than an hour are removed"
+        )
+    if failure is not None:
+        raise failure
     return 0
+
+
+def _expired_comparisons(settings: Settings, *, dry_run: bool) -> tuple[int | None, RunnerError | None]:
+    """End the comparisons that have waited for too long; return how many, None where that was not possible, and why.
+
+    It comes first, and its failure keeps nothing else from being swept.
+    """
+    if not settings.redis_url:
+        return None, None
+    from runner.expire import expire_comparisons
+    from runner.queue.client import opened
+
+    try:
+        with opened(settings) as redis:
+            return expire_comparisons(redis, dry_run=dry_run), None
+    except RunnerError as error:
+        return None, error
 
 
 def _import_legacy(args: argparse.Namespace) -> int:
@@ -120,13 +147,13 @@ def _import_legacy(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(asdict(counts))
     else:
-        print(
+        output.line(
             f"{counts.rows} rows: {counts.imported} imported, {counts.already_there} were there, "
             f"{counts.done_by_a_runner} of photos that a runner has done, {counts.of_deleted_photos} of deleted "
             f"photos, {counts.unreadable_rows} unreadable"
         )
         for name, why in counts.unreadable.items():
-            print(f"unreadable: {name!r}: {why}", file=sys.stderr)
+            output.problem(f"unreadable: {name!r}: {why}")
     if counts.unreadable_rows:
         raise CheckFailedError(f"{counts.unreadable_rows} rows of {args.table} could not be read and were left out")
     return 0
@@ -168,4 +195,4 @@ def _with_both(settings: Settings, work: Callable[[Connection, Connection], T]) 
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document))
+    output.document(document)

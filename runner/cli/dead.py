@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from runner import output
 from runner import settings as settings_module
 from runner.cli.output import columns
 from runner.errors import CheckFailedError, UsageError
@@ -157,16 +157,15 @@ def _list(args: argparse.Namespace) -> int:
             _print_json([_document(box, letter) for box, letter in shown])
             return 0
         _print_table([letter for _, letter in shown])
-    sys.stdout.flush()
     reasons = Counter(letter.reason for _, letter in found)
     told = ", ".join(f"{count} {word}" for word, count in reasons.most_common()) or "none"
     cut = f"; the newest {len(shown)} are shown (--limit 0 shows all)" if len(shown) < len(found) else ""
-    print(f"dead letters: {told}{cut}", file=sys.stderr)
+    output.problem(f"dead letters: {told}{cut}")
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
-    from runner.cli.redact import may_hold_selfie, shown
+    from runner.cli.redact import shown
 
     if args.payload and len(args.ids) != 1:
         raise UsageError("--payload writes the payload of one letter: name one id")
@@ -183,10 +182,7 @@ def _show(args: argparse.Namespace) -> int:
             if args.payload:
                 if payload is None:
                     raise CheckFailedError(f"the payload of {letter_id} is no longer kept")
-                if KINDS[letter.queue].private or may_hold_selfie(payload):
-                    raise UsageError(f"the payload of {letter_id} may hold a selfie, which is never written out")
-                sys.stdout.buffer.write(payload)
-                sys.stdout.flush()
+                _write_payload(letter, payload)
                 return 0
             told = None if payload is None else shown(payload)
             documents.append(_document(box, letter) | {"payload": told})
@@ -198,6 +194,17 @@ def _show(args: argparse.Namespace) -> int:
     if missing:
         raise CheckFailedError(f"there is no dead letter {', '.join(missing)}")
     return 0
+
+
+def _write_payload(letter: Letter, payload: bytes) -> None:
+    from runner.queue.privacy import may_hold_selfie
+
+    if KINDS[letter.queue].private or may_hold_selfie(payload):
+        raise UsageError(f"the payload of {letter.id} may hold a selfie, which is never written out")
+    if sys.stdout.isatty() and not payload.decode(errors="replace").isprintable():
+        raise UsageError(f"the payload of {letter.id} holds control characters: send it to a file or a pipe")
+    sys.stdout.buffer.write(payload)
+    sys.stdout.flush()
 
 
 def _requeue(args: argparse.Namespace) -> int:
@@ -217,7 +224,7 @@ def _purge(args: argparse.Namespace) -> int:
     with _open(args.queue) as boxes:
         chosen, absent = _chosen(boxes, args)
         if chosen and not (args.dry_run or args.yes or _confirmed(len(chosen))):
-            print("nothing was dropped", file=sys.stderr)
+            output.problem("nothing was dropped")
             return 0
         outcomes = dict.fromkeys(absent, "absent")
         for box, letter in chosen:
@@ -247,7 +254,8 @@ def _chosen(
 def _confirmed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(f"{count} letters would be dropped for good: say --yes where nobody can be asked")
-    print(f"Drop {count} dead letters and their payloads for good? [y/N] ", end="", file=sys.stderr, flush=True)
+    sys.stderr.write(f"Drop {count} dead letters and their payloads for good? [y/N] ")
+    sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -258,12 +266,12 @@ def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> 
         _print_json({wanted: done, "dry_run": args.dry_run, "letters": outcomes})
     else:
         verb = f"would be {wanted}" if args.dry_run else f"{wanted}"
-        print(f"{done} of {len(outcomes)} letters {verb}")
+        output.line(f"{done} of {len(outcomes)} letters {verb}")
     if not failed:
         return 0
     causes = {"absent": "there is no such letter (any more)", "expired": "the payload is no longer kept"}
     for letter_id, what in failed.items():
-        print(f"{letter_id}: {causes[what]}", file=sys.stderr)
+        output.problem(f"{letter_id}: {causes[what]}")
     raise CheckFailedError(f"{len(failed)} letters could not be {wanted}")
 
 
@@ -281,7 +289,7 @@ def _moment(seconds: float) -> str:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2 if sys.stdout.isatty() else None))
+    output.document(document, indent=2 if sys.stdout.isatty() else None)
 
 
 def _print_table(letters: Sequence[Letter]) -> None:
@@ -289,26 +297,21 @@ def _print_table(letters: Sequence[Letter]) -> None:
         return
     rows = [("ID", "QUEUE", "REASON", "ATTEMPTS", "BURIED", "BYTES", "DETAIL")]
     rows += [
-        (one.id, one.queue, one.reason, str(one.attempts), _moment(one.buried), str(one.bytes), _printable(one.detail))
+        (one.id, one.queue, one.reason, str(one.attempts), _moment(one.buried), str(one.bytes), one.detail)
         for one in letters
     ]
     screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in columns(rows):
-        print(line[:screen].rstrip())
+        output.line(line[:screen].rstrip())
 
 
 def _print_letter(document: dict[str, Any]) -> None:
     for name, value in document.items():
         if name == "payload":
-            told = "no longer kept" if value is None else json.dumps(value, indent=2, ensure_ascii=True)
-            print(f"{name:<16} {told}")
+            told = "no longer kept" if value is None else output.json_text(value, indent=2)
+            output.lines(f"{name:<16} {told}".splitlines())
         elif name == "payload_seconds":
-            print(f"{'payload kept':<16} {'no longer' if value is None else f'{value} s more'}")
+            output.line(f"{'payload kept':<16} {'no longer' if value is None else f'{value} s more'}")
         else:
-            print(f"{name:<16} {_printable(str(value))}")
-    print()
-
-
-def _printable(text: str) -> str:
-    """Return `text` without what would move a terminal's cursor or could not be encoded."""
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+            output.line(f"{name:<16} {value}")
+    output.line()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +138,9 @@ class Result:
 
 
 def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Result:
-    """Do the job and save its image with what was found on it; a `JobError` is part of the result.
+    """Do the job; a `JobError` is part of the result.
 
+    Only where `picture` is given, the image is saved, with what was found on it.
     Raises `ModelError`, `SettingsError` and `UnreachableError` as a run does.
     """
     kind = kind_of(payload)
@@ -160,7 +160,8 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
         result.model = stores.model = engine.model
         with engine, task.stage("faces"):
             task.faces = engine.analyse(image)
-        result.picture = _save(image, task.faces, picture or _default_name(result.subject or ""))
+        if picture is not None:
+            result.picture = _save(image, task.faces, picture)
     except JobError as error:
         task.error = error
     finally:
@@ -189,15 +190,12 @@ def check_picture(name: str) -> Path:
     return path
 
 
-def _default_name(subject: str) -> Path:
-    return Path(f"debug-{re.sub(r'[^A-Za-z0-9_-]+', '_', subject)[:64]}.jpg")
-
-
 def _save(image: NDArray[np.uint8], faces: Sequence[Face], path: Path) -> Path:
     """Write the picture for its owner's eyes only: it shows people."""
     _, encoded = cv2.imencode(path.suffix.lower(), annotate(image, faces))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 - a mode
+            os.fchmod(file.fileno(), 0o600)  # a file that was there keeps its mode otherwise
             file.write(encoded.tobytes())
     except OSError as error:
         raise SettingsError(f"the picture cannot be written to {path} (--out): {error.strerror}") from None

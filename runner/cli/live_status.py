@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.cluster.status import list_rows, sections
+from runner.output import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,9 +44,9 @@ def draw(status: Status) -> RenderableType:
     if cluster is None:
         parts.append(Text(f"no view of the cluster: {status.cluster_error}", style="yellow"))
         return Group(*parts)
-    parts.append(Text(f"\nnamespace {cluster.namespace} of {cluster.name}", style="bold"))
+    parts.append(Text(f"\nnamespace {printable(f'{cluster.namespace} of {cluster.name}')}", style="bold"))
     parts += [_table("", heading, rows) for heading, rows in sections(cluster) if rows]
-    parts += [Text(note, style="yellow") for note in cluster.notes]
+    parts += [Text(printable(note), style="yellow") for note in cluster.notes]
     return Group(*parts)
 
 
@@ -54,5 +55,5 @@ def _table(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for name in heading:
         table.add_column(name)
     for row in rows:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
     return table

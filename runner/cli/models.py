@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from runner import output
 from runner.errors import ModelError
 from runner.settings import default_model_dir
 
@@ -58,12 +57,13 @@ def _bake(args: argparse.Namespace) -> int:
     _require_insightface()
     from runner.faces.bake import bake
 
-    print(f"baking {args.pack}, and proving it against InsightFace", file=sys.stderr)
+    output.problem(f"baking {args.pack}, and proving it against InsightFace")
     manifest = bake(args.pack, args.out, source=args.source, sha256=args.sha256, plain=args.plain)
     if args.json:
-        print(manifest.text(), end="")
+        output.lines(manifest.text().splitlines())
     else:
-        print(f"{manifest.pack} baked to {args.out}: {_told(manifest.proof)}\nlicence: {manifest.licence}")
+        output.line(f"{manifest.pack} baked to {args.out}: {_told(manifest.proof)}")
+        output.line(f"licence: {manifest.licence}")
     return 0
 
 
@@ -72,7 +72,7 @@ def _verify(args: argparse.Namespace) -> int:
     from runner.faces.bake import verify
 
     proof = verify(args.folder, source=args.source, sha256=args.sha256)
-    print(json.dumps(proof) if args.json else f"{args.folder} holds what was baked: {_told(proof)}")
+    output.line(output.json_text(proof) if args.json else f"{args.folder} holds what was baked: {_told(proof)}")
     return 0
 
 
@@ -80,15 +80,15 @@ def _list(args: argparse.Namespace) -> int:
     from runner.faces.packs import KNOWN
 
     if args.json:
-        print(json.dumps([asdict(known) for known in KNOWN.values()], indent=2))
+        output.document([asdict(known) for known in KNOWN.values()], indent=2)
         return 0
     for known in KNOWN.values():
-        print(f"{known.name:<12} {known.megabytes:>4} MB  {' or '.join(known.detectors)} + {known.recogniser}")
+        output.line(f"{known.name:<12} {known.megabytes:>4} MB  {' or '.join(known.detectors)} + {known.recogniser}")
         place = f"from the wheel {known.wheel}, or --source" if known.wheel else "in no package: give it with --source"
-        print(f"{'':<12} {place}")
+        output.line(f"{'':<12} {place}")
         if known.archive_sha256:
-            print(f"{'':<12} InsightFace's own {known.name}.zip: --sha256 {known.archive_sha256}")
-        print(f"{'':<12} licence: {known.licence}")
+            output.line(f"{'':<12} InsightFace's own {known.name}.zip: --sha256 {known.archive_sha256}")
+        output.line(f"{'':<12} licence: {known.licence}")
     return 0
 
 

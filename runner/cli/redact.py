@@ -12,7 +12,6 @@ from urllib.parse import urlsplit, urlunsplit
 _LONGEST_TEXT = 300
 _MOST_ITEMS = 10
 _DEEPEST = 6
-_SELFIE = re.compile(rb"selfie", re.IGNORECASE)
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _QUERY = re.compile(r"[?#]")
 
@@ -29,11 +28,6 @@ def shown(payload: bytes) -> Any:
     if not isinstance(document, dict):
         return {"unreadable": f"{len(payload)} bytes that are no JSON object", "sha256": _sha256(payload)}
     return _shown(document, "", 0)
-
-
-def may_hold_selfie(payload: bytes) -> bool:
-    """Return whether a payload names a selfie, also where it is no valid JSON."""
-    return bool(_SELFIE.search(payload)) or b"\\u" in payload
 
 
 def _sha256(data: bytes) -> str:

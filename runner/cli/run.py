@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+import threading
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from runner import output
 from runner import settings as settings_module
+from runner.errors import place
 from runner.settings import Settings
 
 Subparsers = Any  # argparse has no public name for it
@@ -56,6 +58,7 @@ def _run(args: argparse.Namespace) -> NoReturn:
     settings = settings_module.load(flags=setting_flags(args))
     from runner.worker.app import run
 
+    threading.excepthook = _thread_failed
     code = run(settings)
     # Native threads may still be at work: a model that loads, a photo that does not come back. The end of the
     # interpreter would take the ground from under them, and abort.
@@ -64,14 +67,21 @@ def _run(args: argparse.Namespace) -> NoReturn:
     os._exit(code)
 
 
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Say where a thread ended that should not have, without the message of its error, which may hold anything."""
+    error = failure.exc_value
+    where = "" if error is None else f" at {place(error)}"
+    output.problem(f"spottmee-worker: a thread ended with {failure.exc_type.__name__}{where}; this is a defect")
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from runner.cli.doctor import examine
 
     checks = examine(settings_module.load())
     if args.json:
-        print(json.dumps([check.document() for check in checks], indent=2))
+        output.document([check.document() for check in checks], indent=2)
     else:
         for check in checks:
-            print(f"{'ok  ' if check.error is None else 'FAIL'} {check.name:<24} {check.error or check.finding}")
-    sys.stdout.flush()
+            state = "ok  " if check.error is None else "FAIL"
+            output.line(f"{state} {check.name:<24} {check.error or check.finding}")
     return next((check.exit_code for check in checks if check.exit_code), 0)

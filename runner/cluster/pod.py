@@ -127,7 +127,10 @@ def _find(pid: int | None) -> tuple[int, list[str]]:
 
 
 def _environment(pid: int) -> dict[str, str]:
-    """Return the environment of the process, or this one's where it may not be read: `exec` gives the same."""
+    """Return the environment of the process, or this one's where it may not be read: `kubectl exec` gives the same.
+
+    A run is not dumpable (`core_dumps.py`), so only root may read it.
+    """
     try:
         text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
     except PermissionError:

@@ -244,9 +244,8 @@ def _allowed(host: str) -> str:
     try:
         return urls.host_name(host)
     except ForbiddenUrlError:
-        raise SettingsError(
-            f"RUNNER_ALLOWED_HOSTS must name hosts, without scheme and port: {host!r} is none"
-        ) from None
+        shown = "" if "@" in host else f": {host!r} is not one"  # an @ may have a password before it
+        raise SettingsError(f"RUNNER_ALLOWED_HOSTS must name hosts, without scheme and port{shown}") from None
 
 
 def _reason(error: Exception) -> str:

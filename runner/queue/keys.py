@@ -29,6 +29,11 @@ def last(name: str, owner: str) -> str:
     return _side(name, f"last:{owner}")
 
 
+def seen(name: str) -> str:
+    """Return the key that holds when each waiting job was first seen (see `expired.lua`)."""
+    return _side(name, "seen")
+
+
 def dead(name: str) -> str:
     """Return the hash of lease id → dead letter: when the job left the list, a space, and JSON without the payload."""
     return _side(name, "dead")

@@ -194,6 +194,8 @@ class LeaseQueue:
 
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:
         """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""
+        from runner.queue.privacy import SELFIE_SECONDS, may_hold_selfie
+
         letter = {
             "id": lease.id,
             "queue": self.name,
@@ -203,10 +205,12 @@ class LeaseQueue:
             "runner": self.owner,
             "bytes": max(lease.bytes, len(lease.payload)),
         }
+        private = lease.truncated or may_hold_selfie(lease.payload)
+        seconds = min(self._payload_seconds, SELFIE_SECONDS) if private else self._payload_seconds
         done = Script(self._client, "bury")(
             [*self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id)],
             [
-                _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(self._payload_seconds),
+                _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
                 _milliseconds(LETTER_SECONDS),
             ],
         )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from runner.errors import CheckFailedError, MissingRightError, RunnerError
 from runner.queue import keys
 from runner.queue.dead_letters import DeadLetters, Requeued
+from runner.queue.expiry import Expiry
 from runner.queue.leases import LeaseQueue
 from runner.queue.scripts import Script
 
@@ -50,7 +51,8 @@ class SelfTest:
         )
         self._made = [
             self._list, keys.leases(self.name), keys.claimed(self.name), keys.dead(self.name),
-            keys.dead_index(self.name), self.unconfirmed, keys.last(self.name, _OLDER), keys.last(self.name, _NEWER),
+            keys.dead_index(self.name), keys.seen(self.name),
+            self.unconfirmed, keys.last(self.name, _OLDER), keys.last(self.name, _NEWER),
             keys.last(self.name, f"letters/{_OPERATOR}"), keys.match_result(self.job_id),
             keys.match_result_detail(self.job_id),
         ]  # fmt: skip
@@ -91,6 +93,13 @@ class SelfTest:
         rest = self._newer.claim(5)
         self._expect("claim", len(rest) == 4)  # noqa: PLR2004 - all but the one that was dropped
         self._expect("acknowledge", self._newer.acknowledge_many(rest) == set())
+        self._redis.rpush(self._list, b"doctor")
+        self._expire()
+        expiry = Expiry(self._redis, self.name, seconds=0)
+        self._made.append(expiry.last)
+        self._expect("expire", [expiry.remove(job, "doctor", "") for job in expiry.find()] == [True])
+        self._expire()
+        self._expect("purge", [self._letters.purge(letter.id) for letter in self._letters.all()] == [True])
         counts = self._newer.counts()
         self._expect("counts", (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0))
 

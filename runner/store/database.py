@@ -16,7 +16,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from runner.errors import DatabaseUnreachableError, SettingsError
+from runner.errors import ENCODING_ADVICE, DatabaseUnreachableError, SettingsError
+from runner.output import redacted
 from runner.settings import postgres_conninfo
 
 if TYPE_CHECKING:
@@ -123,6 +124,11 @@ class Database:
         return "/".join(self._parameters.get(name, "") for name in ("host", "hostaddr", "port"))
 
     @property
+    def secrets(self) -> list[str]:
+        """The passwords, which no message may repeat."""
+        return [self._parameters[name] for name in ("password", "sslpassword") if name in self._parameters]
+
+    @property
     def connection(self) -> psycopg.Connection:
         """The live connection, opened where there is none. Raises what one attempt of `connect` meets."""
         if self._connection is None or self._connection.closed:
@@ -152,8 +158,12 @@ class Database:
             connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
         except psycopg.OperationalError as error:
             if _REFUSED_FOR_GOOD.search(str(error)):
-                raise SettingsError(f"{self.variable} was refused by PostgreSQL: {reason(error)}") from None
+                raise SettingsError(
+                    f"{self.variable} was refused by PostgreSQL: {reason(error, self.secrets)}"
+                ) from None
             raise
+        except psycopg.ProgrammingError:  # psycopg's own, which repeats the value of a parameter
+            raise SettingsError(f"{self.variable} has a parameter whose value is not valid") from None
         try:
             _configure(connection, self._schema, self._statement_seconds)
         except psycopg.Error:
@@ -167,14 +177,12 @@ def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[st
     try:
         given = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
-        # libpq's text quotes the part that it stumbled over, which may be the password: only a name is repeated.
-        # With an @ in the query, even the name may be a piece of a password with a ? in it.
-        name = (
-            re.search(r'invalid URI query parameter: "(\w+)"', str(error)) if "@" not in urlsplit(url).query else None
-        )
-        what = f"has an unknown parameter {name[1]}" if name else "is no URL that libpq understands"
-        advice = "characters like @ : / % # in user or password must be percent-encoded"
-        raise SettingsError(f"{variable} {what} ({advice})") from None
+        # libpq's text quotes the part that it stumbled over, which may be the password. What looks like the name of
+        # a parameter is repeated, unless an @ shows that it is a piece of a password with a ? in it.
+        pattern = r'invalid URI query parameter: "([a-z][a-z_]{1,40})"'
+        name = re.search(pattern, str(error)) if "@" not in urlsplit(url).query else None
+        what = f"has an unknown parameter {name[1]}" if name else "is malformed"
+        raise SettingsError(f"{variable} {what}; {ENCODING_ADVICE}") from None
     return {
         **_LIMITS,
         "application_name": application_name,
@@ -228,6 +236,7 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         return isinstance(error, psycopg.Error) and is_transient(error)
 
     names = " or ".join(dict.fromkeys(database.variable for database in databases))
+    secrets = [secret for database in databases for secret in database.secrets]
     try:
         try:
             return attempt()
@@ -238,9 +247,13 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         return _again(attempt, passing, seconds)
     except psycopg.Error as error:
         if passing(error):
-            raise DatabaseUnreachableError(f"{names}: {reason(failures[-1])} (tried for {seconds:g} s)") from None
+            raise DatabaseUnreachableError(
+                f"{names}: {reason(failures[-1], secrets)} (tried for {seconds:g} s)"
+            ) from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
-            raise SettingsError(f"{names}: PostgreSQL refuses what this program does: {reason(error)}") from None
+            raise SettingsError(
+                f"{names}: PostgreSQL refuses what this program does: {reason(error, secrets)}"
+            ) from None
         raise
 
 
@@ -252,15 +265,21 @@ def _again(attempt: Callable[[], T], passing: Callable[[BaseException], bool], s
     return again(attempt)
 
 
-def reason(error: psycopg.Error) -> str:
-    """Return one line that says what went wrong, without anything that came out of a URL or a job.
+def reason(error: psycopg.Error, secrets: Sequence[str] = ()) -> str:
+    """Return one line that says what went wrong, without anything that came out of a URL or a job, or `secrets`.
 
     What libpq says about a host may quote a piece of a password whose special characters were not encoded.
     """
+    return redacted(_reason(error), secrets)
+
+
+def _reason(error: psycopg.Error) -> str:
     if error.sqlstate is not None:
         return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
     text = str(error).strip() or type(error).__name__
     failed = text.splitlines()[0].removeprefix("connection failed: ")
     if "FATAL:" in failed:
         return failed.partition("FATAL:")[2].strip()
-    return re.sub(r"(\"[^\"]*\"|'[^']*')", "…", failed)
+    # From the first quotation mark to the last: what is quoted may hold quotation marks and line breaks itself.
+    unquoted = re.sub(r"\".*\"|'.*'", "…", text, flags=re.DOTALL)
+    return unquoted.splitlines()[0].removeprefix("connection failed: ")

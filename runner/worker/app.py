@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -12,7 +11,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from runner import logs
+from runner import logs, output
 from runner.errors import RedisFullError, RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
 from runner.queue.databases import KnownDatabases
 from runner.store.results import ResultStore
@@ -162,20 +161,45 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
                 leased.take_over()
         for handler in handlers.values():
             handler.start()
-        return _run_loop(loop, engine, held)
+        expire = partial(_expire, redis, stop) if not settings.job else lambda: None
+        return _run_loop(loop, engine, held, expire)
 
 
-def _run_loop(loop: WorkerLoop, engine: Future[Engine], held: _Held) -> str:
-    """Work until there is a reason to leave, and return it; what is in flight after an error is released."""
+def _run_loop(loop: WorkerLoop, engine: Future[Engine], held: _Held, expire: Callable[[], None]) -> str:
+    """Work until there is a reason to leave, and return it; what is in flight after an error is released.
+
+    Either way `expire` is called then, unless Redis is away: also runs that cannot work bound the life of selfies.
+    """
     try:
         reason = loop.run()
     except Exception as error:
         # A full Redis still takes leases back; of one that is away they can only expire.
         if isinstance(error, RedisFullError) or not isinstance(error, RedisUnreachableError):
             held.release()
+        if not isinstance(error, RedisUnreachableError):
+            expire()
         raise
+    expire()
     engine.result()  # a pack that cannot be used is an error of a run without photos too
     return reason
+
+
+def _expire(redis: Redis, stop: Stop) -> None:
+    """End the comparisons that have waited for too long. A failure is a warning: the run's own work is done."""
+    if stop.requested:
+        return
+    from runner.expire import expire_comparisons
+
+    stop.progress()
+    try:
+        expired = expire_comparisons(redis)
+    except RunnerError as error:
+        logs.logger().warning(
+            "expired comparisons were not removed", extra={"reason": error.word, "detail": str(error)}
+        )
+        return
+    if expired:
+        logs.logger().warning("comparisons expired", extra={"count": expired})
 
 
 def _sources(settings: Settings, kinds: Mapping[str, Kind], redis: Redis, owner: str) -> dict[str, LeaseSource]:
@@ -240,10 +264,10 @@ def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
 
 def _print(summary: Summary, settings: Settings) -> None:
     line = summary.line()
-    print(line, flush=True)
+    output.line(line)
     if settings.termination_log:
         try:
             with open(settings.termination_log, "w", encoding="utf-8") as message:  # noqa: PTH123 - often a device
                 message.write(line)
         except OSError as error:
-            print(f"spottmee-worker: cannot write {settings.termination_log}: {error.strerror}", file=sys.stderr)
+            output.problem(f"spottmee-worker: cannot write {settings.termination_log}: {error.strerror}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runner.queue.privacy import SELFIE_SECONDS
 from runner.store.results import AnswerWatch, ResultStore
 from runner.worker.comparison import ComparisonHandler
 from runner.worker.messages import decode_compare, decode_process
@@ -21,9 +22,7 @@ if TYPE_CHECKING:  # opened by the start-up, one after the other: importing them
     from runner.store.stores import Stores
     from runner.worker.task import Handler
 
-# A selfie is kept no longer than the result that it was sent for: 3600 s from the answer on, and a job is dead-lettered
-# within a minute of it. Other payloads are kept as long as their dead letter.
-SELFIE_SECONDS = 3540
+# A payload without a selfie is kept as long as its dead letter.
 PAYLOAD_SECONDS = 30 * 86_400
 
 

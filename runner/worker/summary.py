@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from runner.output import json_text
 from runner.worker.kinds import KINDS, Kind
 from runner.worker.task import Outcome
 
@@ -58,4 +58,4 @@ class Summary:
 
     def line(self) -> str:
         """Return the last line of standard output."""
-        return json.dumps(self.document())
+        return json_text(self.document())

@@ -17,6 +17,7 @@ from runner.errors import RedisRefusedError, RedisUnreachableError, SettingsErro
 from runner.queue import keys
 from runner.queue.client import connect
 from runner.queue.dead_letters import DeadLetters, Requeued
+from runner.queue.expiry import Expiry
 from runner.queue.self_test import SelfTest
 from runner.settings import Settings, load
 from runner.store.results import ResultStore
@@ -88,6 +89,11 @@ def play(client: Any) -> None:
         assert next_.acknowledge_many(found) == set()
         counts = next_.counts()
         assert (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0)
+        push(client, [b"old 1", b"old 2"], name)
+        expiry = Expiry(client, name, seconds=0)
+        assert [expiry.remove(job, "expired", "") for job in expiry.find()] == [True, True]
+        assert next_.counts().waiting == 0
+        assert [letters.purge(letter.id) for letter in letters.all()] == [True, True]
     results, job = ResultStore(client), str(uuid.uuid4())
     assert results.begin(job) is False
     assert results.answer(job, ["p1"], {"error": None}) is False

@@ -17,6 +17,7 @@ end
 try('TIME')
 try('ZREM', key, '')
 try('LLEN', key)
+try('LINDEX', key, 0)
 try('LPOP', key, 0)
 try('GET', key)
 try('SET', key, '', 'XX')
