@@ -23,6 +23,7 @@ from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner.faces.packs import KNOWN
 from runner.faces.sources import wheel_folder
 from runner.store import schema
+from runner.store.database import connect
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -163,7 +164,8 @@ def world() -> Iterator[World]:
             admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 LOCALE 'C.UTF-8'".encode())
         connection = stack.enter_context(psycopg.connect(postgres.database_url(name), autocommit=True))
         create_table(connection)
-        schema.migrate(connection)
+        with connect(postgres.database_url(name), seconds=5, application_name="bench") as session:
+            schema.migrate(session)
         connection.execute(reference.CREATE_TABLE)
         connection.execute(_MOMENTS)
         redis = stack.enter_context(Redis.from_url(valkey.url))

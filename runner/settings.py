@@ -7,7 +7,6 @@ sentence of help; the flags of the command line and docs/reference/settings.md a
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -106,6 +105,7 @@ def _postgres_url(value: str) -> str:
     # libpq takes the first @ for the end of the password, and what follows it for the host.
     if not (parts.netloc or parts.path.strip("/")) or parts.netloc.count("@") > 1:
         raise _UrlError(_MALFORMED)
+    postgres_conninfo(value)
     return value
 
 
@@ -462,7 +462,8 @@ def postgres_conninfo(url: str) -> tuple[str, str | None]:
     """Split a Prisma-style URL into what libpq accepts and the schema it names.
 
     Prisma adds parameters of its own (https://www.prisma.io/docs/orm/overview/databases/postgresql), which libpq
-    rejects; `schema` chooses the search path here and the others concern Prisma's own pool.
+    rejects; `schema` names the schema of every table here and the others concern Prisma's own pool. Raises
+    `ValueError` where that cannot be the name of a schema.
     """
     parts = urlsplit(url)
     schema: str | None = None
@@ -472,10 +473,15 @@ def postgres_conninfo(url: str) -> tuple[str, str | None]:
             schema = value or None
         elif name not in _PRISMA_PARAMETERS:
             kept.append((name, value))
-    if schema is not None and not re.fullmatch(r"[^\0]{1,63}", schema):
-        schema = None
+    if schema is not None and (not schema.isprintable() or len(schema.encode()) > _MAX_IDENTIFIER_BYTES):
+        message = (
+            f"names a schema (?schema=) that cannot be one: printable characters, {_MAX_IDENTIFIER_BYTES} bytes at most"
+        )
+        raise ValueError(message)
     return urlunsplit(parts._replace(query=urlencode(kept))), schema
 
+
+_MAX_IDENTIFIER_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1
 
 _PRISMA_PARAMETERS = frozenset(
     {

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +16,18 @@ import pytest
 
 from demo import api
 from demo.servers import EmbeddedPostgres, EmbeddedRedis
+from runner.cli import main
 from runner.store import schema
 from tests.support.run_tools import Service
 from tests.support.run_tools import service as a_service
+from tests.support.store_tools import opened
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from demo.album import Album
     from demo.images import ImageServer
+    from tests.support.store_tools import Command
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
@@ -94,7 +97,7 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres(settings=["max_connections=60"]) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute("CREATE DATABASE api_template")
-        with psycopg.connect(server.database_url("api_template"), autocommit=True) as connection:
+        with opened(server.database_url("api_template")) as connection:
             api.create_table(connection)
             schema.migrate(connection)
         yield server
@@ -117,6 +120,23 @@ def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service
     """The whole service: an emptied Redis, a fresh database, the API, and `spottmee-worker` by subprocess."""
     with a_service(redis, redis_url, database_url) as found:
         yield found
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command with DATABASE_URL set, and return its exit code, standard output and standard error."""
+
+    def run(arguments: Sequence[str], database_url: str | None) -> tuple[int, str, str]:
+        monkeypatch.setenv("RUNNER_CONNECT_SECONDS", "0.2")
+        if database_url is None:
+            monkeypatch.delenv("DATABASE_URL", raising=False)
+        else:
+            monkeypatch.setenv("DATABASE_URL", database_url)
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 def _fresh(server: EmbeddedPostgres, source: str) -> Iterator[str]:

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from psycopg import Connection
-
     from runner.settings import Settings
     from runner.store.database import Database
+    from runner.store.session import Session
 
 Subparsers = Any  # argparse has no public name for it
 
@@ -36,6 +35,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "this version. Safe to repeat, and beside others that do the same; a pooler in between does not matter.",
     )
     migrate.add_argument("--check", action="store_true", help="change nothing; exit 3 unless it is there already")
+    migrate.add_argument(
+        "--new",
+        action="store_true",
+        help="create the table also where an earlier version seems to have stored the embeddings in another schema",
+    )
     migrate.add_argument("--json", action="store_true", help="print one JSON object")
     migrate.set_defaults(run=_migrate)
 
@@ -64,7 +68,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the model that made them, as the runner names it (`spottmee-worker doctor` shows the name): only "
         "embeddings of one model are compared",
     )
-    legacy.add_argument("--table", default="face_embeddings", metavar="NAME", help="the old table (%(default)s)")
+    legacy.add_argument(
+        "--table",
+        default="face_embeddings",
+        metavar="NAME",
+        help="the old table, or SCHEMA.NAME (%(default)s)",
+    )
     legacy.add_argument("--json", action="store_true", help="print one JSON object")
     legacy.set_defaults(run=_import_legacy)
 
@@ -75,15 +84,18 @@ def _migrate(args: argparse.Namespace) -> int:
     if not url:
         raise SettingsError("EMBEDDINGS_DATABASE_URL and DATABASE_URL are missing: set either")
     from runner.store import schema
+    from runner.store.photos import PhotoTable
 
-    named_schema = settings_module.postgres_conninfo(url)[1]
+    with_photos = url == settings.database_url
     applied: list[str] = []
 
-    def work(embeddings: Connection) -> int:
+    def work(embeddings: Session) -> int:
+        if with_photos and embeddings.schemas.named is not None:
+            PhotoTable(embeddings).check()  # a mistyped schema is not created
         if args.check:
             schema.check(embeddings)
         else:
-            applied.extend(schema.migrate(embeddings, named_schema))
+            applied.extend(schema.migrate(embeddings, new=args.new))
         return schema.current_version(embeddings)
 
     version = _with_embeddings(settings, work)
@@ -159,7 +171,7 @@ def _import_legacy(args: argparse.Namespace) -> int:
     return 0
 
 
-def _with_embeddings(settings: Settings, work: Callable[[Connection], T]) -> T:
+def _with_embeddings(settings: Settings, work: Callable[[Session], T]) -> T:
     """Return what `work` returns over a connection to the embeddings; it may be repeated after a failure."""
     from runner.store.database import retrying
 
@@ -175,7 +187,7 @@ def _embeddings(settings: Settings) -> Database:
     )
 
 
-def _with_both(settings: Settings, work: Callable[[Connection, Connection], T]) -> T:
+def _with_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
     """As `_with_embeddings`, for work on the API's table and the embeddings, both checked first."""
     from runner.store import schema, visibility
     from runner.store.database import Database, retrying

@@ -19,6 +19,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from runner.errors import ENCODING_ADVICE, DatabaseUnreachableError, SettingsError
 from runner.output import redacted
 from runner.settings import postgres_conninfo
+from runner.store.session import Limits, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,27 +59,16 @@ _TRANSIENT_STATES = {
     "55P03",  # lock_not_available: lock_timeout
     "55006",  # object_in_use
     "25006",  # read_only_sql_transaction: a standby, or a primary that is being replaced
+    "0A000",  # feature_not_supported: BEGIN READ WRITE on a standby, where a pooler has led us
     "25P03",  # idle_in_transaction_session_timeout
     "25P04",  # transaction_timeout
 }
 _PERMANENT_STATES = {"57P04"}  # database_dropped
 _SETUP_CLASSES = ("28", "3D", "3F", "42")  # authorisation, catalog, schema, access rules and names
-_STATES_TO_RECONNECT_AFTER = {"25006"}
+_STATES_TO_RECONNECT_AFTER = {"25006", "0A000"}
 
-# One round trip. Types and operators of pgvector are found wherever the extension lives, which is seldom the
-# schema that a Prisma URL names; where that schema does not exist, no other may silently take its place.
-_SESSION = """
-SELECT set_config('search_path', concat_ws(', ',
-           coalesce(quote_ident(%(schema)s::text), nullif(current_setting('search_path'), '')),
-           (SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-             WHERE e.extname = 'vector'
-               AND (%(schema)s::text IS NULL OR to_regnamespace(quote_ident(%(schema)s)) IS NOT NULL))), false),
-       set_config('statement_timeout', %(statement)s, false),
-       set_config('lock_timeout', %(lock)s, false),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, false),
-       set_config('random_page_cost', '1.1', false),
-       set_config('jit', 'off', false)
-"""
+# What a pooler says that gives every statement another server connection.
+_STATEMENT_POOLING = "transaction blocks not allowed in statement pooling mode"
 
 
 def connect(
@@ -88,11 +78,11 @@ def connect(
     application_name: str,
     variable: str = "DATABASE_URL",
     statement_seconds: float = STATEMENT_SECONDS,
-) -> psycopg.Connection:
-    """Return an autocommitting connection to `url`, trying for at most `seconds` after the first failure.
+) -> Session:
+    """Return a connection to `url`, trying for at most `seconds` after the first failure.
 
-    `url` may carry Prisma's own parameters; its `schema` becomes the search path. `variable` is what messages call
-    the URL: they never repeat any of it. `statement_seconds` of 0 sets no limit.
+    `url` may carry Prisma's own parameters; its `schema` names the schema of every table. `variable` is what
+    messages call the URL: they never repeat any of it. `statement_seconds` of 0 sets no limit.
 
     Raises `SettingsError` at once for what no retry can heal (the URL itself, password, role, database), and
     `DatabaseUnreachableError` when the time is up.
@@ -116,7 +106,7 @@ class Database:
         logging.getLogger("psycopg").addHandler(logging.NullHandler())
         self._parameters, self._schema = _parameters(url, application_name, variable)
         self._statement_seconds = statement_seconds
-        self._connection: psycopg.Connection | None = None
+        self._connection: Session | None = None
 
     @property
     def address(self) -> str:
@@ -129,7 +119,7 @@ class Database:
         return [self._parameters[name] for name in ("password", "sslpassword") if name in self._parameters]
 
     @property
-    def connection(self) -> psycopg.Connection:
+    def connection(self) -> Session:
         """The live connection, opened where there is none. Raises what one attempt of `connect` meets."""
         if self._connection is None or self._connection.closed:
             self._connection = self._open()
@@ -152,10 +142,10 @@ class Database:
         if not usable or error.sqlstate is None or error.sqlstate in _STATES_TO_RECONNECT_AFTER:
             self.close()
 
-    def _open(self) -> psycopg.Connection:
+    def _open(self) -> Session:
         try:
             # No prepared statements: PgBouncer may hand every transaction to another server connection.
-            connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
+            connection = Session.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
         except psycopg.OperationalError as error:
             if _REFUSED_FOR_GOOD.search(str(error)):
                 raise SettingsError(
@@ -165,15 +155,25 @@ class Database:
         except psycopg.ProgrammingError:  # psycopg's own, which repeats the value of a parameter
             raise SettingsError(f"{self.variable} has a parameter whose value is not valid") from None
         try:
-            _configure(connection, self._schema, self._statement_seconds)
-        except psycopg.Error:
+            connection.begin(
+                self._schema, Limits(self._statement_seconds, lock=LOCK_SECONDS, idle=IDLE_IN_TRANSACTION_SECONDS)
+            )
+        except psycopg.Error as error:
             connection.close()
+            if _STATEMENT_POOLING in str(error):
+                raise SettingsError(
+                    f"{self.variable} leads to a connection pooler in statement mode, which allows no transactions: "
+                    "set pool_mode = transaction or session for this database there"
+                ) from None
             raise
         return connection
 
 
 def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[str, str], str | None]:
-    conninfo, schema = postgres_conninfo(url)
+    try:
+        conninfo, schema = postgres_conninfo(url)
+    except ValueError as error:
+        raise SettingsError(f"{variable} {error}") from None
     try:
         given = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
@@ -189,12 +189,6 @@ def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[st
         **{name: str(value) for name, value in given.items() if value is not None},
         **_ENFORCED,
     }, schema
-
-
-def _configure(connection: psycopg.Connection, schema: str | None, statement_seconds: float) -> None:
-    limits = {"statement": statement_seconds, "lock": LOCK_SECONDS, "idle": IDLE_IN_TRANSACTION_SECONDS}
-    values = {name: f"{round(seconds * 1000)}ms" for name, seconds in limits.items()}
-    connection.execute(_SESSION, {"schema": schema, **values})
 
 
 def is_transient(error: psycopg.Error) -> bool:

@@ -15,6 +15,7 @@ from demo import api
 from runner.store import schema
 from runner.store.photos import PhotoTable
 from tests.chart.test_schemas import keda_validator
+from tests.support.store_tools import opened
 from tools import binaries, manifests
 from tools.render import NEWEST, OLDEST, Object
 
@@ -150,7 +151,7 @@ def test_the_laptops_table_is_the_apis(empty_database_url: str, database_url: st
         "SELECT column_name, data_type, udt_name, is_nullable, column_default, datetime_precision"
         " FROM information_schema.columns WHERE table_name = 'Photo' ORDER BY ordinal_position"
     )
-    with psycopg.connect(empty_database_url, autocommit=True) as laptop, psycopg.connect(database_url) as real:
+    with opened(empty_database_url) as laptop, psycopg.connect(database_url) as real:
         laptop.execute(sql.encode())
         assert laptop.execute(columns).fetchall() == real.execute(columns).fetchall()
         PhotoTable(laptop).check()

@@ -18,11 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from demo import api
 from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner.store import schema
+from runner.store.database import connect
 from tests.e2e.build import KEDA_VERSION, KUBERNETES_VERSION
 from tests.e2e.controlplane import ControlPlane
 from tests.e2e.site import CHART, Site, opened, wait
@@ -109,7 +108,7 @@ def _installed() -> Iterator[tuple[Site, str]]:
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis())
         postgres = stack.enter_context(EmbeddedPostgres())
-        with psycopg.connect(postgres.url, autocommit=True) as connection:
+        with connect(postgres.url, seconds=5, application_name="record") as connection:
             api.create_table(connection)
             schema.migrate(connection)
             connection.execute("INSERT INTO \"Photo\" (id) VALUES ('there')")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
+    from runner.store.session import Session
+
 ALL = [str(status) for status in PhotoStatus]
 SUCCESS = {"READY", "NO_FACES_FOUND"}
 
@@ -40,7 +42,7 @@ def runner(request: pytest.FixtureRequest, database_url: str) -> Iterator[Runner
         yield runner
 
 
-def in_every_status(connection: Connection) -> None:
+def in_every_status(connection: Session) -> None:
     for status in ALL:
         add_photos(connection, [f"was {status}"], status)
 
@@ -289,11 +291,10 @@ def test_a_batch_of_thousands(runner: Runner) -> None:
 def test_the_tables_may_lie_in_schemas_of_their_own(empty_database_url: str) -> None:
     api_url, faces_url = f"{empty_database_url}?schema=The%20API", f"{empty_database_url}?schema=faces"
     with opened(empty_database_url) as admin:
-        admin.execute('CREATE SCHEMA "The API"')
-    with opened(api_url) as connection:
-        api.create_table(connection)
+        admin.execute('CREATE SCHEMA "The API"; SET search_path = "The API"')
+        api.create_table(admin)
     with opened(faces_url) as connection:
-        schema.migrate(connection, "faces")
+        schema.migrate(connection)
     with Runner(api_url, faces_url) as runner:
         runner.photos.check()
         add_photos(runner.api, ["a"])

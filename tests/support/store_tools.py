@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
-    from psycopg import Connection
 
+    from runner.store.session import Session
     from runner.store.stored import Stored
+
+    Command = Callable[[Sequence[str], str | None], tuple[int, str, str]]
 
 MODEL = "buffalo_sc"
 
@@ -29,7 +31,7 @@ CREATE TABLE face_embeddings (
 """
 
 
-def opened(url: str) -> Connection:
+def opened(url: str) -> Session:
     """Return a connection as the runner makes them."""
     return connect(url, seconds=5, application_name="test")
 
@@ -62,21 +64,21 @@ def resembling(face: Face, similarity: float, seed: int = 1) -> Face:
     return Face(unit(similarity * base + np.sqrt(1 - similarity**2) * other))
 
 
-def add_photos(connection: Connection, ids: Iterable[str], status: str = "UPLOADED") -> None:
-    connection.execute(
-        'INSERT INTO "Photo" (id, status) SELECT id, %s::"PhotoStatus" FROM unnest(%s::text[]) AS id',
+def add_photos(connection: Session, ids: Iterable[str], status: str = "UPLOADED") -> None:
+    connection.query(
+        'INSERT INTO {photos}."Photo" (id, status) SELECT id, %s::{photos}."PhotoStatus" FROM unnest(%s::text[]) AS id',
         (status, list(ids)),
     )
 
 
-def statuses(connection: Connection) -> dict[str, str]:
-    return dict(connection.execute('SELECT id, status::text FROM "Photo"').fetchall())
+def statuses(connection: Session) -> dict[str, str]:
+    return dict(connection.query('SELECT id, status::text FROM {photos}."Photo"').fetchall())
 
 
-def stored_faces(connection: Connection) -> list[tuple[str, int]]:
+def stored_faces(connection: Session) -> list[tuple[str, int]]:
     """Return photo and index of every face of `MODEL`."""
-    rows = connection.execute(
-        "SELECT photo_id, face_index FROM faces WHERE model = %s ORDER BY 1, 2", (MODEL,)
+    rows = connection.query(
+        "SELECT photo_id, face_index FROM {faces}.faces WHERE model = %s ORDER BY 1, 2", (MODEL,)
     ).fetchall()
     return [(photo_id, index) for photo_id, index in rows]
 
