@@ -7,6 +7,7 @@ sentence of help; the flags of the command line and docs/reference/settings.md a
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path

@@ -117,7 +117,8 @@ def _seen_photos(database: Database) -> tuple[list[str], str]:
     seen = visibility.look(connection)
     if seen.filtered and not seen.any_row:
         raise PhotosInvisibleError(visibility.NOTHING_UNDER_ROW_SECURITY)
-    found = [f'PostgreSQL {connection.info.server_version // 10000}, table "Photo" found']
+    version = connection.info.server_version // 10000
+    found = [f'PostgreSQL {version}, table "Photo" found in schema "{connection.schemas.photos}"']
     if not seen.any_row:
         found.append("it is empty: runs give their jobs back until it has a photo")
     if seen.filtered:
@@ -148,7 +149,8 @@ def _embeddings(settings: Settings) -> str:
         variable="EMBEDDINGS_DATABASE_URL",
     ) as connection:
         schema.check(connection)
-        return f"schema version {schema.current_version(connection)}, as this version needs"
+        version = schema.current_version(connection)
+        return f'schema "{connection.schemas.faces}" at version {version}, as this version needs'
 
 
 def _model(settings: Settings) -> str:

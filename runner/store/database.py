@@ -158,7 +158,7 @@ class Database:
             connection.begin(
                 self._schema, Limits(self._statement_seconds, lock=LOCK_SECONDS, idle=IDLE_IN_TRANSACTION_SECONDS)
             )
-        except psycopg.Error as error:
+        except BaseException as error:
             connection.close()
             if _STATEMENT_POOLING in str(error):
                 raise SettingsError(

@@ -131,8 +131,9 @@ class EmbeddingStore:
         ]
         with self.connection.bounded():
             self.connection.query(_DELETE_OF_MODEL, (sorted(faces_by_photo), self.model))
+            insert = self.connection.schemas.statement(_INSERT).as_bytes(self.connection)
             for row in rows:
-                self.connection.query(_INSERT, row)
+                self.connection.execute(insert, row)
 
     def delete(self, photo_ids: Iterable[str]) -> int:
         """Delete everything of the photos, of every model, and return how many faces that were."""

@@ -149,7 +149,8 @@ def _import_batch(
     if not new:
         return
     with embeddings.bounded():
-        inserted = [embeddings.query(_INSERT, row) for row in new]
+        insert = embeddings.schemas.statement(_INSERT).as_bytes(embeddings)
+        inserted = [embeddings.execute(insert, row) for row in new]
     imported = sum(cursor.rowcount for cursor in inserted)
     counts.imported += imported
     counts.already_there += len(new) - imported

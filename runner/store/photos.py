@@ -35,13 +35,14 @@ WITH wanted AS MATERIALIZED (
       FROM unnest(%b::text[], %b::text[]) AS new (id, status) JOIN {photos}."Photo" AS photo USING (id)
      ORDER BY photo.id FOR NO KEY UPDATE OF photo
 )
-UPDATE {photos}."Photo" AS photo SET status = wanted.status::{photos}."PhotoStatus" FROM wanted
+UPDATE {photos}."Photo" AS photo SET status = wanted.status::{status}."PhotoStatus" FROM wanted
  WHERE photo.id = wanted.id AND NOT (wanted.status = 'FAILED' AND photo.status IN ('READY', 'NO_FACES_FOUND'))
 RETURNING photo.id
 """
 _SCHEMAS_WITH_TABLE = """
 SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-  JOIN pg_type AS t ON t.typnamespace = n.oid AND t.typname = 'PhotoStatus'
+  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'status'
+  JOIN pg_type AS t ON t.oid = a.atttypid AND t.typname = 'PhotoStatus'
  WHERE c.relname = 'Photo' AND c.relkind IN ('r', 'p', 'f', 'v') ORDER BY 1 LIMIT 10
 """
 

@@ -139,11 +139,8 @@ def migrate(connection: Session, *, new: bool = False) -> list[str]:
 def _apply_next(connection: Session, *, new: bool) -> str | None:
     """Apply the oldest missing migration and return its name, or None when there is none."""
     known = migrations()
-    with connection.transaction():
-        # A migration may take longer than ordinary work, and so may waiting for another one. The lock is the
-        # transaction's own: it also holds behind PgBouncer.
-        connection.execute("SET LOCAL statement_timeout = 0")
-        connection.execute("SET LOCAL lock_timeout = 0")
+    with connection.unlimited():
+        # The lock is the transaction's own: it also holds behind PgBouncer.
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.locate()  # another one may have been here before
         have = current_version(connection)

@@ -21,37 +21,56 @@ if TYPE_CHECKING:
 
     from psycopg import Cursor
 
-# Tables of the API's own migrations run with any path; triggers of theirs may depend on the one that Prisma sets.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_BEGIN_READ_ONLY = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
+# No statement here needs a search path; triggers of the API's table may depend on the one that Prisma sets.
 _SETTINGS = """
 SELECT set_config('statement_timeout', {statement}, true), set_config('lock_timeout', {lock}, true),
        set_config('idle_in_transaction_session_timeout', {idle}, true),
        set_config('random_page_cost', '1.1', true), set_config('jit', 'off', true),
-       set_config('search_path', {path}, true)
+       set_config('search_path', {path}, true),
+       set_config('transaction_read_only', {read_only}, true)
+"""
+# A client of a pooler that has changed its role would otherwise decide on what is seen and allowed here.
+_OWN_ROLE = "SET LOCAL role TO DEFAULT"
+# A server that protects itself (its disk is nearly full) makes read-only the default: that holds here too.
+_OWN_MODE = "SET LOCAL default_transaction_read_only TO DEFAULT"
+_MODE = """
+CASE current_setting('transaction_read_only') WHEN 'on' THEN 'on'
+     ELSE current_setting('default_transaction_read_only') END
+"""
+_UNLIMITED = f"""
+{_OWN_ROLE}; {_OWN_MODE}; SELECT set_config('transaction_read_only', {_MODE}, true);
+SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0
 """
 # The role's own path, also where another client of a pooler has set one for the session.
 _OWN_PATH = "SET LOCAL search_path TO DEFAULT"
+# Nested questions instead of joins: planning those takes 3 ms on a new connection, all of this 1 ms.
 # Where a URL names no schema, the role's path is looked through, as PostgreSQL does for a name without a schema.
 _LOCATE = """
 SELECT names,
-       (SELECT n.nspname::text FROM pg_catalog.pg_extension AS e
-          JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector'),
-       ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_class AS c
-               JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-               JOIN pg_catalog.pg_type AS t ON t.typnamespace = n.oid AND t.typname = 'PhotoStatus'
-              WHERE n.nspname = ANY(names) AND c.relname = 'Photo' AND c.relkind IN ('r', 'p', 'f', 'v')
-              ORDER BY array_position(names, n.nspname::text)),
-       ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_class AS c
-               JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-              WHERE n.nspname = ANY(names) AND c.relname = 'spottmee_schema' AND c.relkind = 'r'
-              ORDER BY array_position(names, n.nspname::text))
-  FROM (SELECT CASE WHEN %(named)s::text IS NULL THEN current_schemas(false)::text[]
-                    ELSE ARRAY[%(named)s::text] END AS names) AS path
+       (SELECT nspname::text FROM pg_namespace
+         WHERE oid = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')),
+       (SELECT ARRAY[name, status] FROM (
+            SELECT name, position,
+                   (SELECT (SELECT (SELECT nspname::text FROM pg_namespace WHERE oid = typnamespace)
+                              FROM pg_type WHERE oid = atttypid AND typname = 'PhotoStatus')
+                      FROM pg_attribute
+                     WHERE attrelid = to_regclass(format('%I."Photo"', name)) AND attname = 'status') AS status
+              FROM unnest(names) WITH ORDINALITY AS place (name, position)) AS found
+         WHERE status IS NOT NULL ORDER BY position LIMIT 1),
+       (SELECT name FROM unnest(names) WITH ORDINALITY AS place (name, position)
+         WHERE to_regclass(format('%I.spottmee_schema', name)) IS NOT NULL ORDER BY position LIMIT 1)
+  FROM (SELECT CASE WHEN {named}::text IS NULL THEN current_schemas(false)::text[]
+                    ELSE ARRAY[{named}::text] END AS names) AS path
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Schemas:
-    """Where the objects of this program lie: what `{photos}`, `{faces}` and `{vector}` stand for in its statements.
+    """Where objects lie: what `{photos}`, `{status}`, `{faces}` and `{vector}` stand for in a statement.
+
+    The table "Photo", its type "PhotoStatus", this program's own tables, and pgvector.
 
     `named` is the schema that the URL names, `None` where it names none: then `photos` and `faces` are found along
     the role's own search path, and what is not found belongs into the first schema of it. `vector` is `None` where
@@ -61,6 +80,7 @@ class Schemas:
     named: str | None
     path: tuple[str, ...]
     photos: str
+    status: str
     faces: str
     vector: str | None
     has_photos: bool
@@ -78,7 +98,11 @@ class Schemas:
         self, text: LiteralString, quoted: Callable[[str], sql.Identifier], parts: Mapping[str, sql.Composable]
     ) -> sql.Composed:
         return sql.SQL(text).format(
-            photos=quoted(self.photos), faces=quoted(self.faces), vector=quoted(self.vector or self.faces), **parts
+            photos=quoted(self.photos),
+            status=quoted(self.status),
+            faces=quoted(self.faces),
+            vector=quoted(self.vector or self.faces),
+            **parts,
         )
 
 
@@ -125,28 +149,42 @@ class Session(psycopg.Connection[TupleRow]):
         return self._locate(self._schemas.named)
 
     def _locate(self, named: str | None) -> Schemas:
-        self._settings = self._compose_settings(())
-        with self.bounded():
-            self.execute(_OWN_PATH)
-            cursor = self.execute(_LOCATE, {"named": named})
-            # Seen from here, a pooler in statement mode ends the connection: it allows no transactions.
-            with self.pipeline():
+        outermost = self.pgconn.transaction_status == TransactionStatus.IDLE
+        statements = [
+            *([*self._opening(), self._compose_settings(())] if outermost else []),
+            sql.SQL(_OWN_PATH),
+            sql.SQL(_LOCATE).format(named=sql.Literal(named)),
+        ]
+        try:
+            # One message, and not a pipeline, where the reason for the end of a connection is lost. A pooler in
+            # statement mode ends this one, because the transaction goes on after the message.
+            cursor = self.execute(sql.SQL(";").join(statements))
+            while cursor.nextset():
                 pass
-        row = cursor.fetchone()
+            row = cursor.fetchone()
+        finally:
+            if outermost and not self.closed:
+                self.rollback()
         assert row is not None  # noqa: S101 - a SELECT from one row returns one row
-        path, vector, photos, versions = row
+        path, vector, photos, faces = row
         first = path[0] if path else "public"
+        table, status = photos or (first, first)
         self._schemas = Schemas(
             named=named,
             path=tuple(path),
-            photos=photos[0] if photos else first,
-            faces=versions[0] if versions else first,
+            photos=table,
+            status=status,
+            faces=faces or first,
             vector=vector,
-            has_photos=bool(photos),
-            has_versions=bool(versions),
+            has_photos=photos is not None,
+            has_versions=faces is not None,
         )
         self._settings = self._compose_settings([*path, *([vector] if vector and vector not in path else [])])
         return self._schemas
+
+    def _opening(self) -> tuple[sql.SQL, ...]:
+        begin = _BEGIN_READ_ONLY if self.read_only else _BEGIN
+        return sql.SQL(begin), sql.SQL(_OWN_ROLE), sql.SQL(_OWN_MODE)
 
     def _compose_settings(self, path: Sequence[str]) -> sql.Composed:
         def milliseconds(seconds: float) -> sql.Literal:
@@ -156,6 +194,7 @@ class Session(psycopg.Connection[TupleRow]):
             statement=milliseconds(self._limits.statement),
             lock=milliseconds(self._limits.lock),
             idle=milliseconds(self._limits.idle),
+            read_only=sql.SQL(_MODE),
             path=sql.Literal(sql.SQL(", ").join(map(sql.Identifier, path)).as_string(self)),
         )
 
@@ -173,16 +212,26 @@ class Session(psycopg.Connection[TupleRow]):
         self._inside = True
         try:
             with self.pipeline():
-                self.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {'READ ONLY' if self.read_only else 'READ WRITE'}")
+                for statement in self._opening():
+                    self.execute(statement)
                 self.execute(self._settings)
                 yield
                 self.execute("COMMIT")
         except BaseException:
-            if not self.closed and self.pgconn.transaction_status != TransactionStatus.IDLE:
+            try:
                 self.rollback()
+            except psycopg.Error:  # what is left of this connection must not be taken for a transaction of the caller
+                self.close()
             raise
         finally:
             self._inside = False
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Make one transaction of what is done inside, without time limits: a migration may take long."""
+        with self.transaction():
+            self.execute(_UNLIMITED)
+            yield
 
     def query(
         self,

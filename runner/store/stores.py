@@ -48,8 +48,8 @@ class Stores:
 
     def check(self) -> None:
         """Connect both; raise `SchemaError` or `SettingsError` where one is not what this version needs."""
-        self._retrying(lambda: schema.check(self._embeddings.connection))
         self._retrying(lambda: PhotoTable(self._photos.connection).check())
+        self._retrying(lambda: schema.check(self._embeddings.connection))
 
     def begin(self, photo_ids: Sequence[str]) -> set[str]:
         """Set the photos to PROCESSING and return those that exist (see `PhotoTable.begin`)."""

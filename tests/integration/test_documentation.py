@@ -24,6 +24,7 @@ from demo.servers import free_port
 from runner.queue.leases import LeaseQueue
 from runner.store import schema
 from tests.support.pages import name_of, script
+from tests.support.store_tools import opened
 from tools.prose import PAGES, ROOT
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ def test_the_commands_of_a_page_run(page: Path, reader: Reader, empty_database_u
         api.create_table(connection)
         connection.execute("INSERT INTO \"Photo\" (id) VALUES ('photo')")
         connection.execute(_LEGACY)
-        if "migrate" not in commands:
-            schema.migrate(connection)
+    if "migrate" not in commands:
+        with opened(empty_database_url) as session:
+            schema.migrate(session)
     output = reader.follow(commands)
     assert "Traceback" not in output
     for shown in SHOWN[name_of(page)]:

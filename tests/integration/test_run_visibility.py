@@ -365,14 +365,20 @@ def test_photos_are_done_on_a_full_redis(service: Service, server: OddServer) ->
 def test_a_database_is_the_same_over_every_connection_and_no_other_is(
     restricted: Service, service: Service, elsewhere: psycopg.Connection
 ) -> None:
-    ours = identity(service.connection, "db/5432")
-    with opened(restricted.environment["DATABASE_URL"]) as connection:
-        assert identity(connection, "db/5432") == ours
-    assert identity(elsewhere, "db/5432") != ours
-    assert identity(service.connection, "restored/5432") != ours
+    url = service.environment["DATABASE_URL"]
+    with (
+        opened(url) as ours,
+        opened(restricted.environment["DATABASE_URL"]) as limited,
+        opened(_url(elsewhere)) as other,
+    ):
+        before = identity(ours, "db/5432")
+        assert identity(limited, "db/5432") == before
+        assert identity(other, "db/5432") != before
+        assert identity(ours, "restored/5432") != before
     service.connection.execute('ALTER TABLE "Photo" RENAME TO "Old"')
     service.connection.execute('CREATE TABLE "Photo" (LIKE "Old" INCLUDING ALL)')
-    assert identity(service.connection, "db/5432") != ours
+    with opened(url) as ours:
+        assert identity(ours, "db/5432") != before
 
 
 def test_a_role_that_may_not_ask_for_the_servers_identifier_still_gets_an_identity(

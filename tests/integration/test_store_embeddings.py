@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psycopg
 import pytest
 
 from runner.store.embeddings import EmbeddingStore
-from tests.support.store_tools import MODEL, Face, faces, opened, resembling, stored_faces, unit
+from tests.support.store_tools import MODEL, Face, faces, opened, resembling, round_trips, stored_faces, unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from psycopg import Connection
 
     from runner.store.session import Session
-
-Result = TypeVar("Result")
 
 ODD_IDS = [
     "photo1",
@@ -227,17 +223,6 @@ def test_an_album_of_25000_photos_is_one_round_trip(store: EmbeddingStore, tmp_p
     assert trips == 1
     assert set(found.scores) == set(mine)
     assert found.with_embeddings == len({*ids[1:2001], *mine})
-
-
-def round_trips(connection: Connection, trace: Path, work: Callable[[], Result]) -> tuple[int, Result]:
-    """Return how often `work` waited for the server, and what it returned."""
-    with trace.open("w") as file:
-        connection.pgconn.trace(file.fileno())
-        result = work()
-        connection.pgconn.untrace()
-    # A line begins with a timestamp, then F for what is sent or B for what comes back: F to B is a wait.
-    directions = "".join(re.findall(r"^[0-9-]+ [0-9:.]+\t([FB])\t", trace.read_text(), re.MULTILINE))
-    return directions.count("FB"), result
 
 
 def test_a_selfie_of_many_faces(store: EmbeddingStore) -> None:

@@ -15,10 +15,21 @@ from runner.store import schema
 from runner.store.embeddings import EmbeddingStore
 from runner.store.photos import PhotoStatus, PhotoTable
 from runner.store.stored import Stored
-from tests.support.store_tools import MODEL, Face, Runner, add_photos, faces, opened, statuses, stored_faces
+from tests.support.store_tools import (
+    MODEL,
+    Face,
+    Runner,
+    add_photos,
+    faces,
+    opened,
+    round_trips,
+    statuses,
+    stored_faces,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from psycopg import Connection
 
@@ -286,6 +297,16 @@ def test_a_batch_of_thousands(runner: Runner) -> None:
     found = faces(3)
     assert len(runner.store(dict.fromkeys(ids, found))) == 2000
     assert len(stored_faces(runner.faces)) == 6000
+
+
+def test_a_batch_is_begun_in_one_round_trip_and_stored_in_three(database_url: str, tmp_path: Path) -> None:
+    """The limits of a transaction go along with its first statement: locks, then what was found, then COMMIT."""
+    ids = [f"p{number}" for number in range(8)]
+    with Runner(database_url, database_url) as runner:
+        add_photos(runner.api, ids)
+        begun, _ = round_trips(runner.api, tmp_path / "begin", lambda: runner.photos.begin(ids))
+        stored, _ = round_trips(runner.api, tmp_path / "store", lambda: runner.store(dict.fromkeys(ids, faces(3))))
+    assert (begun, stored) == (1, 3)
 
 
 def test_the_tables_may_lie_in_schemas_of_their_own(empty_database_url: str) -> None:

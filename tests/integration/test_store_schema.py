@@ -91,6 +91,14 @@ def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, monkeypa
         schema.check(connection)
 
 
+def test_a_migration_has_no_time_limit(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = schema.Migration.text
+    limits = "current_setting('statement_timeout') || current_setting('lock_timeout') = '00'"
+    monkeypatch.setattr(schema.Migration, "text", lambda self: f"{text(self)}\nSELECT 1 / ({limits})::integer;")
+    with opened(empty_database_url) as connection:
+        assert schema.migrate(connection)
+
+
 @pytest.mark.parametrize("name", ["app", "My Schema", 'quo"te', "sélect; DROP TABLE faces", "a,b", "public"])
 @pytest.mark.parametrize("extension_first", [False, True])
 def test_the_schema_of_the_url_is_created_and_used(empty_database_url: str, name: str, extension_first: bool) -> None:

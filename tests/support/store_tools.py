@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from runner.store.photos import PhotoTable, store_photos
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from runner.store.stored import Stored
 
     Command = Callable[[Sequence[str], str | None], tuple[int, str, str]]
+
+Result = TypeVar("Result")
 
 MODEL = "buffalo_sc"
 
@@ -66,7 +70,7 @@ def resembling(face: Face, similarity: float, seed: int = 1) -> Face:
 
 def add_photos(connection: Session, ids: Iterable[str], status: str = "UPLOADED") -> None:
     connection.query(
-        'INSERT INTO {photos}."Photo" (id, status) SELECT id, %s::{photos}."PhotoStatus" FROM unnest(%s::text[]) AS id',
+        'INSERT INTO {photos}."Photo" (id, status) SELECT id, %s::{status}."PhotoStatus" FROM unnest(%s::text[]) AS id',
         (status, list(ids)),
     )
 
@@ -81,6 +85,17 @@ def stored_faces(connection: Session) -> list[tuple[str, int]]:
         "SELECT photo_id, face_index FROM {faces}.faces WHERE model = %s ORDER BY 1, 2", (MODEL,)
     ).fetchall()
     return [(photo_id, index) for photo_id, index in rows]
+
+
+def round_trips(connection: Session, trace: Path, work: Callable[[], Result]) -> tuple[int, Result]:
+    """Return how often `work` waited for the server, and what it returned."""
+    with trace.open("w") as file:
+        connection.pgconn.trace(file.fileno())
+        result = work()
+        connection.pgconn.untrace()
+    # A line begins with a timestamp, then F for what is sent or B for what comes back: F to B is a wait.
+    directions = "".join(re.findall(r"^[0-9-]+ [0-9:.]+\t([FB])\t", trace.read_text(), re.MULTILINE))
+    return directions.count("FB"), result
 
 
 class Runner:
