@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from benchmarks import material
-from runner.faces.hardware import PROVIDERS
+from runner.faces.cpu import PROVIDERS
 from runner.settings import default_model_dir
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[
 
 def _own(model: Path, manifest: Manifest) -> list[Any]:
     from runner.faces import pack
-    from runner.faces.hardware import CPU
+    from runner.faces.cpu import CPU
 
     return [pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)]
 
@@ -122,9 +122,11 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
     """Return sessions over InsightFace's files in `folder`, rewritten, with all their outputs."""
     import onnx
 
-    from runner.faces import forms, graphs, pack
-    from runner.faces.hardware import CPU
-    from runner.faces.packs import KNOWN
+    from runner.bake import variants
+    from runner.bake.catalogue import KNOWN
+    from runner.bake.passes import canonical
+    from runner.faces import pack
+    from runner.faces.cpu import CPU
 
     known = KNOWN[manifest.pack]
     size, side = manifest.detector.input_size, manifest.recogniser.input_size
@@ -136,8 +138,8 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for name, shape in shapes.items():
             path = Path(scratch) / name
-            model = forms.fold(onnx.load(folder / name), path, shape)
-            graphs.quicken(model)
+            model = variants.fold(onnx.load(folder / name), path, shape)
+            canonical.quicken(model)
             onnx.save(model, path)
             sessions.append(pack.open_session(path, (CPU,)))
     return sessions

@@ -183,8 +183,8 @@ def _other_versions(baked_with: dict[str, str]) -> str:
 def _hardware(settings: Settings) -> str:
     """Start the engine as `run` does: a provider that is there may still not start."""
     from runner.faces import pack
+    from runner.faces.cpu import cpu_quota
     from runner.faces.engine import Engine
-    from runner.faces.hardware import cpu_quota
 
     with Engine.open(
         settings.model_dir,

@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _bake(args: argparse.Namespace) -> int:
     _require_insightface()
-    from runner.faces.bake import bake
+    from runner.bake.pipeline import bake
 
     output.problem(f"baking {args.pack}, and proving it against InsightFace")
     manifest = bake(args.pack, args.out, source=args.source, sha256=args.sha256, plain=args.plain)
@@ -69,7 +69,7 @@ def _bake(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     _require_insightface()
-    from runner.faces.bake import verify
+    from runner.bake.pipeline import verify
 
     proof = verify(args.folder, source=args.source, sha256=args.sha256)
     output.line(output.json_text(proof) if args.json else f"{args.folder} holds what was baked: {_told(proof)}")
@@ -77,7 +77,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from runner.faces.packs import KNOWN
+    from runner.bake.catalogue import KNOWN
 
     if args.json:
         output.document([asdict(known) for known in KNOWN.values()], indent=2)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from runner.faces import planes
+from runner.faces import preprocessing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +25,7 @@ NMS_THRESHOLD = 0.4
 # The windows of so many cells fit into 3 MB; an image in which every anchor sees a face would take ten times that.
 CELLS_AT_ONCE = 1024
 MEAN, DEVIATION = 127.5, 128.0
-_NORMALISED = planes.normalised(MEAN, DEVIATION)
+_NORMALISED = preprocessing.normalised(MEAN, DEVIATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class _Canvas(threading.local):
             self._blob[0, :, height : self._height, : self._width] = _NORMALISED[0]
         if width < self._width:
             self._blob[0, :, : self._height, width : self._width] = _NORMALISED[0]
-        planes.write(self._blob[0, :, :height, :width], image, _NORMALISED)
+        preprocessing.write(self._blob[0, :, :height, :width], image, _NORMALISED)
         self._height, self._width = height, width
         return self._blob
 
@@ -69,7 +69,7 @@ class Detector:
     """Finds faces with one session, from any number of threads.
 
     The session gives scores, boxes and landmarks of all anchors, or scores and features, where there are `heads`:
-    what `rewriting.heads` took out of its graph.
+    what `passes.detector_heads` took out of its graph.
     """
 
     def __init__(self, session: Any, input_size: int, heads: NDArray[np.float32] | None = None) -> None:

@@ -18,8 +18,8 @@ import cv2
 from runner.errors import ModelError, OutOfMemoryError, TooManyFacesError
 from runner.faces import pack
 from runner.faces.alignment import crop
+from runner.faces.cpu import CPU, FIRST, Choice, ProviderError, blocked_layout, choose_providers, thread_count
 from runner.faces.detector import Detections, Detector
-from runner.faces.hardware import CPU, FIRST, Choice, ProviderError, blocked_layout, choose_providers, thread_count
 from runner.faces.recogniser import Recogniser
 from runner.logs import logger
 

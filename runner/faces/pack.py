@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import ModelError
-from runner.faces.hardware import CPU, ProviderError
+from runner.faces.cpu import CPU, ProviderError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,8 @@ class Graph:
     """One graph of a pack, as every processor runs it, and as onnxruntime lays it out for processors like the baker's.
 
     `source_sha256` is that of the file it was made from; `input_size` is the height and width of its input, whose
-    values are (pixel - mean) / deviation. `heads` is a NumPy file with what `rewriting.heads` took out of a detector,
-    empty where nothing was.
+    values are (pixel - mean) / deviation. `heads` is a NumPy file with what `passes.detector_heads` took out of a
+    detector, empty where nothing was.
     """
 
     portable: Files
@@ -67,7 +67,7 @@ class Manifest:
     """What a pack is. `model` names the embedding space: embeddings of different models are never compared.
 
     `form` is "quick" where the graphs were rewritten for processors, "plain" where they are as they came. `tuned_for`
-    is what `hardware.blocked_layout` has to answer for the tuned graphs to be right; on any other machine they would
+    is what `cpu.blocked_layout` has to answer for the tuned graphs to be right; on any other machine they would
     give wrong numbers.
     """
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.album import IMAGE_ENDINGS, sample_album
+from runner.bake import pipeline
 from runner.errors import JobError
-from runner.faces import bake
 from runner.faces.engine import Engine
 from runner.images.decode import decode
 from tests.conftest import SHARED_PHOTOS
@@ -36,7 +36,7 @@ def engine() -> Iterator[Engine]:
 
 @cache
 def samples() -> dict[str, Image]:
-    return bake.sample_images()
+    return pipeline.sample_images()
 
 
 @cache

@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
+from runner.bake import pipeline
 from runner.errors import ImageUndecodableError, ModelError, OutOfMemoryError, TooManyFacesError
-from runner.faces import bake, pack
+from runner.faces import pack
+from runner.faces.cpu import ProviderError
 from runner.faces.engine import PATIENCE, Engine
-from runner.faces.hardware import ProviderError
 from runner.images.decode import decode
 from tests.support.engine_tools import MODEL
 
@@ -33,7 +34,7 @@ SECONDS = 60
 @pytest.fixture(scope="module")
 def photo() -> Image:
     """Six faces."""
-    return bake.sample_images()["t1.jpg"]
+    return pipeline.sample_images()["t1.jpg"]
 
 
 @pytest.fixture

@@ -24,10 +24,11 @@ from onnx import numpy_helper
 
 from demo.album import jpeg
 from demo.images import ImageServer
+from runner.bake import pipeline, sources
+from runner.bake.catalogue import KNOWN
 from runner.errors import CheckFailedError, ModelError, SettingsError
-from runner.faces import bake, pack, sources
+from runner.faces import pack
 from runner.faces.engine import Engine
-from runner.faces.packs import KNOWN
 from tests.support import tiny_models
 from tests.support.engine_tools import MODEL, assert_same, expected, originals
 
@@ -262,7 +263,7 @@ def test_what_was_tuned_for_another_machine_is_never_run(copy: Path) -> None:
     change_manifest(copy, lambda document: document["detector"]["tuned"].update(files))
     with Engine.open(copy, threads=1) as engine:
         assert not engine.tuned
-        image = bake.sample_images()["yaoming.jpg"]
+        image = pipeline.sample_images()["yaoming.jpg"]
         assert_same(expected(image), engine.analyse(image), "yaoming")
 
 
@@ -277,7 +278,7 @@ def test_a_machine_of_an_unknown_kind_takes_the_portable_graphs(copy: Path, monk
 def test_the_runner_refuses_to_start_with_it(service: Service, copy: Path, harm: Callable[[Path], None]) -> None:
     """With jobs or without; the job stays for a runner that can do it."""
     harm(copy)
-    with ImageServer({"photo.jpg": jpeg(bake.sample_images()["yaoming.jpg"])}) as images:
+    with ImageServer({"photo.jpg": jpeg(pipeline.sample_images()["yaoming.jpg"])}) as images:
         for job in (False, True):
             if job:
                 photo = service.api.upload({"photo.jpg": images.url("photo.jpg")})["photo.jpg"]
@@ -363,8 +364,8 @@ def default_files(prefix: str = "") -> dict[str, Path]:
 def test_from_a_url_with_its_checksum(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", default_files("models/sc/"))
     with served(archive.read_bytes()) as place:
-        manifest = bake.bake("buffalo_sc", tmp_path / "out", source=f"{place}/pack.zip", sha256=sha256(archive))
-        refused = partial(bake.bake, "buffalo_sc", tmp_path / "no")
+        manifest = pipeline.bake("buffalo_sc", tmp_path / "out", source=f"{place}/pack.zip", sha256=sha256(archive))
+        refused = partial(pipeline.bake, "buffalo_sc", tmp_path / "no")
         with pytest.raises(SettingsError, match="URL needs --sha256"):
             refused(source=f"{place}/pack.zip")
         with pytest.raises(ModelError, match="it is another file"):
@@ -387,10 +388,10 @@ def test_from_a_url_with_its_checksum(tmp_path: Path) -> None:
 
 REWRITE = """
 import hashlib, sys, onnx
-from runner.faces import graphs
+from runner.bake.passes import canonical
 model = onnx.load(sys.argv[1])
-graphs.fix_input(model, ("faces", 3, 112, 112))
-graphs.quicken(model)
+canonical.fix_input(model, ("faces", 3, 112, 112))
+canonical.quicken(model)
 print(hashlib.sha256(model.SerializeToString()).hexdigest())
 """
 
@@ -411,7 +412,7 @@ def test_a_graph_is_rewritten_to_the_same_bytes_whatever_processor_blas_is_for()
 def test_a_url_that_leads_nowhere_is_told_without_its_password(tmp_path: Path) -> None:
     for url in ("http://user:secret@127.0.0.1:1/pack.zip", "http://user:secret@[bad/pack.zip"):
         with pytest.raises(ModelError) as caught:
-            bake.bake("buffalo_sc", tmp_path / "out", source=url, sha256="0" * 64)
+            pipeline.bake("buffalo_sc", tmp_path / "out", source=url, sha256="0" * 64)
         assert "secret" not in str(caught.value)
         assert "could not be downloaded" in str(caught.value)
 
@@ -423,17 +424,17 @@ def test_from_a_folder_under_a_name_of_its_own(tmp_path: Path) -> None:
         shutil.copy(path, folder / f"my_{name}")
     (folder / "readme.txt").write_text("no graph")
     tiny_models.recogniser(folder / "landmarks.onnx", side=192)  # packs hold further models
-    manifest = bake.bake(str(folder), tmp_path / "out", plain=True)
+    manifest = pipeline.bake(str(folder), tmp_path / "out", plain=True)
     assert (manifest.pack, manifest.model, manifest.form) == ("ours", "my_w600k_mbf", "plain")
     with pytest.raises(ModelError, match="ours is no known pack: give its original files with --source"):
-        bake.verify(tmp_path / "out")
-    assert bake.verify(tmp_path / "out", source=str(folder))["faces"] == 34
+        pipeline.verify(tmp_path / "out")
+    assert pipeline.verify(tmp_path / "out", source=str(folder))["faces"] == 34
     assert not list((tmp_path / "out").glob("*tuned*"))  # a GPU has no blocked layout
     graph = onnx.load(tmp_path / "out/recogniser.onnx")
     assert "PRelu" in {node.op_type for node in graph.graph.node}
     shutil.copy(tiny_models.recogniser(tmp_path / "t.onnx"), folder / "my_w600k_mbf.onnx")
     with pytest.raises(ModelError, match="it is another file"):
-        bake.verify(tmp_path / "out", source=str(folder))
+        pipeline.verify(tmp_path / "out", source=str(folder))
 
 
 @pytest.fixture
@@ -445,7 +446,7 @@ def refused(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
     def attempt(name: str, **options: Any) -> str:
         with pytest.raises((ModelError, SettingsError, CheckFailedError)) as caught:
-            bake.bake(name, out, **options)
+            pipeline.bake(name, out, **options)
         return str(caught.value)
 
     yield attempt
@@ -526,20 +527,20 @@ def test_a_pack_with_other_answers_is_not_proven(copy: Path) -> None:
     onnx.save(model, copy / "other.onnx")
     put_in(copy, "recogniser", copy / "other.onnx")
     with pytest.raises(CheckFailedError, match="the baked pack is not InsightFace's: over 34 faces"):
-        bake.prove(copy, originals())
+        pipeline.prove(copy, originals())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match=r"cannot be written .* give another --out"):
-        bake.bake("buffalo_sc", tmp_path / "file/model")
+        pipeline.bake("buffalo_sc", tmp_path / "file/model")
 
 
 def test_how_recognisers_are_normalised_is_insightfaces(tmp_path: Path) -> None:
     model = onnx.load(tiny_models.recogniser(tmp_path / "r.onnx"))
-    assert bake._normalisation(model) == (127.5, 127.5)
+    assert pipeline._normalisation(model) == (127.5, 127.5)
     model.graph.node[0].name, model.graph.node[1].name = "Sub_0", "_mulscalar1"
-    assert bake._normalisation(model) == (0.0, 1.0)
+    assert pipeline._normalisation(model) == (0.0, 1.0)
 
 
 # The commands

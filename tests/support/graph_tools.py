@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from runner.faces import graphs
+from runner.bake.passes import canonical
 
 RNG = np.random.default_rng(7)
 Weights = dict[str, NDArray[Any]]
@@ -66,5 +66,5 @@ def assert_same(before: onnx.ModelProto, after: onnx.ModelProto, size: tuple[int
 def quickened(before: onnx.ModelProto) -> onnx.ModelProto:
     after = onnx.ModelProto()
     after.CopyFrom(before)
-    graphs.quicken(after)
+    canonical.quicken(after)
     return after

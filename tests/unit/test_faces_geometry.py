@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from insightface.model_zoo.scrfd import SCRFD
 from insightface.utils import face_align
 
-from runner.faces import alignment, detector, planes
+from runner.faces import alignment, detector, preprocessing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def test_the_canvas_is_blob_from_image_whatever_it_held_before(sizes: list[tuple
 def test_planes_are_blob_from_image_bit_for_bit(mean: float, deviation: float) -> None:
     image = np.arange(112 * 112 * 3, dtype=np.uint32).astype(np.uint8).reshape(112, 112, 3)
     found = np.empty((3, 112, 112), np.float32)
-    planes.write(found, image, planes.normalised(mean, deviation))
+    preprocessing.write(found, image, preprocessing.normalised(mean, deviation))
     expected = cv2.dnn.blobFromImages([image], 1.0 / deviation, (112, 112), (mean,) * 3, swapRB=True)
     np.testing.assert_array_equal(found, expected[0])
 

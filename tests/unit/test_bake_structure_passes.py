@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from runner.faces import detector, graphs
+from runner.bake.passes import canonical
+from runner.bake.passes.detector_heads import take_out_heads
+from runner.faces import detector
 from runner.faces.detector import Detector, windows
-from runner.faces.rewriting.heads import take_out_heads
 from tests.support.graph_tools import RNG, Weights, assert_same, kinds, model, quickened, run, session
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def test_a_detector_finds_the_same_with_heads_and_without(
     bare = onnx.ModelProto()
     bare.CopyFrom(whole)
     taken = take_out_heads(bare)
-    graphs.quicken(bare)
+    canonical.quicken(bare)
     detectors = Detector(session(whole), 64), Detector(session(bare), 64, taken)
     most = 0
     for _ in range(20):
@@ -256,7 +257,7 @@ def test_boxes_and_landmarks_come_from_the_features_of_any_cell(opset: int) -> N
     taken = take_out_heads(after)
     assert taken is not None
     assert taken.shape == (3, 9 * FEATURES + 1, 28)
-    graphs.quicken(after)
+    canonical.quicken(after)
     onnx.checker.check_model(after)
     assert [output.name for output in after.graph.output] == [
         "score0",
@@ -290,7 +291,7 @@ def test_heads_of_another_kind_stay(other: dict[str, Any]) -> None:
 def test_the_scores_of_two_anchors_take_a_quarter_of_the_multiplications() -> None:
     after = heads()
     take_out_heads(after)
-    graphs.quicken(after)
+    canonical.quicken(after)
     largest_window = [item for item in after.graph.initializer if len(item.dims) == 4 and item.dims[2] == 3]
     assert {tuple(item.dims) for item in largest_window} == {(32, 1, 3, 3)}
     assert kinds(after)["Conv"] == 3 + 9

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from runner.faces import graphs
+from runner.bake.passes import canonical
 from tests.support.graph_tools import RNG, Weights, assert_same, kinds, model, quickened
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ def test_constants_named_among_the_inputs_and_other_domains_go() -> None:
     before.ir_version = 3
     before.graph.input.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, [4, 1, 1]))
     before.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
-    graphs.fix_input(before, ("faces", 4, 6, 6))
-    graphs.keep_standard_domain(before)
+    canonical.fix_input(before, ("faces", 4, 6, 6))
+    canonical.keep_standard_domain(before)
     assert [item.name for item in before.graph.input] == ["x"]
     assert [entry.domain for entry in before.opset_import] == [""]
     assert before.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "faces"
@@ -176,7 +176,7 @@ def test_names_and_order_follow_from_what_is_needed() -> None:
         before = model([nodes[place] for place in order], weights, ["y", "z"], shape=(1, 1, 4, 4), opset=13)
         after = onnx.ModelProto()
         after.CopyFrom(before)
-        graphs.number_names(after)
+        canonical.number_names(after)
         assert [item.name for item in after.graph.initializer] == ["tensor_1"]
         assert [node.op_type for node in after.graph.node] == ["Relu", "Mul", "Neg", "Add"]
         assert_same(model(nodes, weights, ["y", "z"], shape=(1, 1, 4, 4), opset=13), after, (1, 1, 4, 4))

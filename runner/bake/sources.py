@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.bake.catalogue import KNOWN, WHEEL, WHEEL_SHA256, KnownPack
 from runner.errors import ModelError, SettingsError
 from runner.faces.pack import DETECTOR_OUTPUTS
-from runner.faces.packs import KNOWN, WHEEL, WHEEL_SHA256, KnownPack
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from onnx import NodeProto, TensorProto
 
-from runner.faces.rewriting.channels import drop_channels
-from runner.faces.rewriting.convolutions import merge_convolutions, split_pairs
-from runner.faces.rewriting.graph import Graph
-from runner.faces.rewriting.prelu import replace_prelu
-from runner.faces.rewriting.streams import turn_streams
+from runner.bake.passes.channel_pruning import drop_channels
+from runner.bake.passes.convolutions import merge_convolutions, split_pairs
+from runner.bake.passes.graph import Graph
+from runner.bake.passes.prelu import replace_prelu
+from runner.bake.passes.residual_basis import turn_streams
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
-from runner.faces.rewriting.graph import BLOCK, WITH_BIAS, Graph, attributes, is_convolution
+from runner.bake.passes.graph import BLOCK, WITH_BIAS, Graph, attributes, is_convolution
 
 if TYPE_CHECKING:
     from onnx import NodeProto

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runner.bake import external_data
 from runner.errors import ModelError
-from runner.faces import pack, weights
-from runner.faces.hardware import CPU
+from runner.faces import pack
+from runner.faces.cpu import CPU
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -25,26 +26,26 @@ def write_portable(
 ) -> Path | None:
     """Write the model to `target` as every processor can run it, with everything computed that can be beforehand.
 
-    Returns the file of the heads that were taken out of it, if any were. `stored` is that of `weights.save`. Raises
-    `ModelError` for a model that ONNX or onnxruntime refuse.
+    Returns the file of the heads that were taken out of it, if any were. `stored` is that of `external_data.save`.
+    Raises `ModelError` for a model that ONNX or onnxruntime refuse.
     """
     import onnx
 
-    from runner.faces import graphs
-    from runner.faces.rewriting.heads import take_out_heads
+    from runner.bake.passes import canonical
+    from runner.bake.passes.detector_heads import take_out_heads
 
     heads = None
     try:
         folded = fold(model, target, shape)
         if not plain:
             heads = take_out_heads(folded) if len(folded.graph.output) == pack.DETECTOR_OUTPUTS else None
-            graphs.quicken(folded)
+            canonical.quicken(folded)
         onnx.checker.check_model(folded)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises types of its own for every fault
         raise ModelError(
             f"the {target.stem}'s file cannot be baked ({type(error).__name__}): is it the right one?"
         ) from None
-    weights.save(folded, target, stored)
+    external_data.save(folded, target, stored)
     if heads is None:
         return None
     path = target.with_suffix(".heads.npy")
@@ -54,12 +55,12 @@ def write_portable(
 
 def fold(model: ModelProto, scratch: Path, shape: Shape) -> ModelProto:
     """Return the model with its input's shape fixed, and all computed that follows from that; writes to `scratch`."""
-    from runner.faces import graphs
+    from runner.bake.passes import canonical
 
-    graphs.fix_input(model, shape)
+    canonical.fix_input(model, shape)
     # The next level would write onnxruntime's own operators, the one after it layouts of this very processor.
     folded = _optimised(model.SerializeToString(), scratch, "ORT_ENABLE_BASIC")
-    graphs.keep_standard_domain(folded)
+    canonical.keep_standard_domain(folded)
     return folded
 
 
@@ -68,12 +69,12 @@ def write_tuned(portable: Path, stored: dict[bytes, tuple[str, int]]) -> Path:
 
     Returns where it is, beside the portable form.
     """
-    from runner.faces import graphs
+    from runner.bake.passes import canonical
 
     target = portable.with_suffix(".tuned.onnx")
     model = _optimised(str(portable), target, "ORT_ENABLE_ALL")
-    graphs.number_names(model)
-    return weights.save(model, target, stored)
+    canonical.number_names(model)
+    return external_data.save(model, target, stored)
 
 
 def _optimised(model: bytes | str, target: Path, level: str) -> ModelProto:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runner.bake import external_data, sources, variants
+from runner.bake.catalogue import KNOWN, KnownPack
 from runner.errors import CheckFailedError, ModelError
-from runner.faces import detector, forms, pack, sources, weights
+from runner.faces import detector, pack
 from runner.faces.alignment import CROP_SIZE
+from runner.faces.cpu import CPU, blocked_layout
 from runner.faces.engine import Engine, Face
-from runner.faces.hardware import CPU, blocked_layout
 from runner.faces.pack import Files, Graph, Manifest
-from runner.faces.packs import KNOWN, KnownPack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -205,10 +206,10 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     stored: dict[bytes, tuple[str, int]] = {}
     for role, (model, name, shape, side, mean_pixel, spread) in roles.items():
         target = baked / f"{role}.onnx"
-        heads = forms.write_portable(model, target, shape, stored, plain=plain)
+        heads = variants.write_portable(model, target, shape, stored, plain=plain)
         graphs[role] = Graph(
             portable=_files(target),
-            tuned=_files(forms.write_tuned(target, stored)) if tuned_for else None,
+            tuned=_files(variants.write_tuned(target, stored)) if tuned_for else None,
             heads=heads.name if heads else "",
             heads_sha256=sources.check_sha256(heads, "") if heads else "",
             source_sha256=sources.check_sha256(originals / name, ""),
@@ -238,7 +239,7 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
 
 def _files(graph: Path) -> Files:
     """Return what a manifest says of a graph's files."""
-    path = weights.beside(graph)
+    path = external_data.beside(graph)
     beside = (path.name, sources.check_sha256(path, "")) if path.exists() else ("", "")
     return Files(graph.name, sources.check_sha256(graph, ""), *beside)
 

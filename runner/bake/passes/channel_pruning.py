@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner.faces.rewriting.convolutions import has_pairs
-from runner.faces.rewriting.graph import (
+from runner.bake.passes.convolutions import has_pairs
+from runner.bake.passes.graph import (
     BLOCK,
     NEGLIGIBLE,
     WITH_BIAS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import SettingsError
-from runner.faces.hardware import blocked_layout, choose_providers, cpu_quota, thread_count
+from runner.faces.cpu import blocked_layout, choose_providers, cpu_quota, thread_count
 
 V2 = "30 23 0:26 {root} /sys/fs/cgroup ro,nosuid,nodev,noexec,relatime - cgroup2 cgroup rw,nsdelegate"
 V1 = "33 28 0:29 {root} /sys/fs/cgroup/cpu,cpuacct ro,nosuid - cgroup cgroup rw,cpu,cpuacct"

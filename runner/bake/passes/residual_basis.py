@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner.faces.rewriting.graph import NEGLIGIBLE, Graph, attributes, is_convolution, is_pointwise, largest
-from runner.faces.rewriting.prelu import STEEPEST, from_bent
+from runner.bake.passes.graph import NEGLIGIBLE, Graph, attributes, is_convolution, is_pointwise, largest
+from runner.bake.passes.prelu import STEEPEST, from_bent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

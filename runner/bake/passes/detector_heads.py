@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
+from runner.bake.passes.graph import BLOCK, Graph, attributes, reads_windows
 from runner.faces.pack import LEVELS
-from runner.faces.rewriting.graph import BLOCK, Graph, attributes, reads_windows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from runner.faces.rewriting.graph import Graph, attributes, is_convolution
+from runner.bake.passes.graph import Graph, attributes, is_convolution
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
