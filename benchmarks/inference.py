@@ -15,7 +15,7 @@ from benchmarks.figures import Row, Spread, Target, ratios
 from runner.bake.catalogue import KNOWN
 from runner.bake.sources import wheel_folder
 from runner.faces import pack
-from runner.faces.cpu import CPU, PROVIDERS
+from runner.faces.providers import CPU, PROVIDERS
 from runner.settings import default_model_dir
 
 PART = "inference"

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from benchmarks import material
-from runner.faces.cpu import PROVIDERS
+from runner.faces.providers import PROVIDERS
 from runner.settings import default_model_dir
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[
 
 def _own(model: Path, manifest: Manifest) -> list[Any]:
     from runner.faces import pack
-    from runner.faces.cpu import CPU
+    from runner.faces.providers import CPU
 
     return [pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)]
 
@@ -126,7 +126,7 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
     from runner.bake.catalogue import KNOWN
     from runner.bake.passes import canonical
     from runner.faces import pack
-    from runner.faces.cpu import CPU
+    from runner.faces.providers import CPU
 
     known = KNOWN[manifest.pack]
     size, side = manifest.detector.input_size, manifest.recogniser.input_size
@@ -150,18 +150,18 @@ def _inputs(model: Path, manifest: Manifest) -> dict[bytes, tuple[Any, list[Any]
     import simplejpeg
 
     from runner.faces import pack
-    from runner.faces.alignment import crop
+    from runner.faces.alignment import aligned_crop
     from runner.faces.detector import Detector
     from runner.faces.recogniser import Recogniser
 
     seen, embedded = map(_Recording, _own(model, manifest))
-    heads = pack.read_heads(model, manifest.detector, seen)
+    heads = pack.load_heads(model, manifest.detector, seen)
     detecting = Detector(seen, manifest.detector.input_size, heads)
     embedding = Recogniser(embedded, mean=manifest.recogniser.mean, deviation=manifest.recogniser.deviation)
     inputs: dict[bytes, tuple[Any, list[Any]]] = {}
     for data in {data for name in material.SETS for data in material.photo_set(name)}:
         image = simplejpeg.decode_jpeg(data, colorspace="BGR")
-        embedding.embed([crop(image, landmarks) for landmarks in detecting.detect(image).landmarks])
+        embedding.embed([aligned_crop(image, landmarks) for landmarks in detecting.detect(image).landmarks])
         inputs[data] = seen.inputs.pop(), list(embedded.inputs.pop())
     return inputs
 

@@ -23,9 +23,10 @@ from runner.bake.catalogue import KNOWN, KnownPack
 from runner.errors import CheckFailedError, ModelError
 from runner.faces import detector, pack
 from runner.faces.alignment import CROP_SIZE
-from runner.faces.cpu import CPU, blocked_layout
+from runner.faces.cpu import blocked_layout
 from runner.faces.engine import Engine, Face
-from runner.faces.pack import Files, Graph, Manifest
+from runner.faces.pack import GraphFiles, Manifest, PackedGraph
+from runner.faces.providers import CPU
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +76,7 @@ def bake(pack_name: str, out: Path, *, source: str = "", sha256: str = "", plain
 def verify(folder: Path, *, source: str = "", sha256: str = "") -> dict[str, Any]:
     """Repeat the proof of the pack in `folder`. Raises `ModelError`, `SettingsError` and `CheckFailedError`."""
     manifest = pack.read_manifest(folder)
-    pack.check(folder, manifest)
+    pack.verify_checksums(folder, manifest)
     known = KNOWN.get(manifest.pack)
     if known is None and not source:
         raise ModelError(f"{manifest.pack} is no known pack: give its original files with --source")
@@ -207,7 +208,7 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     for role, (model, name, shape, side, mean_pixel, spread) in roles.items():
         target = baked / f"{role}.onnx"
         heads = variants.write_portable(model, target, shape, stored, plain=plain)
-        graphs[role] = Graph(
+        graphs[role] = PackedGraph(
             portable=_files(target),
             tuned=_files(variants.write_tuned(target, stored)) if tuned_for else None,
             heads=heads.name if heads else "",
@@ -232,16 +233,16 @@ def _bake_graphs(known: KnownPack, detector_name: str, originals: Path, baked: P
     )
     session = pack.open_graph(baked, manifest.detector, (CPU,), tuned=False)
     pack.check_detector(session, manifest.detector)
-    pack.read_heads(baked, manifest.detector, session)
+    pack.load_heads(baked, manifest.detector, session)
     pack.check_recogniser(pack.open_graph(baked, manifest.recogniser, (CPU,), tuned=False), manifest.recogniser)
     return manifest
 
 
-def _files(graph: Path) -> Files:
+def _files(graph: Path) -> GraphFiles:
     """Return what a manifest says of a graph's files."""
     path = external_data.beside(graph)
     beside = (path.name, sources.check_sha256(path, "")) if path.exists() else ("", "")
-    return Files(graph.name, sources.check_sha256(graph, ""), *beside)
+    return GraphFiles(graph.name, sources.check_sha256(graph, ""), *beside)
 
 
 def _detection_size(model: ModelProto, name: str) -> int:

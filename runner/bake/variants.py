@@ -13,7 +13,7 @@ import numpy as np
 from runner.bake import external_data
 from runner.errors import ModelError
 from runner.faces import pack
-from runner.faces.cpu import CPU
+from runner.faces.providers import CPU
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -157,7 +157,7 @@ def _model(settings: Settings) -> str:
     from runner.faces import pack
 
     manifest = pack.read_manifest(settings.model_dir)
-    pack.check(settings.model_dir, manifest)
+    pack.verify_checksums(settings.model_dir, manifest)
     return f"{manifest.pack} ({manifest.model}), as it was baked{_other_versions(manifest.versions)}"
 
 
@@ -195,13 +195,13 @@ def _hardware(settings: Settings) -> str:
         choice, threads, tuned = engine.choice, engine.threads, engine.tuned
     quota = cpu_quota()
     limit = f"a CPU limit of {quota:g}" if quota else "no CPU limit"
-    best_form = "quick" if choice.word == "cpu" else "plain"
+    best_form = "quick" if choice.name == "cpu" else "plain"
     manifest = pack.read_manifest(settings.model_dir)
     form = manifest.form
-    advice = "" if form == best_form else f"; the pack is baked {form}, and {best_form} suits {choice.word} better"
-    layout = "graphs as tuned when baking" if tuned else f"portable graphs{_why_portable(manifest, choice.word)}"
+    advice = "" if form == best_form else f"; the pack is baked {form}, and {best_form} suits {choice.name} better"
+    layout = "graphs as tuned when baking" if tuned else f"portable graphs{_why_portable(manifest, choice.name)}"
     return (
-        f"{choice.word} ({choice.why}), {choice.batch_size} crops a call, {threads} threads "
+        f"{choice.name} ({choice.reason}), {choice.batch_size} crops a call, {threads} threads "
         f"({limit}, RUNNER_THREADS={settings.threads}), {layout}{advice}"
     )
 

@@ -18,8 +18,8 @@ import pytest
 from runner.bake import pipeline
 from runner.errors import ImageUndecodableError, ModelError, OutOfMemoryError, TooManyFacesError
 from runner.faces import pack
-from runner.faces.cpu import ProviderError
-from runner.faces.engine import PATIENCE, Engine
+from runner.faces.engine import MAX_CROP_WAIT_SECONDS, Engine
+from runner.faces.providers import ProviderError
 from runner.images.decode import decode
 from tests.support.engine_tools import MODEL
 
@@ -62,7 +62,7 @@ def test_what_load_raises_is_the_photos_own(engine: Engine, photo: Image) -> Non
 
 @pytest.mark.parametrize("shape", [(0, 10, 3), (10, 0, 3), (20, 20), (20, 20, 1), (20, 20, 4), (3,)])
 def test_an_array_that_is_no_image(engine: Engine, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="no BGR image of 8 bits"):
+    with pytest.raises(ValueError, match="not an 8-bit BGR image"):
         engine.submit(partial(itself, np.zeros(shape, np.uint8))).result(SECONDS)
     with pytest.raises(ValueError, match="float32"):
         engine.analyse(np.zeros((20, 20, 3), np.float32))
@@ -166,7 +166,7 @@ def test_few_crops_do_not_wait_for_ever_while_photos_without_faces_go_by(photo: 
         others = [engine.submit(partial(itself, blank)) for _ in range(60)]
         selfie.add_done_callback(lambda _: finished.append(sum(other.done() for other in others)))
         wait([selfie, *others], SECONDS)
-    assert PATIENCE < 1
+    assert MAX_CROP_WAIT_SECONDS < 1
     assert finished
     assert finished[0] < 59
 
@@ -209,9 +209,9 @@ def test_a_provider_that_cannot_be_started_gives_way_to_the_next(
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
         engine = Engine.open(MODEL, threads=1)
     engine.close()
-    assert engine.choice.word == "cpu"
-    assert engine.choice.why.startswith("cuda could not be started (onnxruntime fell back to another one")
-    assert "first one wanted" not in engine.choice.why
+    assert engine.choice.name == "cpu"
+    assert engine.choice.reason.startswith("cuda could not be started (onnxruntime fell back to another provider")
+    assert "preferred" not in engine.choice.reason
     assert [record.message for record in caplog.records] == ["provider failed"]
     with (
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),

@@ -209,36 +209,36 @@ def no_graph_at_all(folder: Path) -> None:
 
 HARMS_OF_TUNED = (changed_byte_of_what_is_tuned, changed_byte_of_the_tuned_weights, missing_tuned_weights)
 HARMS: dict[Callable[[Path], None], str] = {
-    changed_byte: "is not what was baked: its checksum differs",
-    changed_byte_of_the_weights: "is not what was baked: its checksum differs",
-    changed_byte_of_what_is_tuned: "is not what was baked: its checksum differs",
-    changed_byte_of_the_tuned_weights: "is not what was baked: its checksum differs",
-    changed_byte_of_the_heads: "is not what was baked: its checksum differs",
+    changed_byte: "has changed since it was baked: its checksum differs",
+    changed_byte_of_the_weights: "has changed since it was baked: its checksum differs",
+    changed_byte_of_what_is_tuned: "has changed since it was baked: its checksum differs",
+    changed_byte_of_the_tuned_weights: "has changed since it was baked: its checksum differs",
+    changed_byte_of_the_heads: "has changed since it was baked: its checksum differs",
     missing_heads: r"detector.heads.npy cannot be read \(No such file or directory\)",
-    heads_of_another_detector: r"detector.heads.npy is not for detector.onnx",
-    heads_that_are_no_numbers: r"detector.heads.npy is no NumPy file",
-    heads_that_are_not_named: "is no SCRFD detector of 640 pixels",
-    cut_short: "is not what was baked: its checksum differs",
+    heads_of_another_detector: r"detector.heads.npy does not fit detector.onnx",
+    heads_that_are_no_numbers: r"detector.heads.npy is not a NumPy file",
+    heads_that_are_not_named: "is not an SCRFD detector of 640 pixels",
+    cut_short: "has changed since it was baked: its checksum differs",
     missing_graph: r"recogniser.onnx cannot be read \(No such file or directory\)",
     missing_tuned_weights: r"recogniser.tuned.weights cannot be read \(No such file or directory\)",
-    missing_manifest: "there is none in",
-    missing_folder: "there is none in",
+    missing_manifest: "there is no manifest.json in",
+    missing_folder: "there is no manifest.json in",
     unreadable_manifest: r"cannot be read \(Is a directory\)",
     unreadable_graph: r"cannot be read \(Is a directory\)",
     a_file_in_place_of_the_folder: r"cannot be read \(Not a directory\)",
-    swapped_files: "is not what was baked: its checksum differs",
-    swapped_in_the_manifest_too: "is no SCRFD detector",
+    swapped_files: "has changed since it was baked: its checksum differs",
+    swapped_in_the_manifest_too: "is not an SCRFD detector",
     damaged_manifest: "is damaged",
     manifest_of_a_list: "is damaged",
     manifest_without_a_field: "is damaged",
     manifest_with_another_field: "is damaged",
     another_format: "was written by another version",
     a_path_out_of_the_folder: "names files outside of its folder",
-    other_embedding_size: "makes embeddings of 128 numbers, and the database holds 512",
-    other_embedding_size_in_the_graph_alone: "makes embeddings of 128 numbers, and the database holds 512",
-    a_detector_of_another_kind: "is no SCRFD detector of 640 pixels",
-    a_detector_of_another_size: "is no SCRFD detector of 640 pixels",
-    no_graph_at_all: "onnxruntime refuses",
+    other_embedding_size: "produces embeddings of 128 numbers, but the database holds 512",
+    other_embedding_size_in_the_graph_alone: "produces embeddings of 128 numbers, but the database holds 512",
+    a_detector_of_another_kind: "is not an SCRFD detector of 640 pixels",
+    a_detector_of_another_size: "is not an SCRFD detector of 640 pixels",
+    no_graph_at_all: "onnxruntime rejects",
 }
 
 
@@ -296,7 +296,9 @@ def test_doctor_tells_of_it_and_of_what_was_chosen(service: Service, copy: Path)
     fine = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in fine}
     assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), as it was baked"
-    assert findings["hardware"]["finding"].startswith("cpu (tensorrt and cuda not in this onnxruntime), 2 crops a call")
+    assert findings["hardware"]["finding"].startswith(
+        "cpu (this onnxruntime does not have tensorrt or cuda), 2 crops a call"
+    )
     assert findings["hardware"]["finding"].endswith(
         f", {'graphs as tuned when baking' if TUNED else 'portable graphs'}"
     )
@@ -502,7 +504,7 @@ def folder_of(folder: Path, **files: Callable[[Path], object]) -> str:
 def test_folders_that_hold_no_pack(tmp_path: Path, refused: Callable[..., str]) -> None:
     small = partial(tiny_models.recogniser, size=128)
     unequal = folder_of(tmp_path / "a", d=tiny_models.detector, r=small)
-    assert "makes embeddings of 128 numbers, and the database holds 512" in refused(unequal)
+    assert "produces embeddings of 128 numbers, but the database holds 512" in refused(unequal)
     assert "detector: none; recogniser: r.onnx" in refused(folder_of(tmp_path / "b", r=tiny_models.recogniser))
     twice = folder_of(tmp_path / "c", d=tiny_models.detector, r=tiny_models.recogniser, s=tiny_models.recogniser)
     assert "recogniser: r.onnx, s.onnx" in refused(twice)

@@ -12,7 +12,7 @@ from onnx import helper
 from runner.bake.passes import canonical
 from runner.bake.passes.detector_heads import take_out_heads
 from runner.faces import detector
-from runner.faces.detector import Detector, windows
+from runner.faces.detector import Detector, patches
 from tests.support.graph_tools import RNG, Weights, assert_same, kinds, model, quickened, run, session
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _head(features: str, name: str, pads: list[int]) -> list[onnx.NodeProto]:
 def test_a_detector_finds_the_same_with_heads_and_without(
     batched: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detector, "CELLS_AT_ONCE", at_once)
+    monkeypatch.setattr(detector, "CELLS_PER_CHUNK", at_once)
     whole = heads(batched=batched)
     bare = onnx.ModelProto()
     bare.CopyFrom(whole)
@@ -273,7 +273,7 @@ def test_boxes_and_landmarks_come_from_the_features_of_any_cell(opset: int) -> N
         np.testing.assert_allclose(found[level], expected[level], rtol=1e-5, atol=1e-6)
         features = found[3 + level][0]
         cells = np.arange(features[0].size)
-        both = windows(features, cells) @ taken[level, :-1] + taken[level, -1]
+        both = patches(features, cells) @ taken[level, :-1] + taken[level, -1]
         values = both.reshape(-1, 14)
         np.testing.assert_allclose(values[:, :4], expected[3 + level], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(values[:, 4:], expected[6 + level], rtol=1e-4, atol=1e-5)
