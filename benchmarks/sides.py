@@ -124,13 +124,13 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
 
     from runner.bake import variants
     from runner.bake.catalogue import KNOWN
-    from runner.bake.passes import canonical
+    from runner.bake.passes.canonical import Shape
     from runner.faces import pack
     from runner.faces.providers import CPU
 
     known = KNOWN[manifest.pack]
     size, side = manifest.detector.input_size, manifest.recogniser.input_size
-    shapes: dict[str, tuple[int | str, ...]] = {
+    shapes: dict[str, Shape] = {
         known.detectors[0]: (1, 3, size, size),
         known.recogniser: ("faces", 3, side, side),
     }
@@ -139,7 +139,7 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
         for name, shape in shapes.items():
             path = Path(scratch) / name
             model = variants.fold(onnx.load(folder / name), path, shape)
-            canonical.quicken(model)
+            variants.apply_passes(model)
             onnx.save(model, path)
             sessions.append(pack.open_session(path, (CPU,)))
     return sessions

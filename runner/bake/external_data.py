@@ -1,39 +1,38 @@
-"""The weights of a pack's graphs, in files beside them, where onnxruntime maps them."""
+"""External data: the larger tensors of a pack's graphs, in files beside them, which onnxruntime maps into memory."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import set_external_data
 
-# Smaller tensors stay in the ONNX file: each one beside it is mapped by itself, in whole pages.
-LEAST_BYTES = 1024
-ALIGNMENT = 64  # of what processors load at once
+# Smaller tensors stay in the ONNX file: each external one is mapped separately, in whole pages.
+MIN_BYTES = 1024
+ALIGNMENT = 64  # bytes: a cache line, and a vector register of AVX-512
+# sha256 of a tensor's bytes → the file that has them, and the offset there.
+StoredTensors: TypeAlias = dict[bytes, tuple[str, int]]
 
 
-def beside(graph: Path) -> Path:
-    """Return where the weights of a graph are."""
+def path_beside(graph: Path) -> Path:
+    """Return the path of a graph's external data."""
     return graph.with_suffix(".weights")
 
 
-def save(model: ModelProto, target: Path, stored: dict[bytes, tuple[str, int]]) -> Path:
-    """Write the graph to `target`, and its larger tensors to the file beside it, if there are any.
+def save(model: ModelProto, target: Path, stored: StoredTensors) -> Path:
+    """Write the graph to `target`, return that, and write its larger tensors to the file beside it, if it has any.
 
-    `stored` says by sha256 where another graph of the folder has put a tensor already, and learns where this one puts
-    its own: two forms of a graph have 6 of 14 MB in common.
+    Tensors that `stored` has already are only referred to, and the new ones are added to it: the two variants of a
+    graph share 6 of 14 MB.
     """
-    from onnx import TensorProto
-    from onnx.external_data_helper import set_external_data
-
-    path = beside(target)
+    path = path_beside(target)
     with path.open("wb") as file:
         for tensor in model.graph.initializer:
             content = tensor.raw_data
-            if len(content) < LEAST_BYTES:
+            if len(content) < MIN_BYTES:
                 continue
             digest = hashlib.sha256(content).digest()
             if digest not in stored:

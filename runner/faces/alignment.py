@@ -19,9 +19,9 @@ _TEMPLATE_MEAN = sum(_TEMPLATE_POINTS) / 5
 def similarity_transform(landmarks: Float32Array) -> Float64Array:
     """Return the (2, 3) similarity transform that maps `landmarks` (5, 2) onto the template by least squares.
 
-    Umeyama's estimate (1991, https://doi.org/10.1109/34.88573), which InsightFace takes from
-    scikit-image, in closed form for two dimensions: with points as complex numbers, scale and
-    rotation are one complex factor. Landmarks that all coincide give NaN, as in scikit-image.
+    Umeyama's estimate (1991, https://doi.org/10.1109/34.88573), which InsightFace takes from scikit-image, in closed
+    form for two dimensions: with points as complex numbers, scale and rotation are one complex factor. Landmarks that
+    all coincide give NaN, as in scikit-image.
     """
     points = [complex(x, y) for x, y in landmarks.tolist()]  # for five points faster than arrays: 3 against 11 us
     mean = sum(points) / 5

@@ -17,8 +17,8 @@ _FEATURES = {"avx2": 11, "fma": 12, "avx512f": 13}
 def thread_count(wanted: int = 0, root: Path = Path("/")) -> int:
     """Return the number of compute threads: `wanted` where positive, otherwise the CPUs this process may use.
 
-    Those are the CPUs of its affinity mask, or of the container's limit where that is lower; at least 1. The limit
-    is rounded up: with 1.5 CPUs, one thread would leave a third of them unused. `root` is where /proc and /sys are.
+    Those are the CPUs of its affinity mask, or of the container's limit where that is lower; at least 1. The limit is
+    rounded up: with 1.5 CPUs, one thread would leave a third of them unused. `root` is where /proc and /sys are.
     """
     if wanted > 0:
         return wanted
@@ -30,9 +30,9 @@ def thread_count(wanted: int = 0, root: Path = Path("/")) -> int:
 def blocked_layout(onnxruntime_version: str, root: Path = Path("/")) -> str:
     """Return a key of the blocked layout (NCHWc) that onnxruntime uses for convolutions here, "" where unknown.
 
-    Blocks have 16 channels with AVX-512 and 8 with AVX2 (MLAS_PLATFORM in
-    onnxruntime/core/mlas/lib/platform.cpp); everything else about the layout may change with each
-    release. The kernel and CPUID must agree: under qemu-user, /proc/cpuinfo describes the host.
+    Blocks have 16 channels with AVX-512 and 8 with AVX2 (MLAS_PLATFORM in onnxruntime/core/mlas/lib/platform.cpp);
+    everything else about the layout may change with each release. The kernel and CPUID must agree: under qemu-user,
+    /proc/cpuinfo describes the host.
     """
     flags: set[str] = set()
     with suppress(OSError), (root / "proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
@@ -47,8 +47,8 @@ def blocked_layout(onnxruntime_version: str, root: Path = Path("/")) -> str:
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """Return the CPU limit of this process's control group in CPUs, or None where there is none.
 
-    The tightest limit from the group up to the root of each mounted hierarchy counts, cgroup v2 (cpu.max) or
-    v1 (cpu.cfs_quota_us): https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
+    The tightest limit from the group up to the root of each mounted hierarchy counts, cgroup v2 (cpu.max) or v1
+    (cpu.cfs_quota_us): https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
     """
     return min((limit for folder in _cgroup_folders(root) if (limit := _limit(folder)) is not None), default=None)
 
@@ -83,8 +83,8 @@ def _groups(root: Path) -> dict[int, PurePosixPath]:
 def _mounts(root: Path) -> Iterator[tuple[Path, PurePosixPath, int]]:
     """Yield mount point, topmost visible group and cgroup version of each hierarchy that may limit CPUs.
 
-    A line of /proc/self/mountinfo (proc(5)): id, parent, device, root, mount point, options, …, "-",
-    type, source, options of the hierarchy.
+    A line of /proc/self/mountinfo (proc(5)): id, parent, device, root, mount point, options, …, "-", type, source,
+    options of the hierarchy.
     """
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")

@@ -1,7 +1,7 @@
 """SCRFD, the face detector (https://arxiv.org/abs/2105.04714), decoded as InsightFace does.
 
-The arithmetic follows insightface/model_zoo/scrfd.py step by step and in the same types, so that
-the same boxes come out in the same order. Only work that does not change the result is left out.
+The arithmetic follows insightface/model_zoo/scrfd.py step by step and in the same types, so that the same boxes come
+out in the same order. Only work that does not change the result is left out.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ NO_FACES = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.
 class Detector:
     """Finds faces with one ONNX session, which any number of threads may share.
 
-    The session returns scores, boxes and landmarks of all anchors. With `heads`, the matrices (3, 9 n + 1, 28)
-    that `bake.passes.detector_heads` extracted from its graph, it returns scores and feature maps instead.
+    The session returns scores, boxes and landmarks of all anchors. With `heads`, the matrices (3, 9 n + 1, 28) that
+    `bake.passes.detector_heads` extracted from its graph, it returns scores and feature maps instead.
     """
 
     def __init__(self, session: Any, input_size: int, heads: Float32Array | None = None) -> None:

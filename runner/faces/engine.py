@@ -66,10 +66,10 @@ class _Crop:
 class Engine:
     """Detects and embeds faces. `submit` and `analyse` may be called from any thread.
 
-    Each thread takes one photo at a time and puts the crops of its faces into a common queue. When enough
-    wait, or no photo does, all threads embed until less than a batch is left: threads that run the same
-    network at the same time share its weights in the caches (4% of all CPU time). The pixels of a photo
-    are released before its faces are embedded.
+    Each thread takes one photo at a time and puts the crops of its faces into a common queue. When enough wait, or no
+    photo does, all threads embed until less than a batch is left: threads that run the same network at the same time
+    share its weights in the caches (4% of all CPU time). The pixels of a photo are released before its faces are
+    embedded.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class Engine:
     ) -> Self:
         """Load the baked pack in `folder` under the first of `providers` that starts.
 
-        0 threads means one per available CPU, a batch size of 0 the provider's own. The tuned graphs are used
-        where they fit this CPU, unless `tuned` is false. Raises `ModelError`, also where no provider starts,
-        and `SettingsError` for `providers`.
+        0 threads means one per available CPU, a batch size of 0 the provider's own. The tuned graphs are used where
+        they fit this CPU, unless `tuned` is false. Raises `ModelError`, also where no provider starts, and
+        `SettingsError` for `providers`.
         """
         manifest = pack.read_manifest(folder)
         pack.verify_checksums(folder, manifest)
@@ -158,10 +158,10 @@ class Engine:
     def submit(self, load: Callable[[], Image]) -> Future[list[Face]]:
         """Return a future of the faces in the image that `load` returns, by descending score.
 
-        `load` runs in a thread of the engine and returns BGR pixels (height, width, 3). The same thread's
-        next `load` may overwrite them: they are not used any more then. What `load` raises becomes the
-        future's exception, as do `TooManyFacesError`, `OutOfMemoryError`, and `ValueError` for an array that is
-        not an image. Raises `RuntimeError` after `close`.
+        `load` runs in a thread of the engine and returns BGR pixels (height, width, 3). The same thread's next `load`
+        may overwrite them: they are not used any more then. What `load` raises becomes the future's exception, as do
+        `TooManyFacesError`, `OutOfMemoryError`, and `ValueError` for an array that is not an image. Raises
+        `RuntimeError` after `close`.
         """
         future: Future[list[Face]] = Future()
         with self._changed:

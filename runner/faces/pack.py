@@ -32,8 +32,8 @@ _ADVICE = "bake it again: spottmee-worker models bake --pack NAME --out DIR"
 class GraphFiles:
     """An ONNX file and its external data, which the ONNX file names and onnxruntime maps into memory.
 
-    Inside the ONNX file the weights would be parsed, all 14 MB of them: 17 ms of CPU time at every start.
-    `weights` is empty where the ONNX file holds all of them.
+    Inside the ONNX file the weights would be parsed, all 14 MB of them: 17 ms of CPU time at every start. `weights`
+    is empty where the ONNX file holds all of them.
     """
 
     file: str
@@ -47,8 +47,8 @@ class PackedGraph:
     """One network of a pack: a portable variant for any CPU, and one tuned for CPUs like the baking machine's.
 
     `heads` is a NumPy file with the matrices that `bake.passes.detector_heads` extracted, empty where there are none.
-    `source_sha256` is the checksum of InsightFace's file; `input_size` is the height and width of the
-    input in pixels, whose values are (pixel - mean) / deviation.
+    `source_sha256` is the checksum of InsightFace's file; `input_size` is the height and width of the input in
+    pixels, whose values are (pixel - mean) / deviation.
     """
 
     portable: GraphFiles
@@ -65,9 +65,9 @@ class PackedGraph:
 class Manifest:
     """The content of manifest.json; its keys are the names of the fields.
 
-    `model` names the embedding space: embeddings of different models are never compared. `form` is "quick"
-    after graph passes for CPUs and "plain" without them. The tuned variants are right only where
-    `cpu.blocked_layout` returns `tuned_for`; anywhere else they give wrong numbers without an error.
+    `model` names the embedding space: embeddings of different models are never compared. `form` is "quick" after
+    graph passes for CPUs and "plain" without them. The tuned variants are right only where `cpu.blocked_layout`
+    returns `tuned_for`; anywhere else they give wrong numbers without an error.
     """
 
     pack: str
@@ -179,12 +179,12 @@ def load_heads(folder: Path, graph: PackedGraph, session: Any) -> Float32Array |
 def open_session(path: Path, providers: Sequence[str], *, optimised: bool = False) -> onnxruntime.InferenceSession:
     """Return a session over the graph at `path`: `providers[0]` runs it, the others what that one cannot.
 
-    `optimised` skips onnxruntime's own optimisation, for tuned graphs: both open in 16 instead of 40 ms,
-    during which onnxruntime holds the GIL.
+    `optimised` skips onnxruntime's own optimisation, for tuned graphs: both open in 16 instead of 40 ms, during which
+    onnxruntime holds the GIL.
 
-    One thread per call: several calls at once are faster than one call on several threads. Memory comes
-    from the arena as each call needs it: planned in advance, or from malloc, it took 40 to 90 MiB more and
-    a third to four times more page faults (docs/explanation/engine.md). Opened by path: the session would keep bytes.
+    One thread per call: several calls at once are faster than one call on several threads. Memory comes from the
+    arena as each call needs it: planned in advance, or from malloc, it took 40 to 90 MiB more and a third to four
+    times more page faults (docs/explanation/engine.md). Opened by path: the session would keep bytes.
 
     Raises `ModelError` for a graph that onnxruntime rejects, and `ProviderError` where `providers[0]` fails.
     """

@@ -24,9 +24,9 @@ class ProviderError(Exception):
 class ProviderChoice:
     """A provider that may run the models.
 
-    `name` is its name in RUNNER_PROVIDERS, `chain` are onnxruntime's names of it and of those that run
-    what it cannot, `batch_size` is the number of crops per call, and `reason` says why no preferred
-    provider was chosen (empty where this is the preferred one).
+    `name` is its name in RUNNER_PROVIDERS, `chain` are onnxruntime's names of it and of those that run what it
+    cannot, `batch_size` is the number of crops per call, and `reason` says why no preferred provider was chosen
+    (empty where this is the preferred one).
     """
 
     name: str
@@ -38,9 +38,9 @@ class ProviderChoice:
 def choose_providers(wanted: Sequence[str], available: Sequence[str], batch_size: int = 0) -> list[ProviderChoice]:
     """Return the providers of `wanted` that are among `available` (onnxruntime's names), in the order of `wanted`.
 
-    "auto", or nothing, wants all of them. A later choice is the fallback for one that fails to start.
-    `batch_size` replaces the providers' own where it is positive. Raises `SettingsError` for an unknown
-    name, and when none is available.
+    "auto", or nothing, wants all of them. A later choice is the fallback for one that fails to start. `batch_size`
+    replaces the providers' own where it is positive. Raises `SettingsError` for an unknown name, and when none is
+    available.
     """
     names = [name.lower() for name in wanted]
     if names in ([], ["auto"]):

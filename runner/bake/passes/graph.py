@@ -1,27 +1,27 @@
-"""A model's nodes and constants while they are being rewritten, and what every step asks of a node."""
+"""A model's nodes and constants while passes rewrite them, and the questions that passes ask of a node.
+
+Names that passes give to nodes and tensors are written into the pack: another name changes its checksums.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from onnx import helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from onnx import ModelProto, NodeProto
-
-# onnxruntime's blocked convolutions work on 16 channels at a time with AVX-512, on 8 with AVX2.
+# Channels of a block in onnxruntime's NCHWc layout with AVX-512; with AVX2 it has 8.
 BLOCK = 16
-WITH_BIAS = 3  # inputs of a convolution: the image, weights, bias
-# Weights smaller than this part of the largest beside them change no answer: single precision rounds by 6e-8.
+CONV_INPUTS_WITH_BIAS = 3  # image, weights, bias
+# Weights below this fraction of the largest beside them change no answer: single precision rounds by 6e-8.
 NEGLIGIBLE = 1e-6
 
 
 class Graph:
-    """A model's nodes, in order, and its constants by name; `write` puts them back into the model."""
+    """A model's nodes in topological order, and its constants by name; `write_back` puts them into the model."""
 
     def __init__(self, model: ModelProto) -> None:
         self._model = model
@@ -31,52 +31,52 @@ class Graph:
         self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self._names = 0
 
-    def constant(self, values: NDArray[Any]) -> str:
+    def add_constant(self, values: NDArray[Any]) -> str:
         """Add a constant and return its name."""
-        name = self.name("constant")
+        name = self.new_name("constant")
         self.constants[name] = np.ascontiguousarray(values)
         return name
 
-    def name(self, kind: str) -> str:
-        """Return a name that the graph does not have yet."""
+    def new_name(self, kind: str) -> str:
+        """Return a name that the graph does not use yet."""
         self._names += 1
         return f"baked_{kind}_{self._names}"
 
-    def node(self, kind: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> NodeProto:
-        """Return a new node, which is not in the graph yet; its only output has a new name unless one is given."""
-        output = output or self.name(kind.lower())
-        return helper.make_node(kind, inputs, [output], name=self.name(kind), **attributes)
+    def new_node(self, op_type: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> NodeProto:
+        """Return a node that is not in the graph yet; its only output gets a new name unless one is given."""
+        output = output or self.new_name(op_type.lower())
+        return helper.make_node(op_type, inputs, [output], name=self.new_name(op_type), **attributes)
 
-    def makers(self) -> dict[str, NodeProto]:
-        """Return the node that makes each tensor."""
+    def producers(self) -> dict[str, NodeProto]:
+        """Return the node that produces each tensor."""
         return {tensor: node for node in self.nodes for tensor in node.output}
 
-    def readers(self) -> dict[str, list[NodeProto]]:
-        """Return the nodes that read each tensor, once for each time they do."""
-        readers: dict[str, list[NodeProto]] = defaultdict(list)
+    def consumers(self) -> dict[str, list[NodeProto]]:
+        """Return the nodes that read each tensor, as often as they do."""
+        consumers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
             for tensor in node.input:
-                readers[tensor].append(node)
-        return readers
+                consumers[tensor].append(node)
+        return consumers
 
-    def only_reader(self, tensor: str, readers: dict[str, list[NodeProto]]) -> NodeProto | None:
-        """Return the node that alone reads the tensor, or None where others do, or who runs the graph."""
-        return readers[tensor][0] if len(readers[tensor]) == 1 and tensor not in self.outputs else None
+    def sole_consumer(self, tensor: str, consumers: dict[str, list[NodeProto]]) -> NodeProto | None:
+        """Return the only node that reads the tensor; None if there are others, or if it is an output of the graph."""
+        return consumers[tensor][0] if len(consumers[tensor]) == 1 and tensor not in self.outputs else None
 
     def replace(self, replacements: dict[int, list[NodeProto]]) -> None:
-        """Put other nodes, or none, in the place of those with these `id`s."""
+        """Replace each node whose `id` is a key by the nodes of its value."""
         self.nodes = [new for node in self.nodes for new in replacements.get(id(node), [node])]
 
     def rename(self, tensor: str, name: str) -> None:
-        """Give what a node makes another name."""
+        """Rename a tensor wherever nodes produce or read it."""
         for node in self.nodes:
             for tensors in (node.input, node.output):
                 for place, found in enumerate(tensors):
                     if found == tensor:
                         tensors[place] = name
 
-    def write(self) -> None:
-        """Put nodes and constants back into the model, without those that no output needs any more."""
+    def write_back(self) -> None:
+        """Put the nodes and constants that an output needs into the model."""
         needed = set(self.outputs)
         kept: list[NodeProto] = []
         for node in reversed(self.nodes):
@@ -98,28 +98,36 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 
 
 def is_convolution(graph: Graph, node: NodeProto | None) -> bool:
-    """Return whether the node is a convolution over an image with constant weights."""
+    """Return whether the node is a two-dimensional convolution with constant weights."""
     if node is None or node.op_type != "Conv" or any(name not in graph.constants for name in node.input[1:]):
         return False
     return graph.constants[node.input[1]].ndim == 4  # noqa: PLR2004 - outputs, inputs, height, width
 
 
 def is_pointwise(graph: Graph, node: NodeProto | None) -> bool:
-    """Return whether the node multiplies all channels of each pixel with a constant matrix, and adds a bias."""
-    return reads_windows(graph, node, 1)
+    """Return whether the node is a 1x1 convolution over all channels, with a bias."""
+    return is_same_size(graph, node, 1)
 
 
-def reads_windows(graph: Graph, node: NodeProto | None, side: int) -> bool:
-    """Return whether the node is a full convolution of each pixel and what is around it, `side` wide, with a bias."""
-    if node is None or not is_convolution(graph, node) or len(node.input) != WITH_BIAS:
+def is_same_size(graph: Graph, node: NodeProto | None, kernel: int) -> bool:
+    """Return whether the node is a convolution over all channels with a bias, a square kernel, and stride 1.
+
+    Its padding keeps the size of the image.
+    """
+    if node is None or not is_convolution(graph, node) or len(node.input) != CONV_INPUTS_WITH_BIAS:
         return False
     found = attributes(node)
     steps = {found.get("group", 1), *found.get("strides", [1]), *found.get("dilations", [1])}
-    around = set(found.get("pads", [0]))
-    return steps == {1} and around == {side // 2} and graph.constants[node.input[1]].shape[2:] == (side, side)
+    padding = set(found.get("pads", [0]))
+    return steps == {1} and padding == {kernel // 2} and graph.constants[node.input[1]].shape[2:] == (kernel, kernel)
+
+
+def prelu_slopes(graph: Graph, node: NodeProto | None) -> NDArray[Any] | None:
+    """Return the constant slopes of a PRelu, None for any other node."""
+    return graph.constants.get(node.input[1]) if node is not None and node.op_type == "PRelu" else None
 
 
 def largest(weights: NDArray[Any], axis: int = 0) -> NDArray[Any]:
-    """Return the size of the largest weight of each place along an axis: of each output's (0) or input's (1)."""
+    """Return the largest magnitude among the weights of each output channel (axis 0) or input channel (axis 1)."""
     others = tuple(place for place in range(weights.ndim) if place != axis)
     return np.asarray(np.abs(weights).max(axis=others))
