@@ -19,6 +19,7 @@ from runner.errors import ModelError
 from runner.faces import detector, pack
 from runner.faces.alignment import CROP_SIZE
 from runner.faces.cpu import blocked_layout
+from runner.faces.engine import open_models
 from runner.faces.pack import GraphFiles, Manifest, PackedGraph
 from runner.faces.providers import CPU
 
@@ -95,16 +96,8 @@ def _bake_graphs(known: KnownPack, detector_file: Path, recogniser_file: Path, b
         versions={"onnxruntime": onnxruntime.__version__, **versions},  # the module: its GPU build has another name
         proof={},
     )
-    _check_loads(baked, manifest)
+    open_models(baked, manifest, (CPU,), tuned=False)  # raises unless a run would accept them
     return manifest
-
-
-def _check_loads(baked: Path, manifest: Manifest) -> None:
-    """Raise `ModelError` unless the portable graphs are a detector and a recogniser that a run would accept."""
-    session = pack.open_graph(baked, manifest.detector, (CPU,), tuned=False)
-    pack.check_detector(session, manifest.detector)
-    pack.load_heads(baked, manifest.detector, session)
-    pack.check_recogniser(pack.open_graph(baked, manifest.recogniser, (CPU,), tuned=False), manifest.recogniser)
 
 
 def _graph_files(graph: Path) -> GraphFiles:

@@ -64,7 +64,7 @@ class _Crop:
 
 
 class Engine:
-    """Detects and embeds faces. `submit` and `analyse` may be called from any thread.
+    """Detects and embeds faces. `submit` may be called from any thread.
 
     Each thread takes one photo at a time and puts the crops of its faces into a common queue. When enough wait, or no
     photo does, all threads embed until less than a batch is left: threads that run the same network at the same time
@@ -130,7 +130,7 @@ class Engine:
         for choice in choose_providers(providers, onnxruntime.get_available_providers(), batch_size):
             use_tuned = fits and choice.chain[0] == CPU
             try:
-                detector, recogniser = _open_models(folder, manifest, choice.chain, tuned=use_tuned)
+                detector, recogniser = open_models(folder, manifest, choice.chain, tuned=use_tuned)
             except ProviderError as error:
                 failures.append(f"{choice.name} could not be started ({error})")
                 logger().warning("provider failed", extra={"provider": choice.name, "detail": str(error)})
@@ -170,15 +170,6 @@ class Engine:
             self._photos.append((load, future))
             self._changed.notify()
         return future
-
-    def analyse(self, image: Image) -> list[Face]:
-        """Return the faces of one image by descending score, computed in the calling thread.
-
-        Raises `TooManyFacesError`, and `ValueError` unless it is an 8-bit BGR image.
-        """
-        detections, crops = self._detect(image)
-        batches = [crops[start : start + self._batch_size] for start in range(0, len(crops), self._batch_size)]
-        return _faces(detections, [row for batch in batches for row in self._recogniser.embed(batch)])
 
     def close(self) -> None:
         """Finish what was submitted, and end the threads."""
@@ -282,9 +273,13 @@ class Engine:
         self.close()
 
 
-def _open_models(
+def open_models(
     folder: Path, manifest: pack.Manifest, providers: Sequence[str], *, tuned: bool
 ) -> tuple[Detector, Recogniser]:
+    """Return both models of a pack, checked. Raises `ModelError` where one is not what the manifest says.
+
+    Raises `ProviderError` where `providers[0]` does not start.
+    """
     graph = manifest.detector
     session = pack.open_graph(folder, graph, providers, tuned=tuned)
     pack.check_detector(session, graph)

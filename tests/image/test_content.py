@@ -117,8 +117,8 @@ def test_the_model_is_the_pack_that_was_baked(filesystem: Path) -> None:
     assert manifest.pack == "buffalo_sc"
     assert manifest.proof["faces"] >= 30
     pack.verify_checksums(folder, manifest)
-    forms = [files for graph in (manifest.detector, manifest.recogniser) for files in (graph.portable, graph.tuned)]
-    named = {name for files in forms if files for name in (files.file, files.weights)}
+    variants = [files for graph in (manifest.detector, manifest.recogniser) for files in (graph.portable, graph.tuned)]
+    named = {name for files in variants if files for name in (files.file, files.weights)}
     assert {path.name for path in folder.iterdir()} == {"manifest.json", manifest.detector.heads, *named}
 
 

@@ -21,7 +21,7 @@ from runner.faces.arrays import Image
 from runner.faces.engine import Engine
 from runner.images.decode import decode
 from tests.conftest import SHARED_PHOTOS
-from tests.support.engine_tools import MODEL, assert_same, expected
+from tests.support.engine_tools import MODEL, analyse, assert_same, expected
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_answers_are_insightfaces_one_by_one_and_in_batches(engine: Engine) -> N
     answers = {name: expected(image) for name, image in images.items()}
     assert sum(len(faces) for faces in answers.values()) >= 80
     for name, image in images.items():
-        assert_same(answers[name], engine.analyse(image), name)
+        assert_same(answers[name], analyse(engine, image), name)
     futures = {name: engine.submit(partial(itself, image)) for name, image in images.items()}
     for name, future in futures.items():
         assert_same(answers[name], future.result(), name)
@@ -91,7 +91,7 @@ def test_portable_graphs_give_the_same_answers() -> None:
     with Engine.open(MODEL, threads=2, tuned=False) as engine:
         assert not engine.tuned
         for name, image in images.items():
-            assert_same(expected(image), engine.analyse(image), name)
+            assert_same(expected(image), analyse(engine, image), name)
 
 
 def test_portable_graphs_hold_standard_operators_only() -> None:
@@ -136,14 +136,14 @@ def test_noise_of_extreme_sizes_gives_the_same_faces(engine: Engine, kind: str) 
         answer = expected(image)
     except cv2.error:  # InsightFace fails where one side of the image becomes 0 at 640 pixels
         answer = []
-    assert_same(answer, engine.submit(partial(itself, image)).result(), kind)
+    assert_same(answer, analyse(engine, image), kind)
 
 
 def test_twenty_faces_in_one_photo(engine: Engine) -> None:
     image = group(20)
     answer = expected(image)
     assert len(answer) == 20
-    assert_same(answer, engine.submit(partial(itself, image)).result(), "group")
+    assert_same(answer, analyse(engine, image), "group")
 
 
 def test_faces_in_a_very_wide_and_a_very_tall_photo(engine: Engine) -> None:
@@ -153,14 +153,14 @@ def test_faces_in_a_very_wide_and_a_very_tall_photo(engine: Engine) -> None:
     for name, image in (("wide", wide), ("tall", tall)):
         answer = expected(image)
         assert answer, name
-        assert_same(answer, engine.analyse(image), name)
+        assert_same(answer, analyse(engine, image), name)
 
 
 def test_faces_in_a_photo_of_a_hundred_megapixels(engine: Engine) -> None:
     image = np.asarray(cv2.resize(samples()["t1.jpg"], (12_000, 8_300)), np.uint8)
     answer = expected(image)
     assert len(answer) == 6
-    assert_same(answer, engine.submit(partial(itself, image)).result(), "a hundred megapixels")
+    assert_same(answer, analyse(engine, image), "a hundred megapixels")
 
 
 def test_images_may_be_views_of_other_arrays(engine: Engine) -> None:
@@ -172,7 +172,7 @@ def test_images_may_be_views_of_other_arrays(engine: Engine) -> None:
         ("transposed", whole.transpose(1, 0, 2)),
         ("read only", np.frombuffer(whole.tobytes(), np.uint8).reshape(whole.shape)),
     ):
-        assert_same(expected(np.ascontiguousarray(view)), engine.analyse(view), name)
+        assert_same(expected(np.ascontiguousarray(view)), analyse(engine, view), name)
 
 
 @st.composite
@@ -199,4 +199,4 @@ def test_any_part_of_a_photo_at_any_size_gives_the_same_faces(engine: Engine, im
         answer = expected(image)
     except cv2.error:
         answer = []
-    assert_same(answer, engine.submit(partial(itself, image)).result(), f"{image.shape}")
+    assert_same(answer, analyse(engine, image), f"{image.shape}")

@@ -32,7 +32,7 @@ from runner.errors import CheckFailedError, ModelError, SettingsError
 from runner.faces import pack
 from runner.faces.engine import Engine
 from tests.support import tiny_models
-from tests.support.engine_tools import MODEL, assert_same, expected, originals
+from tests.support.engine_tools import MODEL, analyse, assert_same, expected, originals
 from tests.support.run_tools import Service
 
 TUNED = bool(pack.read_manifest(MODEL).tuned_for)
@@ -266,7 +266,7 @@ def test_graphs_tuned_for_another_machine_are_never_run(copy: Path) -> None:
     with Engine.open(copy, threads=1) as engine:
         assert not engine.tuned
         image = sample_images()["yaoming.jpg"]
-        assert_same(expected(image), engine.analyse(image), "yaoming")
+        assert_same(expected(image), analyse(engine, image), "yaoming")
 
 
 def test_an_unknown_cpu_runs_the_portable_graphs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,8 +378,8 @@ def test_bake_from_a_url_requires_its_checksum(tmp_path: Path) -> None:
             bake_from(source=f"{place}/other", sha256="0" * 64)
     assert (manifest.pack, manifest.model, manifest.form) == ("buffalo_sc", "w600k_mbf", "quick")
     assert manifest.proof["faces"] == 34
-    forms = ["detector", "recogniser", *(["detector.tuned", "recogniser.tuned"] if TUNED else [])]
-    expected = {f"{form}.{kind}" for form in forms for kind in ("onnx", "weights")} | {
+    graphs = ["detector", "recogniser", *(["detector.tuned", "recogniser.tuned"] if TUNED else [])]
+    expected = {f"{graph}.{kind}" for graph in graphs for kind in ("onnx", "weights")} | {
         "manifest.json",
         "detector.heads.npy",
     }

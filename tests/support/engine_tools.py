@@ -13,7 +13,7 @@ import numpy as np
 from runner.bake import proof, sources
 from runner.bake.catalogue import KNOWN
 from runner.faces.arrays import Image
-from runner.faces.engine import Face
+from runner.faces.engine import Engine, Face
 from runner.settings import default_model_dir
 
 MODEL = default_model_dir()
@@ -38,6 +38,11 @@ def reference() -> Any:
 def expected(image: Image) -> list[Any]:
     """Return InsightFace's own answer."""
     return proof.reference_faces(reference(), image)
+
+
+def analyse(engine: Engine, image: Image) -> list[Face]:
+    """Return the engine's answer for one image."""
+    return engine.submit(lambda: image).result(120)
 
 
 def assert_same(theirs: Sequence[Any], ours: Sequence[Face], name: str) -> None:

@@ -137,9 +137,9 @@ def residual(*, blocks: int = 3, dead: int = 0, unread: bool = True, widest: int
         }
         nodes += [
             helper.make_node("Conv", [f"t{name}", f"e{name}", f"eb{name}"], [f"wide{name}"]),
-            helper.make_node("PRelu", [f"wide{name}", f"s{name}"], [f"bent{name}"]),
+            helper.make_node("PRelu", [f"wide{name}", f"s{name}"], [f"active{name}"]),
             helper.make_node(
-                "Conv", [f"bent{name}", f"d{name}", f"db{name}"], [f"deep{name}"], group=widest, pads=[1, 1, 1, 1]
+                "Conv", [f"active{name}", f"d{name}", f"db{name}"], [f"deep{name}"], group=widest, pads=[1, 1, 1, 1]
             ),
             helper.make_node("Conv", [f"deep{name}", f"p{name}", f"pb{name}"], [f"out{name}"]),
             helper.make_node("Add", [f"out{name}", f"t{name}"][:: (-1) ** place], [f"t{place + 1}"]),
@@ -192,7 +192,7 @@ def test_a_residual_path_that_is_an_output_is_kept() -> None:
 FEATURES = 16
 
 
-def heads(*, window: int = 3, shared: bool = True, batched: bool = False, opset: int = 11) -> onnx.ModelProto:
+def heads(*, kernel: int = 3, shared: bool = True, batched: bool = False, opset: int = 11) -> onnx.ModelProto:
     """Return SCRFD's heads over features of 16 channels at three strides of an image of 64 pixels."""
     weights: Weights = {}
     nodes: list[onnx.NodeProto] = []
@@ -205,10 +205,10 @@ def heads(*, window: int = 3, shared: bool = True, batched: bool = False, opset:
             features = f"f{level}" if shared or kind != "box" else f"g{level}"
             # Scores well below 1: close to it, rounding would change their order.
             spread = 100 if kind == "score" else 6
-            weights[f"w{kind}{level}"] = RNG.normal(size=(2 * size, FEATURES, window, window)) / spread
+            weights[f"w{kind}{level}"] = RNG.normal(size=(2 * size, FEATURES, kernel, kernel)) / spread
             weights[f"b{kind}{level}"] = RNG.normal(size=2 * size) / spread
             weights[f"r{kind}{level}"] = np.array([1, -1, size] if batched else [-1, size])
-            nodes += _head(features, f"{kind}{level}", pads=[window // 2] * 4)
+            nodes += _head(features, f"{kind}{level}", pads=[kernel // 2] * 4)
     names = [f"{kind}{level}" for kind in ("score", "box", "points") for level in range(3)]
     return model(nodes, weights, names, shape=[1, 3, 64, 64], opset=opset, rank=3 if batched else 2)
 
@@ -277,7 +277,7 @@ def test_boxes_and_landmarks_follow_from_the_features_of_any_cell(opset: int) ->
         np.testing.assert_allclose(values[:, 4:], expected[6 + level], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"window": 1}, {"shared": False}])
+@pytest.mark.parametrize("other", [{"kernel": 1}, {"shared": False}])
 def test_heads_of_another_shape_are_kept(other: dict[str, Any]) -> None:
     before = heads(**other)
     after = onnx.ModelProto()
@@ -290,6 +290,6 @@ def test_scores_are_computed_by_taps_in_two_blocks() -> None:
     after = heads()
     extract_regression_heads(after)
     apply_passes(after)
-    largest_window = [item for item in after.graph.initializer if len(item.dims) == 4 and item.dims[2] == 3]
-    assert {tuple(item.dims) for item in largest_window} == {(32, 1, 3, 3)}
+    largest_kernel = [item for item in after.graph.initializer if len(item.dims) == 4 and item.dims[2] == 3]
+    assert {tuple(item.dims) for item in largest_kernel} == {(32, 1, 3, 3)}
     assert operators(after)["Conv"] == 3 + 9
