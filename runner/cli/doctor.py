@@ -158,7 +158,7 @@ def _model(settings: Settings) -> str:
 
     manifest = pack.read_manifest(settings.model_dir)
     pack.verify_checksums(settings.model_dir, manifest)
-    return f"{manifest.pack} ({manifest.model}), as it was baked{_other_versions(manifest.versions)}"
+    return f"{manifest.pack} ({manifest.model}), unchanged since it was baked{_other_versions(manifest.versions)}"
 
 
 def _other_versions(baked_with: dict[str, str]) -> str:
@@ -199,9 +199,9 @@ def _hardware(settings: Settings) -> str:
     manifest = pack.read_manifest(settings.model_dir)
     form = manifest.form
     advice = "" if form == best_form else f"; the pack is baked {form}, and {best_form} suits {choice.name} better"
-    layout = "graphs as tuned when baking" if tuned else f"portable graphs{_why_portable(manifest, choice.name)}"
+    layout = "tuned graphs" if tuned else f"portable graphs{_why_portable(manifest, choice.name)}"
     return (
-        f"{choice.name} ({choice.reason}), {choice.batch_size} crops a call, {threads} threads "
+        f"{choice.name} ({choice.reason}), {choice.batch_size} crops per call, {threads} threads "
         f"({limit}, RUNNER_THREADS={settings.threads}), {layout}{advice}"
     )
 

@@ -297,13 +297,11 @@ def test_doctor_reports_the_pack_and_the_provider(service: Service, copy: Path) 
     assert service.command("migrate").code == 0
     fine = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in fine}
-    assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), as it was baked"
+    assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), unchanged since it was baked"
     assert findings["hardware"]["finding"].startswith(
-        "cpu (this onnxruntime does not have tensorrt or cuda), 2 crops a call"
+        "cpu (this onnxruntime does not have tensorrt or cuda), 2 crops per call"
     )
-    assert findings["hardware"]["finding"].endswith(
-        f", {'graphs as tuned when baking' if TUNED else 'portable graphs'}"
-    )
+    assert findings["hardware"]["finding"].endswith(f", {'tuned graphs' if TUNED else 'portable graphs'}")
     change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
     found = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in found}
