@@ -20,6 +20,7 @@ from runner.bake.samples import sample_photos
 def _start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "demo", *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},  # tests change the working directory
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -104,7 +105,7 @@ def test_own_photos_need_no_expectation(tmp_path: Path) -> None:
         (["--out", "/proc/nothing"], "cannot be written"),
     ],
 )
-def test_bad_arguments_are_told(
+def test_bad_arguments_are_refused(
     tmp_path: Path, arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
