@@ -24,6 +24,16 @@ def claimed(name: str) -> str:
     return _side(name, "claimed")
 
 
+def parked(name: str) -> str:
+    """Return the sorted set of jobs that wait without a lease, by the moment (milliseconds) until which they may."""
+    return _side(name, "parked")
+
+
+def pending(name: str, lease_id: str) -> str:
+    """Return the set of photo ids that a parked job waits for."""
+    return _side(name, f"pending:{lease_id}")
+
+
 def last(name: str, owner: str) -> str:
     """Return the key that holds the answer to an owner's latest call, in case its reply is lost."""
     return _side(name, f"last:{owner}")

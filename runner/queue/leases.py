@@ -15,7 +15,8 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote
 
 from runner.queue import keys
@@ -35,6 +36,8 @@ CLAIM_BYTES = 64 * 2**20
 OVERSIZED_SHOWN_BYTES = 64 * 2**10
 DETAIL_LENGTH = 1000
 
+State: TypeAlias = bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -42,7 +45,8 @@ class Lease:
 
     `holder` is the claim that the lease belongs to. `bytes` is the size of the whole payload (0: that of `payload`);
     of one that is too large `payload` is only the beginning. `alone` asks for nothing else to be in hand beside it.
-    `claimed_at` is a moment of `time.monotonic` from before the claim.
+    `claimed_at` is a moment of `time.monotonic` from before the claim, `age_seconds` the time from when the job left
+    the list to its claim, and `state` what the last holder left with `put_off` or `park`.
     """
 
     id: str
@@ -53,6 +57,8 @@ class Lease:
     bytes: int = 0
     alone: bool = False
     claimed_at: float = field(default_factory=time.monotonic, compare=False)
+    age_seconds: float = field(default=0.0, compare=False)
+    state: State = field(default=b"", repr=False)
 
     @property
     def truncated(self) -> bool:
@@ -62,13 +68,25 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How a list stands. `next_due_seconds` is None where nothing is leased, and 0 where a lease is due."""
+    """How a list stands. `next_due_seconds` is None where nothing is leased, and 0 where a lease is due.
+
+    `parked` counts the comparisons that wait for their album; they are not in flight.
+    """
 
     waiting: int
     in_flight: int
     due: int
     dead: int
     next_due_seconds: float | None
+    parked: int = 0
+
+
+class Parked(Enum):
+    """What became of a job that was to be parked."""
+
+    DONE = "parked"
+    WOKEN = "woken"  # what it waited for is over: it is still leased
+    LOST = "lost"  # the lease is another's
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +149,7 @@ class LeaseQueue:
         self._held = [keys.leases(name), keys.claimed(name)]
         self._last = keys.last(name, owner)
         self._letters = [keys.dead(name), keys.dead_index(name)]
+        self._parked = keys.parked(name)
 
     def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:
         """Lease up to `limit` jobs: first those whose lease has expired, then the head of the list.
@@ -160,8 +179,19 @@ class LeaseQueue:
         )  # fmt: skip
         holder = f"{self.owner}#{word}"
         return [
-            Lease(raw.decode(), self.name, payload, int(attempts), holder, int(size), bool(alone), before)
-            for raw, payload, attempts, size, alone in found
+            Lease(
+                raw.decode(),
+                self.name,
+                payload,
+                int(attempts),
+                holder,
+                int(size),
+                bool(alone),
+                before,
+                max(0, int(age)) / 1000,
+                state,
+            )
+            for raw, payload, attempts, size, alone, age, state in found
         ]
 
     def renew(self, leases: Sequence[Lease]) -> list[Lease]:
@@ -179,7 +209,12 @@ class LeaseQueue:
         """End the leases of jobs that are done; return the ids of those that were no longer ours."""
         if not leases:
             return set()
-        return _ids(Script(self._client, "acknowledge")([*self._held, self._last], [_word(), *_pairs(leases)]))
+        pending = [keys.pending(self.name, lease.id) for lease in leases]
+        return _ids(
+            Script(self._client, "acknowledge")(
+                [*self._held, self._last, self._parked, *pending], [_word(), *_pairs(leases)]
+            )
+        )
 
     def retry(self, lease: Lease, delay_seconds: float, reason: str) -> bool:
         """Let the job fall due again later; False where the lease is no longer ours."""
@@ -191,6 +226,23 @@ class LeaseQueue:
         This attempt does not count: the next claim returns the same `attempts`.
         """
         return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), "released", spared=True)
+
+    def put_off(self, lease: Lease, delay_seconds: float, reason: str, state: bytes) -> bool:
+        """Let the job fall due later without counting this attempt; False where the lease is no longer ours.
+
+        The next claim returns `state`.
+        """
+        return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), reason, spared=True, state=state)
+
+    def park(self, lease: Lease, reason: str, state: bytes) -> Parked:
+        """Take an announced job out of the leases until it is woken (see `runner.queue.parking`).
+
+        This attempt does not count, and the next claim returns `state`.
+        """
+        done = Script(self._client, "park")(
+            [*self._held, self._last, self._parked], [_word(), lease.id, lease.holder, reason, state]
+        )
+        return {1: Parked.DONE, 0: Parked.LOST, -1: Parked.WOKEN}[int(done)]
 
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:
         """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""
@@ -208,7 +260,10 @@ class LeaseQueue:
         private = lease.truncated or may_hold_selfie(lease.payload)
         seconds = min(self._payload_seconds, SELFIE_SECONDS) if private else self._payload_seconds
         done = Script(self._client, "bury")(
-            [*self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id)],
+            [
+                *self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id),
+                self._parked, keys.pending(self.name, lease.id),
+            ],
             [
                 _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
                 _milliseconds(LETTER_SECONDS),
@@ -229,11 +284,12 @@ class LeaseQueue:
 
     def counts(self) -> Counts:
         """Return how the list stands."""
-        waiting, in_flight, due, dead, milliseconds = Script(self._client, "counts")(
-            [self._list, keys.leases(self.name), keys.dead_index(self.name)], [_milliseconds(LETTER_SECONDS)]
+        waiting, in_flight, due, dead, milliseconds, parked = Script(self._client, "counts")(
+            [self._list, keys.leases(self.name), keys.dead_index(self.name), self._parked],
+            [_milliseconds(LETTER_SECONDS)],
         )
         seconds = None if int(milliseconds) < 0 else int(milliseconds) / 1000
-        return Counts(int(waiting), int(in_flight), int(due), int(dead), seconds)
+        return Counts(int(waiting), int(in_flight), int(due), int(dead), seconds, int(parked))
 
     def leased(self, limit: int = 1000) -> list[Leased]:
         """Return up to `limit` leases, those that fall due first, without changing anything."""
@@ -252,8 +308,10 @@ class LeaseQueue:
             for raw, due, since, holder, attempts, reason, size in rows
         ]
 
-    def _defer(self, lease: Lease, seconds: float, reason: str, *, spared: bool) -> bool:
-        args: list[str | float] = [_word(), lease.id, lease.holder, _milliseconds(seconds), int(spared), reason]
+    def _defer(self, lease: Lease, seconds: float, reason: str, *, spared: bool, state: bytes = b"") -> bool:
+        args: list[str | float | bytes] = [
+            _word(), lease.id, lease.holder, _milliseconds(seconds), int(spared), reason, state,
+        ]  # fmt: skip
         return bool(Script(self._client, "defer")([*self._held, self._last], args))
 
 

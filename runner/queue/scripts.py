@@ -29,7 +29,7 @@ class Script:
         self._name = name
         self._text = _source("common") + _source(name)
 
-    def __call__(self, keys: list[str], args: Iterable[str | float] = ()) -> Any:
+    def __call__(self, keys: list[str], args: Iterable[str | float | bytes] = ()) -> Any:
         """Return the script's reply; its file documents `keys`, `args` and reply.
 
         Raises `RedisRefusedError` where the server answers with an error that does not pass.

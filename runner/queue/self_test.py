@@ -15,7 +15,8 @@ from runner.errors import CheckFailedError, MissingRightError, RunnerError
 from runner.queue import keys
 from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.expiry import Expiry
-from runner.queue.leases import LeaseQueue
+from runner.queue.leases import LeaseQueue, Parked
+from runner.queue.parking import Parking
 from runner.queue.scripts import Script
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class SelfTest:
             raise MissingRightError(" ".join(missing), "the self-test of the queue needs it")
 
     def play(self) -> None:
-        """Claim, renew, retry, release, bury, put back, drop, take over and acknowledge.
+        """Claim, renew, retry, release, bury, put back, drop, take over, park, wake and acknowledge.
 
         Raises as the operations do, and `CheckFailedError` where one succeeds and does something else.
         """
@@ -92,6 +93,14 @@ class SelfTest:
         self._expect("take_over", self._newer.take_over() == 1)
         rest = self._newer.claim(5)
         self._expect("claim", len(rest) == 4)  # noqa: PLR2004 - all but the one that was dropped
+        parking = Parking(self._redis, self.name)
+        waiting = rest.pop()
+        self._made += [keys.parked(self.name), keys.pending(self.name, waiting.id)]
+        self._expect("announce", parking.announce(waiting, ["doctor"], LIFETIME_SECONDS))
+        self._expect("park", self._newer.park(waiting, "doctor", b"doctor") is Parked.DONE)
+        self._expire()
+        self._expect("wake", parking.photos_done(["doctor"]) == [waiting.id])
+        rest += self._newer.claim(1)
         self._expect("acknowledge", self._newer.acknowledge_many(rest) == set())
         self._redis.rpush(self._list, b"doctor")
         self._expire()

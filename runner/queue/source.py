@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.errors import SettingsError
-from runner.queue.leases import Counts, Lease
+from runner.queue.leases import Counts, Lease, Parked
 
 
 class LeaseSource(Protocol):
@@ -39,6 +39,14 @@ class LeaseSource(Protocol):
         """Give the job back without this attempt."""
         ...
 
+    def put_off(self, lease: Lease, delay_seconds: float, reason: str, state: bytes) -> bool:
+        """Let the job fall due later without this attempt, with `state`."""
+        ...
+
+    def park(self, lease: Lease, reason: str, state: bytes) -> Parked:
+        """Let the job wait without a lease until it is woken, with `state`."""
+        ...
+
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:
         """End a job that cannot be done."""
         ...
@@ -65,6 +73,8 @@ class SingleJob:
         self._id = f"given-{uuid.uuid4().hex}"
         self._payload = payload
         self._attempts = 0
+        self._state = b""
+        self._since = time.monotonic()
         self._due: float | None = time.monotonic()  # None while it is in hand, and once it is settled
 
     def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:  # noqa: ARG002 - it is the only one
@@ -73,7 +83,10 @@ class SingleJob:
             return []
         self._due = None
         self._attempts += 1
-        return [Lease(self._id, self.name, self._payload, self._attempts)]
+        age = time.monotonic() - self._since
+        return [
+            Lease(self._id, self.name, self._payload, self._attempts, age_seconds=age, state=self._state),
+        ]
 
     def renew(self, leases: Sequence[Lease]) -> list[Lease]:  # noqa: ARG002 - nobody can take it
         """Return that nothing was lost."""
@@ -87,6 +100,16 @@ class SingleJob:
         """Offer the job again in `delay_seconds`."""
         self._due = time.monotonic() + delay_seconds
         return True
+
+    def put_off(self, lease: Lease, delay_seconds: float, reason: str, state: bytes) -> bool:
+        """Offer the job again in `delay_seconds`, with `state`."""
+        self._attempts -= 1
+        self._state = state
+        return self.retry(lease, delay_seconds, reason)
+
+    def park(self, lease: Lease, reason: str, state: bytes) -> Parked:  # noqa: ARG002 - as retry
+        """Refuse: nobody could wake the job, so it is put off instead."""
+        return Parked.LOST
 
     def release(self, lease: Lease, delay_seconds: float = 0) -> bool:  # noqa: ARG002 - there is one lease
         """Let go of the job: the run is about to end."""

@@ -27,7 +27,8 @@ from runner.logs import LOGGER_NAME
 from runner.queue import keys
 from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.heartbeat import Heartbeat
-from runner.queue.leases import HORIZON_SECONDS, LeaseQueue
+from runner.queue.leases import HORIZON_SECONDS, LeaseQueue, Parked
+from runner.queue.parking import Parking
 from tests.support.queue_tools import NAME, pass_time, places, queue_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ STEPS = (50.0, 400.0, 500.0, 1000.0, 4000.0)
 CLOCK_STEPS = (-100_000.0, -5000.0, -500.0, 500.0, 1000.0, 100_000.0)
 MAX_ATTEMPTS = 3
 DELAYS = (0.0, 250.0, 1500.0)
+TIMEOUTS = (500.0, 2000.0)
+PHOTOS = st.sampled_from(["photo-1", "photo-2", "photo-3"])
 # Two pods of one Job, and a third runner that belongs to no Job.
 PLACES = ("job/pod-a", "job/pod-b", "elsewhere")
 WHICH = st.integers(0, 30)  # one of as many as there are
@@ -70,10 +73,13 @@ class Twice:
 
 @dataclass(eq=False)
 class Job:
-    """A job in the model. `holder` is the claim that has it, empty while it is put off."""
+    """A job in the model. `holder` is the claim that has it, empty while it is put off or parked.
+
+    `photos` is what it waits for until the moment `until`, once that is announced.
+    """
 
     payload: bytes
-    place: str = "waiting"  # leased, dead, done, purged
+    place: str = "waiting"  # leased, parked, dead, done, purged
     lease_id: str = ""
     attempts: int = 0
     holder: str = ""
@@ -81,6 +87,10 @@ class Job:
     spared: bool = False
     expired_letter: bool = False
     stored: int = 0
+    since: float = 0.0
+    until: float = 0.0
+    photos: set[str] = field(default_factory=set)
+    state: bytes = b""
 
 
 @dataclass(eq=False)
@@ -109,6 +119,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.numbers = iter(range(10**9))
         self.processes = [self._process(place) for place in PLACES]
         self.zombies: list[Process] = []
+        self.parking = Parking(self.client, NAME)  # type: ignore[arg-type]  # it passes everything on
         self.letters = DeadLetters(self.client, NAME)  # type: ignore[arg-type]  # it passes everything on
 
     def _process(self, place: str) -> Process:
@@ -172,7 +183,9 @@ class QueueMachine(RuleBasedStateMachine):
                 job.attempts += 0 if job.spared else 1
             else:
                 assert self.waiting.pop(0) is job
-                job.place, job.lease_id, job.attempts = "leased", lease.id, 1
+                job.place, job.lease_id, job.attempts, job.since = "leased", lease.id, 1, self.now
+            assert lease.state == job.state
+            assert abs(lease.age_seconds - max(0.0, self.now - job.since)) < 45
             self._take(process, job, lease)
 
     def _expected(self, limit: int, in_hand: int | None) -> list[Job]:
@@ -245,7 +258,7 @@ class QueueMachine(RuleBasedStateMachine):
     def acknowledge(self, which: int, twice: bool) -> None:
         process, lease, job = self._pick(which)
         if self._settled(process, lease, job, twice, lambda: process.queue.acknowledge(lease)):
-            job.place = "done"
+            job.place, job.photos = "done", set()
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, delay=st.sampled_from(DELAYS), twice=st.booleans())
@@ -262,11 +275,74 @@ class QueueMachine(RuleBasedStateMachine):
             job.due, job.spared = self.now, True
 
     @precondition(lambda self: self._all_held())
+    @rule(which=WHICH, delay=st.sampled_from(DELAYS), twice=st.booleans())
+    def put_off(self, which: int, delay: float, twice: bool) -> None:
+        process, lease, job = self._pick(which)
+        state = b"state %d \xff\n" % next(self.numbers)
+        settle = lambda: process.queue.put_off(lease, delay, "album_pending", state)  # noqa: E731 - one of several
+        if self._settled(process, lease, job, twice, settle):
+            job.due, job.spared, job.state = self.now + delay, True, state
+
+    @precondition(lambda self: self._all_held())
+    @rule(which=WHICH, photos=st.sets(PHOTOS, min_size=1), seconds=st.sampled_from(TIMEOUTS), twice=st.booleans())
+    def announce(self, which: int, photos: set[str], seconds: float, twice: bool) -> None:
+        _, lease, job = self._pick(which)
+        self.client.twice = twice
+        done = self.parking.announce(lease, sorted(photos), seconds)
+        self.client.twice = False
+        assert done is self._owns(lease, job)
+        if done:
+            job.photos, job.until = set(photos), job.since + seconds
+
+    @precondition(lambda self: self._all_held())
+    @rule(which=WHICH, twice=st.booleans())
+    def park(self, which: int, twice: bool) -> None:
+        process, lease, job = self._pick(which)
+        state = b"state %d" % next(self.numbers)
+        expected = Parked.LOST
+        if self._owns(lease, job):
+            expected = Parked.DONE if job.photos else Parked.WOKEN
+        self.client.twice = twice
+        assert process.queue.park(lease, "album_pending", state) is expected
+        self.client.twice = False
+        if expected is Parked.WOKEN:
+            return
+        process.heartbeat.drop(lease)
+        process.held.remove((lease, job))
+        if expected is Parked.DONE:
+            job.place, job.holder, job.spared, job.state = "parked", "", True, state
+
+    @rule(photos=st.sets(PHOTOS))
+    def photos_are_done(self, photos: set[str]) -> None:
+        """A process job is settled somewhere, or (with no photo) a run looks for comparisons whose time is up."""
+        woken = set()
+        for job in self._announced():
+            job.photos -= photos
+            left = job.until - self.now
+            if not job.photos or left <= 0 or left > HORIZON_SECONDS:
+                woken |= self._woken(job)
+        assert set(self.parking.photos_done(sorted(photos))) == woken
+
+    @rule()
+    def wake_stranded(self) -> None:
+        woken = set()
+        if not (self.waiting or self._leased()):
+            woken = {one for job in self._announced() for one in self._woken(job)}
+        assert set(self.parking.wake_stranded()) == woken
+
+    def _woken(self, job: Job) -> set[str]:
+        job.photos = set()
+        if job.place != "parked":
+            return set()
+        job.place, job.due = "leased", self.now
+        return {job.lease_id}
+
+    @precondition(lambda self: self._all_held())
     @rule(which=WHICH, twice=st.booleans())
     def bury(self, which: int, twice: bool) -> None:
         process, lease, job = self._pick(which)
         if self._settled(process, lease, job, twice, lambda: process.queue.bury(lease, "image_missing", "\ud800")):
-            job.place = "dead"
+            job.place, job.photos = "dead", set()
 
     def _settled(self, process: Process, lease: Lease, job: Job, twice: bool, settle: Callable[[], bool]) -> bool:
         owned = self._owns(lease, job)
@@ -311,6 +387,7 @@ class QueueMachine(RuleBasedStateMachine):
         found = places(self.redis)
         assert found.waiting == [job.payload for job in self.waiting]
         assert found.leased == {job.lease_id: job.payload for job in self._leased()}
+        assert found.parked == {job.lease_id: job.payload for job in self._parked()}
         assert found.dead == {job.lease_id: b"" if job.expired_letter else job.payload for job in self._dead()}
         ended = [job.payload for job in self.jobs if job.place in ("done", "purged")]
         kept = [job.payload for job in self._dead() if job.expired_letter]
@@ -320,13 +397,25 @@ class QueueMachine(RuleBasedStateMachine):
     def attempts_and_holders_are_the_models(self) -> None:
         """The model's attempts only grow, so those of Redis never fall."""
         claimed = self.redis.hgetall(keys.claimed(NAME))
-        for job in self._leased():
-            told = {name: claimed.get(f"{job.lease_id}:{name}".encode()) for name in ("attempts", "holder", "spared")}
+        for job in [*self._leased(), *self._parked()]:
+            names = ("attempts", "holder", "spared", "state")
+            told = {name: claimed.get(f"{job.lease_id}:{name}".encode()) for name in names}
             assert told == {
                 "attempts": b"%d" % job.attempts,
                 "holder": job.holder.encode(),
                 "spared": b"1" if job.spared else None,
+                "state": job.state or None,
             }
+
+    @invariant()
+    def a_job_waits_for_the_photos_of_the_model(self) -> None:
+        scores = dict(self.redis.zrange(keys.parked(NAME), 0, -1, withscores=True))
+        assert {raw.decode() for raw in scores} == {job.lease_id for job in self._announced()}
+        moment = time.time()
+        for job in self._announced():
+            found = {raw.decode() for raw in self.redis.smembers(keys.pending(NAME, job.lease_id))}
+            assert found == job.photos
+            assert abs(scores[job.lease_id.encode()] / 1000 - moment - (job.until - self.now)) < 45
 
     @invariant()
     def leases_end_when_the_model_says(self) -> None:
@@ -343,8 +432,10 @@ class QueueMachine(RuleBasedStateMachine):
     def the_queue_tells_the_same(self) -> None:
         counts = self.processes[0].queue.counts()
         due = [job for job in self._leased() if job.due <= self.now]
-        told = (counts.waiting, counts.in_flight, counts.due, counts.dead)
-        assert told == (len(self.waiting), len(self._leased()), len(due), len(self._dead()))
+        told = (counts.waiting, counts.in_flight, counts.due, counts.dead, counts.parked)
+        assert told == (
+            len(self.waiting), len(self._leased()), len(due), len(self._dead()), len(self._announced()),
+        )  # fmt: skip
 
     @invariant()
     def where_clocks_agree_the_local_one_is_enough(self) -> None:
@@ -363,14 +454,21 @@ class QueueMachine(RuleBasedStateMachine):
         heir, found = queue_of(self.redis, "heir", lease_seconds=LEASE), []
         heir.claim(1)  # brings back what a clock that was set back has put far ahead
         pass_time(self.redis, 10 * HORIZON_SECONDS)
+        self.parking.wake_overdue()
         while leases := heir.claim(3):
             found += [lease.payload for lease in leases]
             assert heir.acknowledge_many(leases) == set()
-        left = [job.payload for job in self.jobs if job.place in ("waiting", "leased")]
+        left = [job.payload for job in self.jobs if job.place in ("waiting", "leased", "parked")]
         assert sorted(found) == sorted(left)
 
     def _leased(self) -> list[Job]:
         return [job for job in self.jobs if job.place == "leased"]
+
+    def _parked(self) -> list[Job]:
+        return [job for job in self.jobs if job.place == "parked"]
+
+    def _announced(self) -> list[Job]:
+        return [job for job in self.jobs if job.photos]
 
     def _dead(self) -> list[Job]:
         return [job for job in self.jobs if job.place == "dead"]

@@ -14,6 +14,8 @@ from runner.errors import RedisRefusedError, SettingsError
 from runner.queue import keys
 from runner.queue.client import connect
 from runner.queue.dead_letters import DeadLetters, Requeued
+from runner.queue.leases import Parked
+from runner.queue.parking import Parking, ProcessJobs
 from runner.settings import load
 from tests.support.queue_tools import NAME, closing_clients, pass_time, places, push, queue_of
 from tests.support.redis_topologies import acl_line, opened
@@ -27,7 +29,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis-keys.md"
 WORDS = acl_line(PAGE.read_text(encoding="utf-8")).split()
 COMMANDS = [word for word in WORDS if word.startswith("+")]
 OLDER, NEWER = "job/pod/1", "job/pod/2"
-JOBS = [b"job %d" % number for number in range(9)]
+PHOTO = "photo"
+JOBS = [b"job %d" % number for number in range(10)]
 WRONG_VALUES: dict[str, Callable[[Any, str], object]] = {
     "string": lambda redis, key: redis.set(key, "in the way"),
     "list": lambda redis, key: redis.rpush(key, "in the way"),
@@ -73,15 +76,22 @@ def client(server: EmbeddedRedis, admin: Any) -> Redis:
 
 
 class Scene:
-    """A list with everything in it: waiting jobs, leases of every kind, dead letters, one of them expired."""
+    """A list with everything in it: waiting jobs, leases of every kind, parked jobs, dead letters, one of them expired.
+
+    `held` is leased, `kept` as well and announced, `parked` waits for a photo.
+    """
 
     def __init__(self, admin: Any) -> None:
         self.admin = admin
         admin.flushall()
         push(admin, JOBS)
         queue = queue_of(admin, OLDER)
-        leases = queue.claim(7)
-        self.held, orphan, retried, released, self.buried, expired, self.kept = leases
+        leases = queue.claim(8)
+        self.held, orphan, retried, released, self.buried, expired, self.kept, self.parked = leases
+        for lease in (self.kept, self.parked):
+            assert Parking(admin, NAME).announce(lease, [PHOTO, "another"], 600)
+        assert queue.park(self.parked, "album_pending", b"state") is Parked.DONE
+        assert Parking(admin, NAME).photos_done(["another"]) == []
         queue.retry(retried, 0, "fetch_failed")
         queue.release(released)
         queue.bury(self.buried, "invalid_job", "not JSON")
@@ -98,6 +108,7 @@ class Scene:
             "string": self.admin.get,
             "list": lambda key: self.admin.lrange(key, 0, -1),
             "hash": self.admin.hgetall,
+            "set": self.admin.smembers,
             "zset": lambda key: self.admin.zrange(key, 0, -1, withscores=True),
         }
         found = {raw.decode(): self.admin.type(raw).decode() for raw in self.admin.scan_iter()}
@@ -116,6 +127,11 @@ OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "retry": (lambda client, scene: queue_of(client, OLDER).retry(scene.held, 5, "fetch_failed"), True),
     "release": (lambda client, scene: queue_of(client, OLDER).release(scene.held), True),
     "bury": (lambda client, scene: _bury(client, scene.held), True),
+    "put off": (lambda client, scene: queue_of(client, OLDER).put_off(scene.held, 5, "x", b"state"), True),
+    "announce": (lambda client, scene: Parking(client, NAME).announce(scene.held, [PHOTO], 600), True),
+    "park": (lambda client, scene: queue_of(client, OLDER).park(scene.kept, "x", b"state"), Parked.DONE),
+    "wake": (lambda client, _: len(Parking(client, NAME).photos_done([PHOTO])), 1),
+    "waiting": (lambda client, _: len(ProcessJobs(client).at_work(["p"]).ids), 0),
     "take_over": (lambda client, _: queue_of(client, NEWER).take_over(), 2),
     "requeue": (lambda client, scene: DeadLetters(client, NAME).requeue(scene.buried.id), Requeued.DONE),
     "purge": (lambda client, scene: DeadLetters(client, NAME).purge(scene.buried.id), True),
@@ -131,6 +147,11 @@ NEEDED = {
     "retry": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
     "release": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
     "bury": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get"},
+    "put off": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
+    "announce": {"+zrem", "+zadd", "+hmget", "+sadd", "+expire"},
+    "park": {"+zrem", "+hset", "+hget", "+set", "+get", "+zscore"},
+    "wake": {"+time", "+zrange", "+zrem", "+zadd", "+zscore", "+hexists", "+srem", "+scard", "+expire"},
+    "waiting": {"+lrange", "+zrange", "+hmget"},
     "take_over": {"+time", "+zrange", "+zadd", "+hget"},
     "requeue": {"+rpush", "+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
     "purge": {"+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
@@ -166,7 +187,10 @@ def test_an_operation_with_a_key_of_another_type_in_its_way_changes_nothing(
 ) -> None:
     operation, _ = OPERATIONS[name]
     refused = set()
-    for key in (keys.list_key(NAME), keys.leases(NAME), keys.claimed(NAME), keys.dead(NAME), keys.dead_index(NAME)):
+    for key in (
+        keys.list_key(NAME), keys.leases(NAME), keys.claimed(NAME), keys.dead(NAME), keys.dead_index(NAME),
+        keys.parked(NAME),
+    ):  # fmt: skip
         for kind, put in WRONG_VALUES.items():
             scene = Scene(admin)
             if admin.type(key).decode() == kind:

@@ -18,6 +18,8 @@ from runner.queue import keys
 from runner.queue.client import connect
 from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.expiry import Expiry
+from runner.queue.leases import Parked
+from runner.queue.parking import Parking, PhotosAtWork, ProcessJobs
 from runner.queue.self_test import SelfTest
 from runner.settings import Settings, load
 from runner.store.results import ResultStore
@@ -94,6 +96,7 @@ def play(client: Any) -> None:
         assert [expiry.remove(job, "expired", "") for job in expiry.find()] == [True, True]
         assert next_.counts().waiting == 0
         assert [letters.purge(letter.id) for letter in letters.all()] == [True, True]
+        play_parking(client, name)
     results, job = ResultStore(client), str(uuid.uuid4())
     assert results.begin(job) is False
     assert results.answer(job, ["p1"], {"error": None}) is False
@@ -101,6 +104,34 @@ def play(client: Any) -> None:
     client.set(keys.match_result(job), "INITIATED")
     assert results.heal() == [job]
     assert client.get(keys.match_result(job)) == b'["p1"]'
+
+
+def play_parking(client: Any, name: str) -> None:
+    """A job waits for two photos, of which one is done, and then the other; another only for its time."""
+    push(client, [b'{"id": "photo-1"}'], "process")
+    assert ProcessJobs(client).at_work(["photo-1", "photo-2"]) == PhotosAtWork(("photo-1",), is_alive=False)
+    (photo,) = queue_of(client, "a").claim(1)
+    assert ProcessJobs(client).at_work(["photo-1", "photo-2"]) == PhotosAtWork(("photo-1",), is_alive=True)
+    push(client, [b"waits", b"as well"], name)
+    queue, parking = queue_of(client, "a", name=name), Parking(client, name)
+    first, second = queue.claim(2)
+    assert parking.announce(first, ["photo-1", "photo-2"], 600) is True
+    assert queue.park(first, "album_pending", b"state") is Parked.DONE
+    assert queue.put_off(second, 0, "album_pending", b"later") is True
+    assert queue.counts().parked == 1
+    assert parking.photos_done(["photo-1"]) == []
+    assert parking.photos_done(["photo-2"]) == [first.id]
+    found = sorted(queue.claim(2), key=lambda lease: lease.payload)
+    assert [(lease.payload, lease.attempts, lease.state) for lease in found] == [
+        (b"as well", 1, b"later"), (b"waits", 1, b"state"),
+    ]  # fmt: skip
+    assert parking.announce(found[0], ["photo-1"], 0) is True
+    assert queue.park(found[0], "album_pending", b"state") is Parked.DONE
+    assert parking.wake_stranded() == [], "a process job is leased"
+    assert parking.wake_overdue() == [found[0].id]
+    assert queue.acknowledge_many([found[1], *queue.claim(1)]) == set()
+    assert queue_of(client, "a").acknowledge(photo) is True
+    assert parking.wake_stranded() == []
 
 
 def test_standalone_with_a_password_and_a_database_number() -> None:

@@ -59,8 +59,12 @@ def push(redis: Redis, payloads: Iterable[bytes], name: str = NAME) -> None:
 def pass_time(redis: Any, seconds: float, name: str = NAME) -> None:
     """Let `seconds` pass for the leases: their ends are that much nearer (or, negative, the clock is set back)."""
     past = round(seconds * 1000)
-    for lease_id, score in redis.zrange(keys.leases(name), 0, -1, withscores=True):
-        redis.zadd(keys.leases(name), {lease_id: score - past})
+    for key in (keys.leases(name), keys.parked(name)):
+        for lease_id, score in redis.zrange(key, 0, -1, withscores=True):
+            redis.zadd(key, {lease_id: score - past})
+    for field, moment in redis.hgetall(keys.claimed(name)).items():
+        if field.endswith(b":since"):
+            redis.hset(keys.claimed(name), field, int(moment) - past)
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,12 @@ class Places:
 
     waiting: list[bytes]
     leased: dict[str, bytes]
+    parked: dict[str, bytes]
     dead: dict[str, bytes]
 
     @property
     def all(self) -> list[bytes]:
-        return [*self.waiting, *self.leased.values(), *self.dead.values()]
+        return [*self.waiting, *self.leased.values(), *self.parked.values(), *self.dead.values()]
 
 
 def places(redis: Any, name: str = NAME) -> Places:
@@ -81,11 +86,15 @@ def places(redis: Any, name: str = NAME) -> Places:
     claimed = redis.hgetall(keys.claimed(name))
     scored = {raw.decode() for raw in redis.zrange(keys.leases(name), 0, -1)}
     payloads = {k.decode().removesuffix(":payload"): v for k, v in claimed.items() if k.endswith(b":payload")}
-    assert set(payloads) == scored, "a lease without a payload, or a payload without a lease"
-    assert {k.decode().rpartition(":")[0] for k in claimed} == scored, "something is left of a lease that has ended"
+    parked = {raw.decode() for raw in redis.zrange(keys.parked(name), 0, -1)}
+    assert set(payloads) == scored | parked, "a lease without a payload, or a payload without a lease"
+    assert {k.decode().rpartition(":")[0] for k in claimed} == set(payloads), "something is left of a lease"
+    waited_for = {raw.decode() for raw in redis.scan_iter(keys.pending(name, "*"))}
+    assert waited_for == {keys.pending(name, one) for one in parked}, "a set of photos that nothing waits for"
     buried = [raw.decode() for raw in redis.zrange(keys.dead_index(name), 0, -1)]
     return Places(
         waiting=redis.lrange(keys.list_key(name), 0, -1),
-        leased=payloads,
+        leased={one: payload for one, payload in payloads.items() if one in scored},
+        parked={one: payload for one, payload in payloads.items() if one not in scored},
         dead={one: redis.get(keys.dead_payload(name, one)) or b"" for one in buried},
     )

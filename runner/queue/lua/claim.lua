@@ -9,7 +9,8 @@
 -- ARGV[7] bytes of a larger one that are, and of a job that is out of attempts, whose payload may be what kills  ARGV[8] milliseconds that no lease reaches into the future
 -- ARGV[9] milliseconds to keep letters  ARGV[10] attempts allowed  ARGV[11] jobs in hand, -1 where that is not said
 -- With a limit of 0 it only checks that a claim would not be refused, and changes nothing.
--- Returns {id, payload, attempts, bytes of the whole payload, 1 where it is to be done alone} for each lease.
+-- Returns {id, payload, attempts, bytes of the whole payload, 1 where it is to be done alone, milliseconds since it
+-- left the list, state that an earlier holder left} for each lease.
 local moment = now()
 local due = moment + ARGV[3]
 local limit, room = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -23,9 +24,10 @@ local function give(id, payload, attempts, alone)
         shown = string.sub(payload, 1, ARGV[7])
     end
     fall_due(KEYS[2], due, id)
-    room = room - #shown
+    local since, state = unpack(call('HMGET', KEYS[3], id .. ':since', id .. ':state'))
+    room = room - #shown - #(state or '')
     ids[#ids + 1] = id
-    taken[#taken + 1] = {id, shown, attempts, #payload, alone}
+    taken[#taken + 1] = {id, shown, attempts, #payload, alone, moment - (since or moment), state or ''}
 end
 
 -- A retry and a release leave no holder, a death does.

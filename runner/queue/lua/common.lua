@@ -7,6 +7,11 @@
 --   ID:since     when it left the list
 --   ID:reason    why it was last put off
 --   ID:spared    there after a release: the next claim is not counted
+--   ID:state     what the last holder had worked out when it parked the job or put it off
+--
+-- A parked job has these fields and is a member of KEYS `parked` (its score: the moment until which it waits at most)
+-- instead of `leases`. A holder announces that first: then it is a member of both, and parking fails if it is no
+-- longer a member of `parked`. The set `pending` of each such job holds the photos that it waits for.
 --
 -- Redis does not roll scripts back: a command that it refuses (a missing right, a key of another type) ends the
 -- script, and every earlier write of the script stays. So a script that changes something first calls the `check_`
@@ -19,6 +24,8 @@
 -- settled on a full Redis too.
 
 local REMEMBERED_SECONDS = 3600
+-- The set of photos that a parked job waits for is kept for longer than any job can be parked.
+local PENDING_SECONDS = 7200
 
 -- As redis.call, with an error that names the command and the key: not every server's own message does.
 local function call(command, ...)
@@ -49,6 +56,12 @@ local function check_dead(dead, index)
     call('ZRANGEBYSCORE', index, '-inf', '-inf', 'LIMIT', 0, 0)
 end
 
+local function check_parking(parked, pending)
+    call('ZREM', parked, '')
+    call('ZADD', parked, 'XX', 0, '')
+    call('EXPIRE', pending, PENDING_SECONDS)
+end
+
 local function check_last(last)
     call('SET', last, '', call('GET', last) and 'NX' or 'XX')
 end
@@ -65,7 +78,12 @@ end
 local function forget(leases, claimed, id)
     call('ZREM', leases, id)
     call('HDEL', claimed, id .. ':payload', id .. ':attempts', id .. ':holder', id .. ':since', id .. ':reason',
-        id .. ':spared')
+        id .. ':spared', id .. ':state')
+end
+
+local function leave_parking(parked, pending, id)
+    call('ZREM', parked, id)
+    call('EXPIRE', pending, 0) -- deletes it; DEL has no form that changes nothing
 end
 
 local function forget_letter(dead, index, id)

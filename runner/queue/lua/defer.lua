@@ -1,8 +1,9 @@
--- Let a lease fall due at another moment, with no holder until then: a retry or a release. Only its holder can.
+-- Let a lease fall due at another moment, with no holder until then: a retry, a release, or a job that is put off
+-- because its album is not ready. Only its holder can.
 -- The same call again returns the same.
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last
 -- ARGV[1] word of this call  ARGV[2] lease id  ARGV[3] holder  ARGV[4] milliseconds from now
--- ARGV[5] 1: the next claim is not counted (a release), else 0  ARGV[6] reason
+-- ARGV[5] 1: the next claim is not counted, else 0  ARGV[6] reason  ARGV[7] state (empty: it stays as it is)
 -- Returns 1, or 0 where the lease is no longer the holder's.
 local id = ARGV[2]
 if recall(KEYS[3], ARGV[1]) then
@@ -19,6 +20,9 @@ call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[6]) -- first: i
 fall_due(KEYS[1], due, id)
 if ARGV[5] == '1' then
     call('HSET', KEYS[2], id .. ':spared', 1)
+end
+if ARGV[7] ~= '' then
+    call('HSET', KEYS[2], id .. ':state', ARGV[7])
 end
 remember(KEYS[3], ARGV[1], {1})
 return 1

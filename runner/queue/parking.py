@@ -1,0 +1,162 @@
+"""Comparisons that wait for photos of their album: without a lease, so that KEDA starts no Job for them.
+
+A job is parked in three steps, because the photos are in another slot of a Redis Cluster and in PostgreSQL. Its holder
+announces which photos it waits for (`Parking.announce`), asks PostgreSQL once more which of them are pending, reports
+the others (`Parking.photos_done`), and then parks it (`LeaseQueue.park`). Whoever settles a process job calls
+`photos_done` after the photo's status is committed and before its lease ends. So a photo that becomes final before the
+second question is seen by the holder, and a photo that becomes final after it is reported to an announced job: no
+order of the steps, and no crash between them, leaves a job waiting for a photo that is final.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runner.queue import keys
+from runner.queue.leases import HORIZON_SECONDS, LeaseQueue
+from runner.queue.scripts import Script
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from runner.queue.leases import Lease
+
+# A parked job names this many photos at most, the last of the list: when they are done, the job looks again.
+WAITED_FOR = 1000
+_PAGE = 1000
+# A process job is some hundred bytes; what is much larger is no job, and not worth carrying here.
+_JOB_BYTES = 64 * 2**10
+_PAYLOADS = 200
+
+
+class Parking:
+    """The parked jobs of a list. Errors of redis come out as they are; every call may be repeated."""
+
+    def __init__(self, client: Redis, name: str = "compare") -> None:
+        self._client = client
+        self._name = name
+        self._held = [keys.leases(name), keys.claimed(name)]
+        self._parked = keys.parked(name)
+        self._woken: set[str] = set()
+
+    def announce(self, lease: Lease, photo_ids: Sequence[str], seconds: float) -> bool:
+        """Announce that the job is about to be parked until these photos are done; False where the lease is lost.
+
+        `photo_ids` holds 1 to `WAITED_FOR` ids; `seconds` counts from when the job left the list.
+        """
+        done = Script(self._client, "announce")(
+            [keys.claimed(self._name), self._parked, keys.pending(self._name, lease.id)],
+            [lease.id, lease.holder, round(seconds * 1000), *photo_ids],
+        )
+        return bool(done)
+
+    def photos_done(self, photo_ids: Collection[str]) -> list[str]:
+        """Report photos that nobody works on any more; return the lease ids of the comparisons that this woke.
+
+        Comparisons whose time is up are woken too.
+        """
+        return self._wake(photo_ids, everything=False)
+
+    def wake_overdue(self) -> list[str]:
+        """Wake the comparisons whose time is up, and return their lease ids."""
+        return self._wake((), everything=False)
+
+    def wake_stranded(self) -> list[str]:
+        """Wake every parked comparison if there is no process job, and return their lease ids.
+
+        Whoever settles a photo wakes those that wait for it; but a failover may lose that.
+        """
+        if not self._ids():
+            return []
+        process = _onlooker(self._client).counts()
+        return [] if process.waiting or process.in_flight else self._wake((), everything=True)
+
+    def take_woken(self) -> set[str]:
+        """Return the lease ids that this object has woken since the last call."""
+        woken, self._woken = self._woken, set()
+        return woken
+
+    def _ids(self) -> list[str]:
+        return [raw.decode() for raw in Script(self._client, "parked")([self._parked])]
+
+    def _wake(self, photo_ids: Collection[str], *, everything: bool) -> list[str]:
+        # What is announced after this look sees the photos' statuses itself: they are committed by now.
+        ids = self._ids()
+        if not ids:
+            return []
+        woken = Script(self._client, "wake")(
+            [*self._held, self._parked, *(keys.pending(self._name, one) for one in ids)],
+            [int(everything), HORIZON_SECONDS * 1000, len(ids), *ids, *photo_ids],
+        )
+        ids = [raw.decode() for raw in woken]
+        self._woken.update(ids)
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class PhotosAtWork:
+    """Which photos have a process job: `ids` in the order in which they will be done, the last first.
+
+    `is_alive` says whether any runner holds a process job.
+    """
+
+    ids: tuple[str, ...]
+    is_alive: bool
+
+
+class ProcessJobs:
+    """The process jobs that wait or are leased, retries included. Nothing is changed."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client: Any = client
+        self._queue = _onlooker(client)
+
+    def at_work(self, photo_ids: Collection[str]) -> PhotosAtWork:
+        """Return which of the photos have a job.
+
+        A job that moves from the list to a lease meanwhile is met in one of them: the list is read first, from its
+        end, where neither claims nor pushes move what has not been read out of sight.
+        """
+        wanted = set(photo_ids)
+        found: dict[str, None] = {}
+        for photo_id in self._waiting():
+            if photo_id in wanted:
+                found[photo_id] = None
+                if len(found) == len(wanted):
+                    break
+        leased = [lease for lease in self._queue.leased(limit=100_000) if lease.bytes <= _JOB_BYTES]
+        ids = [lease.id for lease in leased]
+        found |= dict.fromkeys(photo_id for photo_id in self._leased(ids) if photo_id in wanted)
+        return PhotosAtWork(tuple(found), any(lease.owner and lease.due_seconds > 0 for lease in leased))
+
+    def _waiting(self) -> Iterator[str]:
+        script, end = Script(self._client, "waiting"), -1
+        while True:
+            size, page = script([keys.list_key("process")], [end - _PAGE + 1, end, _JOB_BYTES])
+            yield from _photo_ids(reversed(page))
+            if size < _PAGE:
+                return
+            end -= _PAGE
+
+    def _leased(self, lease_ids: Sequence[str]) -> Iterator[str]:
+        for first in range(0, len(lease_ids), _PAYLOADS):
+            names = [f"{lease_id}:payload" for lease_id in lease_ids[first : first + _PAYLOADS]]
+            yield from _photo_ids(self._client.hmget(keys.claimed("process"), names))
+
+
+def _onlooker(client: Redis) -> LeaseQueue:
+    return LeaseQueue(client, "process", owner="onlooker", lease_seconds=0, max_attempts=0)
+
+
+def _photo_ids(payloads: Any) -> Iterator[str]:
+    for payload in payloads:
+        try:
+            document = json.loads(payload or b"")
+        except (ValueError, RecursionError):
+            continue
+        photo_id = document.get("id") if isinstance(document, dict) else None
+        if isinstance(photo_id, str):
+            yield photo_id
