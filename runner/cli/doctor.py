@@ -67,7 +67,8 @@ def _redis(settings: Settings) -> str:
             )
             queue.check()
             counts = queue.counts()
-            found.append(f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight, {counts.dead} dead")
+            parked = f", {counts.parked} waiting for their album" if counts.parked else ""
+            found.append(f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight{parked}, {counts.dead} dead")
         return "; ".join([*found, "every operation works on a private list"])
 
 

@@ -36,7 +36,7 @@ def watch(look: Callable[[], Status], interval: float) -> int:
 def draw(status: Status) -> RenderableType:
     """Return the status as something that rich can print."""
     parts: list[RenderableType] = []
-    lists = ("List", "Waiting", "In flight", "Due", "Dead", "Oldest lease", "Runners")
+    lists = ("List", "Waiting", "In flight", "Due", "Parked", "Dead", "Oldest lease", "Runners")
     parts.append(_table(f"Lists at {time.strftime('%H:%M:%S')}", lists, list_rows(status)))
     if status.redis_error:
         parts.append(Text(f"no numbers from Redis: {status.redis_error}", style="red"))

@@ -26,7 +26,10 @@ _MOST_LEASES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ListState:
-    """One list. Times are seconds by Redis' clock; `runners` is owner → leases held, the busiest first."""
+    """One list. Times are seconds by Redis' clock; `runners` is owner → leases held, the busiest first.
+
+    `parked` counts the comparisons that wait for their album.
+    """
 
     name: str
     waiting: int
@@ -36,6 +39,7 @@ class ListState:
     next_due_seconds: float | None
     oldest_lease_seconds: float | None
     runners: dict[str, int]
+    parked: int = 0
 
 
 @contextmanager
@@ -139,4 +143,5 @@ def _state(queue: LeaseQueue) -> ListState:
         next_due_seconds=counts.next_due_seconds,
         oldest_lease_seconds=max((lease.since_seconds for lease in leases), default=None),
         runners=dict(sorted(runners.items(), key=lambda item: -item[1])),
+        parked=counts.parked,
     )

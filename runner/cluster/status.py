@@ -79,7 +79,7 @@ def look_at_cluster(cluster: Cluster, release: str | None) -> ClusterState:
 
 def lines(status: Status) -> Iterator[str]:
     """Yield the status as plain text."""
-    lists = ("LIST", "WAITING", "IN FLIGHT", "DUE", "DEAD", "OLDEST LEASE", "RUNNERS")
+    lists = ("LIST", "WAITING", "IN FLIGHT", "DUE", "PARKED", "DEAD", "OLDEST LEASE", "RUNNERS")
     yield from columns([lists, *list_rows(status)])
     if status.redis_error:
         yield f"no numbers from Redis: {status.redis_error}"
@@ -105,6 +105,7 @@ def list_rows(status: Status) -> list[Sequence[str]]:
             str(state.waiting),
             str(state.in_flight),
             str(state.due),
+            str(state.parked),
             str(state.dead),
             duration(state.oldest_lease_seconds),
             ", ".join(f"{owner} ({count})" for owner, count in state.runners.items()) or "-",

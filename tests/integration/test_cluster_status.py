@@ -59,8 +59,19 @@ def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) 
     push(redis, [b"1", b"2"])
     ended = service.command("status", KUBECONFIG=str(tmp_path / "none"))
     lines = ended.output.splitlines()
-    assert lines[0].split() == ["LIST", "WAITING", "IN", "FLIGHT", "DUE", "DEAD", "OLDEST", "LEASE", "RUNNERS"]
-    assert lines[2].split() == ["process", "2", "0", "0", "0", "-", "-"]
+    assert lines[0].split() == [
+        "LIST",
+        "WAITING",
+        "IN",
+        "FLIGHT",
+        "DUE",
+        "PARKED",
+        "DEAD",
+        "OLDEST",
+        "LEASE",
+        "RUNNERS",
+    ]
+    assert lines[2].split() == ["process", "2", "0", "0", "0", "0", "-", "-"]
     assert lines[3].startswith("no view of the cluster: ")
     assert "KUBECONFIG" in lines[3]
 
