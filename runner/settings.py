@@ -283,6 +283,13 @@ class Settings:
         parse=_seconds(0, 3600),
         default="30",
     )
+    album_timeout_seconds: float = _setting(
+        "RUNNER_ALBUM_TIMEOUT_SECONDS",
+        "how long a comparison waits for photos of its album that are still being processed, from when it was first "
+        "claimed; after that it is answered without them",
+        parse=_seconds(0, 3000),
+        default="600",
+    )
     initiated_seconds: float = _setting(
         "RUNNER_INITIATED_SECONDS",
         "how long a comparison waits for the API's late INITIATED, to overwrite it with the answer",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Every statement takes its row locks in the order of the ids, so that two runners never wait for each other.
 _LOCK = 'SELECT id, status::text FROM {photos}."Photo" WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE'
+_PENDING = """
+SELECT id FROM {photos}."Photo" WHERE id = ANY(%b) AND status IN ('UPLOADED', 'PROCESSING')
+"""
 _BEGIN = """
 WITH present AS MATERIALIZED (
     SELECT id FROM {photos}."Photo" WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE
@@ -83,6 +86,10 @@ class PhotoTable:
             f'DATABASE_URL {place} the API\'s table "Photo" and its type "PhotoStatus" ({advice}): '
             "is it the API's database, and is ?schema= the API's schema?"
         )
+
+    def pending(self, photo_ids: Iterable[str]) -> set[str]:
+        """Return those of the photos that are UPLOADED or PROCESSING. A deleted photo is not pending."""
+        return {row[0] for row in self.connection.query(_PENDING, (list(photo_ids),)).fetchall()}
 
     def begin(self, photo_ids: Iterable[str]) -> set[str]:
         """Set the photos to PROCESSING and return those that exist.

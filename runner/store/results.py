@@ -98,6 +98,12 @@ class ResultStore:
             self._initiated.add(job_id)
         return job_id in self._initiated
 
+    def wait(self, job_id: str, detail: dict[str, Any]) -> None:
+        """Write the detail of a comparison that has no answer yet, unless an earlier attempt has given one."""
+        kept = self._read_detail(job_id)
+        if "matched" not in kept:
+            self._write_detail(job_id, {**detail, "initiated": job_id in self._initiated})
+
     def answer(self, job_id: str, matched_ids: Sequence[str], detail: dict[str, Any]) -> bool:
         """Write the answer and the detail beside it, and return whether INITIATED has been seen by now.
 

@@ -63,6 +63,10 @@ class Stores:
         """Return a name for the API's table (see `visibility.identity`)."""
         return self._retrying(lambda: visibility.identity(self._photos.connection, self._photos.address))
 
+    def pending(self, photo_ids: Collection[str]) -> set[str]:
+        """Return those of the photos that are UPLOADED or PROCESSING."""
+        return self._retrying(lambda: PhotoTable(self._photos.connection).pending(photo_ids)) if photo_ids else set()
+
     def store(
         self, outcomes: Mapping[str, Sequence[FaceLike] | None], still_owned: Callable[[str], bool]
     ) -> dict[str, Stored]:

@@ -127,6 +127,8 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         from runner.images.fetch import Fetcher
         from runner.queue.client import opened
         from runner.queue.heartbeat import Heartbeat
+        from runner.queue.parking import Parking, ProcessJobs
+        from runner.worker.album import AlbumGate
         from runner.worker.loop import WorkerLoop
         from runner.worker.settlement import Settlement
 
@@ -138,10 +140,24 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         fetcher = Fetcher.from_settings(settings)
         stack.callback(fetcher.close)
         known = None if settings.job else KnownDatabases(redis, PHOTO.queue)
-        services = Services(settings, ResultStore(redis), stores, fetcher, heartbeat.still_owned, known)
+        parking = Parking(redis)
+        album = AlbumGate(
+            stores,
+            ProcessJobs(redis),
+            None if settings.job else parking,  # nobody could wake a job that is in no queue
+            model=model,
+            timeout_seconds=settings.album_timeout_seconds,
+        )
+        services = Services(settings, ResultStore(redis), stores, fetcher, heartbeat.still_owned, known, album, parking)
         handlers = {name: kinds[name].handler(services) for name in queues}
         settlement = Settlement(
-            settings, kinds=kinds, queues=queues, handlers=handlers, heartbeat=heartbeat, summary=summary
+            settings,
+            kinds=kinds,
+            queues=queues,
+            handlers=handlers,
+            heartbeat=heartbeat,
+            summary=summary,
+            parking=parking,
         )
         loop = WorkerLoop(
             settings,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from runner.errors import NoFaceInSelfieError
 from runner.store.results import AnswerWatch, ResultStore
+from runner.worker.album import Decision, Readiness, freeze, thaw
 from runner.worker.messages import CompareJob
-from runner.worker.task import Outcome, State, Task
+from runner.worker.task import Outcome, State, Task, Wait
 
 if TYPE_CHECKING:  # the start-up decides when these are imported
     from numpy import float32
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the start-up decides when these are imported
     from runner.faces.engine import Face
     from runner.queue.leases import Lease
     from runner.store.stores import Stores
+    from runner.worker.album import AlbumGate
 
 
 class ComparisonHandler:
@@ -29,8 +31,10 @@ class ComparisonHandler:
         watch: AnswerWatch,
         stores: Callable[[], Stores],
         owns: Callable[[Lease], bool],
+        album: AlbumGate | None,
     ) -> None:
         self._results = results
+        self._album = album
         self._watch = watch
         self._stores = stores
         self._owns = owns
@@ -38,6 +42,11 @@ class ComparisonHandler:
     def start(self) -> None:
         """Write again what INITIATED has replaced since earlier runs ended."""
         self._results.heal()
+
+    def resume(self, task: Task[CompareJob]) -> None:
+        """Restore the selfie's faces, where they were computed before with this model."""
+        if self._album is not None:
+            task.faces = thaw(task.lease.state, self._album.model)
 
     def begin(self, tasks: Sequence[Task[CompareJob]]) -> None:
         """Set the results to PROCESSING."""
@@ -51,18 +60,38 @@ class ComparisonHandler:
         return task.job.selfie
 
     def conclude(self, tasks: Sequence[Task[CompareJob]]) -> None:
-        """Match and answer, one job after the other: each is one statement and one key."""
+        """Match and answer, one job after the other, where their albums are ready; let the others wait."""
+        decisions = self._decide(tasks)
         for task in tasks:
-            job_id = _job_id(task)
+            job_id, decision = _job_id(task), decisions.get(task)
+            task.wait = None
             if job_id is None:
                 continue  # nobody knows which comparison: there is no answer to write
-            if self._owns(task.lease):
-                self._answer(task, job_id)
-            else:
+            if not self._owns(task.lease) or (decision is not None and decision.readiness is Readiness.LOST):
                 task.outcome = Outcome.LOST
+            elif decision is None or decision.readiness is Readiness.ANSWER:
+                self._answer(task, job_id, decision)
+            else:
+                self._wait(task, job_id, decision)
 
-    def _answer(self, task: Task[CompareJob], job_id: str) -> None:
+    def _decide(self, tasks: Sequence[Task[CompareJob]]) -> dict[Task[CompareJob], Decision]:
+        """Look at the albums of the selfies that show a face: no photo changes the answer to the others."""
+        if self._album is None:
+            return {}
+        return self._album.decide([task for task in tasks if task.error is None and task.faces])
+
+    def _wait(self, task: Task[CompareJob], job_id: str, decision: Decision) -> None:
+        faces, model = task.faces or (), self._stores().model
+        self._results.wait(
+            job_id, {"complete": False, "pending": decision.pending, "faces": len(faces), "model": model}
+        )
+        seconds = decision.seconds if decision.readiness is Readiness.PUT_OFF else None
+        task.wait = Wait(decision.pending, freeze(faces, decision.looks, model), seconds)
+
+    def _answer(self, task: Task[CompareJob], job_id: str, decision: Decision | None) -> None:
+        pending = decision.pending if decision is not None else None
         matched, detail = self._match(task)
+        detail |= {"complete": pending == 0, "pending": pending}
         if not self._results.answer(job_id, matched, detail):
             self._watch.add(job_id, matched, detail)
             task.state = State.UNCONFIRMED

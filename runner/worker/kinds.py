@@ -18,8 +18,10 @@ if TYPE_CHECKING:  # opened by the start-up, one after the other: importing them
     from runner.images.fetch import Fetcher
     from runner.queue.databases import KnownDatabases
     from runner.queue.leases import Lease
+    from runner.queue.parking import Parking
     from runner.settings import Settings
     from runner.store.stores import Stores
+    from runner.worker.album import AlbumGate
     from runner.worker.task import Handler
 
 # A payload without a selfie is kept as long as its dead letter.
@@ -30,7 +32,8 @@ PAYLOAD_SECONDS = 30 * 86_400
 class Services:
     """What handlers work with. `owns` tells whether a lease is still this run's; `stores` connects on first use.
 
-    `known_databases` is None where the job comes from no queue.
+    `known_databases` is None where the job comes from no queue. Without `album` a comparison is answered with what is
+    stored, and without `parking` nobody is woken.
     """
 
     settings: Settings
@@ -39,6 +42,8 @@ class Services:
     fetcher: Fetcher
     owns: Callable[[Lease], bool]
     known_databases: KnownDatabases | None = None
+    album: AlbumGate | None = None
+    parking: Parking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,11 @@ PHOTO = Kind(
     marks=frozenset({"id", "imageUrl"}),
     decode=decode_process,
     handler=lambda services: PhotoHandler(
-        services.stores, services.fetcher, services.owns, VisibilityGuard(services.stores, services.known_databases)
+        services.stores,
+        services.fetcher,
+        services.owns,
+        VisibilityGuard(services.stores, services.known_databases),
+        services.parking,
     ),
     stores_faces=True,
 )
@@ -79,7 +88,7 @@ PHOTO = Kind(
 
 def _comparison_handler(services: Services) -> ComparisonHandler:
     watch = AnswerWatch(services.results, seconds=services.settings.initiated_seconds)
-    return ComparisonHandler(services.results, watch, services.stores, services.owns)
+    return ComparisonHandler(services.results, watch, services.stores, services.owns, services.album)
 
 
 COMPARISON = Kind(

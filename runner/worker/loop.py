@@ -93,6 +93,7 @@ class WorkerLoop:
         self._start_ahead()
         while True:
             self._stop.progress()
+            self._settlement.wake_overdue()
             self._claim()
             self._stop.progress()
             self._start_reads()
@@ -104,7 +105,7 @@ class WorkerLoop:
                     raise self._fatal
                 self._check_stuck()
                 self._conclude()
-            elif reason := self._reason_to_leave():
+            elif (reason := self._reason_to_leave()) and not self._has_woken_stranded(reason):
                 return reason
 
     def _start_ahead(self) -> None:
@@ -161,11 +162,11 @@ class WorkerLoop:
         if self._prepared:
             self._begin(tasks)
         else:
-            _finish_failed(tasks)
+            _skip_computing(tasks)
 
     def _begin(self, tasks: Sequence[AnyTask]) -> None:
         self._settlement.begin(tasks)
-        _finish_failed(tasks)
+        _skip_computing(tasks)
 
     # Fetch and embed
 
@@ -288,6 +289,10 @@ class WorkerLoop:
             self._events.get(timeout=CLAIM_PAUSE)
         return None
 
+    def _has_woken_stranded(self, reason: str) -> bool:
+        """Return whether comparisons were woken that nobody else would wake, and this run can still take them."""
+        return reason != "signal" and self._settlement.wake_stranded() and reason == "empty"
+
     def _worth_waiting(self, idle: float) -> bool:
         """Return whether a lease expires soon: a retry of this run, or what a dead runner left.
 
@@ -312,8 +317,8 @@ class WorkerLoop:
         return self._claimed == 0 and (now < self._retry_at or idle < lease * (1 - ORPHAN_SHARE))
 
 
-def _finish_failed(tasks: Sequence[AnyTask]) -> None:
-    """Pass over fetching and computing where a task has failed before them."""
+def _skip_computing(tasks: Sequence[AnyTask]) -> None:
+    """Pass over fetching and computing where a task has failed before them, or an earlier run has done them."""
     for task in tasks:
-        if task.error is not None and task.state is State.CLAIMED:
+        if (task.error is not None or task.faces is not None) and task.state is State.CLAIMED:
             task.computed()

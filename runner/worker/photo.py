@@ -13,6 +13,7 @@ from runner.worker.task import Outcome, Task
 if TYPE_CHECKING:  # the start-up decides when these are imported
     from runner.images.fetch import Fetcher
     from runner.queue.leases import Lease
+    from runner.queue.parking import Parking
     from runner.store.stores import Stores
     from runner.worker.visibility import VisibilityGuard
 
@@ -29,7 +30,9 @@ class PhotoHandler:
         fetcher: Fetcher,
         owns: Callable[[Lease], bool],
         guard: VisibilityGuard,
+        parking: Parking | None,
     ) -> None:
+        self._parking = parking
         self._stores = stores
         self._fetcher = fetcher
         self._owns = owns
@@ -37,6 +40,9 @@ class PhotoHandler:
 
     def start(self) -> None:
         """Do nothing: no earlier run leaves anything behind."""
+
+    def resume(self, task: Task[ProcessJob]) -> None:
+        """Do nothing: no lease of a photo has a state."""
 
     def begin(self, tasks: Sequence[Task[ProcessJob]]) -> None:
         """Set the photos to PROCESSING in one statement; where a photo is deleted, its task gets its `error`.
@@ -56,7 +62,20 @@ class PhotoHandler:
         return self._fetcher.fetch(task.job.image_url)
 
     def conclude(self, tasks: Sequence[Task[ProcessJob]]) -> None:
-        """Write embeddings and statuses. Two jobs for one photo are stored one after the other."""
+        """Write embeddings and statuses, and wake the comparisons that wait for these photos."""
+        try:
+            self._store_all(tasks)
+        finally:  # also after a failure: a comparison that is woken early only looks again
+            self._wake_comparisons(tasks)
+
+    def _wake_comparisons(self, tasks: Sequence[Task[ProcessJob]]) -> None:
+        """Report the photos before their leases end: after a crash in between, the job is done and reported again."""
+        photo_ids = [photo_id for task in tasks if (photo_id := _photo_id(task)) is not None]
+        if self._parking is not None and photo_ids:
+            self._parking.photos_done(photo_ids)
+
+    def _store_all(self, tasks: Sequence[Task[ProcessJob]]) -> None:
+        """Two jobs for one photo are stored one after the other."""
         remaining = list(tasks)
         while remaining:
             batch: dict[str, Task[ProcessJob]] = {}

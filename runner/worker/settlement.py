@@ -18,13 +18,14 @@ from runner.errors import (
     RunnerError,
 )
 from runner.logs import logger
-from runner.queue.leases import backoff
+from runner.queue.leases import Parked, backoff
 from runner.worker.messages import subject
 from runner.worker.task import AnyTask, Handler, InFlight, Outcome, State, Task
 
 if TYPE_CHECKING:
     from runner.queue.heartbeat import Heartbeat
     from runner.queue.leases import Lease
+    from runner.queue.parking import Parking
     from runner.queue.source import LeaseSource
     from runner.settings import Settings
     from runner.worker.kinds import Kind
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 # Leases that are due are claimed before the list. This keeps photos that no run can see from standing before the
 # others for ever: one of those may show that the database is the right one.
 INVISIBLE_SECONDS = 60.0
+# How often a run wakes comparisons whose time is up.
+OVERDUE_SECONDS = 5.0
+ALBUM_PENDING = "album_pending"  # why a comparison waits, as its log line and its lease say
 
 
 class Settlement:
@@ -51,6 +55,7 @@ class Settlement:
         handlers: Mapping[str, Handler[Any]],
         heartbeat: Heartbeat,
         summary: Summary,
+        parking: Parking | None = None,
     ) -> None:
         self.in_flight = InFlight()
         self._settings = settings
@@ -61,6 +66,9 @@ class Settlement:
         self._summary = summary
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._own_retries: dict[str, float] = {}
+        self._parking = parking
+        self._own_parked: set[str] = set()
+        self._next_overdue = 0.0
 
     # Taking in
 
@@ -68,9 +76,7 @@ class Settlement:
         """Keep the leases alive from now on, and return a task for each: decoded, or with its `error`."""
         self._heartbeat.hold(leases)
         self._summary.claimed += len(leases)
-        tasks: list[AnyTask] = [
-            Task(lease, own_retry=self._own_retries.pop(lease.id, None) is not None) for lease in leases
-        ]
+        tasks: list[AnyTask] = [Task(lease, own_retry=self._take_own(lease.id)) for lease in leases]
         self.in_flight.add(tasks)
         for task in tasks:
             self._decode(task)
@@ -89,6 +95,8 @@ class Settlement:
             task.job = self._kinds[lease.queue].decode(lease.payload)
         except Exception as error:  # noqa: BLE001 - one job's payload must hurt no other
             task.fail(error)
+        if task.error is None and lease.state:
+            self._handlers[lease.queue].resume(task)
 
     def begin(self, tasks: Iterable[AnyTask]) -> None:
         """Let the handlers write that work has begun; what turns out to be in vain gets its `error`.
@@ -113,16 +121,40 @@ class Settlement:
         self._end(task, Outcome.LOST)
         return True
 
-    # Retries of this run
+    # Retries of this run, and comparisons that it has parked
+
+    def _take_own(self, lease_id: str) -> bool:
+        """Return whether this run has retried or parked the job before, and forget that."""
+        was_parked = lease_id in self._own_parked
+        self._own_parked.discard(lease_id)
+        return self._own_retries.pop(lease_id, None) is not None or was_parked
+
+    def wake_overdue(self) -> None:
+        """Wake the comparisons that have waited for their album for long enough, every few seconds."""
+        if self._parking is not None and time.monotonic() >= self._next_overdue:
+            self._next_overdue = time.monotonic() + OVERDUE_SECONDS
+            self._parking.wake_overdue()
+
+    def wake_stranded(self) -> bool:
+        """Wake every parked comparison if there is no process job at all; return whether there was one."""
+        return self._parking is not None and bool(self._parking.wake_stranded())
+
+    def _expect_woken(self) -> None:
+        """Count on what this run has parked and woken as on a retry of its own."""
+        if self._parking is not None:
+            for lease_id in self._own_parked.intersection(self._parking.take_woken()):
+                self._own_retries[lease_id] = time.monotonic()
 
     def next_own_retry(self) -> float | None:
         """Return in how many seconds the next retry that this run has scheduled is due, or None without one."""
+        self._expect_woken()
         now = time.monotonic()
         self._own_retries = {k: due for k, due in self._own_retries.items() if due > now - 1}
         return max(0.0, min(self._own_retries.values()) - now) if self._own_retries else None
 
     def take_due_retries(self) -> int:
         """Return how many retries of this run are due, and forget them: another run may have been quicker."""
+        self._expect_woken()
         now = time.monotonic()
         due = [lease_id for lease_id, moment in self._own_retries.items() if moment <= now]
         for lease_id in due:
@@ -147,7 +179,28 @@ class Settlement:
                 task.stages["store"] = task.stages.get("store", 0.0) + share
             for task, error in failures:
                 self._not_stored(task, error)
+            self._let_wait([task for task in group if task.wait is not None and task.state is not State.SETTLED])
             self._settle(task for task in group if task.state not in (State.UNCONFIRMED, State.SETTLED))
+
+    def _let_wait(self, tasks: Sequence[AnyTask]) -> None:
+        """Park the tasks or put them off; conclude those again whose album became ready meanwhile."""
+        woken: list[AnyTask] = []
+        for task in tasks:
+            queue, wait = self._queues[task.lease.queue], task.wait
+            assert wait is not None  # noqa: S101 - the caller has looked
+            if wait.seconds is not None:
+                done = queue.put_off(task.lease, wait.seconds, ALBUM_PENDING, wait.state)
+                self._own_retries |= {task.lease.id: time.monotonic() + wait.seconds} if done else {}
+                self._end_waiting(task, done, wait.pending, again_in_seconds=wait.seconds)
+                continue
+            parked = queue.park(task.lease, ALBUM_PENDING, wait.state)
+            if parked is Parked.WOKEN:
+                woken.append(task)
+                continue
+            self._own_parked |= {task.lease.id} if parked is Parked.DONE else set()
+            self._end_waiting(task, parked is Parked.DONE, wait.pending)
+        if woken:
+            self.conclude(woken)
 
     def _not_stored(self, task: AnyTask, error: Exception) -> None:
         """Retry the task, or store that it failed; where not even that can be stored, its dead letter says so."""
@@ -209,6 +262,10 @@ class Settlement:
             self._end(task, Outcome.RETRIED, again_in_seconds=round(delay, 3))
         else:
             self._end(task, Outcome.LOST)
+
+    def _end_waiting(self, task: AnyTask, done: bool, pending: int, **more: object) -> None:  # noqa: FBT001 - private
+        outcome = Outcome.PARKED if done else Outcome.LOST
+        self._end(task, outcome, reason=ALBUM_PENDING, pending=pending, **more)
 
     def _bury(self, task: AnyTask, error: JobError) -> None:
         done = self._queues[task.lease.queue].bury(task.lease, error.word, str(error))

@@ -36,8 +36,21 @@ class Outcome(StrEnum):
     GONE = "gone"  # acknowledged, and nothing was done: the photo is not in the API's table
     RETRIED = "retried"  # to be claimed again later
     DEAD = "buried"  # a dead letter, its final status written
+    PARKED = "parked"  # waits for photos of its album, the attempt not counted
     RELEASED = "released"  # returned to the queue, the attempt not counted
     LOST = "lost"  # another runner has the lease
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How a task waits for `pending` photos: parked, or claimed again after `seconds` where that is not None.
+
+    `state` is what the next claim of the job returns.
+    """
+
+    pending: int
+    state: bytes = field(repr=False)
+    seconds: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +59,7 @@ class Task(Generic[Job]):
 
     `job` is None where the payload is not a valid job; then `error` says why. `to_begin` holds until the start of the
     work has been written (PROCESSING). `stages` holds seconds by stage; moments are those of `time.monotonic`.
-    `own_retry` marks a retry that this run itself has scheduled; `thread` is the engine's thread that computes it.
+    `own_retry` marks what this run itself has retried or parked; `thread` is the engine's thread that computes it.
     """
 
     lease: Lease
@@ -55,6 +68,7 @@ class Task(Generic[Job]):
     error: JobError | None = None
     state: State = State.CLAIMED
     outcome: Outcome | None = None
+    wait: Wait | None = None
     to_begin: bool = False
     own_retry: bool = False
     thread: int = 0
@@ -138,6 +152,10 @@ class Handler(Protocol[Job]):
         """Finish what earlier runs have left to a later one. Called once, before the first claim."""
         ...
 
+    def resume(self, task: Task[Job]) -> None:
+        """Restore what `Lease.state` holds; where that includes `faces`, they are not computed again."""
+        ...
+
     def begin(self, tasks: Sequence[Task[Job]]) -> None:
         """Write that work on these has begun; where it would be in vain, set the task's `error`."""
         ...
@@ -149,7 +167,8 @@ class Handler(Protocol[Job]):
     def conclude(self, tasks: Sequence[Task[Job]]) -> None:
         """Store the results, final failures included, and set each task's `outcome` where it is not SUCCEEDED.
 
-        A task that may still have to be answered again gets `State.UNCONFIRMED` instead.
+        A task that may still have to be answered again gets `State.UNCONFIRMED` instead, and one that cannot be
+        concluded yet gets `wait`.
         """
         ...
 

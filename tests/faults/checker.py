@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KILLED, TERMINATED = -9, -15
 Letters = dict[str, Letter]
-_ENDINGS = ("succeeded", "gone", "retried", "buried", "released", "lost")
+_ENDINGS = ("succeeded", "gone", "retried", "buried", "parked", "released", "lost")
 _REASONS = {
     0: {"empty", "max_jobs", "max_seconds", "signal"},
     UnreachableError.exit_code: {"redis_unreachable", "database_unreachable", "signal", "hung"},
@@ -70,6 +70,8 @@ def check(world: World, allowed: Allowed) -> Verdict:
         depth = world.scaler.depth(name)
         verdict.expect(depth == (0, 0), f"{name}: {depth} left on list and leases")
         verdict.expect(claimed == 0, f"{name}: {claimed} fields left of leases")
+        parked = world.redis.zcard(keys.parked(name))
+        verdict.expect(parked == 0, f"{name}: {parked} jobs left parked")
     verdict.expect(not world.living(), "a runner still runs")
     for runner in world.scaler.runners:
         _check_runner(runner, allowed, verdict)
@@ -83,7 +85,7 @@ def check(world: World, allowed: Allowed) -> Verdict:
         "buried": dict(Counter(str(letter.reason) for found in letters.values() for letter in found.values())),
         **{
             ending: sum(runner.summary.get(ending, 0) for runner in world.scaler.runners)
-            for ending in ("succeeded", "gone", "retried", "released", "lost")
+            for ending in ("succeeded", "gone", "retried", "parked", "released", "lost")
         },
     }
     return verdict

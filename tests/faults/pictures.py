@@ -60,6 +60,7 @@ class PictureServer(Serving):
 
     def __init__(self, served: dict[str, Kind]) -> None:
         self.mood = Mood.WELL
+        self.delay = 0.0  # seconds before every answer
         self.answers: Counter[str] = Counter()
         server = self
 
@@ -88,6 +89,7 @@ class PictureServer(Serving):
         return f"http://127.0.0.1:{self._server.server_port}/{kind}/{number}.jpg"
 
     def _answer(self, handler: BaseHTTPRequestHandler, data: bytes) -> None:
+        time.sleep(self.delay)
         bad = self._random.random() < 1 / 3
         if self.mood is Mood.DOWN or (self.mood is Mood.ERRORS and bad and self._random.random() < 0.5):
             self.answers["broken off"] += 1

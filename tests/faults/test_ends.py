@@ -75,7 +75,8 @@ def end(process: subprocess.Popen[str], seconds: float) -> Ended:
     lines = output.splitlines()
     summary = json.loads(lines[-1]) if lines else {}
     if summary:
-        settled = sum(summary[ending] for ending in ("succeeded", "gone", "retried", "buried", "released", "lost"))
+        outcomes = ("succeeded", "gone", "retried", "buried", "parked", "released", "lost")
+        settled = sum(summary[outcome] for outcome in outcomes)
         assert summary["claimed"] == settled + summary["unsettled"]
         assert summary["unsettled"] == 0 or process.returncode != 0
     return Ended(process.returncode, summary, errors, time.monotonic() - started)

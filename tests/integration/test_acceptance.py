@@ -96,7 +96,9 @@ def test_both_databases_can_be_two(
 
 
 def test_comparisons_go_before_photos(service: Service, album: Album, images: ImageServer) -> None:
-    photos = service.api.upload({f"{n}": images.url("姚明.jpg") for n in range(6)})
+    photos = service.api.upload({"ready": images.url("姚明.jpg")})
+    service.run()
+    service.api.upload({f"{n}": images.url("姚明.jpg") for n in range(6)})
     job = service.api.compare(album.selfies[0].data, list(photos.values()))
     ended = service.run("--max-jobs", "3")
     assert service.api.result(job) == []

@@ -39,6 +39,9 @@ class CountHandler:
     def start(self) -> None:
         pass
 
+    def resume(self, task: Task[CountJob]) -> None:
+        pass
+
     def begin(self, tasks: Sequence[Task[CountJob]]) -> None:
         pass
 

@@ -94,6 +94,7 @@ class Service:
             counts[f"{name} waiting"] = self.redis.llen(f"face_embeddings:{name}")
             counts[f"{name} leased"] = self.redis.zcard(f"{{face_embeddings:{name}}}:leases")
             counts[f"{name} claimed"] = self.redis.hlen(f"{{face_embeddings:{name}}}:claimed")
+            counts[f"{name} parked"] = self.redis.zcard(f"{{face_embeddings:{name}}}:parked")
             counts[f"{name} dead"] = self.redis.hlen(f"{{face_embeddings:{name}}}:dead")
         return {name: int(count) for name, count in counts.items() if count}
 

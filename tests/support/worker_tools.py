@@ -64,6 +64,9 @@ class Recorder:
     def start(self) -> None:
         pass
 
+    def resume(self, task: AnyTask) -> None:
+        pass
+
     def begin(self, tasks: Sequence[AnyTask]) -> None:
         self._meet(tasks)
         for task in tasks:
