@@ -40,6 +40,7 @@ class Campaign:
     fault: Fault | None = None
     allowed: Allowed = field(default_factory=Allowed)
     happened: tuple[str, ...] = ()
+    seconds: float = 400.0
     prepare: Callable[[World], None] = lambda _: None
     examine: Callable[[World, Verdict], None] = lambda _, __: None
 
@@ -58,7 +59,7 @@ def run(campaign: Campaign, pictures: Mapping[str, Kind], *, short: bool = False
             _choose(world, [*world.jobs.photos, *world.jobs.comparisons][:: round(1 / float(share))], first=True)
         campaign.prepare(world)
         try:
-            world.play(campaign.fault)
+            world.play(campaign.fault, seconds=campaign.seconds)
         except AssertionError as error:
             world.scaler.stop()
             verdict = Verdict([str(error)])
@@ -509,6 +510,19 @@ def campaigns() -> list[Campaign]:
             happened=("SIGSTOP",),
         ),
         Campaign(
+            "early-selfies",
+            "selfies 0 to 60 s after an upload of 2,000 photos, with kill -9, deletions and a failing image server",
+            photos=2000,
+            short=(120, 0),
+            # Innocent jobs outlive so many kills: what is to be seen is who waits for them.
+            setup=Setup(jobs_per_runner=50, environment={"RUNNER_MAX_ATTEMPTS": "8"}),
+            fault=_both(faults.early_selfies, _then_swept),
+            allowed=Allowed(codes=(0, KILLED), reasons=(POISON, *FETCH), deleted=True),
+            happened=("kill -9", "deleted", "guests"),
+            seconds=1500,
+            examine=_waited_for_their_album,
+        ),
+        Campaign(
             "deleted-any-time",
             "a quarter of the photo rows deleted at random moments",
             photos=220,
@@ -543,6 +557,14 @@ def campaigns() -> list[Campaign]:
             examine=_few_extra_starts,
         ),
     ]
+
+
+def _waited_for_their_album(world: World, verdict: Verdict) -> None:
+    """Guests were really early: most of them had to wait, and nobody's selfie was computed at every look."""
+    lines = [line for line in world.logs() if line.get("event") == "comparison"]
+    parked = {line["comparison"] for line in lines if line["outcome"] == "parked"}
+    verdict.counts["guests that waited"] = len(parked)
+    verdict.expect(2 * len(parked) >= len(world.jobs.albums), f"only {len(parked)} guests had to wait")
 
 
 def _both(*together: Fault) -> Fault:

@@ -141,7 +141,11 @@ def _faults_of_photo(
 
 def _check_comparisons(world: World, api: Api, letters: Letters, allowed: Allowed, verdict: Verdict) -> None:
     empty = 0
+    for job_id in world.jobs.albums:
+        _check_early(world, api, job_id, letters=letters, allowed=allowed, verdict=verdict)
     for job_id, person in world.jobs.comparisons.items():
+        if job_id in world.jobs.albums:
+            continue
         try:
             answer = api.result(job_id)
         except KeyError:
@@ -154,6 +158,21 @@ def _check_comparisons(world: World, api: Api, letters: Letters, allowed: Allowe
         excused = answer == [] and letter is not None and letter.reason in allowed.reasons
         verdict.expect(excused, f"comparison {job_id} ({person}): {answer}, dead letter {letter}")
     verdict.counts["answered"] = len(world.jobs.comparisons) - empty
+
+
+def _check_early(world: World, api: Api, job_id: str, *, letters: Letters, allowed: Allowed, verdict: Verdict) -> None:
+    """The first final answer has every photo that is READY in the end, and beside it only what was deleted."""
+    person, album, statuses = world.jobs.comparisons[job_id], world.jobs.albums[job_id], api.statuses()
+    shown = [photo_id for photo_id in album if person in world.jobs.photos[photo_id].people]
+    ready = {photo_id for photo_id in shown if statuses.get(photo_id) == "READY"}
+    answer, letter, detail = world.finals.get(job_id), letters.get(job_id), api.detail(job_id)
+    if answer == [] and letter is not None and letter.reason in allowed.reasons:
+        verdict.counts["guests with a dead letter"] = verdict.counts.get("guests with a dead letter", 0) + 1
+        return
+    whole = answer is not None and answer == [p for p in shown if p in ready or (p in world.deleted and p in answer)]
+    verdict.expect(whole, f"guest {job_id} ({person}): {len(answer or ())} matches, {len(ready)} photos are READY")
+    verdict.expect(detail.get("complete") is True, f"guest {job_id} ({person}): {detail.get('pending')} were pending")
+    verdict.counts["complete answers"] = verdict.counts.get("complete answers", 0) + whole
 
 
 def _check_runner(runner: Runner, allowed: Allowed, verdict: Verdict) -> None:

@@ -91,6 +91,31 @@ def pauses(count: int, seconds: float) -> Fault:
     return fault
 
 
+def early_selfies(world: World) -> Iterator[float]:
+    """Let guests come during the first minute of an upload, while runners die, photos go and images fail."""
+    photos = list(world.jobs.photos)
+    people = sorted({person for kind in world.jobs.photos.values() for person in kind.people})
+    span, guests = world.scaled(60), world.times(40)
+    began = time.monotonic()
+    next_kill, next_deletion = 1.0, 0.5
+    while world.seen["guests"] < guests or (_work_left(world) and world.seen["kill -9"] < world.times(24)):
+        now = time.monotonic() - began
+        while world.seen["guests"] < guests and now >= world.seen["guests"] * span / guests:
+            world.guest(people[world.seen["guests"] % len(people)], photos)
+            world.seen["guests"] += 1
+        if now >= next_deletion:
+            world.delete(world.random.choice(photos))
+            world.seen["deleted"] += 1
+            next_deletion = now + world.scaled(3)
+        if now >= next_kill and (living := world.living()):
+            os.kill(world.random.choice(living).process.pid, signal.SIGKILL)
+            world.seen["kill -9"] += 1
+            next_kill = now + world.random.uniform(2.0, 8.0)
+        world.images.mood = Mood.ERRORS if 0.2 * span < now < 0.3 * span else Mood.WELL
+        yield 0.1
+    world.images.mood = Mood.WELL
+
+
 # Redis
 
 

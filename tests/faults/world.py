@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from demo.api import Api, create_table
 from demo.scaler import Runner, ScaledJob, Scaler
 from demo.servers import EmbeddedPostgres, EmbeddedRedis
+from runner.queue import keys
 from tests.faults.gate import Gate
 from tests.faults.pictures import SELFIE, Kind, PictureServer
 
@@ -52,10 +53,14 @@ class Setup:
 
 @dataclass(slots=True)
 class Jobs:
-    """What was sent: photo id → picture, comparison → person."""
+    """What was sent: photo id → picture, comparison → person.
+
+    `albums` are the photos of the comparisons that were sent while those were being processed.
+    """
 
     photos: dict[str, Kind] = field(default_factory=dict)
     comparisons: dict[str, str] = field(default_factory=dict)
+    albums: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.photos) + len(self.comparisons)
@@ -79,6 +84,8 @@ class World:
         self.random = random.Random(11)
         self.jobs = Jobs()
         self.reference = Jobs()
+        self.deleted: set[str] = set()
+        self.finals: dict[str, list[str]] = {}  # the first final answer of those with an album, as a guest sees it
         self.seen: Counter[str] = Counter()  # what has happened, by name
         self._stack = ExitStack()
 
@@ -209,6 +216,25 @@ class World:
                 selfie = self.pictures[f"{SELFIE}{person}"].data
                 self.jobs.comparisons[api.compare(selfie, list(self.reference.photos))] = person
 
+    def guest(self, person: str, photo_ids: Sequence[str]) -> None:
+        """Send a comparison with photos that are still being processed."""
+        with self.database("api") as connection:
+            job_id = Api(self.redis, connection).compare(self.pictures[f"{SELFIE}{person}"].data, photo_ids)
+        self.jobs.comparisons[job_id], self.jobs.albums[job_id] = person, list(photo_ids)
+
+    def delete(self, photo_id: str) -> None:
+        """Delete a photo's row, as its owner would."""
+        with self.database("api") as connection:
+            Api(self.redis, connection).delete(photo_id)
+        self.deleted.add(photo_id)
+
+    def poll(self) -> None:
+        """Look at the answers as the guests do: they stop at the first final one."""
+        for job_id in self.jobs.albums.keys() - self.finals.keys():
+            value = self.redis.get(keys.match_result(job_id))
+            if value is not None and value not in (b"INITIATED", b"PROCESSING"):
+                self.finals[job_id] = json.loads(value)
+
     # Playing
 
     def play(self, fault: Fault | None = None, *, seconds: float = 400) -> None:
@@ -223,6 +249,7 @@ class World:
                 next_turn = None if pause is None else time.monotonic() + pause
             with suppress(RedisError):
                 self.scaler.step()
+                self.poll()
                 if next_turn is None and self.scaler.idle():
                     return
             assert now - began < seconds, f"not done after {seconds:g} s: {self.where()}"
