@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import ExpiredJobError
 from runner.queue.expiry import WAIT_SECONDS, Expiry
+from runner.queue.parking import Parking
 from runner.store.results import ResultStore
 from runner.worker.kinds import COMPARISON
 from runner.worker.messages import subject
@@ -18,8 +19,11 @@ def expire_comparisons(redis: Redis, *, seconds: float = WAIT_SECONDS, dry_run: 
     """End the comparisons that have waited for `seconds`, and return how many; with `dry_run` only count up to 100.
 
     The answer is written first: after a crash in between, the next call does the rest. An answer that is there
-    already stays. May be repeated, and called beside working runners. Raises what Redis raises.
+    already stays. Parked comparisons whose album has taken too long are woken: they are answered by a run, or end
+    here where none comes. May be repeated, and called beside working runners. Raises what Redis raises.
     """
+    if not dry_run:
+        Parking(redis, COMPARISON.queue).wake_overdue()
     expiry, results = Expiry(redis, COMPARISON.queue, seconds=seconds), ResultStore(redis)
     error = ExpiredJobError(f"{seconds:g} s")
     found, removed = expiry.find(), 0

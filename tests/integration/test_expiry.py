@@ -13,6 +13,8 @@ from runner.expire import expire_comparisons
 from runner.queue import keys
 from runner.queue.dead_letters import DeadLetters
 from runner.queue.expiry import Expiry
+from runner.queue.leases import Parked
+from runner.queue.parking import Parking
 from tests.support.queue_tools import pass_time, push, queue_of
 
 if TYPE_CHECKING:
@@ -35,9 +37,6 @@ def later(redis: Any, seconds: float) -> None:
     rows = [row.split(b" ") for row in (redis.get(keys.seen("compare")) or b"").splitlines()]
     if rows:
         redis.set(keys.seen("compare"), b"".join(b"%d %s\n" % (int(since) - past, mark) for since, mark in rows))
-    for name, value in redis.hgetall(keys.claimed("compare")).items():
-        if name.endswith(b":since"):
-            redis.hset(keys.claimed("compare"), name, int(value) - past)
     pass_time(redis, seconds, "compare")
 
 
@@ -56,6 +55,24 @@ def _content(redis: Any, key: bytes) -> bytes:
     found = read(key)
     values = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
     return b"".join(values)
+
+
+def test_a_parked_comparison_is_woken_at_its_timeout_and_ends_after_an_hour(service: Service) -> None:
+    redis: Any = service.redis
+    push(redis, [comparison("parked")], "compare")
+    queue = queue_of(redis, "gone", name="compare")
+    (lease,) = queue.claim(1)
+    assert Parking(redis).announce(lease, ["a"], 600)
+    assert queue.park(lease, "album_pending", SELFIE.encode()) is Parked.DONE
+    later(redis, 599)
+    assert expire_comparisons(redis) == 0
+    assert queue.counts().parked == 1
+    later(redis, 1)
+    assert expire_comparisons(redis) == 0
+    assert (queue.counts().parked, queue.counts().due) == (0, 1)
+    later(redis, HOUR - 600)
+    assert expire_comparisons(redis) == 1
+    assert (redis.get("match-result:parked"), where_selfies_are(redis)) == (b"[]", set())
 
 
 def test_a_sweep_ends_the_comparisons_of_a_list_that_nobody_drains(service: Service) -> None:
