@@ -194,7 +194,7 @@ def _debug(args: argparse.Namespace) -> int:
 
 def _payload(args: argparse.Namespace, settings: Settings) -> bytes:
     if args.job == "-":
-        from runner.queue.source import read_payload
+        from runner.queue.private import read_payload
 
         return read_payload("-")
     if args.job is not None:

@@ -13,8 +13,7 @@ from runner.errors import RunnerError
 from runner.logs import logger
 
 if TYPE_CHECKING:
-    from runner.queue.leases import Lease
-    from runner.queue.source import LeaseSource
+    from runner.queue.leases import Lease, LeaseQueue
 
 # Three chances to renew before a lease is gone.
 RENEWALS_A_LEASE = 3
@@ -42,7 +41,7 @@ class Heartbeat:
     before the last renewal that succeeded: leases count as lost before another runner can take them.
     """
 
-    def __init__(self, queues: Sequence[LeaseSource], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, queues: Sequence[LeaseQueue], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._queues = {queue.name: queue for queue in queues}
         self._clock = clock
         self._held: dict[tuple[str, str], _Held] = {}

@@ -126,7 +126,7 @@ class LeaseQueue:
     """One list with its leases and dead letters, as seen by one owner. Errors of redis come out as they are.
 
     One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it. The
-    payload of a dead letter is kept for `payload_seconds`.
+    payload of a dead letter is kept for `payload_seconds`. The keys are those of `list_name`, where it is given.
     """
 
     def __init__(
@@ -138,18 +138,20 @@ class LeaseQueue:
         lease_seconds: float,
         max_attempts: int,
         payload_seconds: float = LETTER_SECONDS,
+        list_name: str = "",
     ) -> None:
         self.name = name
+        self.list_name = list_name or name
         self.owner = owner
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
         self._payload_seconds = payload_seconds
         self._client = client
-        self._list = keys.list_key(name)
-        self._held = [keys.leases(name), keys.claimed(name)]
-        self._last = keys.last(name, owner)
-        self._letters = [keys.dead(name), keys.dead_index(name)]
-        self._parked = keys.parked(name)
+        self._list = keys.list_key(self.list_name)
+        self._held = [keys.leases(self.list_name), keys.claimed(self.list_name)]
+        self._last = keys.last(self.list_name, owner)
+        self._letters = [keys.dead(self.list_name), keys.dead_index(self.list_name)]
+        self._parked = keys.parked(self.list_name)
 
     def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:
         """Lease up to `limit` jobs: first those whose lease has expired, then the head of the list.
@@ -209,7 +211,7 @@ class LeaseQueue:
         """End the leases of jobs that are done; return the ids of those that were no longer ours."""
         if not leases:
             return set()
-        pending = [keys.pending(self.name, lease.id) for lease in leases]
+        pending = [keys.pending(self.list_name, lease.id) for lease in leases]
         return _ids(
             Script(self._client, "acknowledge")(
                 [*self._held, self._last, self._parked, *pending], [_word(), *_pairs(leases)]
@@ -261,8 +263,8 @@ class LeaseQueue:
         seconds = min(self._payload_seconds, SELFIE_SECONDS) if private else self._payload_seconds
         done = Script(self._client, "bury")(
             [
-                *self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id),
-                self._parked, keys.pending(self.name, lease.id),
+                *self._held, self._last, *self._letters, keys.dead_payload(self.list_name, lease.id),
+                self._parked, keys.pending(self.list_name, lease.id),
             ],
             [
                 _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),

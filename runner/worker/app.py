@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported below, in the order of the start-up
     from redis import Redis
 
     from runner.faces.engine import Engine
-    from runner.queue.source import LeaseSource
+    from runner.queue.leases import LeaseQueue
     from runner.settings import Settings
     from runner.store.stores import Stores
     from runner.worker.loop import WorkerLoop
@@ -113,7 +113,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
     from runner.queue.leases import owner_name
 
     if settings.job:
-        settings = replace(settings, max_jobs=settings.max_attempts)  # each retry of it is a claim
+        settings = replace(settings, max_jobs=1)
     model = read_manifest(settings.model_dir).model
     owner = owner_name(settings.owner)
     with ExitStack() as stack:
@@ -135,7 +135,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         stop.progress()
         redis = stack.enter_context(opened(settings))
         stop.progress()
-        queues = _sources(settings, kinds, redis, owner)
+        queues = _queues(settings, kinds, redis, owner, stack)
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         fetcher = Fetcher.from_settings(settings)
         stack.callback(fetcher.close)
@@ -218,26 +218,31 @@ def _expire(redis: Redis, stop: Stop) -> None:
         logs.logger().warning("comparisons expired", extra={"count": expired})
 
 
-def _sources(settings: Settings, kinds: Mapping[str, Kind], redis: Redis, owner: str) -> dict[str, LeaseSource]:
-    """Return what to claim from: the queues, or the one job that was given."""
+def _queues(
+    settings: Settings, kinds: Mapping[str, Kind], redis: Redis, owner: str, stack: ExitStack
+) -> dict[str, LeaseQueue]:
+    """Return what to claim from: the queues of the settings, or a private one with the one job that was given."""
     from runner.queue.leases import LeaseQueue
-    from runner.queue.source import SingleJob, read_payload
 
-    if settings.job:
-        payload = read_payload(settings.job)
-        name = kind_of(payload, kinds).queue
-        return {name: SingleJob(name, payload, lease_seconds=settings.lease_seconds)}
-    return {
-        name: LeaseQueue(
-            redis,
-            name,
-            owner=owner,
-            lease_seconds=settings.lease_seconds,
-            max_attempts=settings.max_attempts,
-            payload_seconds=kinds[name].payload_seconds,
-        )
-        for name in settings.queues
-    }
+    lease_seconds, max_attempts = settings.lease_seconds, settings.max_attempts
+    if not settings.job:
+        return {
+            name: LeaseQueue(
+                redis,
+                name,
+                owner=owner,
+                lease_seconds=lease_seconds,
+                max_attempts=max_attempts,
+                payload_seconds=kinds[name].payload_seconds,
+            )
+            for name in settings.queues
+        }
+    from runner.queue.private import PrivateQueue, read_payload
+
+    payload = read_payload(settings.job)
+    name = kind_of(payload, kinds).queue
+    private = PrivateQueue(redis, name, payload, owner=owner, lease_seconds=lease_seconds, max_attempts=max_attempts)
+    return {name: stack.enter_context(private)}
 
 
 def _prepare(stores: Callable[[], Stores]) -> None:

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runner.faces.engine import Face
-    from runner.queue.leases import Lease
-    from runner.queue.source import LeaseSource
+    from runner.queue.leases import Lease, LeaseQueue
     from runner.settings import Settings
     from runner.worker.settlement import Settlement
     from runner.worker.shutdown import Stop
@@ -52,7 +51,7 @@ class WorkerLoop:
         self,
         settings: Settings,
         *,
-        queues: Mapping[str, LeaseSource],
+        queues: Mapping[str, LeaseQueue],
         handlers: Mapping[str, Handler[Any]],
         decode: Callable[[bytes], NDArray[uint8]],
         compute: Callable[[Callable[[], NDArray[uint8]]], Future[list[Face]]],

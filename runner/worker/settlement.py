@@ -24,9 +24,8 @@ from runner.worker.task import AnyTask, Handler, InFlight, Outcome, State, Task
 
 if TYPE_CHECKING:
     from runner.queue.heartbeat import Heartbeat
-    from runner.queue.leases import Lease
+    from runner.queue.leases import Lease, LeaseQueue
     from runner.queue.parking import Parking
-    from runner.queue.source import LeaseSource
     from runner.settings import Settings
     from runner.worker.kinds import Kind
     from runner.worker.summary import Summary
@@ -51,7 +50,7 @@ class Settlement:
         settings: Settings,
         *,
         kinds: Mapping[str, Kind],
-        queues: Mapping[str, LeaseSource],
+        queues: Mapping[str, LeaseQueue],
         handlers: Mapping[str, Handler[Any]],
         heartbeat: Heartbeat,
         summary: Summary,

@@ -1,0 +1,98 @@
+"""A queue with one given job, which only this process knows: what `run --job` works on."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from redis import Redis
+
+from runner.errors import RunnerError, SettingsError
+from runner.queue import keys
+from runner.queue.leases import Lease, LeaseQueue
+
+# How long the keys of a run that was killed outlive its last claim.
+LIFETIME_SECONDS = 3600
+
+
+class PrivateQueue(LeaseQueue):
+    """Holds `payload` for the time of a `with` block, on a list beside that of the queue `name`.
+
+    The job is leased, retried and settled like any other. Nobody else claims it, KEDA does not count it, and its keys
+    are removed at the end, its dead letter included: what is being debugged is in its own queue, or dead, already.
+    """
+
+    def __init__(
+        self, client: Redis, name: str, payload: bytes, *, owner: str, lease_seconds: float, max_attempts: int
+    ) -> None:
+        list_name = f"{name}:job:{secrets.token_hex(8)}"
+        super().__init__(
+            client,
+            name,
+            list_name=list_name,
+            owner=owner,
+            lease_seconds=lease_seconds,
+            max_attempts=max_attempts,
+            payload_seconds=LIFETIME_SECONDS,
+        )
+        self._payload = payload
+        self._made = [
+            keys.list_key(list_name), keys.leases(list_name), keys.claimed(list_name), keys.last(list_name, owner),
+            keys.dead(list_name), keys.dead_index(list_name),
+        ]  # fmt: skip
+
+    def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:
+        """Lease the job where it waits or is due."""
+        leases = super().claim(limit, in_hand=in_hand)
+        if leases:
+            self._made += [keys.dead_payload(self.list_name, lease.id) for lease in leases]
+            self._expire()
+        return leases
+
+    def bury(self, lease: Lease, reason: str, detail: str) -> bool:
+        """Make the job a dead letter, which goes with the other keys."""
+        done = super().bury(lease, reason, detail)
+        self._expire()
+        return done
+
+    def __enter__(self) -> Self:
+        self._client.rpush(self._made[0], self._payload)
+        self._expire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(RunnerError):  # what cannot be removed now expires
+            for key in self._made:
+                self._client.delete(key)
+
+    def _expire(self) -> None:
+        for key in self._made:
+            self._client.expire(key, LIFETIME_SECONDS)
+
+
+def read_payload(where: str) -> bytes:
+    """Return the payload in a file, in the files of a folder one after the other by name, or on standard input (-).
+
+    A folder, because a Secret of Kubernetes holds at most 1 MiB and selfies have no such limit. Raises
+    `SettingsError`.
+    """
+    if where == "-":
+        payload = sys.stdin.buffer.read()
+    else:
+        path = Path(where)
+        try:
+            # Kubernetes keeps the versions of a volume in hidden folders beside the links to them.
+            parts = sorted(part for part in path.iterdir() if part.name[0] != ".") if path.is_dir() else [path]
+            payload = b"".join(part.read_bytes() for part in parts)
+        except OSError as error:
+            raise SettingsError(f"the job cannot be read from {where}: {error.strerror}") from None
+    if not payload.strip():
+        place = "on standard input" if where == "-" else f"in {where}"
+        raise SettingsError(f"there is no job {place}: one JSON object is needed")
+    return payload

@@ -1,0 +1,77 @@
+"""The queue of `run --job`: leased like any other, invisible to other runs, and gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from runner.queue.private import LIFETIME_SECONDS, PrivateQueue
+from tests.support.queue_tools import NAME, queue_of
+from tests.support.run_tools import Service
+
+BAD = b'{"id": "a-photo"}'  # without a URL
+
+
+def _private_keys(redis: Redis) -> list[bytes]:
+    return [key for key in redis.scan_iter() if b":job:" in key]
+
+
+def _private(redis: Redis) -> PrivateQueue:
+    return PrivateQueue(redis, NAME, b"payload", owner="here/1", lease_seconds=30, max_attempts=3)
+
+
+def test_a_given_job_is_leased_retried_and_acknowledged_like_any_other(redis: Redis) -> None:
+    with _private(redis) as queue:
+        (lease,) = queue.claim(5)
+        assert (lease.queue, lease.payload, lease.attempts) == (NAME, b"payload", 1)
+        assert queue_of(redis, "another/1").claim(5) == []
+        assert queue_of(redis, "another/1").counts().in_flight == 0  # KEDA counts nothing either
+        assert queue.retry(lease, 0, "again")
+        (again,) = queue.claim(5)
+        assert again.attempts == 2
+        assert queue.acknowledge_many([again]) == set()
+    assert _private_keys(redis) == []
+
+
+def test_the_keys_of_a_killed_run_expire(redis: Redis) -> None:
+    queue = _private(redis)
+    queue.__enter__()
+    (lease,) = queue.claim(1)
+    assert queue.bury(lease, "invalid_job", "")
+    left = _private_keys(redis)
+    assert left
+    assert all(0 < redis.ttl(key) <= LIFETIME_SECONDS for key in left)
+
+
+@pytest.mark.parametrize("payload", [BAD, b"not JSON", b'{"jobId": "c", "storedIds": [], "selfie": "!"}'])
+def test_a_given_job_that_fails_leaves_no_dead_letter(service: Service, tmp_path: Path, payload: bytes) -> None:
+    job = tmp_path / "job.json"
+    job.write_bytes(payload)
+    ended = service.run("--job", str(job))
+    assert (ended.summary["claimed"], ended.summary["buried"], ended.summary["reason"]) == (1, 1, "max_jobs")
+    assert _private_keys(service.redis) == []
+    assert service.leftovers() == {}
+
+
+def test_a_signal_drops_the_given_job(service: Service, tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"id": service.api.upload({"a.jpg": "http://127.0.0.1:9/a.jpg"})["a.jpg"],
+                               "imageUrl": "http://127.0.0.1:9/a.jpg"}))  # fmt: skip
+    service.redis.delete("face_embeddings:process")
+    process = service.start("run", "--job", str(job), RUNNER_RETRY_SECONDS="60")
+    deadline = time.monotonic() + 60
+    while not any(b":leases" in key for key in _private_keys(service.redis)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)  # refused, and waiting for its retry by now
+    os.kill(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert json.loads(output.splitlines()[-1])["reason"] == "signal"
+    assert _private_keys(service.redis) == []
