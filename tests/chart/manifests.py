@@ -18,6 +18,8 @@ from tests.chart.render import Object, render
 
 ROOT = tools.ROOT
 RELEASE = "spottmee-worker"
+# The namespace of both overlays: addresses of Redis without a dot are completed with it.
+NAMESPACE = "spottmee"
 BASE, KEDA = "k8s/base", "keda"
 PRODUCTION = "k8s/overlays/production"
 HEADER = "# Rendered from helm/spottmee-worker by `make manifests`: change the chart, or the overlay's values.yaml.\n"
@@ -29,7 +31,7 @@ def plain(values: Object) -> dict[tuple[str, str], Object]:
     Hooks are ordinary objects then, and `helm test`'s pod is left out.
     """
     found = {}
-    for item in render(tools.HELM_4, values, release=RELEASE).objects:
+    for item in render(tools.HELM_4, values, release=RELEASE, namespace=NAMESPACE).objects:
         if item["metadata"].get("annotations", {}).get("helm.sh/hook") != "test":
             found[item["kind"], item["metadata"]["name"]] = _without_helm(item)
     return found
@@ -98,7 +100,7 @@ def files() -> dict[str, str]:
     found |= {f"{PRODUCTION}/patch-{_name(item)}": _text(item) for item in changed}
     found[f"{PRODUCTION}/kustomization.yaml"] = _text(
         _kustomization(
-            namespace="spottmee",
+            namespace=NAMESPACE,
             resources=["../../base", "../../../keda", "priorityclasses.yaml", *sorted(_name(item) for item in added)],
             patches=[{"path": f"patch-{_name(item)}"} for item in changed],
         )

@@ -64,16 +64,23 @@ def helm(tool: tools.Tool, *arguments: str) -> str:
     return done.stdout
 
 
-def render(tool: tools.Tool, values: Object | None = None, *, release: str = RELEASE, kube: str = NEWEST) -> Rendered:
+def render(
+    tool: tools.Tool,
+    values: Object | None = None,
+    *,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    kube: str = NEWEST,
+) -> Rendered:
     """Return the objects for `values` (those that differ from the chart's own)."""
-    return _render(tool, json.dumps(values or {}), release, kube)
+    return _render(tool, json.dumps(values or {}), release, namespace, kube)
 
 
 @cache
-def _render(tool: tools.Tool, values: str, release: str, kube: str) -> Rendered:
+def _render(tool: tools.Tool, values: str, release: str, namespace: str, kube: str) -> Rendered:
     done = subprocess.run(
         [
-            *(str(tools.ensure(tool)), "template", release, str(CHART), "--namespace", NAMESPACE),
+            *(str(tools.ensure(tool)), "template", release, str(CHART), "--namespace", namespace),
             *("--kube-version", kube, "--values", "-"),
         ],
         input=values,

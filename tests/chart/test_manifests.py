@@ -79,7 +79,7 @@ def test_production_is_the_chart_with_its_values(kubectl: tools.Tool) -> None:
     classes = {key for key in found if key[0] == "PriorityClass"}
     for kind, name in found:
         if (kind, name) not in classes:
-            assert found[kind, name]["metadata"]["namespace"] == "spottmee"
+            assert found[kind, name]["metadata"]["namespace"] == manifests.NAMESPACE
     without_classes = {key: item for key, item in found.items() if key not in classes}
     assert in_any_order(without_namespace(without_classes)) == in_any_order(manifests.plain(values))
     named = {
@@ -108,7 +108,7 @@ def test_keda_accepts_what_kustomize_makes(folder: str) -> None:
 def test_the_laptop_has_everything_that_the_worker_asks_for() -> None:
     found = kustomized(LAPTOP)
     config = found["ConfigMap", "spottmee-worker"]["data"]
-    assert config == {"REDIS_URL": "redis://redis:6379/0", "RUNNER_ALLOW_PRIVATE_URLS": "true"}
+    assert config == {"REDIS_URL": "redis://redis.spottmee.svc:6379/0", "RUNNER_ALLOW_PRIVATE_URLS": "true"}
     assert ("Service", "redis") in found
     assert ("Service", "postgres") in found
     assert set(found["Secret", "spottmee-worker"]["data"]) == {"DATABASE_URL"}

@@ -397,6 +397,33 @@ class TestRedis:
                     "REDIS_SENTINEL_USERNAME",
                 }
 
+    @pytest.mark.parametrize(
+        ("host", "written"),
+        [
+            ("redis", "redis.party.svc"),
+            ("redis.data", "redis.data"),  # NAME.NAMESPACE: the search list of every pod has svc.cluster.local
+            ("redis.data.svc", "redis.data.svc"),
+            ("redis-0.redis.data", "redis-0.redis.data"),
+            ("cache.example.org", "cache.example.org"),
+            ("10.1.2.3", "10.1.2.3"),
+        ],
+    )
+    def test_a_host_without_a_dot_is_a_service_of_the_releases_namespace(self, host: str, written: str) -> None:
+        """KEDA's operator would look it up in its own namespace."""
+        nodes = [f"{host}:7000", "other:7001"]
+        for values, addresses in (
+            ({"host": host}, f"{written}:6379"),
+            ({"mode": "cluster", "nodes": nodes}, f"{written}:7000,other.party.svc:7001"),
+            ({"mode": "sentinel", "nodes": nodes}, f"{written}:7000,other.party.svc:7001"),
+        ):
+            objects = render(tools.HELM_4, {"redis": values})
+            for _, pod in objects.pods():
+                if "envFrom" in pod["spec"]["containers"][0]:
+                    assert urlsplit(environment(pod, objects)["REDIS_URL"]).netloc == addresses
+            for item in scaled_jobs(objects).values():
+                for trigger in item["spec"]["triggers"]:
+                    assert trigger["metadata"]["addresses" if "nodes" in values else "address"] == addresses
+
     def test_authentication_of_the_company(self) -> None:
         objects = rendered("existing-authentication")
         assert not objects.of_kind("ClusterTriggerAuthentication")
@@ -407,7 +434,9 @@ class TestRedis:
         objects = rendered()
         assert not objects.of_kind("TriggerAuthentication")
         assert "authenticationRef" not in scaled_jobs(objects)["process"]["spec"]["triggers"][0]
-        assert environment(dict(objects.pods())["faces-process"], objects)["REDIS_URL"] == "redis://redis:6379/0"
+        assert (
+            environment(dict(objects.pods())["faces-process"], objects)["REDIS_URL"] == "redis://redis.party.svc:6379/0"
+        )
 
     def test_no_secret_outside_of_secrets(self) -> None:
         values = CASES["tls-inline"]

@@ -119,6 +119,7 @@ def _installed() -> Iterator[tuple[Site, str]]:
             "image": {"repository": "spottmee-worker", "tag": "e2e"},
             "redis": {"host": "127.0.0.1", "port": redis.port},
             "database": {"url": postgres.url},
+            "checkCluster": False,
         }
         site.helm("install", "party", str(CHART), "--namespace", NAMESPACE, "--wait", values=values)
         yield site, redis.url

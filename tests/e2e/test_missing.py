@@ -14,7 +14,8 @@ HELMS = pytest.mark.parametrize("helm", [HELM_3, HELM_4], ids=lambda tool: f"hel
 
 @HELMS
 def test_missing_secrets_and_keys_are_named(site: Site, namespace: str, values: dict[str, Any], helm: Tool) -> None:
-    own = values | {"database": {}, "redis": values["redis"] | {"auth": {"enabled": True, "existingSecret": "redis"}}}
+    redis = values["redis"] | {"auth": {"enabled": True, "existingSecret": "redis"}}
+    own = values | {"checkCluster": True, "database": {}, "redis": redis}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "30s")
     said = site.helm(*install, tool=helm, values=own, check=False)
     assert f"the Secret party is missing: kubectl --namespace {namespace} create secret generic party" in said

@@ -4,7 +4,7 @@ to do. A rule that finds a fault prints it as a line; the lines are gathered her
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
-{{- range list "names" "image" "redis" "redisSecrets" "tls" "databases" "lists" "environment" "keda" "cluster" -}}
+{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "lists" "environment" "keda" "cluster" -}}
 {{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
 {{- end -}}
 {{- $faults := list -}}
@@ -70,6 +70,30 @@ redis.database is {{ int $redis.database }}, and a cluster has only database 0: 
 {{- if and (eq $redis.mode "sentinel") (not $redis.sentinel.master) }}
 redis.sentinel.master is empty: give the name under which the sentinels know the master (sentinel masters lists it)
 {{- end }}
+{{- end -}}
+
+{{/*
+Names that only one of the two readers of Redis could resolve: the pods, in the release's namespace, or KEDA's
+operator, in its own. What is no host name at all is refused above, and not repeated: it may hold a password.
+*/}}
+{{- define "spottmee-worker.validate.redisHosts" -}}
+{{- $value := eq .Values.redis.mode "standalone" | ternary "redis.host" "redis.nodes" -}}
+{{- range include "spottmee-worker.redis.hosts" . | fromYamlArray -}}
+{{- $host := . | toString | lower -}}
+{{- if regexMatch "^[a-z0-9_.-]+$" $host -}}
+{{- $at := printf "%s has %q" $value $host -}}
+{{- $labels := splitList "." $host -}}
+{{- if or (hasPrefix "." $host) (contains ".." $host) (regexMatch "^[^.]+\\.$" $host) }}
+{{ $at }}, which is not a host name: write NAME, NAME.NAMESPACE.svc or a full domain name
+{{- else if and $.Values.checkCluster (regexMatch "^(localhost|localhost\\.localdomain|.+\\.localhost|127\\.[0-9.]+|0\\.0\\.0\\.0)\\.?$" $host) }}
+{{ $at }}, which is each pod itself, and for KEDA its operator: name the Service of Redis (checkCluster: false leaves this check out)
+{{- else if regexMatch "^[^.]+\\.svc(\\.|\\.cluster\\.local\\.?)?$" $host }}
+{{ $at }}, which lacks the namespace: write {{ first $labels }}.{{ $.Release.Namespace }}.svc, or another namespace
+{{- else if regexMatch "^[a-z0-9-]+-[0-9]+\\.[a-z0-9-]+$" $host }}
+{{ $at }}. As a pod of a headless Service it resolves in its own namespace only, and KEDA's operator runs in another: write {{ $host }}.{{ $.Release.Namespace }}.svc; or {{ $host }}.svc for the Service {{ first $labels }} of the namespace {{ last $labels }}, or {{ $host }}. with a final dot for a full domain name
+{{- end }}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "spottmee-worker.validate.redisSecrets" -}}
