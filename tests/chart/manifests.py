@@ -101,7 +101,7 @@ def files() -> dict[str, str]:
     found[f"{PRODUCTION}/kustomization.yaml"] = _text(
         _kustomization(
             namespace=NAMESPACE,
-            resources=["../../base", "../../../keda", "priorityclasses.yaml", *sorted(_name(item) for item in added)],
+            resources=["../../base", "../../../keda", *sorted(_name(item) for item in added)],
             patches=[{"path": f"patch-{_name(item)}"} for item in changed],
         )
     )
@@ -117,7 +117,8 @@ def _folder(item: Object) -> str:
 
 
 def _name(item: Object) -> str:
-    suffix = item["metadata"]["name"].removeprefix(RELEASE)
+    name = item["metadata"]["name"]
+    suffix = name.removeprefix(RELEASE) if name.startswith(RELEASE) else f"-{name}"
     return f"{item['kind'].lower()}{suffix}.yaml"
 
 

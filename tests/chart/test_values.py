@@ -196,6 +196,17 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         r"podLabels has app\.kubernetes\.io/instance, .*: choose another key",
     ),
     "a name that is none": ({"fullnameOverride": "My_Faces"}, r"fullnameOverride is \"My_Faces\": a name has"),
+    "a class without nodes": (
+        {"priorityClasses": [{"name": "bulk", "value": -100}]},
+        r"priorityClasses has bulk with the value -100: the cluster autoscaler adds no node for pods below -10, ",
+    ),
+    "a class twice": (
+        {"priorityClasses": [{"name": "bulk", "value": 1}, {"name": "bulk", "value": 2}]},
+        r"priorityClasses has bulk twice: keep one of them",
+    ),
+    "a class without value": ({"priorityClasses": [{"name": "bulk"}]}, r"value"),
+    "a network that is not one": ({"networkPolicy": {"privateNetworks": ["fc00"]}}, r"privateNetworks"),
+    "no port of DNS": ({"networkPolicy": {"dnsPorts": []}}, r"dnsPorts"),
     "annotations of nobody": (
         {"serviceAccount": {"create": False, "annotations": {"a": "b"}}},
         r"annotate the existing account, or set create to true",
