@@ -118,6 +118,7 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
         "settings": {"RUNNER_ALLOW_PRIVATE_URLS": True, "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
         "lists": {"process": {**each}, "compare": {**each}},
         "migration": {"resources": SMALL},
+        "helmTest": {"scaledJobs": site.no_keda is None},
     }
 
 

@@ -57,8 +57,13 @@ def test_install_upgrade_rollback_uninstall(
     assert _length(site, namespace, "party-process") == "4"
     assert _names(site, namespace, "party") == names
 
-    # The test pod runs `doctor` against the very servers.
-    assert "Succeeded" in site.helm("test", "party", "--namespace", namespace, "--timeout", "2m", tool=helm)
+    # The test pod runs `doctor` against the very servers, and asks KEDA about the ScaledJobs.
+    tested = site.helm("test", "party", "--namespace", namespace, "--timeout", "2m", "--logs", tool=helm)
+    assert "Succeeded" in tested
+    if site.no_keda is None:
+        assert "party-compare READY, party-process READY" in tested
+    account = site.kubectl("--namespace", namespace, "get", "roles,rolebindings,serviceaccounts", "--output", "name")
+    assert "party-test" not in account, "what helm test needs is there for its time alone"
     site.kubectl("--namespace", namespace, "delete", "pod", "party-test")
 
     site.helm("uninstall", "party", *where, tool=helm)
