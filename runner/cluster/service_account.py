@@ -68,7 +68,8 @@ class ServiceAccountReader:
         return list(found.get("items") or [])
 
     def _get(self, group: str, what: str, action: str, query: Mapping[str, str]) -> Object:
-        path = f"{group}/namespaces/{self.namespace}/{what}" + (f"?{urlencode(query)}" if query else "")
+        asked = urlencode(query, safe="/")
+        path = f"{group}/namespaces/{self.namespace}/{what}{'?' if asked else ''}{asked}"
         connection = (
             http.client.HTTPSConnection(self._host, self._port, timeout=_SECONDS, context=self._context)
             if self._context
