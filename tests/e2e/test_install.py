@@ -102,6 +102,8 @@ def test_nothing_that_is_installed_breaks_pod_security_or_strict_validation(
 ) -> None:
     """The server itself validates, unknown fields refused; a pod that is not "restricted" would be a warning."""
     rendered = site.helm("template", release, str(CHART), "--namespace", namespace, values=values)
+    # A dry run creates no account for the test pod to have.
+    site.kubectl("--namespace", namespace, "create", "serviceaccount", f"{release}-test")
     for tool in (KUBECTL_OLD, KUBECTL):
         strictly = ("--dry-run=server", "--validate=strict", "--warnings-as-errors", "--namespace", namespace)
         said = site._run([str(ensure(tool)), "apply", *strictly, "-f", "-"], check=True, text=rendered)
