@@ -1,4 +1,4 @@
-# spottmee-worker: what `run` needs, and nothing else. docs/image.md has the commands, the arguments and the sizes.
+# spottmee-worker: what `run` needs, and nothing else. docs/how-to/image.md has the commands, the arguments and the sizes.
 #
 #   docker build -t spottmee-worker .
 #   docker build -t spottmee-worker:gpu --build-arg FLAVOUR=gpu .
@@ -25,7 +25,7 @@ COPY requirements/bake.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     /opt/build/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/bake.txt
-COPY pyproject.toml ./
+COPY pyproject.toml LICENSE ./
 COPY runner/ runner/
 # The README is the package's description: nothing that an image needs, and no reason to make its layers again.
 RUN touch README.md && /opt/build/bin/pip wheel --quiet --no-build-isolation --no-cache-dir --wheel-dir /wheel .

@@ -11,6 +11,8 @@ PACK ?= buffalo_sc
 MODEL := $(VENV)/share/spottmee-worker/model
 INSTALLED := $(VENV)/.installed
 BAKED := $(MODEL)/manifest.json
+# Processes that the tests are spread over. Much of a test is waiting for servers, so a few more than cores pay.
+WORKERS ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
@@ -37,11 +39,19 @@ setup: $(BAKED) ## Make .venv with everything, and bake the default model pack
 
 .PHONY: demo
 demo: setup ## Run the main job: real photos in, matches out (ALBUM=folder SELFIE=file for your own)
-	@$(BIN)/python -m runner.demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
+	@$(BIN)/python -m demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
 
 .PHONY: test
-test: setup ## Run the tests (long campaigns shortened)
-	@$(BIN)/python -m pytest
+test: setup ## Run the tests, long campaigns shortened (under 6 minutes on 2 cores; WORKERS=1 runs them one after the other)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+
+.PHONY: check
+check: lint ## Lint, types and unit tests: what to run before each commit (under 90 s)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -q tests/unit
+
+.PHONY: coverage
+coverage: setup ## Run the tests and show the branch coverage of runner/, in its processes too: coverage-out/index.html
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
 
 .PHONY: e2e
 e2e: setup ## Run the service on a real control plane with KEDA, built once from Go modules; or on a given cluster
@@ -75,17 +85,29 @@ format: $(INSTALLED) ## Let ruff format and fix the code
 	@$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write the generated parts of the README, and of the chart's README and schema
-	@$(BIN)/python -m runner.docs README.md
-	@$(BIN)/python -m tests.chart.document
+docs: $(INSTALLED) ## Write the generated parts of docs/reference, the chart's README and its schema, and wrap all prose
+	@$(BIN)/python -m tools.docs
+	@$(BIN)/python -m tools.chart_docs
+	@$(BIN)/python -m tools.prose
+
+SITE := .cache/site/.installed
+$(SITE): requirements/site.txt
+	@$(PYTHON) -m venv .cache/site
+	@.cache/site/bin/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/site.txt
+	@touch $@
+
+.PHONY: site
+site: $(SITE) ## Build docs/ as a website in site-out/; a broken link or a page without a place in mkdocs.yml fails
+	@# Not --quiet: mkdocs counts only the warnings that it prints, so that nothing would fail.
+	@NO_MKDOCS_2_WARNING=1 .cache/site/bin/mkdocs build --strict
 
 .PHONY: manifests
 manifests: $(INSTALLED) ## Render k8s/base, keda and the production overlay from the chart
-	@$(BIN)/python -m tests.chart.manifests
+	@$(BIN)/python -m tools.manifests
 
 .PHONY: tools
 tools: $(INSTALLED) ## Fetch helm and kubectl into .cache/tools (pinned by sha256; x86-64 Linux)
-	@$(BIN)/python -m tests.chart.tools
+	@$(BIN)/python -m tools.binaries
 
 POLICY := .cache/policy/.installed
 $(POLICY): requirements/policy.txt
@@ -95,14 +117,14 @@ $(POLICY): requirements/policy.txt
 
 .PHONY: policy
 policy: $(INSTALLED) $(POLICY) ## Scan chart, overlays and Dockerfile with checkov (its own environment, a minute to make)
-	@$(BIN)/python -m tests.chart.policy
+	@$(BIN)/python -m tools.policy
 
 .PHONY: bench
 bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json
-	@$(BIN)/python -m tests.benchmarks
+	@$(BIN)/python -m benchmarks
 
 .PHONY: fuzz
-fuzz: $(INSTALLED) ## Fuzz payloads, images and URLs, 100,000 inputs each, twice (INPUTS=n for another number)
+fuzz: $(INSTALLED) ## Fuzz payloads, images, settings, texts and URLs, 100,000 inputs each, twice (INPUTS=n for another number)
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/fuzz.txt || echo 'without atheris, which has no wheel for this Python: nothing is guided by coverage'
 	@$(BIN)/python -m tests.fuzz --guided --inputs $(or $(INPUTS),100000)
 
@@ -110,7 +132,7 @@ fuzz: $(INSTALLED) ## Fuzz payloads, images and URLs, 100,000 inputs each, twice
 faults: setup ## Let every fault happen to hundreds of jobs: a table, and fault-out/faults.json (NAMES='kill-random …', half an hour for all)
 	@$(BIN)/python -m tests.faults $(NAMES)
 
-# The image: by Docker where an engine answers, else by buildah, which needs none. docs/image.md explains each variable.
+# The image: by Docker where an engine answers, else by buildah, which needs none. docs/how-to/image.md explains each variable.
 IMAGE ?= spottmee-worker
 BASE ?= python:3.12-slim-bookworm
 FLAVOUR ?= cpu
@@ -132,7 +154,7 @@ image: ## Build the image IMAGE from BASE, with FLAVOUR=cpu|gpu and the model pa
 
 .PHONY: image-base
 image-base: $(INSTALLED) ## Make a stand-in for BASE out of Debian's packages (root, no image registry needed)
-	@$(BIN)/python -m tests.image.engine
+	@$(BIN)/python -m tools.image_base
 
 .PHONY: image-test
 image-test: setup ## Build the image and run it for real (root; packages of tests/image/apt.txt; IMAGE_BASE)
@@ -150,10 +172,11 @@ lock: ## Resolve the pinned packages again (needs uv)
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) pyproject.toml -o requirements/run-cpu.txt
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) --no-emit-package onnxruntime pyproject.toml requirements/gpu.in -o requirements/run-gpu.txt
 	$(RESOLVE) requirements/policy.in -o requirements/policy.txt
+	$(RESOLVE) requirements/site.in -o requirements/site.txt
 	$(RESOLVE) --only-binary :all: requirements/fuzz.in -o requirements/fuzz.txt
 
 .PHONY: clean
 clean: ## Remove what the other targets made
 	@# buildah leaves what it copied from mounted, after an interruption at least
 	@awk -v ours="$$PWD/.cache/" 'index($$2, ours) == 1 {print $$2}' /proc/mounts | sort -r | xargs -r umount
-	rm -rf $(VENV) .cache demo-out bench-out fault-out fuzz-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) coverage-out .coverage* .cache demo-out bench-out fault-out fuzz-out site-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

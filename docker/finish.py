@@ -22,7 +22,6 @@ UNUSED = (
     "onnxruntime/quantization",
     "onnxruntime/tools",
     "onnxruntime/transformers",
-    "runner/demo",  # needs servers and a library that are not here
 )
 UNUSED_FILES = ("**/*.pyi", "**/*.a")
 PROGRAMS = ("python*", "spottmee-worker")

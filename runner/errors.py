@@ -10,6 +10,13 @@ from __future__ import annotations
 import inspect
 from typing import ClassVar
 
+from runner.output import printable
+
+# What every message about a malformed URL ends with; it repeats no part of the URL.
+ENCODING_ADVICE = (
+    "special characters in a user name or password (/ # ? @ : %) must be %-encoded: / is %2F, # is %23, ? is %3F"
+)
+
 
 class SpottmeeError(Exception):
     """Something went wrong."""
@@ -21,9 +28,9 @@ class SpottmeeError(Exception):
         self.detail = detail
 
     def __str__(self) -> str:
-        """Return the sentence of the class and, where given, what it happened to."""
+        """Return the sentence of the class and, where given, what it happened to, as one printable line."""
         sentence = " ".join((inspect.getdoc(type(self)) or "").split())
-        return f"{sentence.rstrip('.')}: {self.detail}" if self.detail else sentence
+        return printable(f"{sentence.rstrip('.')}: {self.detail}" if self.detail else sentence)
 
 
 def place(error: BaseException) -> str:
@@ -48,6 +55,17 @@ class SettingsError(RunnerError):
 
     word = "settings"
     exit_code = 2
+
+
+class MissingRightError(SettingsError):
+    """The Redis user of REDIS_URL lacks a right."""
+
+    word = "redis_right_missing"
+
+    def __init__(self, grant: str, cause: str) -> None:
+        """Keep what `ACL SETUSER` has to grant: words such as +hset or ~face_embeddings:*."""
+        super().__init__(f"grant {grant} (ACL in docs/reference/redis-keys.md); {cause}")
+        self.grant = grant
 
 
 class UsageError(RunnerError):
@@ -91,6 +109,12 @@ class RedisUnreachableError(UnreachableError):
     word = "redis_unreachable"
 
 
+class RedisFullError(RedisUnreachableError):
+    """Redis is full and refuses writes: raise its maxmemory, or free memory."""
+
+    word = "redis_full"
+
+
 class RedisRefusedError(RunnerError):
     """Redis answered an operation on a list with an error that trying again does not change."""
 
@@ -108,6 +132,13 @@ class ClusterError(RunnerError):
 
     word = "cluster"
     exit_code = 6
+
+
+class PhotosInvisibleError(RunnerError):
+    """Photos cannot be seen in the API's table (DATABASE_URL)."""
+
+    word = "photos_invisible"
+    exit_code = 7
 
 
 class StuckError(RunnerError):
@@ -154,8 +185,14 @@ class PoisonJobError(PermanentJobError):
     word = "too_many_attempts"
 
 
+class ExpiredJobError(PermanentJobError):
+    """The comparison waited for longer than its result would have been kept."""
+
+    word = "expired"
+
+
 class PhotoGoneError(PermanentJobError):
-    """The photo is no longer in the API's table."""
+    """The photo is not in the API's table: it was deleted, or this role cannot see it."""
 
     word = "photo_gone"
     is_fault = False

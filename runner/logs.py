@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
 from typing import Any
+
+from runner.errors import place
+from runner.output import json_text, printable
 
 LOGGER_NAME = "spottmee"
 # Inside a pod every line says where it comes from; the chart sets these from the downward API.
@@ -54,9 +56,9 @@ class JsonFormatter(logging.Formatter):
             **self._place,
             **_extras(record),
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        if error := _error(record):
+            line["error"] = error
+        return json_text(line, ascii_only=False)
 
 
 class TextFormatter(logging.Formatter):
@@ -65,8 +67,21 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname} "
-        values = "  ".join(f"{key}={value}" for key, value in _extras(record).items())
-        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}  {values}"
-        if record.exc_info:
-            line = f"{line}\n{self.formatException(record.exc_info)}"
+        values = "  ".join(f"{key}={_value(value)}" for key, value in _extras(record).items())
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{moment} {level}{printable(record.getMessage())}  {values}"
+        if error := _error(record):
+            line = f"{line}  error={error}"
         return line.rstrip()
+
+
+def _error(record: logging.LogRecord) -> str | None:
+    """Return type and place of the exception that a record carries. Its message may hold anything."""
+    error = record.exc_info[1] if record.exc_info else None
+    return None if error is None else f"{type(error).__name__} at {place(error)}"
+
+
+def _value(value: object) -> str:
+    """Return `value` as it stands behind its name: in quotation marks where it could be read as another value."""
+    text = printable(str(value))
+    return json_text(text, ascii_only=False) if "  " in text or "=" in text or text.startswith('"') else text

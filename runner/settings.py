@@ -1,7 +1,7 @@
 """The settings: environment and flags in, one frozen object out.
 
 `Settings` is the only place that names a setting. Its fields carry the variable, the flag, the parser and the
-sentence of help; the flags of the command line and the table in the README are generated from them.
+sentence of help; the flags of the command line and docs/reference/settings.md are generated from them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-from runner.errors import SettingsError
+from runner.errors import ENCODING_ADVICE, SettingsError
+from runner.worker.kinds import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-QUEUE_NAMES = ("compare", "process")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -75,8 +75,8 @@ def _words(value: str) -> tuple[str, ...]:
 
 def _queues(value: str) -> tuple[str, ...]:
     names = _words(value)
-    if not names or set(names) - set(QUEUE_NAMES) or len(set(names)) != len(names):
-        message = "must name compare, process or both, in order of precedence (compare,process)"
+    if not names or set(names) - set(KINDS) or len(set(names)) != len(names):
+        message = f"must name queues among {', '.join(KINDS)}, each once, in order of precedence"
         raise ValueError(message)
     return names
 
@@ -92,40 +92,68 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 
 def _redis_url(value: str) -> str:
-    _check_url(
+    parts = _url(
         value,
         ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
     )
+    if not (parts.netloc or parts.path.strip("/")):
+        raise _UrlError(_MALFORMED)
     return value
 
 
 def _postgres_url(value: str) -> str:
-    _check_url(value, ("postgres", "postgresql"))
+    parts = _url(value, ("postgres", "postgresql"))
+    # libpq takes the first @ for the end of the password, and what follows it for the host.
+    if not (parts.netloc or parts.path.strip("/")) or parts.netloc.count("@") > 1:
+        raise _UrlError(_MALFORMED)
+    postgres_conninfo(value)
     return value
 
 
 def _proxy_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        valid = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
+    parts = _url(value, ("http",))
+    if "," in parts.netloc.rpartition("@")[2]:
+        raise _UrlError(_MALFORMED)
+    if not parts.hostname or parts.port == 0:
         message = "must be http://host:port, with a user and password where needed"
-        raise ValueError(message)
+        raise _UrlError(message)
     return value
 
 
-def _check_url(value: str, schemes: tuple[str, ...]) -> None:
-    """Check the shape alone. The message never repeats the URL: it holds a password."""
+class _UrlError(ValueError):
+    """A URL is not valid. The message repeats no part of it, as those of parsers do."""
+
+
+_MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
+_UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_HOST_AND_PORT = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")
+_LARGEST_PORT = 65_535
+
+
+def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
+    """Return the parts of `value`, or raise `_UrlError`, whose message repeats no part of it.
+
+    An unencoded / # or ? in a password makes a parser take the beginning of the password for a host or a port, and
+    its end for a path or a query. What is left of the user information there is the @ behind it.
+    """
     try:
         parts = urlsplit(value)
-        valid = parts.scheme in schemes and bool(parts.netloc or parts.path.strip("/"))
-    except ValueError:
-        valid = False
-    if not valid:
+    except ValueError:  # its message may repeat the password
+        raise _UrlError(_MALFORMED) from None
+    if parts.scheme not in schemes:
         message = f"must be a URL that starts with {' or '.join(f'{scheme}://' for scheme in schemes[:2])}"
-        raise ValueError(message)
+        raise _UrlError(message)
+    after_host = f"{parts.path}{parts.query}"
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if _UNREADABLE.search(value) or "#" in value or "@" in after_host or not all(map(_is_host_and_port, hosts)):
+        raise _UrlError(_MALFORMED)
+    return parts
+
+
+def _is_host_and_port(text: str) -> bool:
+    """Return whether `text` is a host with or without a port."""
+    found = _HOST_AND_PORT.fullmatch(text)
+    return found is not None and int(found[1] or 0) <= _LARGEST_PORT
 
 
 def _setting(
@@ -397,9 +425,10 @@ def load(
             continue
         try:
             values[item.name] = about["parse"](text)
+        except _UrlError as error:
+            faults.append(f"{name} {error}")
         except ValueError as error:
-            shown = "" if about["secret"] else f" (it is {text!r})"
-            faults.append(f"{name} {error}{shown}")
+            faults.append(f"{name} {_MALFORMED}" if about["secret"] else f"{name} {error} (it is {text!r})")
     if faults:
         raise SettingsError("; ".join(faults))
     values["embeddings_database_url"] = values["embeddings_database_url"] or values["database_url"]
@@ -434,7 +463,8 @@ def postgres_conninfo(url: str) -> tuple[str, str | None]:
     """Split a Prisma-style URL into what libpq accepts and the schema it names.
 
     Prisma adds parameters of its own (https://www.prisma.io/docs/orm/overview/databases/postgresql), which libpq
-    rejects; `schema` chooses the search path here and the others concern Prisma's own pool.
+    rejects; `schema` names the schema of every table here and the others concern Prisma's own pool. Raises
+    `ValueError` where that cannot be the name of a schema.
     """
     parts = urlsplit(url)
     schema: str | None = None
@@ -444,10 +474,15 @@ def postgres_conninfo(url: str) -> tuple[str, str | None]:
             schema = value or None
         elif name not in _PRISMA_PARAMETERS:
             kept.append((name, value))
-    if schema is not None and not re.fullmatch(r"[^\0]{1,63}", schema):
-        schema = None
+    if schema is not None and (not schema.isprintable() or len(schema.encode()) > _MAX_IDENTIFIER_BYTES):
+        message = (
+            f"names a schema (?schema=) that cannot be one: printable characters, {_MAX_IDENTIFIER_BYTES} bytes at most"
+        )
+        raise ValueError(message)
     return urlunsplit(parts._replace(query=urlencode(kept))), schema
 
+
+_MAX_IDENTIFIER_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1
 
 _PRISMA_PARAMETERS = frozenset(
     {

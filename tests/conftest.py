@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +14,20 @@ import hypothesis
 import psycopg
 import pytest
 
-from runner.demo import api
-from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
+from demo import api
+from demo.servers import EmbeddedPostgres, EmbeddedRedis
+from runner.cli import main
 from runner.store import schema
-from tests.integration.run_tools import Service
-from tests.integration.run_tools import service as a_service
+from tests.support.run_tools import Service
+from tests.support.run_tools import service as a_service
+from tests.support.store_tools import opened
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from runner.demo.album import Album
-    from runner.demo.images import ImageServer
+    from demo.album import Album
+    from demo.images import ImageServer
+    from tests.support.store_tools import Command
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
@@ -52,7 +55,7 @@ def _stripped_environment() -> None:
 @pytest.fixture(scope="session")
 def album() -> Album:
     """The demonstration's photos and selfies."""
-    from runner.demo.album import sample_album
+    from demo.album import sample_album
     from runner.faces.bake import sample_images
 
     return sample_album(sample_images())
@@ -61,7 +64,7 @@ def album() -> Album:
 @pytest.fixture(scope="session")
 def images(album: Album) -> Iterator[ImageServer]:
     """The album's photos over HTTP on loopback."""
-    from runner.demo.images import ImageServer
+    from demo.images import ImageServer
 
     with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
         yield server
@@ -94,7 +97,7 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
     with EmbeddedPostgres(settings=["max_connections=60"]) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute("CREATE DATABASE api_template")
-        with psycopg.connect(server.database_url("api_template"), autocommit=True) as connection:
+        with opened(server.database_url("api_template")) as connection:
             api.create_table(connection)
             schema.migrate(connection)
         yield server
@@ -119,6 +122,23 @@ def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service
         yield found
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command with DATABASE_URL set, and return its exit code, standard output and standard error."""
+
+    def run(arguments: Sequence[str], database_url: str | None) -> tuple[int, str, str]:
+        monkeypatch.setenv("RUNNER_CONNECT_SECONDS", "0.2")
+        if database_url is None:
+            monkeypatch.delenv("DATABASE_URL", raising=False)
+        else:
+            monkeypatch.setenv("DATABASE_URL", database_url)
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
 def _fresh(server: EmbeddedPostgres, source: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(server.url, autocommit=True) as connection:
@@ -126,3 +146,11 @@ def _fresh(server: EmbeddedPostgres, source: str) -> Iterator[str]:
     yield server.database_url(name)
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each file on one of pytest-xdist's workers, and the image's tests on the same: it is built once."""
+    for item in items:
+        group = "image" if item.path.parent.name == "image" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,7 @@ class Cluster:
         Nothing is sent yet. Raises `NoClusterError` where there is neither.
         """
         try:
+            import yaml
             from kubernetes import client as api
             from kubernetes import config
         except ModuleNotFoundError:
@@ -73,6 +75,8 @@ class Cluster:
             config.load_kube_config(file, context=context, client_configuration=configuration)
             chosen = _context(config.list_kube_config_contexts(file), context)
             found, name = chosen["context"].get("namespace"), chosen["name"]
+        except yaml.YAMLError:  # its message repeats a part of the file, which holds credentials
+            raise NoClusterError("the kubeconfig (KUBECONFIG, ~/.kube/config) is not valid YAML") from None
         except (config.ConfigException, OSError) as error:
             if context is not None:
                 raise NoClusterError(f"context {context}: {_line(error)}") from None
@@ -186,7 +190,7 @@ class Cluster:
         except ConfigException as error:
             raise ClusterError(f"{self.name}: {_line(error)}") from None
         except (HTTPError, OSError) as error:
-            host = self._client.configuration.host
+            host = re.sub(r"//[^/]*@", "//", self._client.configuration.host)  # without user and password
             if isinstance(error, ReadTimeoutError):
                 raise ClusterError(f"{host} (context {self.name}) did not answer `{action}` in time") from None
             raise ClusterError(
@@ -200,7 +204,7 @@ class Cluster:
             return ClusterError(f"the credentials of context {self.name} are not accepted: log in again")
         if status == 403:  # noqa: PLR2004 - HTTP
             return ClusterError(
-                f"`{action}` is forbidden in {place}: bind the Role of docs/debugging.md to this user "
+                f"`{action}` is forbidden in {place}: bind the Role of docs/how-to/debugging.md to this user "
                 f"(kubectl auth can-i {action} -n {self.namespace})"
             )
         if status == 404:  # noqa: PLR2004 - HTTP

@@ -140,10 +140,10 @@ class DebugOutcome:
 
     @property
     def word(self) -> str:
-        """succeeded, buried, retried, released or lost, as the run says, or how the Job failed."""
+        """succeeded, gone, buried, retried, released or lost, as the run says, or how the Job failed."""
         summary = self.pod.summary if self.pod else None
         if summary and summary["claimed"]:
-            endings = ("succeeded", "buried", "released", "lost", "retried")
+            endings = ("succeeded", "gone", "buried", "released", "lost", "retried")
             return next((ending for ending in endings if summary.get(ending)), "unsettled")
         return "failed"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner import settings as settings_module
+from runner.cli.output import columns
 from runner.cluster.status import duration
 from runner.errors import CheckFailedError
-from runner.tables import columns
 
 if TYPE_CHECKING:
     from runner.queue.leases import Leased
@@ -68,7 +68,7 @@ def look(pid: int | None) -> RunView:
     """
     pid, arguments = _find(pid)
     settings = settings_of(arguments, _environment(pid))
-    from runner.cluster.lists import held_by, opened
+    from runner.cluster.queues import held_by, opened
     from runner.queue.leases import owner_name
 
     owner = owner_name(settings.owner).rpartition("/")[0]
@@ -93,7 +93,7 @@ def look(pid: int | None) -> RunView:
 
 def settings_of(arguments: list[str], environment: Mapping[str, str]) -> Settings:
     """Return the settings that a run with these arguments (behind `run`) and this environment has."""
-    from runner.commands import add_setting_flags, setting_flags
+    from runner.cli.run import add_setting_flags, setting_flags
 
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
     add_setting_flags(parser)
@@ -127,7 +127,10 @@ def _find(pid: int | None) -> tuple[int, list[str]]:
 
 
 def _environment(pid: int) -> dict[str, str]:
-    """Return the environment of the process, or this one's where it may not be read: `exec` gives the same."""
+    """Return the environment of the process, or this one's where it may not be read: `kubectl exec` gives the same.
+
+    A run is not dumpable (`core_dumps.py`), so only root may read it.
+    """
     try:
         text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
     except PermissionError:

@@ -15,6 +15,7 @@ from runner.cluster.api import APP, NAME_LABEL, RELEASE_LABEL, Cluster, NoCluste
 from runner.cluster.objects import scaled_job_state
 from runner.cluster.service_account import ServiceAccountReader
 from runner.errors import CheckFailedError, ClusterError
+from runner.output import printable
 
 # KEDA looks at a new or changed ScaledJob within seconds, and tries again for longer while Redis does not answer.
 READY_SECONDS, NOT_READY_SECONDS = 10.0, 30.0
@@ -163,5 +164,4 @@ def _moment(event: Object) -> str:
 
 def _printable(text: str) -> str:
     """Return what comes from the cluster as one line without control characters."""
-    line = " ".join(text.split())
-    return "".join(character for character in line if character.isprintable())[:_LONGEST]
+    return printable(" ".join(text.split()))[:_LONGEST]

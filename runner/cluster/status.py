@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from runner.cli.output import columns
 from runner.cluster.api import APP, NAME_LABEL, RELEASE_LABEL, Cluster, NotFoundError, Object
 from runner.cluster.objects import JobState, PodState, ScaledJobState, job_state, pod_state, scaled_job_state
 from runner.errors import ClusterError, RunnerError
-from runner.tables import columns
 
 if TYPE_CHECKING:
-    from runner.cluster.lists import ListState
+    from runner.cluster.queues import ListState
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Rewriting of ONNX graphs when baking: the same sums in fewer and quicker steps.
 
 Every function takes a loaded model and changes it in place; what comes out holds operators of the ONNX standard
-alone, so that it runs on any processor and under any execution provider. docs/engine.md has the measurements.
+alone, so that it runs on any processor and under any execution provider. docs/explanation/engine.md has the
+measurements.
 """
 
 from __future__ import annotations

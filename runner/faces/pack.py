@@ -179,8 +179,8 @@ def open_session(path: Path, providers: Sequence[str], *, optimised: bool = Fals
 
     One thread a call: the engine runs several calls at once, which is faster than one call on several threads.
     Memory comes from onnxruntime's arena, as each call needs it: planned beforehand, or from malloc, it took 40 to
-    90 MiB more and a third to four times more page faults (docs/engine.md). Read from the path and not from bytes,
-    which the session would keep. Raises `ModelError` for a graph that onnxruntime refuses, and
+    90 MiB more and a third to four times more page faults (docs/explanation/engine.md). Read from the path and
+    not from bytes, which the session would keep. Raises `ModelError` for a graph that onnxruntime refuses, and
     `ProviderError` where the first provider does not run it.
     """
     import onnxruntime

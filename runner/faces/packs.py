@@ -28,7 +28,7 @@ class KnownPack:
 
 
 # InsightFace publishes no checksums. Those of the default pack were taken from the files; the others are what many
-# independent public projects have written down for InsightFace's release files (docs/engine.md).
+# independent public projects have written down for InsightFace's release files (docs/explanation/engine.md).
 SHA256 = {
     "scrfd_500m_bnkps.onnx": "a3562ef62592bf387f6ef19151282ac127518e51c77696e62e0661bee95ba1ad",
     "det_500m.onnx": "5e4447f50245bbd7966bd6c0fa52938c61474a04ec7def48753668a9d8b4ea3a",

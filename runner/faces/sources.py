@@ -36,6 +36,8 @@ def opened(known: KnownPack, source: str, sha256: str) -> Iterator[Path]:
     `sha256` is the archive's; a URL must have one. Raises `ModelError`, and `SettingsError` for what was asked.
     """
     is_url = source.startswith(_URL)
+    if not is_url and "://" in source:  # not repeated: it may hold a password
+        raise SettingsError("--source must be a folder, an archive, or a URL that starts with http:// or https://")
     if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise SettingsError("--sha256 takes 64 hexadecimal digits")
     if is_url and not sha256:
@@ -154,8 +156,9 @@ def _download(url: str, target: Path) -> None:
     except urllib.error.HTTPError as error:
         raise ModelError(f"the archive could not be downloaded: its server answered {error.code}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        # The message of some of these repeats the URL.
-        reason = getattr(error, "reason", None) or type(error).__name__
+        # The message of some of these repeats the URL, which may hold a password.
+        cause = getattr(error, "reason", None)
+        reason = (isinstance(cause, OSError) and cause.strerror) or type(error).__name__
         raise ModelError(f"the archive could not be downloaded ({reason}): check --source") from None
 
 

@@ -22,7 +22,7 @@ from runner.images import headers
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runner.images.memory import PixelMemory
+    from runner.images.buffers import PixelMemory
 
     Image = NDArray[np.uint8]
 

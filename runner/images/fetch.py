@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from runner.errors import (
     JobError,
     SettingsError,
 )
-from runner.images import body, guard, urls
+from runner.images import http_body, ssrf, urls
 from runner.images.connection import Connection, Proxy
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ class Fetcher:
                     self._drop()
                     return str(location)
                 _check_status(answer.status, target.host)
-                data = body.read(answer, target.host, self._limits.max_bytes)
+                data = http_body.read(answer, target.host, self._limits.max_bytes)
         if answer.will_close:
             self._drop()
         return data
@@ -169,7 +168,7 @@ class Fetcher:
             self._local.connection = None
 
     def _connect(self, target: Target, deadline: float) -> Connection:
-        addresses = guard.resolve(
+        addresses = ssrf.resolve(
             target.host,
             target.port,
             allow_private=self._allow_private or target.host in self._allowed_hosts,
@@ -202,7 +201,7 @@ class Fetcher:
         if self._proxy is None:
             return ""
         seconds = self._connect_seconds(deadline)
-        return guard.resolve(self._proxy.host, self._proxy.port, allow_private=True, seconds=seconds)[0]
+        return ssrf.resolve(self._proxy.host, self._proxy.port, allow_private=True, seconds=seconds)[0]
 
     def _context(self, target: Target) -> ssl.SSLContext | None:
         if target.scheme != "https":
@@ -224,7 +223,7 @@ class Fetcher:
         except TimeoutError:
             self._drop()
             raise FetchTimeoutError(host) from None
-        except (OSError, ValueError, http.client.HTTPException, zlib.error) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             self._drop()
             raise FetchError(f"{host}: {_reason(error)}") from None
 
@@ -245,9 +244,8 @@ def _allowed(host: str) -> str:
     try:
         return urls.host_name(host)
     except ForbiddenUrlError:
-        raise SettingsError(
-            f"RUNNER_ALLOWED_HOSTS must name hosts, without scheme and port: {host!r} is none"
-        ) from None
+        shown = "" if "@" in host else f": {host!r} is not one"  # an @ may have a password before it
+        raise SettingsError(f"RUNNER_ALLOWED_HOSTS must name hosts, without scheme and port{shown}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -258,6 +256,4 @@ def _reason(error: Exception) -> str:
         return "its headers are too long"
     if isinstance(error, http.client.HTTPException):
         return f"no proper HTTP ({type(error).__name__})"
-    if isinstance(error, zlib.error):
-        return "its content encoding is damaged"
     return getattr(error, "strerror", None) or type(error).__name__

@@ -1,8 +1,8 @@
 """From an `imageUrl` of the wire to what is asked of a server.
 
 The API does not encode file names: spaces, `#`, `?`, `%` and non-Latin letters stand in the path as they are
-(CONTRACT: Lists). A signed or already encoded URL looks the same, so an ambiguous one has two readings, tried in
-turn: first every such character as a part of the file name, then as in any other URL.
+(docs/reference/contract.md, Lists). A signed or already encoded URL looks the same, so an ambiguous one has two
+readings, tried in turn: first every such character as a part of the file name, then as in any other URL.
 """
 
 from __future__ import annotations

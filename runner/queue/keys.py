@@ -29,6 +29,11 @@ def last(name: str, owner: str) -> str:
     return _side(name, f"last:{owner}")
 
 
+def seen(name: str) -> str:
+    """Return the key that holds when each waiting job was first seen (see `expired.lua`)."""
+    return _side(name, "seen")
+
+
 def dead(name: str) -> str:
     """Return the hash of lease id → dead letter: when the job left the list, a space, and JSON without the payload."""
     return _side(name, "dead")
@@ -44,9 +49,14 @@ def dead_payload(name: str, letter_id: str) -> str:
     return _side(name, f"dead:payload:{letter_id}")
 
 
-def unconfirmed() -> str:
+def databases(name: str) -> str:
+    """Return the sorted set of the databases in which photos of the list were found, by when they first were (s)."""
+    return _side(name, "databases")
+
+
+def unconfirmed(name: str = "compare") -> str:
     """Return the sorted set of comparisons whose answer INITIATED may still replace."""
-    return _side("compare", "unconfirmed")
+    return _side(name, "unconfirmed")
 
 
 def match_result(job_id: str) -> str:

@@ -2,7 +2,8 @@
 
 Each operation is one Lua script beside this file, atomic and on Redis' own clock. A lease belongs to the claim that
 made it: only who holds that very claim can renew or settle it (fencing), so work on a lost lease changes nothing
-here. Every operation may be sent twice: a repetition is answered like the first. docs/queue.md tells it all.
+here. Every operation may be sent twice: a repetition is answered like the first. See
+docs/explanation/queue-protocol.md.
 """
 
 from __future__ import annotations
@@ -23,9 +24,6 @@ from runner.queue.scripts import Script
 if TYPE_CHECKING:
     from redis import Redis
 
-# A selfie is kept no longer than the result it was sent for (3600 s from the answer on, and a job is buried within
-# a minute after it); other payloads as long as their letter.
-SELFIE_SECONDS = 3540
 LETTER_SECONDS = 30 * 86_400
 # No lease and no retry lasts longer (their settings end at an hour): what lies further ahead shows that Redis'
 # clock was set back.
@@ -109,14 +107,25 @@ def backoff(attempts: int, *, base: float, cap: float, random: random_module.Ran
 class LeaseQueue:
     """One list with its leases and dead letters, as seen by one owner. Errors of redis come out as they are.
 
-    One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it.
+    One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it. The
+    payload of a dead letter is kept for `payload_seconds`.
     """
 
-    def __init__(self, client: Redis, name: str, *, owner: str, lease_seconds: float, max_attempts: int) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        name: str,
+        *,
+        owner: str,
+        lease_seconds: float,
+        max_attempts: int,
+        payload_seconds: float = LETTER_SECONDS,
+    ) -> None:
         self.name = name
         self.owner = owner
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
+        self._payload_seconds = payload_seconds
         self._client = client
         self._list = keys.list_key(name)
         self._held = [keys.leases(name), keys.claimed(name)]
@@ -133,8 +142,13 @@ class LeaseQueue:
         Where `in_hand` says how many jobs the caller holds, the last attempt at a job whose runner died comes alone,
         and only to a caller that holds none: it may be the job that ended that runner.
         """
-        if limit <= 0:
-            return []
+        return self._claim(limit, in_hand) if limit > 0 else []
+
+    def check(self) -> None:
+        """Raise what Redis would refuse of a claim: a right, or a key of another type. Changes nothing."""
+        self._claim(0, None)
+
+    def _claim(self, limit: int, in_hand: int | None) -> list[Lease]:
         word, before = _word(), time.monotonic()
         found = Script(self._client, "claim")(
             [self._list, *self._held, self._last, *self._letters],
@@ -171,15 +185,17 @@ class LeaseQueue:
         """Let the job fall due again later; False where the lease is no longer ours."""
         return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), reason, spared=False)
 
-    def release(self, lease: Lease) -> bool:
-        """Give the job back, due at once; False where the lease is no longer ours.
+    def release(self, lease: Lease, delay_seconds: float = 0) -> bool:
+        """Give the job back, due after `delay_seconds`; False where the lease is no longer ours.
 
         This attempt does not count: the next claim returns the same `attempts`.
         """
-        return self._defer(lease, 0, "released", spared=True)
+        return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), "released", spared=True)
 
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:
         """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""
+        from runner.queue.privacy import SELFIE_SECONDS, may_hold_selfie
+
         letter = {
             "id": lease.id,
             "queue": self.name,
@@ -189,7 +205,8 @@ class LeaseQueue:
             "runner": self.owner,
             "bytes": max(lease.bytes, len(lease.payload)),
         }
-        seconds = SELFIE_SECONDS if self.name == "compare" else LETTER_SECONDS
+        private = lease.truncated or may_hold_selfie(lease.payload)
+        seconds = min(self._payload_seconds, SELFIE_SECONDS) if private else self._payload_seconds
         done = Script(self._client, "bury")(
             [*self._held, self._last, *self._letters, keys.dead_payload(self.name, lease.id)],
             [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +34,23 @@ class Script:
 
         Raises `RedisRefusedError` where the server answers with an error that does not pass.
         """
-        from redis.exceptions import ResponseError
-
-        try:
+        with refusals(f"{self._name} on {keys[0]}"):
             return self._client.eval(self._text, len(keys), *keys, *args)
-        except ResponseError as error:
-            raise RedisRefusedError(f"{self._name} on {keys[0]}: {reason(error)}") from None
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Raise `RedisRefusedError`, with what to do about it, where Redis refuses for good what the block sends."""
+    from redis.exceptions import ResponseError
+
+    try:
+        yield
+    except ResponseError as error:
+        told = reason(error)
+        advice = "; something else has written that key: rename or delete it" if "WRONGTYPE" in told else ""
+        raise RedisRefusedError(f"{what}: {told}{advice} (docs/reference/redis-keys.md, Keys)") from None
 
 
 def _source(name: str) -> str:
-    text = (resources.files("runner.queue") / f"{name}.lua").read_text(encoding="utf-8")
+    text = (resources.files("runner.queue") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
     return _COMMENT.sub("", text)

@@ -35,7 +35,7 @@ class LeaseSource(Protocol):
         """Let the job fall due again later."""
         ...
 
-    def release(self, lease: Lease) -> bool:
+    def release(self, lease: Lease, delay_seconds: float = 0) -> bool:
         """Give the job back without this attempt."""
         ...
 
@@ -88,8 +88,8 @@ class SingleJob:
         self._due = time.monotonic() + delay_seconds
         return True
 
-    def release(self, lease: Lease) -> bool:  # noqa: ARG002 - there is one lease
-        """Let go of the job: the run was told to stop."""
+    def release(self, lease: Lease, delay_seconds: float = 0) -> bool:  # noqa: ARG002 - there is one lease
+        """Let go of the job: the run is about to end."""
         return True
 
     def bury(self, lease: Lease, reason: str, detail: str) -> bool:  # noqa: ARG002 - there is no dead letter

@@ -16,8 +16,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from runner.errors import DatabaseUnreachableError, SettingsError
+from runner.errors import ENCODING_ADVICE, DatabaseUnreachableError, SettingsError
+from runner.output import redacted
 from runner.settings import postgres_conninfo
+from runner.store.session import Limits, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +43,10 @@ _LIMITS = {
     "target_session_attrs": "read-write",
 }
 
+# Without it psycopg follows the database's encoding: SQL_ASCII returns ids as bytes, which equal no id of a job. As a
+# start-up parameter it also holds behind PgBouncer, which tracks it for each client.
+_ENFORCED = {"client_encoding": "UTF8"}
+
 # libpq gives no SQLSTATE for a refused connection, only a text, in English on every usual image. What is not
 # recognised counts as passing and is tried again, bounded.
 _REFUSED_FOR_GOOD = re.compile(
@@ -53,27 +59,16 @@ _TRANSIENT_STATES = {
     "55P03",  # lock_not_available: lock_timeout
     "55006",  # object_in_use
     "25006",  # read_only_sql_transaction: a standby, or a primary that is being replaced
+    "0A000",  # feature_not_supported: BEGIN READ WRITE on a standby, where a pooler has led us
     "25P03",  # idle_in_transaction_session_timeout
     "25P04",  # transaction_timeout
 }
 _PERMANENT_STATES = {"57P04"}  # database_dropped
 _SETUP_CLASSES = ("28", "3D", "3F", "42")  # authorisation, catalog, schema, access rules and names
-_STATES_TO_RECONNECT_AFTER = {"25006"}
+_STATES_TO_RECONNECT_AFTER = {"25006", "0A000"}
 
-# One round trip. Types and operators of pgvector are found wherever the extension lives, which is seldom the
-# schema that a Prisma URL names; where that schema does not exist, no other may silently take its place.
-_SESSION = """
-SELECT set_config('search_path', concat_ws(', ',
-           coalesce(quote_ident(%(schema)s::text), nullif(current_setting('search_path'), '')),
-           (SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-             WHERE e.extname = 'vector'
-               AND (%(schema)s::text IS NULL OR to_regnamespace(quote_ident(%(schema)s)) IS NOT NULL))), false),
-       set_config('statement_timeout', %(statement)s, false),
-       set_config('lock_timeout', %(lock)s, false),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, false),
-       set_config('random_page_cost', '1.1', false),
-       set_config('jit', 'off', false)
-"""
+# What a pooler says that gives every statement another server connection.
+_STATEMENT_POOLING = "transaction blocks not allowed in statement pooling mode"
 
 
 def connect(
@@ -83,11 +78,11 @@ def connect(
     application_name: str,
     variable: str = "DATABASE_URL",
     statement_seconds: float = STATEMENT_SECONDS,
-) -> psycopg.Connection:
-    """Return an autocommitting connection to `url`, trying for at most `seconds` after the first failure.
+) -> Session:
+    """Return a connection to `url`, trying for at most `seconds` after the first failure.
 
-    `url` may carry Prisma's own parameters; its `schema` becomes the search path. `variable` is what messages call
-    the URL: they never repeat any of it. `statement_seconds` of 0 sets no limit.
+    `url` may carry Prisma's own parameters; its `schema` names the schema of every table. `variable` is what
+    messages call the URL: they never repeat any of it. `statement_seconds` of 0 sets no limit.
 
     Raises `SettingsError` at once for what no retry can heal (the URL itself, password, role, database), and
     `DatabaseUnreachableError` when the time is up.
@@ -111,10 +106,20 @@ class Database:
         logging.getLogger("psycopg").addHandler(logging.NullHandler())
         self._parameters, self._schema = _parameters(url, application_name, variable)
         self._statement_seconds = statement_seconds
-        self._connection: psycopg.Connection | None = None
+        self._connection: Session | None = None
 
     @property
-    def connection(self) -> psycopg.Connection:
+    def address(self) -> str:
+        """Hosts and ports as the URL names them, all of them where it names several."""
+        return "/".join(self._parameters.get(name, "") for name in ("host", "hostaddr", "port"))
+
+    @property
+    def secrets(self) -> list[str]:
+        """The passwords, which no message may repeat."""
+        return [self._parameters[name] for name in ("password", "sslpassword") if name in self._parameters]
+
+    @property
+    def connection(self) -> Session:
         """The live connection, opened where there is none. Raises what one attempt of `connect` meets."""
         if self._connection is None or self._connection.closed:
             self._connection = self._open()
@@ -137,46 +142,53 @@ class Database:
         if not usable or error.sqlstate is None or error.sqlstate in _STATES_TO_RECONNECT_AFTER:
             self.close()
 
-    def _open(self) -> psycopg.Connection:
+    def _open(self) -> Session:
         try:
             # No prepared statements: PgBouncer may hand every transaction to another server connection.
-            connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
+            connection = Session.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
         except psycopg.OperationalError as error:
             if _REFUSED_FOR_GOOD.search(str(error)):
-                raise SettingsError(f"{self.variable} was refused by PostgreSQL: {reason(error)}") from None
+                raise SettingsError(
+                    f"{self.variable} was refused by PostgreSQL: {reason(error, self.secrets)}"
+                ) from None
             raise
+        except psycopg.ProgrammingError:  # psycopg's own, which repeats the value of a parameter
+            raise SettingsError(f"{self.variable} has a parameter whose value is not valid") from None
         try:
-            _configure(connection, self._schema, self._statement_seconds)
-        except psycopg.Error:
+            connection.begin(
+                self._schema, Limits(self._statement_seconds, lock=LOCK_SECONDS, idle=IDLE_IN_TRANSACTION_SECONDS)
+            )
+        except BaseException as error:
             connection.close()
+            if _STATEMENT_POOLING in str(error):
+                raise SettingsError(
+                    f"{self.variable} leads to a connection pooler in statement mode, which allows no transactions: "
+                    "set pool_mode = transaction or session for this database there"
+                ) from None
             raise
         return connection
 
 
 def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[str, str], str | None]:
-    conninfo, schema = postgres_conninfo(url)
+    try:
+        conninfo, schema = postgres_conninfo(url)
+    except ValueError as error:
+        raise SettingsError(f"{variable} {error}") from None
     try:
         given = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
-        # libpq's text quotes the part that it stumbled over, which may be the password: only a name is repeated.
-        # With an @ in the query, even the name may be a piece of a password with a ? in it.
-        name = (
-            re.search(r'invalid URI query parameter: "(\w+)"', str(error)) if "@" not in urlsplit(url).query else None
-        )
-        what = f"has an unknown parameter {name[1]}" if name else "is no URL that libpq understands"
-        advice = "characters like @ : / % # in user or password must be percent-encoded"
-        raise SettingsError(f"{variable} {what} ({advice})") from None
+        # libpq's text quotes the part that it stumbled over, which may be the password. What looks like the name of
+        # a parameter is repeated, unless an @ shows that it is a piece of a password with a ? in it.
+        pattern = r'invalid URI query parameter: "([a-z][a-z_]{1,40})"'
+        name = re.search(pattern, str(error)) if "@" not in urlsplit(url).query else None
+        what = f"has an unknown parameter {name[1]}" if name else "is malformed"
+        raise SettingsError(f"{variable} {what}; {ENCODING_ADVICE}") from None
     return {
         **_LIMITS,
         "application_name": application_name,
         **{name: str(value) for name, value in given.items() if value is not None},
+        **_ENFORCED,
     }, schema
-
-
-def _configure(connection: psycopg.Connection, schema: str | None, statement_seconds: float) -> None:
-    limits = {"statement": statement_seconds, "lock": LOCK_SECONDS, "idle": IDLE_IN_TRANSACTION_SECONDS}
-    values = {name: f"{round(seconds * 1000)}ms" for name, seconds in limits.items()}
-    connection.execute(_SESSION, {"schema": schema, **values})
 
 
 def is_transient(error: psycopg.Error) -> bool:
@@ -218,6 +230,7 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         return isinstance(error, psycopg.Error) and is_transient(error)
 
     names = " or ".join(dict.fromkeys(database.variable for database in databases))
+    secrets = [secret for database in databases for secret in database.secrets]
     try:
         try:
             return attempt()
@@ -228,9 +241,13 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         return _again(attempt, passing, seconds)
     except psycopg.Error as error:
         if passing(error):
-            raise DatabaseUnreachableError(f"{names}: {reason(failures[-1])} (tried for {seconds:g} s)") from None
+            raise DatabaseUnreachableError(
+                f"{names}: {reason(failures[-1], secrets)} (tried for {seconds:g} s)"
+            ) from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
-            raise SettingsError(f"{names}: PostgreSQL refuses what this program does: {reason(error)}") from None
+            raise SettingsError(
+                f"{names}: PostgreSQL refuses what this program does: {reason(error, secrets)}"
+            ) from None
         raise
 
 
@@ -242,15 +259,21 @@ def _again(attempt: Callable[[], T], passing: Callable[[BaseException], bool], s
     return again(attempt)
 
 
-def reason(error: psycopg.Error) -> str:
-    """Return one line that says what went wrong, without anything that came out of a URL or a job.
+def reason(error: psycopg.Error, secrets: Sequence[str] = ()) -> str:
+    """Return one line that says what went wrong, without anything that came out of a URL or a job, or `secrets`.
 
     What libpq says about a host may quote a piece of a password whose special characters were not encoded.
     """
+    return redacted(_reason(error), secrets)
+
+
+def _reason(error: psycopg.Error) -> str:
     if error.sqlstate is not None:
         return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
     text = str(error).strip() or type(error).__name__
     failed = text.splitlines()[0].removeprefix("connection failed: ")
     if "FATAL:" in failed:
         return failed.partition("FATAL:")[2].strip()
-    return re.sub(r"(\"[^\"]*\"|'[^']*')", "…", failed)
+    # From the first quotation mark to the last: what is quoted may hold quotation marks and line breaks itself.
+    unquoted = re.sub(r"\".*\"|'.*'", "…", text, flags=re.DOTALL)
+    return unquoted.splitlines()[0].removeprefix("connection failed: ")

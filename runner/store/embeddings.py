@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from psycopg import sql
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from psycopg import Connection
 
+    from runner.store.session import Session
+
 EMBEDDING_SIZE = 512
 
+_DELETE = "DELETE FROM {faces}.faces WHERE photo_id = ANY(%b)"
+_DELETE_OF_MODEL = "DELETE FROM {faces}.faces WHERE photo_id = ANY(%b) AND model = %s"
 _INSERT = """
-INSERT INTO faces (photo_id, model, face_index, embedding, box, score, landmarks)
+INSERT INTO {faces}.faces (photo_id, model, face_index, embedding, box, score, landmarks)
 VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 
@@ -27,12 +32,12 @@ VALUES (%s, %s, %s, %s, %s, %s, %s)
 # shapes that were measured this one was the quickest and grew the least with the number of faces in the selfie.
 # The parameters are sent in binary: 20,000 ids take 7 ms, as text 40 ms.
 _MATCH = """
-WITH selfie AS MATERIALIZED (SELECT ARRAY[{faces}] AS embeddings)
+WITH selfie AS MATERIALIZED (SELECT ARRAY[{selfie}] AS embeddings)
 SELECT count(best), json_object_agg(id, best) FILTER (WHERE best > %b::float8)
   FROM selfie,
        (SELECT DISTINCT id FROM unnest(%b::text[]) AS id) AS album,
-       LATERAL (SELECT max(least(-(f.embedding <#> face), 1)) AS best
-                  FROM faces AS f, unnest(selfie.embeddings) AS face
+       LATERAL (SELECT max(least(-(f.embedding OPERATOR({vector}.<#>) face), 1)) AS best
+                  FROM {faces}.faces AS f, unnest(selfie.embeddings) AS face
                  WHERE f.photo_id = album.id AND f.model = %s) AS photo
 """
 
@@ -97,11 +102,10 @@ def register(connection: Connection) -> None:
 class EmbeddingStore:
     """The embeddings of one model, over a connection that others may be using too.
 
-    No method begins a transaction: each takes part in the caller's, or is one statement of its own. Errors of
-    psycopg come out as they are.
+    Each method takes part in the caller's transaction, or is one of its own. Errors of psycopg come out as they are.
     """
 
-    def __init__(self, connection: Connection, model: str) -> None:
+    def __init__(self, connection: Session, model: str) -> None:
         self.connection = connection
         self.model = model
         register(connection)
@@ -110,7 +114,7 @@ class EmbeddingStore:
         """Make `faces_by_photo` all that is stored of those photos and this model.
 
         A photo without faces loses what it had. The database refuses embeddings that are not finite or not
-        normalised. Call it inside a transaction.
+        normalised.
         """
         rows = [
             (
@@ -125,16 +129,15 @@ class EmbeddingStore:
             for photo_id, faces in faces_by_photo.items()
             for index, face in enumerate(faces)
         ]
-        with self.connection.pipeline(), self.connection.cursor() as cursor:
-            cursor.execute(
-                "DELETE FROM faces WHERE photo_id = ANY(%b) AND model = %s", (sorted(faces_by_photo), self.model)
-            )
-            if rows:
-                cursor.executemany(_INSERT, rows)
+        with self.connection.bounded():
+            self.connection.query(_DELETE_OF_MODEL, (sorted(faces_by_photo), self.model))
+            insert = self.connection.schemas.statement(_INSERT).as_bytes(self.connection)
+            for row in rows:
+                self.connection.execute(insert, row)
 
     def delete(self, photo_ids: Iterable[str]) -> int:
         """Delete everything of the photos, of every model, and return how many faces that were."""
-        return self.connection.execute("DELETE FROM faces WHERE photo_id = ANY(%b)", (sorted(photo_ids),)).rowcount
+        return self.connection.query(_DELETE, (sorted(photo_ids),)).rowcount
 
     def match(
         self,
@@ -153,9 +156,9 @@ class EmbeddingStore:
         faces = [HalfVector.of(face) for face in selfie[np.isfinite(norms) & (norms > 0)]]
         # Without a face there is no pair, and so no count either: any vector serves for that.
         compared = faces or [HalfVector.of(np.zeros(EMBEDDING_SIZE))]
-        row = self.connection.execute(
-            _MATCH.format(faces=", ".join(["%b::halfvec"] * len(compared))),
-            [*compared, threshold, list(stored_ids), self.model],
+        vectors = [self.connection.schemas.statement("%b::{vector}.halfvec")] * len(compared)
+        row = self.connection.query(
+            _MATCH, [*compared, threshold, list(stored_ids), self.model], selfie=sql.SQL(", ").join(vectors)
         ).fetchone()
         assert row is not None  # noqa: S101 - an aggregate without GROUP BY returns exactly one row
         return Matches(scores=(row[1] or {}) if faces else {}, with_embeddings=row[0])

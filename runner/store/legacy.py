@@ -1,4 +1,4 @@
-"""Bringing the table of the worker that this one replaces into `faces` (CONTRACT: What the worker … stored)."""
+"""Bringing the table of the worker that this one replaces into `faces` (docs/reference/contract.md)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,39 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from psycopg import sql
 
 from runner.errors import SettingsError
 from runner.store.embeddings import EMBEDDING_SIZE, HalfVector, register
+from runner.store.session import identifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
-    from psycopg import Connection
+    from psycopg.sql import Identifier
+
+    from runner.store.session import Session
 
 TABLE = "face_embeddings"
 BATCH = 1000
 _MAX_INDEX = 2**15 - 1
 _NAMED = 20  # unreadable rows that are named; the others are counted
 
-_NEXT_ROWS = "SELECT id, name, embedding FROM {} WHERE id > %s ORDER BY id LIMIT %s"
-_EXISTING = 'SELECT id FROM "Photo" WHERE id = ANY(%b)'
+_NEXT_ROWS = "SELECT id, name, embedding FROM {table} WHERE id > %s ORDER BY id LIMIT %s"
+_HAS_TABLE = """
+SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'f', 'v', 'm'))
+"""
+_SCHEMAS_WITH_TABLE = """
+SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE c.relname = %s AND c.relkind IN ('r', 'p', 'f', 'v', 'm') ORDER BY 1 LIMIT 10
+"""
+_EXISTING = 'SELECT id FROM {photos}."Photo" WHERE id = ANY(%b)'
 # Where a runner has done the photo with this model already, its faces stand: the two must not be mixed. Only
 # imported faces have no box.
-_DONE = "SELECT DISTINCT photo_id FROM faces WHERE photo_id = ANY(%b) AND model = %s AND box IS NOT NULL"
+_DONE = "SELECT DISTINCT photo_id FROM {faces}.faces WHERE photo_id = ANY(%b) AND model = %s AND box IS NOT NULL"
 _INSERT = """
-INSERT INTO faces (photo_id, model, face_index, embedding) VALUES (%s, %s, %s, %s)
+INSERT INTO {faces}.faces (photo_id, model, face_index, embedding) VALUES (%s, %s, %s, %s)
 ON CONFLICT (photo_id, model, face_index) DO NOTHING
 """
 
@@ -76,24 +86,37 @@ def parse_embedding(text: str) -> NDArray[np.float64]:
 
 
 def import_legacy(
-    photos: Connection, embeddings: Connection, *, model: str, table: str = TABLE, batch: int = BATCH
+    photos: Session, embeddings: Session, *, model: str, table: str = TABLE, batch: int = BATCH
 ) -> Imported:
     """Copy the faces of `table` into `faces` under the name `model`, and return the counts.
 
     Rows of photos that are no longer in the API's table are left out. The old table is only read. May be repeated
-    at any time; what is there stays. Raises `SettingsError` where there is no such table.
+    at any time; what is there stays. `table` is in the schema of the embeddings, or `SCHEMA.TABLE`. Raises
+    `SettingsError` where there is no such table.
     """
     register(embeddings)
-    if embeddings.execute("SELECT to_regclass(quote_ident(%s))", (table,)).fetchone() == (None,):
-        raise SettingsError(f"the embeddings database (EMBEDDINGS_DATABASE_URL) has no table {table} to import")
-    select = sql.SQL(_NEXT_ROWS).format(sql.Identifier(table))
+    old = _find(embeddings, table)
     counts = Imported()
     last = -(2**63)
-    while rows := embeddings.execute(select, (last, batch)).fetchall():
+    while rows := embeddings.query(_NEXT_ROWS, (last, batch), table=old).fetchall():
         last = rows[-1][0]
         counts.rows += len(rows)
         _import_batch(photos, embeddings, model, _readable(rows, counts), counts)
     return counts
+
+
+def _find(embeddings: Session, table: str) -> Identifier:
+    """Return the old table: in the schema of the embeddings, or in that which `table` names before a dot."""
+    own = embeddings.schemas.faces
+    schema, _, plain = table.partition(".")
+    for candidate in ((own, table), (schema, plain)):
+        if embeddings.query(_HAS_TABLE, candidate).fetchone() == (True,):
+            return identifier(*candidate)
+    others = [f"{row[0]}.{table}" for row in embeddings.query(_SCHEMAS_WITH_TABLE, (table,)).fetchall()]
+    there = f"; --table can name {' or '.join(others)}" if others else ""
+    raise SettingsError(
+        f'schema "{own}" of the embeddings database (EMBEDDINGS_DATABASE_URL) has no table {table} to import{there}'
+    )
 
 
 def _readable(rows: Iterable[tuple[Any, ...]], counts: Imported) -> list[tuple[str, int, HalfVector]]:
@@ -110,22 +133,24 @@ def _readable(rows: Iterable[tuple[Any, ...]], counts: Imported) -> list[tuple[s
 
 
 def _import_batch(
-    photos: Connection,
-    embeddings: Connection,
+    photos: Session,
+    embeddings: Session,
     model: str,
     faces: list[tuple[str, int, HalfVector]],
     counts: Imported,
 ) -> None:
     ids = sorted({photo_id for photo_id, _, _ in faces})
-    existing = {row[0] for row in photos.execute(_EXISTING, (ids,))}
-    done = {row[0] for row in embeddings.execute(_DONE, (ids, model))}
+    existing = {row[0] for row in photos.query(_EXISTING, (ids,))}
+    done = {row[0] for row in embeddings.query(_DONE, (ids, model))}
     kept = [face for face in faces if face[0] in existing]
     counts.of_deleted_photos += len(faces) - len(kept)
     new = [(photo_id, model, index, vector) for photo_id, index, vector in kept if photo_id not in done]
     counts.done_by_a_runner += len(kept) - len(new)
     if not new:
         return
-    with embeddings.transaction(), embeddings.cursor() as cursor:
-        cursor.executemany(_INSERT, new)
-        counts.imported += cursor.rowcount
-        counts.already_there += len(new) - cursor.rowcount
+    with embeddings.bounded():
+        insert = embeddings.schemas.statement(_INSERT).as_bytes(embeddings)
+        inserted = [embeddings.execute(insert, row) for row in new]
+    imported = sum(cursor.rowcount for cursor in inserted)
+    counts.imported += imported
+    counts.already_there += len(new) - imported

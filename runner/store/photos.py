@@ -15,17 +15,16 @@ from runner.store.stored import Stored
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from psycopg import Connection
-
     from runner.store.embeddings import EmbeddingStore, FaceLike
+    from runner.store.session import Session
 
 # Every statement takes its row locks in the order of the ids, so that two runners never wait for each other.
-_LOCK = 'SELECT id, status::text FROM "Photo" WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE'
+_LOCK = 'SELECT id, status::text FROM {photos}."Photo" WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE'
 _BEGIN = """
 WITH present AS MATERIALIZED (
-    SELECT id FROM "Photo" WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE
+    SELECT id FROM {photos}."Photo" WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE
 ), begun AS (
-    UPDATE "Photo" AS photo SET status = 'PROCESSING' FROM present
+    UPDATE {photos}."Photo" AS photo SET status = 'PROCESSING' FROM present
      WHERE photo.id = present.id AND photo.status NOT IN ('PROCESSING', 'READY', 'NO_FACES_FOUND')
 )
 SELECT id FROM present
@@ -33,12 +32,18 @@ SELECT id FROM present
 _FINISH = """
 WITH wanted AS MATERIALIZED (
     SELECT photo.id, new.status
-      FROM unnest(%b::text[], %b::text[]) AS new (id, status) JOIN "Photo" AS photo USING (id)
+      FROM unnest(%b::text[], %b::text[]) AS new (id, status) JOIN {photos}."Photo" AS photo USING (id)
      ORDER BY photo.id FOR NO KEY UPDATE OF photo
 )
-UPDATE "Photo" AS photo SET status = wanted.status::"PhotoStatus" FROM wanted
+UPDATE {photos}."Photo" AS photo SET status = wanted.status::{status}."PhotoStatus" FROM wanted
  WHERE photo.id = wanted.id AND NOT (wanted.status = 'FAILED' AND photo.status IN ('READY', 'NO_FACES_FOUND'))
 RETURNING photo.id
+"""
+_SCHEMAS_WITH_TABLE = """
+SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'status'
+  JOIN pg_type AS t ON t.oid = a.atttypid AND t.typname = 'PhotoStatus'
+ WHERE c.relname = 'Photo' AND c.relkind IN ('r', 'p', 'f', 'v') ORDER BY 1 LIMIT 10
 """
 
 
@@ -59,26 +64,32 @@ SUCCEEDED = frozenset({PhotoStatus.READY, PhotoStatus.NO_FACES_FOUND})
 class PhotoTable:
     """Statuses in the API's table, over a connection that others may be using too. One statement a batch."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Session) -> None:
         self.connection = connection
 
     def check(self) -> None:
-        """Raise `SettingsError` unless the connection leads to the API's table."""
-        found = self.connection.execute(
-            "SELECT to_regclass('\"Photo\"') IS NOT NULL AND to_regtype('\"PhotoStatus\"') IS NOT NULL"
-        ).fetchone()
-        if found != (True,):
-            raise SettingsError(
-                'DATABASE_URL leads to a database without the API\'s table "Photo" and its type "PhotoStatus": '
-                "is it the API's database, and is ?schema= the API's schema?"
-            )
+        """Raise `SettingsError` unless the schema that the URL names, or the role's own, has the API's table."""
+        schemas = self.connection.schemas if self.connection.schemas.has_photos else self.connection.locate()
+        if schemas.has_photos:
+            return
+        others = ", ".join(f'"{row[0]}"' for row in self.connection.query(_SCHEMAS_WITH_TABLE).fetchall())
+        place = (
+            f'names the schema "{schemas.named}" (?schema=), which lacks'
+            if schemas.named is not None
+            else f"leads to a database without, in the schemas of the role's search path ({', '.join(schemas.path)}),"
+        )
+        advice = f"schemas that have them: {others}" if others else "no schema of this database has them"
+        raise SettingsError(
+            f'DATABASE_URL {place} the API\'s table "Photo" and its type "PhotoStatus" ({advice}): '
+            "is it the API's database, and is ?schema= the API's schema?"
+        )
 
     def begin(self, photo_ids: Iterable[str]) -> set[str]:
         """Set the photos to PROCESSING and return those that exist.
 
         A photo that is READY or NO_FACES_FOUND stays so: it is a job that was delivered again.
         """
-        rows = self.connection.execute(_BEGIN, (sorted(set(photo_ids)),)).fetchall()
+        rows = self.connection.query(_BEGIN, (sorted(set(photo_ids)),)).fetchall()
         return {row[0] for row in rows}
 
     def lock(self, photo_ids: Iterable[str]) -> dict[str, PhotoStatus]:
@@ -86,7 +97,7 @@ class PhotoTable:
 
         Until then no row vanishes, and no other runner gets past its own `lock` of the same photo.
         """
-        rows = self.connection.execute(_LOCK, (sorted(set(photo_ids)),)).fetchall()
+        rows = self.connection.query(_LOCK, (sorted(set(photo_ids)),)).fetchall()
         return {photo_id: PhotoStatus(status) for photo_id, status in rows}
 
     def finish(self, statuses: Mapping[str, PhotoStatus]) -> set[str]:
@@ -94,7 +105,7 @@ class PhotoTable:
 
         FAILED never replaces READY or NO_FACES_FOUND; photos that do not exist are left out.
         """
-        rows = self.connection.execute(
+        rows = self.connection.query(
             _FINISH, (list(statuses), [str(status) for status in statuses.values()])
         ).fetchall()
         return {row[0] for row in rows}
@@ -138,12 +149,12 @@ def _store(
 ) -> dict[str, Stored]:
     # Over one connection, the embeddings are part of the transaction that holds the locks.
     together = photos.connection is embeddings.connection
-    with photos.connection.transaction():
+    with photos.connection.bounded():
         present = photos.lock(outcomes)
         owned = [photo_id for photo_id in outcomes if still_owned(photo_id)]
         stored = dict.fromkeys(outcomes, Stored.LOST)
         stored |= {photo_id: _what(photo_id in present, outcomes[photo_id]) for photo_id in owned}
-        with nullcontext() if together else embeddings.connection.transaction():
+        with nullcontext() if together else embeddings.connection.bounded():
             _write_embeddings(embeddings, outcomes, stored, present)
         photos.finish({photo_id: _STATUS[what] for photo_id, what in stored.items() if what in _STATUS})
     return stored

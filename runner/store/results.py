@@ -1,9 +1,9 @@
 """The result of a comparison in Redis, and the race for its key.
 
-The API pushes the job first and writes `INITIATED` after it, without a TTL (CONTRACT: Results). So that word may
-replace PROCESSING or the answer at any later moment, once. Every write of ours therefore reads what it replaces:
-who has seen INITIATED knows that nothing can come after it. Who has not keeps the answer under watch, and what is
-still unconfirmed when the watching ends is noted for later runs, which heal it for as long as a result lives.
+The API pushes the job first and writes `INITIATED` after it, without a TTL (docs/reference/contract.md). So that
+word may replace PROCESSING or the answer at any later moment, once. Every write of ours therefore reads what it
+replaces: who has seen INITIATED knows that nothing can come after it. Who has not keeps the answer under watch, and
+what is still unconfirmed when the watching ends is noted for later runs, which heal it for as long as a result lives.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runner.logs import logger
 from runner.queue import keys
+from runner.queue.scripts import refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,8 +53,10 @@ return old
 """
 
 # KEYS[1] the unconfirmed answers, a sorted set of job ids by the second in which each expires; ARGV[1] a job id,
-# ARGV[2] the seconds that it stays.
+# ARGV[2] the seconds that it stays. EXPIRE also comes first: where it is refused, nothing is added that would never
+# expire, and a full Redis refuses no write after it.
 _REMEMBER = """
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[2], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
@@ -66,10 +70,15 @@ return redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)
 
 
 class ResultStore:
-    """Results of comparisons. Any method may be repeated, also by another runner. Errors of redis come out."""
+    """Results of comparisons. Any method may be repeated, also by another runner.
 
-    def __init__(self, redis: Redis) -> None:
+    What Redis refuses for good about one result raises redis' own `ResponseError`; about `unconfirmed`, the sorted
+    set that all comparisons share, `RedisRefusedError`.
+    """
+
+    def __init__(self, redis: Redis, *, unconfirmed: str = keys.unconfirmed()) -> None:
         self._redis = redis
+        self._shared = unconfirmed
         self._initiated: set[str] = set()
         self._begin = _script(redis, _BEGIN)
         self._confirm = _script(redis, _CONFIRM)
@@ -123,15 +132,31 @@ class ResultStore:
 
     def remember(self, job_id: str) -> None:
         """Note that the answer may still be overwritten, for later runs to `heal`."""
-        self._remember(keys=[keys.unconfirmed()], args=[job_id, RESULT_SECONDS])
+        with refusals(f"writing {self._shared}"):
+            self._remember(keys=[self._shared], args=[job_id, RESULT_SECONDS])
+
+    def check(self) -> None:
+        """Raise what Redis would refuse of the answers that are unconfirmed. Changes nothing."""
+        with refusals(f"reading {self._shared}"):
+            self._redis.zrem(self._shared, "")
 
     def heal(self, limit: int = 1000) -> list[str]:
         """Write the answers again that INITIATED has replaced since their run ended, and return their job ids."""
-        pending = [raw.decode() for raw in self._unconfirmed(keys=[keys.unconfirmed()], args=[limit])]
-        healed = [job_id for job_id in pending if self.confirm(job_id, [], _LOST, holds_lease=False)]
+        with refusals(f"reading {self._shared}"):
+            pending = [raw.decode() for raw in self._unconfirmed(keys=[self._shared], args=[limit])]
+        healed = [job_id for job_id in pending if self._healed(job_id)]
         if healed:
-            self._redis.zrem(keys.unconfirmed(), *healed)
+            self._redis.zrem(self._shared, *healed)
         return healed
+
+    def _healed(self, job_id: str) -> bool:
+        from redis.exceptions import ResponseError
+
+        try:
+            return self.confirm(job_id, [], _LOST, holds_lease=False)
+        except ResponseError:  # a key of another type under the name of one result must not end every run
+            logger().warning("answer not healed", extra={"comparison": job_id, "reason": "redis_refused"})
+            return False
 
     def _replace_words(self, job_id: str, matched_ids: Sequence[str], *, holds_lease: bool) -> bytes | None:
         args: list[str | int] = [_encode(matched_ids), RESULT_SECONDS, int(holds_lease)]

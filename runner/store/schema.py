@@ -1,11 +1,12 @@
 """The schema of the embeddings database: numbered SQL files, applied by `spottmee-worker migrate` alone.
 
-A run only checks. The files are `migrations/NNNN_name.sql`; one that has been released is never changed.
+A run only checks. The files are `migrations/NNNN_name.sql`, with `{faces}` for the schema of the tables and
+`{vector}` for that of pgvector; one that has been released is never changed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -13,25 +14,49 @@ import psycopg
 from psycopg import sql
 
 from runner.errors import SchemaError
+from runner.store.session import identifier
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from typing import LiteralString
+
+    from runner.store.session import Session
 
 # Any number that no other program of the same database uses for its advisory locks: "spottmee" in ASCII.
 _LOCK = int.from_bytes(b"spottmee")
 _OLDEST_PGVECTOR = (0, 7)  # the first with halfvec
 
 _VERSIONS = """
-CREATE TABLE IF NOT EXISTS spottmee_schema (
+CREATE TABLE IF NOT EXISTS {faces}.spottmee_schema (
     version integer PRIMARY KEY,
     name text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 )
 """
-# Where the extension is already there, its types must be found from the new schema too.
-_FIND_PGVECTOR = """
-SELECT set_config('search_path', concat_ws(', ', current_setting('search_path'), quote_ident(n.nspname)), false)
-  FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
+_APPLIED = "INSERT INTO {faces}.spottmee_schema (version, name) VALUES (%s, %s)"
+_CURRENT = """
+SELECT coalesce(max(version), 0), to_regclass(%s) IS NOT NULL FROM {faces}.spottmee_schema
+"""
+_HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)"
+# Where pgvector is created: not in the schema of one installation, whose removal would take every other's with it.
+_SHARED_SCHEMA = """
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'public' AND has_schema_privilege(oid, 'USAGE'))
+"""
+# Earlier versions found tables along the search path: in the schema of pgvector, or, behind a pooler, in `public`.
+_ELSEWHERE = """
+SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE c.relname = 'faces' AND c.relkind = 'r' AND n.nspname IN ('public', %s) AND n.nspname <> %s
+   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+   AND EXISTS (SELECT FROM pg_class AS v WHERE v.relnamespace = n.oid AND v.relname = 'spottmee_schema')
+ ORDER BY 1
+"""
+_READABLE_PHOTOS = """
+SELECT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                WHERE n.nspname = %s AND c.relname = 'Photo'
+                  AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
+"""
+_ANY_FACE = "SELECT EXISTS (SELECT FROM {elsewhere}.faces)"
+_FACE_OF_PHOTOS = """
+SELECT EXISTS (SELECT FROM {elsewhere}.faces AS face JOIN {schema}."Photo" AS photo ON photo.id = face.photo_id)
 """
 
 
@@ -57,39 +82,51 @@ def migrations() -> list[Migration]:
     return [Migration(int(name.partition("_")[0]), name) for name in names]
 
 
-def current_version(connection: Connection) -> int:
-    """Return the version of the database that `connection` leads to, 0 when nothing was ever applied."""
-    if connection.execute("SELECT to_regclass('spottmee_schema')").fetchone() == (None,):
+def current_version(connection: Session) -> int:
+    """Return the version of the schema that `connection` leads to, 0 when nothing was ever applied.
+
+    Raises `SchemaError` where a version is recorded and its table is missing.
+    """
+    schemas = connection.schemas if connection.schemas.has_versions else connection.locate()
+    if not schemas.has_versions:
         return 0
-    row = connection.execute("SELECT coalesce(max(version), 0) FROM spottmee_schema").fetchone()
-    return int(row[0]) if row else 0
+    row = connection.query(_CURRENT, (schemas.compose("{faces}.faces").as_string(connection),)).fetchone()
+    version, has_faces = row or (0, False)
+    if version and not has_faces:
+        raise SchemaError(
+            f'schema "{schemas.faces}" has the table spottmee_schema without the table faces: move or restore faces '
+            "there, or drop spottmee_schema to begin anew"
+        )
+    return int(version)
 
 
-def check(connection: Connection) -> None:
-    """Raise `SchemaError` unless the database is at exactly the version of this program."""
+def check(connection: Session) -> None:
+    """Raise `SchemaError` unless the schema is at exactly the version of this program."""
     have, want = current_version(connection), migrations()[-1].version
-    if have == want:
-        return
+    place = f'schema "{connection.schemas.faces}"'
     if have > want:
         raise SchemaError(
-            f"it is at version {have}, made by a newer spottmee-worker, and this one knows {want}: "
+            f"{place} is at version {have}, made by a newer spottmee-worker, and this one knows {want}: "
             "deploy the newer version here too"
         )
-    state = f"it is at version {have}" if have else "it has none"
-    raise SchemaError(f"{state}, and this version needs {want}")
+    if have < want:
+        state = f"{place} is at version {have}" if have else f"{place} has none"
+        raise SchemaError(f"{state}, and this version needs {want}{_hint(connection) if not have else ''}")
+    if connection.schemas.vector is None and connection.locate().vector is None:
+        raise SchemaError("its database has no extension vector any more: restore it together with the table faces")
 
 
-def migrate(connection: Connection, schema: str | None = None) -> list[str]:
-    """Bring the database to the version of this program and return the names of the files that were applied.
+def migrate(connection: Session, *, new: bool = False) -> list[str]:
+    """Bring the schema to the version of this program and return the names of the files that were applied.
 
-    `connection` must be in autocommit. Each file is one transaction under an advisory lock, so several of these at
-    once wait for each other. `schema` is the one that the URL names; it is created where it does not exist. Raises
-    `SchemaError` where the database is newer, where pgvector is missing or too old, and where the role may not do
-    what a migration asks for.
+    Each file is one transaction under an advisory lock, so several of these at once wait for each other. The schema
+    that the URL names is created where it does not exist. Raises `SchemaError` where the schema is newer, where
+    pgvector is missing or too old, where the role may not do what a migration asks for, and where the embeddings
+    seem to be in another schema, unless `new` says that a new table is wanted.
     """
     applied = []
     try:
-        while (name := _apply_next(connection, schema)) is not None:
+        while (name := _apply_next(connection, new=new)) is not None:
             applied.append(name)
     except psycopg.errors.InsufficientPrivilege as error:
         raise SchemaError(
@@ -99,39 +136,108 @@ def migrate(connection: Connection, schema: str | None = None) -> list[str]:
     return applied
 
 
-def _apply_next(connection: Connection, schema: str | None) -> str | None:
+def _apply_next(connection: Session, *, new: bool) -> str | None:
     """Apply the oldest missing migration and return its name, or None when there is none."""
     known = migrations()
-    with connection.transaction():
-        # A migration may take longer than ordinary work, and so may waiting for another one. The lock is the
-        # transaction's own: it also holds behind PgBouncer.
-        connection.execute("SET LOCAL statement_timeout = 0")
-        connection.execute("SET LOCAL lock_timeout = 0")
+    with connection.unlimited():
+        # The lock is the transaction's own: it also holds behind PgBouncer.
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.locate()  # another one may have been here before
         have = current_version(connection)
         if have >= known[-1].version:
             check(connection)
             return None
         if have == 0:
-            _prepare(connection, schema)
+            _prepare(connection, new=new)
         migration = next(migration for migration in known if migration.version > have)
-        connection.execute(migration.text())
-        connection.execute(
-            "INSERT INTO spottmee_schema (version, name) VALUES (%s, %s)", (migration.version, migration.name)
-        )
+        connection.execute(_composed(connection, migration.text()))
+        connection.query(_APPLIED, (migration.version, migration.name))
+    connection.locate()
     return migration.name
 
 
-def _prepare(connection: Connection, schema: str | None) -> None:
+def _composed(connection: Session, text: str) -> sql.Composed:
+    """Return the SQL of a migration with the schemas in it; pgvector may have to be created by it."""
+    schemas = connection.schemas
+    if schemas.vector is None and connection.query(_SHARED_SCHEMA).fetchone() == (True,):
+        schemas = replace(schemas, vector="public")
+    return schemas.compose(text)
+
+
+def _prepare(connection: Session, *, new: bool) -> None:
     _check_pgvector(connection)
-    if schema is not None and connection.execute("SELECT current_schema()").fetchone() == (None,):
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        connection.execute(_FIND_PGVECTOR)
-    connection.execute(_VERSIONS)
+    if not _schema_exists(connection):
+        connection.query("CREATE SCHEMA {faces}")
+    elif not new and (advice := _elsewhere(connection)) is not None:
+        raise SchemaError(advice)
+    connection.query(_VERSIONS)
 
 
-def _check_pgvector(connection: Connection) -> None:
-    row = connection.execute(
+def _schema_exists(connection: Session) -> bool:
+    return connection.query(_HAS_SCHEMA, (connection.schemas.faces,)).fetchone() == (True,)
+
+
+def _hint(connection: Session) -> str:
+    """Say more about a schema without tables, as the end of a sentence."""
+    if not _schema_exists(connection):
+        return "; there is no such schema: is ?schema= the right one?"
+    advice = _elsewhere(connection)
+    return f". {advice}" if advice else ""
+
+
+def _elsewhere(connection: Session) -> str | None:
+    """Return what to do about embeddings that an earlier version may have stored for this URL in another schema.
+
+    They are another installation's where this schema has photos of its own and they are of none of these.
+    """
+    schemas = connection.schemas
+    for row in connection.query(_ELSEWHERE, (schemas.vector, schemas.faces)).fetchall():
+        if not _exists(connection, _ANY_FACE, row[0]):
+            continue
+        if not _readable_photos(connection, schemas.faces):
+            return _advice(connection, row[0], shared=False)
+        if _exists(connection, _FACE_OF_PHOTOS, row[0], schemas.faces):
+            shared = _readable_photos(connection, row[0]) and _exists(connection, _FACE_OF_PHOTOS, row[0], row[0])
+            return _advice(connection, row[0], shared=shared)
+    return None
+
+
+def _readable_photos(connection: Session, schema: str) -> bool:
+    return connection.query(_READABLE_PHOTOS, (schema,)).fetchone() == (True,)
+
+
+def _exists(connection: Session, question: LiteralString, elsewhere: str, schema: str | None = None) -> bool:
+    answer = connection.query(
+        question, elsewhere=identifier(elsewhere), schema=identifier(schema or elsewhere)
+    ).fetchone()
+    return answer == (True,)
+
+
+def _advice(connection: Session, elsewhere: str, *, shared: bool) -> str:
+    move = (
+        "ALTER TABLE {elsewhere}.faces SET SCHEMA {faces}; ALTER TABLE {elsewhere}.spottmee_schema SET SCHEMA {faces};"
+    )
+    copy = (
+        "INSERT INTO {faces}.faces SELECT f.* FROM {elsewhere}.faces AS f "
+        'JOIN {photos}."Photo" AS p ON p.id = f.photo_id;'
+    )
+    own, other = connection.schemas.faces, sql.Identifier(elsewhere)
+    statements = connection.schemas.compose(copy if shared else move, elsewhere=other).as_string(connection)
+    found = f'Schema "{elsewhere}" of the same database has embeddings'
+    if shared:
+        return (
+            f"{found} of this installation's photos and of others: earlier versions stored both there. Stop the "
+            f"runners, make the table with `spottmee-worker migrate --new`, and copy: {statements}"
+        )
+    return (
+        f"{found}, which earlier versions used for this URL too. If they are this installation's, let a role that "
+        f'owns the tables move them to "{own}": {statements} If they are another\'s, make an empty table: '
+        "`spottmee-worker migrate --new`"
+    )
+
+
+def _check_pgvector(connection: Session) -> None:
+    row = connection.query(
         "SELECT coalesce((SELECT extversion FROM pg_extension WHERE extname = 'vector'), default_version)"
         " FROM pg_available_extensions WHERE name = 'vector'"
     ).fetchone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from runner.store import schema
+from runner.store import schema, visibility
 from runner.store.database import Database, retrying
 from runner.store.embeddings import EmbeddingStore, FaceLike, Matches
 from runner.store.photos import PhotoTable, store_photos
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from runner.settings import Settings
     from runner.store.stored import Stored
+    from runner.store.visibility import Visibility
 
 T = TypeVar("T")
 
@@ -47,12 +48,20 @@ class Stores:
 
     def check(self) -> None:
         """Connect both; raise `SchemaError` or `SettingsError` where one is not what this version needs."""
-        self._retrying(lambda: schema.check(self._embeddings.connection))
         self._retrying(lambda: PhotoTable(self._photos.connection).check())
+        self._retrying(lambda: schema.check(self._embeddings.connection))
 
     def begin(self, photo_ids: Sequence[str]) -> set[str]:
         """Set the photos to PROCESSING and return those that exist (see `PhotoTable.begin`)."""
         return self._retrying(lambda: PhotoTable(self._photos.connection).begin(photo_ids)) if photo_ids else set()
+
+    def visibility(self) -> Visibility:
+        """Return what the role of DATABASE_URL sees of the API's table."""
+        return self._retrying(lambda: visibility.look(self._photos.connection))
+
+    def identity(self) -> str:
+        """Return a name for the API's table (see `visibility.identity`)."""
+        return self._retrying(lambda: visibility.identity(self._photos.connection, self._photos.address))
 
     def store(
         self, outcomes: Mapping[str, Sequence[FaceLike] | None], still_owned: Callable[[str], bool]

@@ -10,14 +10,15 @@ from runner.errors import CheckFailedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from psycopg import Connection
+    from runner.store.session import Session
 
 BATCH = 5000
 
 # A photo that is uploaded again under its old id gets new faces while the sweep runs: those are younger than it.
-_DELETE = "DELETE FROM faces WHERE photo_id = ANY(%b) AND created_at < %b::timestamptz"
-_NEXT_PHOTOS = "SELECT DISTINCT photo_id FROM faces WHERE photo_id > %s ORDER BY photo_id LIMIT %s"
-_EXISTING = 'SELECT id FROM "Photo" WHERE id = ANY(%b)'
+_DELETE = "DELETE FROM {faces}.faces WHERE photo_id = ANY(%b) AND created_at < %b::timestamptz"
+_COUNT = "SELECT count(*) FROM {faces}.faces WHERE photo_id = ANY(%b)"
+_NEXT_PHOTOS = "SELECT DISTINCT photo_id FROM {faces}.faces WHERE photo_id > %s ORDER BY photo_id LIMIT %s"
+_EXISTING = 'SELECT id FROM {photos}."Photo" WHERE id = ANY(%b)'
 
 
 @dataclass(slots=True)
@@ -30,8 +31,8 @@ class Swept:
 
 
 def sweep(
-    photos: Connection,
-    embeddings: Connection,
+    photos: Session,
+    embeddings: Session,
     *,
     dry_run: bool = False,
     allow_all: bool = False,
@@ -44,12 +45,12 @@ def sweep(
     `CheckFailedError` where not one photo is left, unless `allow_all` says that this can be so: it looks like the
     wrong DATABASE_URL. May be repeated after any failure.
     """
-    started = embeddings.execute("SELECT clock_timestamp()").fetchone()
+    started = embeddings.query("SELECT clock_timestamp()").fetchone()
     assert started is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
     swept = Swept()
     orphans: list[str] = []
     for ids in _photo_ids(embeddings, batch):
-        existing = {row[0] for row in photos.execute(_EXISTING, (ids,))}
+        existing = {row[0] for row in photos.query(_EXISTING, (ids,))}
         swept.photos += len(ids)
         orphans += [photo_id for photo_id in ids if photo_id not in existing]
     swept.deleted_photos = len(orphans)
@@ -61,15 +62,15 @@ def sweep(
     for start in range(0, len(orphans), batch):
         part = orphans[start : start + batch]
         if dry_run:
-            found = embeddings.execute("SELECT count(*) FROM faces WHERE photo_id = ANY(%b)", (part,)).fetchone()
+            found = embeddings.query(_COUNT, (part,)).fetchone()
             swept.removed_faces += found[0] if found else 0
         else:
-            swept.removed_faces += embeddings.execute(_DELETE, (part, started[0])).rowcount
+            swept.removed_faces += embeddings.query(_DELETE, (part, started[0])).rowcount
     return swept
 
 
-def _photo_ids(embeddings: Connection, batch: int) -> Iterator[list[str]]:
+def _photo_ids(embeddings: Session, batch: int) -> Iterator[list[str]]:
     last = ""
-    while ids := [row[0] for row in embeddings.execute(_NEXT_PHOTOS, (last, batch))]:
+    while ids := [row[0] for row in embeddings.query(_NEXT_PHOTOS, (last, batch))]:
         yield ids
         last = ids[-1]

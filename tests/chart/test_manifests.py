@@ -11,22 +11,23 @@ import psycopg
 import pytest
 import yaml
 
-from runner.demo import api
+from demo import api
 from runner.store import schema
 from runner.store.photos import PhotoTable
-from tests.chart import manifests, tools
-from tests.chart.render import NEWEST, OLDEST, Object
 from tests.chart.test_schemas import keda_validator
+from tests.support.store_tools import opened
+from tools import binaries, manifests
+from tools.render import NEWEST, OLDEST, Object
 
-KUBECTLS = pytest.mark.parametrize("kubectl", [tools.KUBECTL_OLD, tools.KUBECTL], ids=lambda tool: tool.version)
+KUBECTLS = pytest.mark.parametrize("kubectl", [binaries.KUBECTL_OLD, binaries.KUBECTL], ids=lambda tool: tool.version)
 LAPTOP = "k8s/overlays/laptop"
 EVERY_FOLDER = pytest.mark.parametrize("folder", [manifests.BASE, manifests.KEDA, LAPTOP, manifests.PRODUCTION])
 
 
-def kustomized(folder: str, kubectl: tools.Tool = tools.KUBECTL) -> dict[tuple[str, str], Object]:
+def kustomized(folder: str, kubectl: binaries.Tool = binaries.KUBECTL) -> dict[tuple[str, str], Object]:
     done = subprocess.run(
-        [str(tools.ensure(kubectl)), "kustomize", folder],
-        cwd=tools.ROOT,
+        [str(binaries.ensure(kubectl)), "kustomize", folder],
+        cwd=binaries.ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -56,25 +57,27 @@ def in_any_order(node: Any) -> Any:
 
 def test_the_rendered_files_are_current() -> None:
     wanted = manifests.files()
-    assert {name: (tools.ROOT / name).read_text(encoding="utf-8") for name in wanted} == wanted, "run `make manifests`"
+    assert {name: (binaries.ROOT / name).read_text(encoding="utf-8") for name in wanted} == wanted, (
+        "run `make manifests`"
+    )
     rendered = {
-        str(path.relative_to(tools.ROOT))
+        str(path.relative_to(binaries.ROOT))
         for folder in (manifests.BASE, manifests.KEDA, manifests.PRODUCTION)
-        for path in (tools.ROOT / folder).rglob("*")
+        for path in (binaries.ROOT / folder).rglob("*")
         if path.is_file() and path.read_text(encoding="utf-8").startswith(manifests.HEADER)
     }
     assert rendered == set(wanted), "rendered once, and no longer"
 
 
 @KUBECTLS
-def test_base_and_keda_are_the_chart(kubectl: tools.Tool) -> None:
+def test_base_and_keda_are_the_chart(kubectl: binaries.Tool) -> None:
     found = kustomized(manifests.BASE, kubectl) | kustomized(manifests.KEDA, kubectl)
     assert found == manifests.plain({})
 
 
 @KUBECTLS
-def test_production_is_the_chart_with_its_values(kubectl: tools.Tool) -> None:
-    values = yaml.safe_load((tools.ROOT / manifests.PRODUCTION / "values.yaml").read_text(encoding="utf-8"))
+def test_production_is_the_chart_with_its_values(kubectl: binaries.Tool) -> None:
+    values = yaml.safe_load((binaries.ROOT / manifests.PRODUCTION / "values.yaml").read_text(encoding="utf-8"))
     found = kustomized(manifests.PRODUCTION, kubectl)
     classes = {key for key in found if key[0] == "PriorityClass"}
     for kind, name in found:
@@ -124,7 +127,7 @@ def test_the_laptop_has_everything_that_the_worker_asks_for() -> None:
 @pytest.mark.parametrize("folder", [LAPTOP, manifests.PRODUCTION])
 def test_an_image_is_chosen_in_one_line(folder: str, tmp_path: Path) -> None:
     """`images:` of an overlay reaches the ScaledJobs too, which kustomize does not know."""
-    overlay = tools.ROOT / ".cache" / f"kustomize-{tmp_path.name}"
+    overlay = binaries.ROOT / ".cache" / f"kustomize-{tmp_path.name}"
     overlay.mkdir(parents=True)
     image = "spottmee-worker" if folder == LAPTOP else "registry.example.org/spottmee-worker"
     try:
@@ -136,7 +139,7 @@ def test_an_image_is_chosen_in_one_line(folder: str, tmp_path: Path) -> None:
                 }
             )
         )
-        found = kustomized(str(overlay.relative_to(tools.ROOT)))
+        found = kustomized(str(overlay.relative_to(binaries.ROOT)))
     finally:
         (overlay / "kustomization.yaml").unlink(missing_ok=True)
         overlay.rmdir()
@@ -146,12 +149,12 @@ def test_an_image_is_chosen_in_one_line(folder: str, tmp_path: Path) -> None:
 
 
 def test_the_laptops_table_is_the_apis(empty_database_url: str, database_url: str) -> None:
-    sql = (tools.ROOT / LAPTOP / "photo-table.sql").read_text(encoding="utf-8")
+    sql = (binaries.ROOT / LAPTOP / "photo-table.sql").read_text(encoding="utf-8")
     columns = (
         "SELECT column_name, data_type, udt_name, is_nullable, column_default, datetime_precision"
         " FROM information_schema.columns WHERE table_name = 'Photo' ORDER BY ordinal_position"
     )
-    with psycopg.connect(empty_database_url, autocommit=True) as laptop, psycopg.connect(database_url) as real:
+    with opened(empty_database_url) as laptop, psycopg.connect(database_url) as real:
         laptop.execute(sql.encode())
         assert laptop.execute(columns).fetchall() == real.execute(columns).fetchall()
         PhotoTable(laptop).check()

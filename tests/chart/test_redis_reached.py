@@ -16,25 +16,25 @@ from redis import Redis
 from redis.cluster import ClusterNode, RedisCluster
 from redis.sentinel import Sentinel
 
+from demo.servers import EmbeddedRedis
 from runner import settings
-from runner.demo.servers import EmbeddedRedis
 from runner.queue import keys
 from runner.queue.client import connect
 from runner.queue.leases import LeaseQueue
-from tests.chart import tools
-from tests.chart.render import Object, Rendered, environment, render
-from tests.integration.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context
+from tests.support.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context
+from tools import binaries
+from tools.render import Object, Rendered, environment, render
 
 AWKWARD = "p@ss:w/ö%41 #?&$(HOME)\"'\\"
 WITHOUT_QUOTES = AWKWARD.rstrip("\"'\\")  # the sentinel's configuration file quotes it
 COUNT = "return redis.call(redis.call('TYPE', KEYS[1]).ok == 'zset' and 'ZCARD' or 'LLEN', KEYS[1])"
-PAGES = tools.ROOT / "docs"
+PAGES = binaries.ROOT / "docs"
 MOUNT = "/etc/redis-tls"
 
 
 def played(values: Object, tmp_path: Path) -> tuple[int, int]:
     """Push three jobs, claim two, as the pod would; return what KEDA counts for list and leases."""
-    objects = render(tools.HELM_4, {"database": {"url": "postgresql://db/api"}, "checkCluster": False, **values})
+    objects = render(binaries.HELM_4, {"database": {"url": "postgresql://db/api"}, "checkCluster": False, **values})
     (job,) = (item for item in objects.of_kind("ScaledJob") if item["metadata"]["name"] == "faces-process")
     given = environment(job["spec"]["jobTargetRef"]["template"], objects)
     for name, text in (objects.find("Secret", "faces-inline")["stringData"]).items():
@@ -88,8 +88,10 @@ def _keda_client(kind: str, metadata: Object, parameters: Object, options: dict[
 
 def _allow(server: EmbeddedRedis) -> None:
     """Let in the documented user with an awkward password, and the default user no longer."""
-    _, name, *rules = acl_line((PAGES / "queue.md").read_text(encoding="utf-8")).split()
-    (more,) = re.findall(r"An ACL user needs .*", (PAGES / "kubernetes.md").read_text(encoding="utf-8"))
+    _, name, *rules = acl_line((PAGES / "reference" / "redis-keys.md").read_text(encoding="utf-8")).split()
+    (more,) = re.findall(
+        r"An ACL user needs .*?\n\n", (PAGES / "how-to" / "kubernetes.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     granted = re.findall(r"`(\+\w+)`", more)
     assert granted == ["+type", "+select"]
     client = opened(server)

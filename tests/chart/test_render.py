@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from runner import __version__, cli, errors, settings
-from runner.images import guard
+from runner.images import ssrf
 from runner.queue import keys
-from tests.chart import tools
-from tests.chart.render import CASES as CASE_FILES
-from tests.chart.render import CHART, OLDEST, Object, Rendered, cases, environment, helm, render
+from tools import binaries
+from tools.render import CASES as CASE_FILES
+from tools.render import CHART, OLDEST, Object, Rendered, cases, environment, helm, render
 
 CASES = cases()
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -27,7 +27,7 @@ OWN_LABELS = ("name", "instance", "version", "managed-by")
 
 
 def rendered(case: str = "defaults", **options: Any) -> Rendered:
-    return render(tools.HELM_4, CASES[case], **options)
+    return render(binaries.HELM_4, CASES[case], **options)
 
 
 def scaled_jobs(objects: Rendered) -> dict[str, Object]:
@@ -41,10 +41,12 @@ def variables(pod: Object) -> dict[str, Any]:
 @EVERY_CASE
 def test_both_helms_render_the_same_objects(case: str) -> None:
     for release in ("faces", LONGEST):
-        assert render(tools.HELM_3, CASES[case], release=release) == render(tools.HELM_4, CASES[case], release=release)
+        assert render(binaries.HELM_3, CASES[case], release=release) == render(
+            binaries.HELM_4, CASES[case], release=release
+        )
 
 
-def test_the_oldest_kubernetes_gets_the_same(helm_tool: tools.Tool) -> None:
+def test_the_oldest_kubernetes_gets_the_same(helm_tool: binaries.Tool) -> None:
     assert render(helm_tool, {}, kube=OLDEST) == render(helm_tool, {})
 
 
@@ -171,7 +173,7 @@ class TestJobs:
             assert ignored["action"] == "Ignore"
             assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
             assert failed["action"] == "FailJob"
-            permanent = (errors.SettingsError, errors.SchemaError, errors.ModelError)
+            permanent = (errors.SettingsError, errors.SchemaError, errors.ModelError, errors.PhotosInvisibleError)
             assert failed["onExitCodes"]["values"] == [error.exit_code for error in permanent]
             assert errors.UnreachableError.exit_code not in failed["onExitCodes"]["values"]
             container = job["template"]["spec"]["containers"][0]["name"]
@@ -354,7 +356,7 @@ class TestSecurity:
         ]
         allowed = [ip_network(block["cidr"]) for block in blocks]
         refused = [ip_network(network) for block in blocks for network in block["except"]]
-        known = [*refused, *allowed, *guard._REFUSED_4, *guard._REFUSED_6]
+        known = [*refused, *allowed, *ssrf._REFUSED_4, *ssrf._REFUSED_6]
         known += [ip_network(text) for text in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "fc00::/7")]
         known += [ip_network(text) for text in ("fe80::/10", "ff00::/8", "100::/64", "8.8.8.0/24", "2a00:1450::/32")]
         borders = {number for network in known for number in _borders(network)}
@@ -366,7 +368,7 @@ class TestSecurity:
             if any(address in carrier for carrier in carriers):
                 assert not lets_out, address
             else:
-                assert lets_out == guard.is_public(address), address
+                assert lets_out == ssrf.is_public(address), address
             seen[lets_out] += 1
         assert min(seen.values()) > 20
 
@@ -506,7 +508,7 @@ class TestRedis:
             ({"mode": "cluster", "nodes": nodes}, f"{written}:7000,other.party.svc:7001"),
             ({"mode": "sentinel", "nodes": nodes}, f"{written}:7000,other.party.svc:7001"),
         ):
-            objects = render(tools.HELM_4, {"redis": values})
+            objects = render(binaries.HELM_4, {"redis": values})
             for _, pod in objects.pods():
                 if "envFrom" in pod["spec"]["containers"][0]:
                     assert urlsplit(environment(pod, objects)["REDIS_URL"]).netloc == addresses
@@ -553,7 +555,9 @@ def _certificates(pod: Object, objects: Rendered) -> dict[str, tuple[str, str]]:
 def notes(case: str) -> str:
     """Return what an install prints. Only helm 4 shows it without a cluster."""
     arguments = ["--values", str(CASE_FILES / f"{case}.yaml")] if case != "defaults" else []
-    printed = helm(tools.HELM_4, "install", "faces", str(CHART), "--namespace", "party", "--dry-run=client", *arguments)
+    printed = helm(
+        binaries.HELM_4, "install", "faces", str(CHART), "--namespace", "party", "--dry-run=client", *arguments
+    )
     return printed.partition("\nNOTES:\n")[2]
 
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from tests.chart import tools
-from tests.chart.render import NEWEST, OLDEST, Object, cases, render
+from tools import binaries
+from tools.render import NEWEST, OLDEST, Object, cases, render
 
-CRDS = tools.ROOT.parent / "shared" / "crds"
+CRDS = binaries.ROOT.parent / "shared" / "crds"
 CASES = cases()
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 
@@ -23,7 +23,7 @@ EVERY_CASE = pytest.mark.parametrize("case", CASES)
 def builtin_objects(case: str) -> list[Object]:
     """Return what Kubernetes itself must accept: every object of its own kinds, and KEDA's Jobs as KEDA makes them."""
     found = []
-    for item in render(tools.HELM_4, CASES[case]).objects:
+    for item in render(binaries.HELM_4, CASES[case]).objects:
         if item["kind"] == "ScaledJob":
             found.append(
                 {
@@ -94,7 +94,7 @@ def closed(schema: Any) -> Any:
 
 
 def keda_objects(case: str) -> list[Object]:
-    return [item for item in render(tools.HELM_4, CASES[case]).objects if item["apiVersion"] == "keda.sh/v1alpha1"]
+    return [item for item in render(binaries.HELM_4, CASES[case]).objects if item["apiVersion"] == "keda.sh/v1alpha1"]
 
 
 @EVERY_CASE

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from tests.chart import document, tools
-from tests.chart.render import CHART, HelmError, cases, helm, render
+from tools import binaries, chart_docs
+from tools.render import CHART, HelmError, cases, helm, render
 
 VALUES_TEXT = (CHART / "values.yaml").read_text(encoding="utf-8")
 SCHEMA_TEXT = (CHART / "values.schema.json").read_text(encoding="utf-8")
@@ -215,7 +215,7 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_nonsense_is_refused_with_what_to_do(helm_tool: tools.Tool, name: str) -> None:
+def test_nonsense_is_refused_with_what_to_do(helm_tool: binaries.Tool, name: str) -> None:
     values, expected = NONSENSE[name]
     with pytest.raises(HelmError) as caught:
         render(helm_tool, values)
@@ -224,7 +224,7 @@ def test_nonsense_is_refused_with_what_to_do(helm_tool: tools.Tool, name: str) -
     assert "hidden" not in message
 
 
-def test_every_fault_is_named_at_once(helm_tool: tools.Tool) -> None:
+def test_every_fault_is_named_at_once(helm_tool: binaries.Tool) -> None:
     values = {"redis": {"host": ""}, "lists": {"process": {"jobsPerPod": 0}, "compare": {"drainSeconds": 60}}}
     with pytest.raises(HelmError) as caught:
         render(helm_tool, values)
@@ -232,7 +232,7 @@ def test_every_fault_is_named_at_once(helm_tool: tools.Tool) -> None:
         assert words in str(caught.value)
 
 
-def test_as_part_of_another_chart(helm_tool: tools.Tool, tmp_path: Path) -> None:
+def test_as_part_of_another_chart(helm_tool: binaries.Tool, tmp_path: Path) -> None:
     """helm hands a subchart `global` too, which a closed schema must let through."""
     parent = tmp_path / "party"
     shutil.copytree(CHART, parent / "charts" / CHART.name)
@@ -243,31 +243,31 @@ def test_as_part_of_another_chart(helm_tool: tools.Tool, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("case", cases())
-def test_lint_finds_nothing(helm_tool: tools.Tool, case: str) -> None:
+def test_lint_finds_nothing(helm_tool: binaries.Tool, case: str) -> None:
     arguments = [] if case == "defaults" else ["--values", str(CHART.parents[1] / f"tests/chart/values/{case}.yaml")]
     assert "0 chart(s) failed" in helm(helm_tool, "lint", "--strict", str(CHART), *arguments)
 
 
 def test_the_schema_knows_every_value_and_no_other() -> None:
-    known = document.entries(VALUES_TEXT)
+    known = chart_docs.entries(VALUES_TEXT)
     blocks = [(), *(entry.path for entry in known if entry.is_block)]
     assert len(blocks) > 15
     for path in blocks:
         keys = {entry.path[-1] for entry in known if entry.path[:-1] == path}
-        allowed = set(document.properties_of(SCHEMA, path)) - ({"global"} if path == () else set())
+        allowed = set(chart_docs.properties_of(SCHEMA, path)) - ({"global"} if path == () else set())
         assert allowed == keys, path
     for entry in known:
-        assert bool(document.property_of(SCHEMA, entry.path).get("description")) or entry.is_block, entry.path
+        assert bool(chart_docs.property_of(SCHEMA, entry.path).get("description")) or entry.is_block, entry.path
 
 
 def test_every_object_of_the_schema_is_closed() -> None:
-    found = dict(document.closed_objects(SCHEMA))
+    found = dict(chart_docs.closed_objects(SCHEMA))
     assert len(found) > 20
     assert [path for path, node in found.items() if node.get("additionalProperties") is not False] == []
 
 
 @pytest.mark.parametrize(
-    "path", [entry.path for entry in document.entries(VALUES_TEXT) if entry.is_block], ids=".".join
+    "path", [entry.path for entry in chart_docs.entries(VALUES_TEXT) if entry.is_block], ids=".".join
 )
 def test_no_block_takes_an_unknown_key(path: tuple[str, ...]) -> None:
     values = json.loads(json.dumps(DEFAULTS))
@@ -281,5 +281,5 @@ def test_no_block_takes_an_unknown_key(path: tuple[str, ...]) -> None:
 
 
 def test_every_value_is_documented() -> None:
-    undocumented = [entry.path for entry in document.entries(VALUES_TEXT) if not entry.comment and not entry.is_block]
+    undocumented = [entry.path for entry in chart_docs.entries(VALUES_TEXT) if not entry.comment and not entry.is_block]
     assert undocumented == []

@@ -14,13 +14,13 @@ import psycopg
 import pytest
 from redis import Redis
 
-from runner.demo.api import Api
-from runner.demo.images import ImageServer
+from demo.api import Api
+from demo.images import ImageServer
 from tests.e2e.site import CHART, Site, opened, unavailable, wait
 
 if TYPE_CHECKING:
-    from runner.demo.album import Album
-    from runner.demo.servers import EmbeddedRedis
+    from demo.album import Album
+    from demo.servers import EmbeddedRedis
 
 SMALL = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from runner.demo.servers import die_with_parent, free_port
+from demo.servers import die_with_parent, free_port
 from tests.e2e.build import CONTROL_PLANE, KEDA
 
 READY_SECONDS = 120.0

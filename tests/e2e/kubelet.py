@@ -35,7 +35,7 @@ from kubernetes import client as api
 from kubernetes import config
 from kubernetes.client.exceptions import ApiException
 
-from runner.demo.servers import die_with_parent
+from demo.servers import die_with_parent
 
 Object = dict[str, Any]
 

@@ -1,10 +1,10 @@
-"""The Role that docs/debugging.md gives to people."""
+"""The Role that docs/how-to/debugging.md gives to people."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-HANDBOOK = Path(__file__).parents[2] / "docs" / "debugging.md"
+HANDBOOK = Path(__file__).parents[2] / "docs" / "how-to" / "debugging.md"
 
 
 def role() -> str:

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chart.tools import HELM_4, KUBECTL, Tool, ensure
 from tests.e2e import build
 from tests.e2e.controlplane import ControlPlane, Daemon
+from tools.binaries import HELM_4, KUBECTL, Tool, ensure
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "spottmee-worker"

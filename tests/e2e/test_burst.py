@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner.demo.images import ImageServer
+from demo.images import ImageServer
 from tests.e2e.site import CHART, Object, Site, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from runner.demo.album import Album
+    from demo.album import Album
     from tests.e2e.conftest import Backends
 
 PROCESS = "app.kubernetes.io/component=process"

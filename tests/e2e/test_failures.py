@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner.demo.servers import free_port
+from demo.servers import free_port
 from tests.e2e.site import CHART, Object, Site, wait
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # What is wrong → the exit code, and the reason and number of pods with which Kubernetes gives the Job up.
 WRONG: dict[str, tuple[dict[str, Any], int, str, int]] = {
     "no model": ({"settings": {"RUNNER_MODEL_DIR": "/nonexistent"}}, 4, "PodFailurePolicy", 1),
+    "no photo": ({}, 7, "PodFailurePolicy", 1),
     "no database": ({"settings": {"RUNNER_CONNECT_SECONDS": 0}, "backoffLimit": 1}, 75, "BackoffLimitExceeded", 2),
 }
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.chart.tools import HELM_3, HELM_4, Tool
 from tests.e2e.site import CHART, Site
+from tools.binaries import HELM_3, HELM_4, Tool
 
 HELMS = pytest.mark.parametrize("helm", [HELM_3, HELM_4], ids=lambda tool: f"helm {tool.version}")
 

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.site import CHART, Site, wait
 
 if TYPE_CHECKING:
-    from runner.demo.images import ImageServer
+    from demo.images import ImageServer
 
 # Connects to each HOST:PORT. The rules for a new pod are there a moment after its start.
 PROBE = """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests.chart.manifests import PRODUCTION, ROOT
+from tools.manifests import PRODUCTION, ROOT
 
 if TYPE_CHECKING:
     from tests.e2e.site import Object, Site

@@ -32,7 +32,8 @@ def test_a_paused_list_waits_and_goes_on(
     }
     site.kubectl(*commands["Pause"])
     wait(lambda: all(_condition(item, "Paused") for item in site.get("scaledjobs", "--namespace", namespace)), "pause")
-    # A photo that the API has deleted since: claimed, looked up and acknowledged without an image.
+    # A photo that the API has deleted since, beside another: claimed, looked up and acknowledged without an image.
+    backends.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('another')")
     job = json.dumps({"imageUrl": "http://gone/1.jpg", "id": str(uuid.uuid4())})
     backends.redis.rpush("face_embeddings:process", job)
     time.sleep(POLLS)

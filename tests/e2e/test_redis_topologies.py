@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from runner.demo.servers import EmbeddedRedis
+from demo.servers import EmbeddedRedis
 from runner.queue import keys
 from tests.e2e.site import CHART, Site, wait
-from tests.integration.redis_topologies import Cluster, Relay, Sentinels, opened, server_context
+from tests.support.redis_topologies import Cluster, Relay, Sentinels, opened, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +80,8 @@ def test_keda_and_the_runner_drain_the_same_lists(
             *("install", "party", str(CHART), "--namespace", namespace, "--wait", "--timeout", "3m"),
             values=values | {"redis": redis, "lists": values["lists"] | {"compare": {"enabled": False}}},
         )
-        # A photo that the API has deleted since: claimed, looked up and acknowledged without an image.
+        # A photo that the API has deleted since, beside another: claimed, looked up and acknowledged without an image.
+        backends.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('another')")
         client.rpush(keys.list_key("process"), json.dumps({"imageUrl": "http://gone/1.jpg", "id": str(uuid.uuid4())}))
         where = ("--namespace", namespace, "--selector", "app.kubernetes.io/component=process")
         wait(lambda: [job for job in site.get("jobs", *where) if job["status"].get("succeeded")], "a Job of KEDA's")

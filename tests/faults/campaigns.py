@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runner.demo.servers import NOBODY
+from demo.servers import NOBODY
 from tests.faults import faults
 from tests.faults.checker import KILLED, TERMINATED, Allowed, Verdict, check
 from tests.faults.gate import State
@@ -241,6 +241,12 @@ def _few_extra_starts(world: World, verdict: Verdict) -> None:
     verdict.expect(not verdict.counts["buried"].get(POISON), "a job was buried that only met kills")
 
 
+def _no_serialisation_failure(world: World, verdict: Verdict) -> None:
+    """Every transaction of a runner asks for READ COMMITTED itself."""
+    text = world.postgres.log.read_text("utf-8", "replace")
+    verdict.expect("could not serialize access" not in text, "a transaction was not READ COMMITTED")
+
+
 def campaigns() -> list[Campaign]:
     """Return every campaign but the one that needs a disk of its own."""
     return [
@@ -437,12 +443,12 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "postgres-serialisation",
-            "serialisation failures (REPEATABLE READ beside another writer)",
+            "REPEATABLE READ as the server's default, beside another writer",
             photos=220,
             setup=Setup(postgres=("default_transaction_isolation=repeatable read",)),
-            fault=faults.serialisation_failures,
-            allowed=OUTAGE,
-            happened=("serialisation failure",),
+            fault=faults.concurrent_updates,
+            happened=("concurrent update",),
+            examine=_no_serialisation_failure,
         ),
         Campaign(
             "images-errors",
@@ -509,6 +515,14 @@ def campaigns() -> list[Campaign]:
             fault=_both(faults.deletions_from_outside(0.25), _then_swept),
             allowed=Allowed(deleted=True),
             happened=("deleted",),
+        ),
+        Campaign(
+            "wrong-database",
+            "five runs of another deployment, with its own database, on the same Redis",
+            photos=120,
+            setup=Setup(max_runners=1),
+            fault=faults.runs_of_another_deployment(5),
+            happened=("exit code 7 of another deployment's run",),
         ),
         _deleted_at("after_claim"),
         _deleted_at("after_begin"),

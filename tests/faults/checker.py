@@ -8,21 +8,21 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner.demo.api import Api
+from demo.api import Api
 from runner.errors import StuckError, UnreachableError
 from runner.queue import keys
-from runner.queue.letters import DeadLetters, Letter
+from runner.queue.dead_letters import DeadLetters, Letter
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
-    from runner.demo.scaler import Runner
+    from demo.scaler import Runner
     from tests.faults.pictures import Kind
     from tests.faults.world import World
 
 KILLED, TERMINATED = -9, -15
 Letters = dict[str, Letter]
-_ENDINGS = ("succeeded", "retried", "buried", "released", "lost")
+_ENDINGS = ("succeeded", "gone", "retried", "buried", "released", "lost")
 _REASONS = {
     0: {"empty", "max_jobs", "max_seconds", "signal"},
     UnreachableError.exit_code: {"redis_unreachable", "database_unreachable", "signal", "hung"},
@@ -83,7 +83,7 @@ def check(world: World, allowed: Allowed) -> Verdict:
         "buried": dict(Counter(str(letter.reason) for found in letters.values() for letter in found.values())),
         **{
             ending: sum(runner.summary.get(ending, 0) for runner in world.scaler.runners)
-            for ending in ("succeeded", "retried", "released", "lost")
+            for ending in ("succeeded", "gone", "retried", "released", "lost")
         },
     }
     return verdict
@@ -175,7 +175,7 @@ def _check_sums(world: World, letters: dict[str, Letters], allowed: Allowed, ver
     told = Counter[str]()
     for runner in world.scaler.runners:
         told.update({ending: runner.summary.get(ending, 0) for ending in _ENDINGS})
-    ended, sent = told["succeeded"] + told["buried"], len(world.jobs)
+    ended, sent = told["succeeded"] + told["gone"] + told["buried"], len(world.jobs)
     verdict.expect(allowed.lossy or ended <= sent, f"{ended} jobs ended, and {sent} were sent")
     silent = any(not runner.summary for runner in world.scaler.runners)
     # An answer of Redis that is lost with the connection leaves a job done that is told as lost.

@@ -125,7 +125,7 @@ def _wrap(owner: Any, name: str, before: Callable[..., None] | None, after: Call
 
 def _remember(leases: Any, *_: Any, **__: Any) -> None:
     """Keep which attempt each job is at, under the id that the other points know it by."""
-    from runner.jobs import decode_compare, decode_process
+    from runner.worker.messages import decode_compare, decode_process
 
     for lease in leases:
         if lease.queue == "process":
@@ -137,7 +137,7 @@ def _remember(leases: Any, *_: Any, **__: Any) -> None:
 
 
 def _subjects(leases: Any) -> list[str]:
-    from runner.jobs import decode_compare, decode_process
+    from runner.worker.messages import decode_compare, decode_process
 
     return [
         decode_process(lease.payload).photo_id if lease.queue == "process" else decode_compare(lease.payload).job_id
@@ -201,9 +201,9 @@ def main() -> int:
         _wrap(LeaseQueue, "claim", None, _remember)
         _points()[os.environ["FAULT_POINT"]]()
     if seconds := os.environ.get("FAULT_HUNG_SECONDS"):
-        from runner import run, stop
+        from runner.worker import app, shutdown
 
-        run.HUNG_SECONDS, stop.FROZEN_SECONDS, stop.GUARD_SECONDS = float(seconds), 4.0, 0.5
+        app.HUNG_SECONDS, shutdown.FROZEN_SECONDS, shutdown.GUARD_SECONDS = float(seconds), 4.0, 0.5
     from runner.cli import main as command_line
 
     return command_line(sys.argv[1:])

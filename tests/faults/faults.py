@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from demo.api import create_table
 from runner.queue import keys
 from tests.faults.gate import State
 from tests.faults.pictures import Mood
@@ -248,18 +250,17 @@ def _deadlocks(connection: psycopg.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def serialisation_failures(world: World) -> Iterator[float]:
-    """Let transactions be REPEATABLE READ, and change the rows that runners are about to change."""
+def concurrent_updates(world: World) -> Iterator[float]:
+    """Change the rows that runners are about to change."""
     with world.database("api") as connection:
         connection.execute("SET default_transaction_isolation = 'read committed'")
         while _work_left(world):
             # Held for a moment: a runner that began meanwhile finds a row that is newer than its snapshot.
             with connection.transaction():
-                connection.execute("""UPDATE "Photo" SET size = size + 1 WHERE status = 'PROCESSING'""")
+                done = connection.execute("""UPDATE "Photo" SET size = size + 1 WHERE status = 'PROCESSING'""")
+                world.seen["concurrent update"] += done.rowcount
                 yield 0.06
             yield 0.05
-    text = world.postgres.log.read_text("utf-8", "replace")
-    world.seen["serialisation failure"] = text.count("could not serialize access")
 
 
 def disk_full(disk: Path, seconds: float) -> Fault:
@@ -310,6 +311,31 @@ def deletions_from_outside(share: float) -> Fault:
                 connection.execute('DELETE FROM "Photo" WHERE id = %s', (photo_id,))
                 world.seen["deleted"] += 1
                 yield 0.05
+
+    return fault
+
+
+def runs_of_another_deployment(count: int) -> Fault:
+    """Let runs whose DATABASE_URL is another deployment's take jobs, one after the other, beside the right ones."""
+
+    def fault(world: World) -> Iterator[float]:
+        with world.database("api") as connection:
+            connection.execute("CREATE DATABASE staging")
+        with world.database("staging") as connection:
+            create_table(connection)
+            connection.execute("INSERT INTO \"Photo\" (id, status) VALUES ('theirs', 'READY')")
+        wrong = {
+            "DATABASE_URL": world.postgres.database_url("staging"),
+            "EMBEDDINGS_DATABASE_URL": world.environment["DATABASE_URL"],
+        }
+        for _ in range(count):
+            process = world.command("run", "--queues", "process", fault=wrong)
+            while process.poll() is None:
+                yield 0.1
+            summary = json.loads(process.communicate()[0].splitlines()[-1])
+            assert not summary["gone"], f"jobs of photos that exist were ended: {summary}"
+            world.seen[f"exit code {process.returncode} of another deployment's run"] += 1
+            world.seen["jobs that it gave back"] += summary["released"]
 
     return fault
 

@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from enum import Enum
 
-from tests.listening import Listener, close, led_on
+from tests.support.listening import Listener, close, led_on
 
 
 class State(Enum):

@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from runner.demo.album import PEOPLE, beside, jpeg, landscape, png, portrait
-from runner.demo.images import Serving
+from demo.album import PEOPLE, beside, jpeg, landscape, png, portrait
+from demo.images import Serving
 from runner.faces.bake import sample_images
 
 HEIGHT = 180

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runner.demo.api import PROCESS_LIST
+from demo.api import PROCESS_LIST
 from runner.errors import StuckError, UnreachableError
 from tests.faults.gate import Gate, State
 from tests.faults.pictures import kinds
@@ -75,7 +75,7 @@ def end(process: subprocess.Popen[str], seconds: float) -> Ended:
     lines = output.splitlines()
     summary = json.loads(lines[-1]) if lines else {}
     if summary:
-        settled = sum(summary[ending] for ending in ("succeeded", "retried", "buried", "released", "lost"))
+        settled = sum(summary[ending] for ending in ("succeeded", "gone", "retried", "buried", "released", "lost"))
         assert summary["claimed"] == settled + summary["unsettled"]
         assert summary["unsettled"] == 0 or process.returncode != 0
     return Ended(process.returncode, summary, errors, time.monotonic() - started)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runner.demo.api import COMPARE_LIST
+from demo.api import COMPARE_LIST
 from runner.queue import keys
 from runner.queue.heartbeat import Heartbeat
 from runner.queue.leases import LeaseQueue

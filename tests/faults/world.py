@@ -22,9 +22,9 @@ from psycopg import Connection
 from redis import Redis
 from redis.exceptions import RedisError
 
-from runner.demo.api import Api, create_table
-from runner.demo.scaler import Runner, ScaledJob, Scaler
-from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
+from demo.api import Api, create_table
+from demo.scaler import Runner, ScaledJob, Scaler
+from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from tests.faults.gate import Gate
 from tests.faults.pictures import SELFIE, Kind, PictureServer
 

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: payloads, images and URLs in numbers, with a table of what became of them."""
+"""`python -m tests.fuzz`: payloads, images, settings, texts and URLs in numbers, and what became of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz",
-        description="Mutates payloads, images and URLs, and checks that each ends in a typed error or a sound result.",
+        description="Mutates payloads, images, URLs of settings and of images, and texts from outside, and checks that "
+        "each ends in a typed error or a sound result, without a secret or a control character in any message.",
         epilog="An input follows from target, seed and number: the same seed makes the same inputs.",
     )
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this one (may be repeated)")

@@ -10,7 +10,7 @@ from random import Random
 
 import atheris
 
-with atheris.instrument_imports(include=["runner.jobs", "runner.images"]):
+with atheris.instrument_imports(include=["runner.worker.messages", "runner.images"]):
     from tests.fuzz.targets import TARGETS
 
 

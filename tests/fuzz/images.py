@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import cache
 from random import Random
 
-from tests import samples
 from tests.fuzz.bytes import scramble, wrong_number
+from tests.support import samples
 
 Part = tuple[bytes, bytes]  # name and content
 

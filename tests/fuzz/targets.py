@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+import logging
 import math
 import re
 import socket
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,12 +17,26 @@ from random import Random
 import cv2
 import numpy as np
 
-from runner.errors import FetchError, ForbiddenUrlError, ImageUndecodableError, InvalidJobError, JobError
-from runner.images import guard, headers
+from runner.cli.output import columns
+from runner.errors import (
+    FetchError,
+    ForbiddenUrlError,
+    ImageUndecodableError,
+    InvalidJobError,
+    JobError,
+    SettingsError,
+)
+from runner.images import headers, ssrf
 from runner.images import urls as image_urls
+from runner.images.connection import Proxy
 from runner.images.decode import decode
-from runner.jobs import CompareJob, ProcessJob, decode_compare, decode_process
-from tests.fuzz import images, payloads, urls
+from runner.logs import JsonFormatter, TextFormatter
+from runner.output import json_text, printable
+from runner.queue.client import parse_url
+from runner.settings import load
+from runner.store.database import Database
+from runner.worker.messages import CompareJob, ProcessJob, decode_compare, decode_process
+from tests.fuzz import images, payloads, settings_urls, texts, urls
 
 MOST_PIXELS = 1_000_000
 MOST_BYTES = 1_000_000
@@ -127,7 +144,7 @@ def _guarded(host: str) -> str:
     except (OSError, UnicodeError):
         return "a name"
     try:
-        allowed = guard.resolve(host, 80, allow_private=False, seconds=30)
+        allowed = ssrf.resolve(host, 80, allow_private=False, seconds=30)
     except ForbiddenUrlError:
         return "internal"
     except FetchError:
@@ -153,11 +170,46 @@ def _check_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Non
         assert address not in ipaddress.ip_network(network)
 
 
+def check_setting(data: bytes) -> str:
+    """Read a URL of the settings as every command does, short of connecting: no message repeats a part of it."""
+    name, _, url = data.decode("utf-8", "surrogateescape").partition("=")
+    given = {"REDIS_URL": "redis://h", "DATABASE_URL": "postgresql://h/d", name: url}
+    try:
+        settings = load(given)
+        parse_url(settings.redis_url)
+        for variable in ("DATABASE_URL", "EMBEDDINGS_DATABASE_URL"):
+            Database(getattr(settings, variable.lower()), application_name="fuzz", variable=variable)
+        if settings.proxy_url:
+            Proxy.from_url(settings.proxy_url)
+    except SettingsError as error:
+        assert name in str(error)  # noqa: PT017 - both outcomes are right
+        assert not any(canary in str(error) for canary in settings_urls.CANARIES), error  # noqa: PT017
+        return "refused"
+    assert not any(canary in repr(settings) for canary in settings_urls.CANARIES)
+    return "read"
+
+
+def check_text(data: bytes) -> str:
+    """Log it, tell it in an error, and put it into a table: one line each, which controls no terminal."""
+    text = data.decode("utf-8", "surrogateescape")
+    fields = {"msg": "photo", "levelno": logging.INFO, "photo": text, "detail": str(FetchError(text))}
+    record = logging.makeLogRecord(fields)
+    written = [JsonFormatter({"pod": text}).format(record), TextFormatter().format(record), *columns([[text, text]])]
+    for line in (*written, str(FetchError(text)), json_text({text: text})):
+        assert len(line.splitlines()) <= 1
+        assert not any(unicodedata.category(one) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for one in line)
+        line.encode()
+    assert json.loads(written[0])["photo"] == text
+    return "as it is" if printable(text) == text else "escaped"
+
+
 TARGETS = {
     target.name: target
     for target in (
         Target("payload", check_payload, payloads.generate, payloads.mutate, payloads.corpus),
         Target("image", check_image, images.generate, images.mutate, images.corpus),
+        Target("setting", check_setting, settings_urls.generate, settings_urls.mutate, settings_urls.corpus),
+        Target("text", check_text, texts.generate, texts.mutate, texts.corpus),
         Target("url", check_url, urls.generate, urls.mutate, urls.corpus),
     )
 }

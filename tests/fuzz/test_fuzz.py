@@ -18,6 +18,8 @@ INPUTS = 1500
 REACHED = {
     "payload": {"refused refused", "ProcessJob refused", "refused CompareJob"},
     "image": {"decoded JPEG", "decoded PNG", "decoded WebP", "image_undecodable", "image_too_many_pixels"},
+    "setting": {"refused", "read"},
+    "text": {"as it is", "escaped"},
     "url": {"refused", "internal", "public", "a name"},
 }
 

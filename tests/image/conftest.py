@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.image.containers import Cluster
-from tests.image.engine import IMAGE, ROOT, Engine, missing
-from tests.integration.run_tools import service
+from tests.support.containers import Cluster
+from tests.support.run_tools import service
+from tools.image_base import IMAGE, ROOT, Engine, missing
 
 if TYPE_CHECKING:
     from redis import Redis

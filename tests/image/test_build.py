@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.faces.sources import wheel_folder
-from tests.image.engine import IMAGE, Engine
+from tools.image_base import IMAGE, Engine
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]
 
@@ -92,6 +92,6 @@ def test_nothing_but_the_sources_reaches_the_build(engine: Engine, tmp_path: Pat
     names = {str(path.relative_to(mounted)) for path in mounted.rglob("*") if path.is_file()}
     engine.podman("image", "unmount", seen)
     engine.podman("rmi", seen)
-    assert {"pyproject.toml", "docker/finish.py", "requirements/run-cpu.txt", "runner/cli.py"} <= names
+    assert {"pyproject.toml", "docker/finish.py", "requirements/run-cpu.txt", "runner/cli/__init__.py"} <= names
     allowed = ("pyproject.toml", "docker/finish.py", "requirements/", "runner/")
     assert [name for name in names if not name.startswith(allowed) or name.endswith(".pyc")] == []

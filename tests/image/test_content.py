@@ -13,7 +13,7 @@ import pytest
 
 from runner import __version__
 from runner.faces import pack
-from tests.image.engine import DATE, ROOT, Engine
+from tools.image_base import DATE, ROOT, Engine
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]
 
@@ -63,7 +63,7 @@ def test_it_brings_one_headless_opencv_and_nothing_that_no_run_needs(packages: P
     assert "onnxruntime" in names
     unwanted = [name for name in names for word in NOT_FOR_RUNS if name == word or name.startswith(f"{word}-")]
     assert unwanted == []
-    assert not (packages / "runner" / "demo").exists()
+    assert not {"demo", "tools", "benchmarks", "tests"} & names
 
 
 def test_it_brings_no_compiler_and_no_cache(filesystem: Path) -> None:
@@ -105,7 +105,7 @@ def test_every_module_is_compiled_and_needs_no_look_at_its_source(filesystem: Pa
 
 def test_the_package_brings_every_file_of_the_repository(packages: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "runner"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    expected = {name for name in listed.splitlines() if (ROOT / name).exists() and not name.startswith("runner/demo/")}
+    expected = {name for name in listed.splitlines() if (ROOT / name).exists() and not name.startswith("demo/")}
     assert {Path(name).suffix for name in expected} >= {".py", ".lua", ".sql"}
     for name in expected:
         assert (packages / name).read_bytes() == (ROOT / name).read_bytes(), name

@@ -19,7 +19,7 @@ import yaml
 from runner import settings
 from runner.cli import COMMANDS
 from runner.settings import Settings
-from tests.image.engine import ROOT
+from tools.image_base import ROOT
 
 # Run by `go run MODULE@VERSION`: neither is on PyPI as a program.
 ACTIONLINT = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"

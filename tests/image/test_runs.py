@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import cv2
 import pytest
 
+from demo import api
+from demo.album import Album, jpeg, landscape
+from demo.images import ImageServer
 from runner.cli import COMMANDS
-from runner.demo import api
-from runner.demo.album import Album, jpeg, landscape
-from runner.demo.images import ImageServer
-from tests.image.containers import Cluster, wait_until
-from tests.image.engine import Limits
+from tests.support.containers import Cluster, wait_until
+from tools.image_base import Limits
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from runner.demo.album import Album
-    from runner.demo.images import ImageServer
-    from tests.integration.run_tools import Service
+    from demo.album import Album
+    from demo.images import ImageServer
+    from tests.support.run_tools import Service
 
 ALBUM_NAMES = ("Everyone (1).jpg", "office.png", "姚明.jpg", "Cleo & friends.jpg", "Ben 100%.webp", "right side?.jpg")
 

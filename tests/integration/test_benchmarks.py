@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import comparison, material, reference
+from benchmarks.world import World, world
 from runner.store.database import connect
 from runner.store.embeddings import EmbeddingStore
-from tests.benchmarks import comparison, material, reference
-from tests.benchmarks.world import World, world
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.benchmarks", *arguments]
+    command = [sys.executable, "-m", "benchmarks", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
 
 

@@ -16,14 +16,14 @@ from runner.cluster.api import NoClusterError
 from runner.cluster.readiness import check, open_reader
 from runner.cluster.service_account import ServiceAccountReader
 from runner.errors import CheckFailedError, ClusterError
-from tests.integration.recorded_api import RecordedApi, kubeconfig
-from tests.integration.redis_topologies import Relay, server_context
+from tests.support.recorded_api import RecordedApi, kubeconfig
+from tests.support.redis_topologies import Relay, server_context
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from runner.cluster.readiness import Reader
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 NAMES = ("party-compare", "party-process")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runner.cli import main
-from tests.integration.recorded_api import RecordedApi, kubeconfig
+from tests.support.recorded_api import RecordedApi, kubeconfig
 
 if TYPE_CHECKING:
     from pathlib import Path

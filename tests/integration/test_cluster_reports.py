@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from runner.demo.album import jpeg, landscape
-from tests.integration.odd_server import OddServer
+from demo.album import jpeg, landscape
+from tests.support.odd_server import OddServer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 # What the chart sets from the downward API.
 PLACE = {"POD_NAME": "party-process-abcde-x1", "JOB_NAME": "party-process-abcde", "NODE_NAME": "node-a"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.integration.odd_server import OddServer
+from tests.support.odd_server import OddServer
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from runner.demo.album import Album
-    from runner.demo.images import ImageServer
-    from tests.integration.run_tools import Service
+    from demo.album import Album
+    from demo.images import ImageServer
+    from tests.support.run_tools import Service
 
 PHOTO = "Cleo & friends.jpg"
 
@@ -97,6 +99,7 @@ def test_a_photo_is_looked_at_locally_without_a_trace(service: Service, images: 
     photos = service.api.upload({PHOTO: images.url(PHOTO)})
     before = _everything(service)
     picture = tmp_path / "seen.png"
+    picture.touch(0o644)
     ended = service.command("debug", "--local", "--photo", photos[PHOTO], "--out", str(picture), "--json")
     assert ended.code == 0, ended.errors
     document = json.loads(ended.output)
@@ -109,6 +112,30 @@ def test_a_photo_is_looked_at_locally_without_a_trace(service: Service, images: 
     left, top, right, _ = (round(value) for value in document["faces"][0]["box"])
     assert tuple(image[top, (left + right) // 2]) == (80, 220, 60)  # the edge of the box
     assert stat.S_IMODE(picture.stat().st_mode) == 0o600
+
+
+def test_no_image_is_saved_unless_asked_for(
+    service: Service, album: Album, images: ImageServer, tmp_path: Path
+) -> None:
+    photos = service.api.upload({PHOTO: images.url(PHOTO)})
+    service.run()
+    comparison = {"jobId": "c", "storedIds": list(photos.values())}
+    selfie = base64.b64encode(_selfie(album, "Cleo")).decode()
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    home.mkdir()
+    scratch.mkdir()
+    for arguments in (
+        ["--photo", "p", "--url", images.url(PHOTO)],
+        ["--job", json.dumps({**comparison, "selfie": selfie})],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "runner", "debug", "--local", "--json", *arguments],
+            env={**service.environment, "TMPDIR": str(scratch), "HOME": str(home)},
+            cwd=home, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert json.loads(done.stdout)["picture"] is None
+        assert json.loads(done.stdout)["faces"]
+    assert [*home.rglob("*"), *scratch.rglob("*")] == []
 
 
 def test_a_comparison_is_made_locally_without_a_trace(
@@ -149,9 +176,9 @@ def test_debug_says_why_a_job_fails(service: Service, tmp_path: Path) -> None:
 
 
 def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, redis: Redis, tmp_path: Path) -> None:
-    from runner.cluster.lists import payload_of_letter, payload_of_photo
+    from runner.cluster.queues import payload_of_letter, payload_of_photo
     from runner.errors import CheckFailedError
-    from tests.integration.queue_tools import push, queue_of
+    from tests.support.queue_tools import push, queue_of
 
     payload = b'{"id":"wanted","imageUrl":"http://x/y.jpg"}'
     push(redis, [b"no json", b"[]", payload])

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from runner.demo.album import jpeg, landscape
+from demo.album import jpeg, landscape
 from runner.faces.bake import sample_photos
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "runner.demo", *arguments],
+        [sys.executable, "-m", "demo", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.demo.album import IMAGE_ENDINGS, sample_album
+from demo.album import IMAGE_ENDINGS, sample_album
 from runner.errors import JobError
 from runner.faces import bake
 from runner.faces.engine import Engine
 from runner.images.decode import decode
 from tests.conftest import SHARED_PHOTOS
-from tests.integration.engine_tools import MODEL, assert_same, expected
+from tests.support.engine_tools import MODEL, assert_same, expected
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,7 @@ from runner.faces import bake, pack
 from runner.faces.engine import PATIENCE, Engine
 from runner.faces.hardware import ProviderError
 from runner.images.decode import decode
-from tests.integration.engine_tools import MODEL
+from tests.support.engine_tools import MODEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -22,17 +22,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from runner.demo.album import jpeg
-from runner.demo.images import ImageServer
+from demo.album import jpeg
+from demo.images import ImageServer
 from runner.errors import CheckFailedError, ModelError, SettingsError
 from runner.faces import bake, pack, sources
 from runner.faces.engine import Engine
 from runner.faces.packs import KNOWN
-from tests.integration import tiny_models
-from tests.integration.engine_tools import MODEL, assert_same, expected, originals
+from tests.support import tiny_models
+from tests.support.engine_tools import MODEL, assert_same, expected, originals
 
 if TYPE_CHECKING:
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 
 TUNED = bool(pack.read_manifest(MODEL).tuned_for)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from runner.errors import FetchError, ForbiddenUrlError, ImageMissingError, SettingsError
-from tests.integration.web import PICTURE, Web, closed_fetchers, fetcher, names, ok, tunnel
+from tests.support.web import PICTURE, Web, closed_fetchers, fetcher, names, ok, tunnel
 
 __all__ = ["closed_fetchers"]  # a fixture for every test here
 

@@ -24,7 +24,7 @@ from runner.errors import (
     JobError,
     SpottmeeError,
 )
-from tests.integration.web import (
+from tests.support.web import (
     LIMIT,
     PICTURE,
     Exchange,
@@ -60,16 +60,7 @@ def chunked(body: bytes) -> bytes:
     return plain(body, "Transfer-Encoding: chunked")
 
 
-def deflated(size: int) -> bytes:
-    return zlib.compress(b"\0" * size, 9)
-
-
-def endless_gzip(connection: socket.socket, _request: str) -> None:
-    """Send blocks that expand to nothing, for ever."""
-    connection.sendall(plain(b"\x1f\x8b\x08\0\0\0\0\0\0\xff", "Content-Encoding: gzip"))
-    while True:
-        connection.sendall(b"\0\0\0\xff\xff" * 10_000)
-
+BOMB = gzip.compress(b"\0" * 20_000_000)
 
 GOOD: dict[str, bytes | Exchange] = {
     "with a length": ok(),
@@ -83,9 +74,6 @@ GOOD: dict[str, bytes | Exchange] = {
     "in chunks, with a length that is none of its business": plain(
         b"%x\r\n" % len(PICTURE) + PICTURE + b"\r\n0\r\n\r\n", "Transfer-Encoding: chunked", "Content-Length: 3"
     ),
-    "gzip, not asked for": ok(gzip.compress(PICTURE), "Content-Encoding: gzip"),
-    "x-gzip": ok(gzip.compress(PICTURE), "Content-Encoding: X-GZIP "),
-    "deflate": ok(zlib.compress(PICTURE), "Content-Encoding: deflate"),
     "identity, said aloud": ok(PICTURE, "Content-Encoding: identity"),
     "after 100 Continue": answer("HTTP/1.1 100 Continue") + ok(),
     "as text/html": ok(PICTURE, "Content-Type: text/html"),
@@ -155,29 +143,25 @@ BAD: dict[str, tuple[bytes | Exchange, type[JobError], str]] = {
     "an endless trailer": (flood(b"y" * 9999, first=chunked(b"0\r\nX: ")), FetchError, "does not end its chunks"),
     "endless chunks": (flood(b"4\r\nabcd\r\n" * 1000, first=chunked(b"")), ImageTooManyBytesError, "more than"),
     # Content encodings
+    "gzip": (ok(gzip.compress(PICTURE), "Content-Encoding: gzip"), FetchError, "not requested"),
+    "gzip in other letters": (ok(gzip.compress(PICTURE), "Content-Encoding: X-GZIP "), FetchError, "not requested"),
+    "deflate": (ok(zlib.compress(PICTURE), "Content-Encoding: deflate"), FetchError, "not requested"),
     "a gzip bomb": (
-        ok(gzip.compress(b"\0" * 20_000_000), "Content-Encoding: gzip"), ImageTooManyBytesError, "more than",
+        ok(gzip.compress(b"\0" * 20_000_000), "Content-Encoding: gzip"), FetchError, "not requested",
     ),
-    "a deflate bomb": (ok(deflated(20_000_000), "Content-Encoding: deflate"), ImageTooManyBytesError, "more than"),
-    "a bomb in chunks": (
-        plain(b"%x\r\n" % len(deflated(20_000_000)) + deflated(20_000_000) + b"\r\n0\r\n\r\n",
-              "Content-Encoding: deflate", "Transfer-Encoding: chunked"),
-        ImageTooManyBytesError, "more than",
+    "a gzip bomb in chunks": (
+        plain(b"%x\r\n" % len(BOMB) + BOMB + b"\r\n0\r\n\r\n",
+              "Content-Encoding: gzip", "Transfer-Encoding: chunked"),
+        FetchError, "not requested",
     ),
-    "gzip that never gives a byte": (endless_gzip, ImageTooManyBytesError, "more than"),
-    "gzip that is none": (ok(PICTURE, "Content-Encoding: gzip"), FetchError, "content encoding is damaged"),
-    "gzip cut off": (
-        ok(gzip.compress(PICTURE)[:-9], "Content-Encoding: gzip"), FetchError, "within a content encoding",
-    ),
-    "brotli": (ok(PICTURE, "Content-Encoding: br"), FetchError, "not asked for"),
-    "two encodings": (ok(PICTURE, "Content-Encoding: gzip, gzip"), FetchError, "not asked for"),
+    "brotli": (ok(PICTURE, "Content-Encoding: br"), FetchError, "not requested"),
+    "two encodings": (ok(PICTURE, "Content-Encoding: gzip, gzip"), FetchError, "not requested"),
     # Time
     "silence": (hang(), FetchTimeoutError, ""),
     "silence within the headers": (hang(b"HTTP/1.1 200 OK\r\nContent-"), FetchTimeoutError, ""),
     "silence before the body": (hang(plain(b"", "Content-Length: 9")), FetchTimeoutError, ""),
     "silence within the body": (hang(plain(b"x", "Content-Length: 9")), FetchTimeoutError, ""),
     "silence within a chunk": (hang(chunked(b"5\r\nab")), FetchTimeoutError, ""),
-    "silence within a gzip": (hang(plain(gzip.compress(PICTURE)[:9], "Content-Encoding: gzip")), FetchTimeoutError, ""),
     "a dripping status line": (drip(b"HTTP/1.1 200 OK                    ", 0.05), FetchTimeoutError, ""),
     "dripping headers": (drip(b"X: y\r\n", 0.05, first=b"HTTP/1.1 200 OK\r\n"), FetchTimeoutError, ""),
     "a dripping body": (drip(b"x", 0.05, first=plain(b"", "Content-Length: 1000")), FetchTimeoutError, ""),
@@ -212,10 +196,8 @@ def test_an_empty_answer_is_what_it_is() -> None:
 
 def test_a_body_of_exactly_the_limit() -> None:
     body = b"x" * LIMIT
-    with Web(
-        {"/length": ok(body), "/end": plain(body), "/gzip": ok(gzip.compress(body), "Content-Encoding: gzip")}
-    ) as web:
-        for path in ("/length", "/end", "/gzip"):
+    with Web({"/length": ok(body), "/end": plain(body)}) as web:
+        for path in ("/length", "/end"):
             assert fetcher().fetch(web.url(path)) == body
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.demo.images import ImageServer
-from tests.benchmarks import material
+from benchmarks import material
+from demo.images import ImageServer
 
 if TYPE_CHECKING:
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 # Everything that is no part of Python, and that a whole run with a photo and a comparison may load.
 ALLOWED = {
@@ -32,7 +32,7 @@ ALLOWED = {
 }
 HELPERS = ("_cython_", "_sysconfigdata_", "__")  # of compiled modules, of the interpreter, of editable installs
 # Of the standard library, what costs milliseconds and has no place in a run. asyncio and ssl are not among them: both
-# redis and psycopg import them (docs/performance.md says what leaving them out would bring).
+# redis and psycopg import them (docs/explanation/performance.md says what leaving them out would bring).
 REFUSED = {
     "doctest",
     "http.server",
@@ -44,11 +44,9 @@ REFUSED = {
     "urllib.request",
     "xml",
 }
-# What runner/deferred.py puts off, by modules that its parts would import.
-DEFERRED = ("numpy._typing.", "redis.asyncio.client", "redis.asyncio.cluster")
-ROOMS = {"drain", "errors", "faces", "handlers", "images", "jobs", "logs", "queue", "run", "settings", "settle", "stop"}
-ELSEWHERE = ("runner.demo", "runner.cluster", "runner.docs", "runner.doctor")
-COMMANDS = "commands"
+ROOMS = {"errors", "faces", "images", "logs", "queue", "settings", "worker"}
+ELSEWHERE = ("demo", "runner.bake", "runner.cluster", "runner.cli.doctor", "tools")
+COMMANDS = "runner.cli."
 # Runs the command line and writes to its first argument, as late as can be, what is loaded and what is collected.
 CHILD = """
 import gc, json, os, sys
@@ -98,11 +96,10 @@ def test_a_run_loads_nothing_that_it_does_not_need(loaded: dict[str, object]) ->
     assert foreign <= ALLOWED
     assert {"cv2", "onnxruntime", "psycopg", "redis", "simplejpeg"} <= foreign  # it was a real run
     assert not REFUSED & set(names)
-    assert not {name for name in names if name.startswith(DEFERRED)}
-    own = {name for name in names if name.startswith("runner.")}
+    own = {name for name in names if name.startswith(("runner.", "demo", "tools"))}
     assert {f"runner.{room}" for room in ROOMS} <= own
     assert not {name for name in own if name.startswith(ELSEWHERE)}
-    assert {name for name in own if name.endswith(COMMANDS)} == {"runner.commands"}
+    assert {name for name in own if name.startswith(COMMANDS)} == {"runner.cli.run"}
 
 
 def test_the_collector_works_again_and_leaves_alone_what_the_start_up_made(loaded: dict[str, object]) -> None:

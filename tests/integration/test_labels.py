@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.demo.images import ImageServer
+from demo.images import ImageServer
 from tests.conftest import SHARED_PHOTOS
 
 if TYPE_CHECKING:
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 
 @pytest.mark.skipif(not SHARED_PHOTOS.exists(), reason="the labelled photographs (../shared/photos) are not here")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import memory
-from tests.benchmarks.world import world
+from benchmarks import memory
+from benchmarks.world import world
 
 
 def test_twelve_megapixels_need_less_than_300_mib_however_many_photos_there_are() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.integration.queue_tools import LEASE_SECONDS, pass_time, push, queue_of
+from tests.support.queue_tools import LEASE_SECONDS, pass_time, push, queue_of
 
 if TYPE_CHECKING:
     from redis import Redis

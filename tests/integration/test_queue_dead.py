@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner.demo.servers import EmbeddedRedis
+from demo.servers import EmbeddedRedis
 from runner.queue import keys
-from tests.integration.queue_tools import places, push, queue_of
+from tests.support.queue_tools import places, push, queue_of
 
 if TYPE_CHECKING:
     from redis import Redis

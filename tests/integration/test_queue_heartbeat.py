@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.demo.servers import EmbeddedRedis
+from demo.servers import EmbeddedRedis
 from runner.errors import RedisUnreachableError
 from runner.queue import heartbeat as heartbeat_module
 from runner.queue.client import connect
 from runner.queue.heartbeat import Heartbeat
 from runner.settings import load
-from tests.integration.queue_tools import closing_clients, pass_time, push, queue_of
-from tests.integration.redis_topologies import Relay
+from tests.support.queue_tools import closing_clients, pass_time, push, queue_of
+from tests.support.redis_topologies import Relay
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -25,10 +25,10 @@ from hypothesis.stateful import (
 
 from runner.logs import LOGGER_NAME
 from runner.queue import keys
+from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.heartbeat import Heartbeat
 from runner.queue.leases import HORIZON_SECONDS, LeaseQueue
-from runner.queue.letters import DeadLetters, Requeued
-from tests.integration.queue_tools import NAME, pass_time, places, queue_of
+from tests.support.queue_tools import NAME, pass_time, places, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

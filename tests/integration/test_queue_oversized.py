@@ -6,12 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 from runner.queue import keys
+from runner.queue.dead_letters import DeadLetters
 from runner.queue.leases import CLAIM_BYTES
-from runner.queue.letters import DeadLetters
-from tests.integration.queue_tools import pass_time, queue_of
+from tests.support.queue_tools import pass_time, queue_of
 
 if TYPE_CHECKING:
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 
 def test_an_oversized_payload_is_buried_and_its_subject_told(service: Service) -> None:

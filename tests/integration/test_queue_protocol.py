@@ -10,9 +10,9 @@ import pytest
 
 from runner.queue import keys
 from runner.queue import leases as leases_module
+from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.leases import Counts
-from runner.queue.letters import DeadLetters, Requeued
-from tests.integration.queue_tools import NAME, pass_time, places, push, queue_of
+from tests.support.queue_tools import NAME, pass_time, places, push, queue_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -191,7 +191,7 @@ def test_old_letters_go_at_the_next_burial_or_claim(redis: Redis, cleaner: str) 
 
 
 def test_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runner.queue.letters._PAGE", 3)
+    monkeypatch.setattr("runner.queue.dead_letters._PAGE", 3)
     push(redis, [b"%d" % number for number in range(10)])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     leases = queue.claim(10)
@@ -205,7 +205,7 @@ def test_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: pytes
 
 def test_what_is_dropped_meanwhile_hides_no_letter(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Purging while listing moves what follows to the front: none may be left out."""
-    monkeypatch.setattr("runner.queue.letters._PAGE", 3)
+    monkeypatch.setattr("runner.queue.dead_letters._PAGE", 3)
     push(redis, [b"%d" % number for number in range(10)])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     for lease in queue.claim(10):

@@ -12,21 +12,23 @@ from urllib.parse import quote
 import pytest
 import trustme
 
-from runner.demo.servers import EmbeddedRedis
+from demo.servers import EmbeddedRedis
 from runner.errors import RedisRefusedError, RedisUnreachableError, SettingsError
 from runner.queue import keys
 from runner.queue.client import connect
-from runner.queue.letters import DeadLetters, Requeued
+from runner.queue.dead_letters import DeadLetters, Requeued
+from runner.queue.expiry import Expiry
+from runner.queue.self_test import SelfTest
 from runner.settings import Settings, load
 from runner.store.results import ResultStore
-from tests.integration.queue_tools import closing_clients, push, queue_of
-from tests.integration.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context, wait_until
+from tests.support.queue_tools import closing_clients, push, queue_of
+from tests.support.redis_topologies import Cluster, Relay, Sentinels, acl_line, opened, server_context, wait_until
 
 if TYPE_CHECKING:
     from redis import Redis
 
 SECRET = "correct horse@battery/staple,%"  # all that a URL must have quoted
-PAGE = Path(__file__).parents[2] / "docs" / "queue.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis-keys.md"
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,11 @@ def play(client: Any) -> None:
         assert next_.acknowledge_many(found) == set()
         counts = next_.counts()
         assert (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0)
+        push(client, [b"old 1", b"old 2"], name)
+        expiry = Expiry(client, name, seconds=0)
+        assert [expiry.remove(job, "expired", "") for job in expiry.find()] == [True, True]
+        assert next_.counts().waiting == 0
+        assert [letters.purge(letter.id) for letter in letters.all()] == [True, True]
     results, job = ResultStore(client), str(uuid.uuid4())
     assert results.begin(job) is False
     assert results.answer(job, ["p1"], {"error": None}) is False
@@ -141,9 +148,9 @@ def test_the_acl_line_of_the_documentation_suffices_and_is_needed() -> None:
 
 def granted_besides(place: str) -> list[str]:
     """Return what the page grants besides its line, for a database number, a cluster or a sentinel."""
-    page = PAGE.read_text(encoding="utf-8")
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
     found = re.search(rf"{place}[^`;.]* ((?:`[^`]+`[ ,]*)+)", page.partition("More for:")[2])
-    assert found, f"docs/queue.md says nothing about {place}"
+    assert found, f"docs/reference/redis-keys.md says nothing about {place}"
     return found[1].replace("`", " ").split()
 
 
@@ -153,7 +160,7 @@ def test_a_database_number_needs_one_word_more() -> None:
         admin: Any = opened(server)
         admin.execute_command("ACL", "SETUSER", words[1], *words[2:])
         url = f"redis://{words[1]}:{words[3].removeprefix('>')}@127.0.0.1:{server.port}/3"
-        with pytest.raises(SettingsError):
+        with pytest.raises(SettingsError, match=r"grant \+select "):
             connect(settings_of(url))
         admin.execute_command("ACL", "SETUSER", words[1], *granted_besides("database number"))
         play(connect(settings_of(url)))
@@ -205,6 +212,11 @@ def test_the_acl_of_a_cluster(cluster: Cluster) -> None:
         opened(node).execute_command("ACL", "SETUSER", words[1], *words[2:], *granted_besides("cluster"))
     url = cluster.url.replace("://", f"://{words[1]}:{words[3].removeprefix('>')}@")
     play(connect(settings_of(url)))
+    test = SelfTest(connect(settings_of(url)))
+    test.require_rights(results=True)
+    test.play()
+    test.clean_up()
+    assert [key for node in cluster.nodes for key in opened(node).scan_iter() if b"doctor" in key] == []
 
 
 def test_a_cluster_node_fails(cluster: Cluster) -> None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.demo.album import jpeg, landscape
-from tests.integration.odd_server import OddServer
-from tests.integration.queue_tools import queue_of
+from demo.album import jpeg, landscape
+from tests.support.odd_server import OddServer
+from tests.support.queue_tools import queue_of
 
 if TYPE_CHECKING:
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 COUNTS = ("claimed", "succeeded", "retried", "buried", "released", "photos", "faces", "seconds", "reason")
 

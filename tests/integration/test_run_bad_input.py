@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-from runner.demo.album import PEOPLE, jpeg, png, portrait
+from demo.album import PEOPLE, jpeg, png, portrait
 from runner.faces.bake import sample_images
-from tests.integration.odd_server import OddServer
+from tests.support.odd_server import OddServer
 
 if TYPE_CHECKING:
-    from tests.integration.run_tools import Service
+    from tests.support.run_tools import Service
 
 PROCESS, COMPARE = "face_embeddings:process", "face_embeddings:compare"
 QUICK = {
@@ -181,12 +181,24 @@ def test_a_photo_whose_job_has_no_usable_url_fails(service: Service) -> None:
     assert service.api.statuses() == dict.fromkeys(INVALID_URLS, "FAILED")
 
 
+def test_a_malformed_job_is_buried_even_where_its_photo_is_deleted(service: Service) -> None:
+    service.redis.rpush(PROCESS, json.dumps({"id": "deleted"}))
+    ended = service.run("--queues", "process")
+    assert (ended.summary["buried"], ended.summary["gone"]) == (1, 0)
+    assert service.leftovers() == {"process dead": 1}
+
+
 def test_an_unknown_photo_stores_nothing_and_is_no_fault(service: Service, server: OddServer) -> None:
     service.api.upload({"known": server.url("one pixel.png")})
     service.redis.rpush(PROCESS, json.dumps({"id": "deleted", "imageUrl": server.url("ada.jpg")}))
     before = len(server.requests)
     ended = service.run(RUNNER_CLAIM_SIZE="1")  # only what is claimed at the very start is fetched ahead
-    assert [line["reason"] for line in ended.lines(photo="deleted")] == ["photo_gone"]
+    assert [(line["level"], line["outcome"], line["reason"]) for line in ended.lines(photo="deleted")] == [
+        ("warning", "gone", "photo_gone")
+    ]
+    assert {name: ended.summary[name] for name in ("claimed", "succeeded", "gone", "photos")} == {
+        "claimed": 2, "succeeded": 1, "gone": 1, "photos": 1,
+    }  # fmt: skip
     assert service.faces("deleted") == 0
     assert server.requests[before:] == ["/one pixel.png"]  # nothing is fetched for nobody
     assert service.leftovers() == {}
@@ -195,8 +207,11 @@ def test_an_unknown_photo_stores_nothing_and_is_no_fault(service: Service, serve
 def test_what_is_fetched_ahead_for_a_deleted_photo_is_not_stored(service: Service, server: OddServer) -> None:
     for name in ("ada.jpg", "status/500", "status/404"):
         service.redis.rpush(PROCESS, json.dumps({"id": f"deleted {name}", "imageUrl": server.url(name)}))
+    service.api.upload({"known": server.url("one pixel.png")})
     ended = service.run()
-    assert ended.summary["buried"] == 0
+    assert {name: ended.summary[name] for name in ("succeeded", "gone", "buried", "photos", "faces")} == {
+        "succeeded": 1, "gone": 3, "buried": 0, "photos": 1, "faces": 0,
+    }  # fmt: skip
     assert service.faces("deleted ada.jpg") == 0
     assert service.leftovers() == {}
 

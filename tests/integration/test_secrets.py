@@ -21,17 +21,17 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+from demo.album import PEOPLE, jpeg, portrait
+from demo.api import COMPARE_LIST, PROCESS_LIST, Api, create_table
+from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner import settings
-from runner.demo.album import PEOPLE, jpeg, portrait
-from runner.demo.api import COMPARE_LIST, PROCESS_LIST, Api, create_table
-from runner.demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner.errors import SettingsError, SpottmeeError
 from runner.faces.bake import sample_images
 from runner.images.connection import Proxy
 from runner.images.fetch import Fetcher
-from runner.jobs import decode_compare, decode_process
 from runner.queue.leases import LeaseQueue
-from tests.integration.web import Exchange, Web, flood, hang, ok
+from runner.worker.messages import decode_compare, decode_process
+from tests.support.web import Exchange, Web, flood, hang, ok
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from runner.demo import servers
-from runner.demo.servers import NOBODY, EmbeddedPostgres, EmbeddedRedis, EmbeddedServerError, postgres_binaries
+from demo import servers
+from demo.servers import NOBODY, EmbeddedPostgres, EmbeddedRedis, EmbeddedServerError, postgres_binaries
 
 
 def test_a_stopped_server_leaves_no_folder() -> None:

@@ -5,32 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
-from runner.cli import main
-from tests.integration.store_tools import LEGACY_TABLE, MODEL, Runner, add_photos, faces, opened, stored_faces
+from tests.support.store_tools import LEGACY_TABLE, MODEL, Runner, add_photos, faces, opened, stored_faces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import pytest
 
-    Command = Callable[[Sequence[str], str | None], tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command with DATABASE_URL set, and return its exit code, standard output and standard error."""
-
-    def run(arguments: Sequence[str], database_url: str | None) -> tuple[int, str, str]:
-        monkeypatch.setenv("RUNNER_CONNECT_SECONDS", "0.2")
-        if database_url is None:
-            monkeypatch.delenv("DATABASE_URL", raising=False)
-        else:
-            monkeypatch.setenv("DATABASE_URL", database_url)
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    from tests.support.store_tools import Command
 
 
 def test_migrate(command: Command, empty_database_url: str) -> None:
@@ -87,7 +67,7 @@ def test_a_database_that_is_not_the_apis(command: Command, empty_database_url: s
 
 def test_sweep_of_a_database_without_schema(command: Command, empty_database_url: str) -> None:
     with opened(empty_database_url) as connection:
-        from runner.demo import api
+        from demo import api
 
         api.create_table(connection)
     code, _, error = command(["sweep"], empty_database_url)

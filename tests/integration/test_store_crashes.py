@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from demo.servers import EmbeddedPostgres
 from runner import settings
 from runner.store.database import is_transient
 from runner.store.stored import Stored
 from runner.store.stores import Stores
 from runner.store.sweep import sweep
-from tests.integration.proxy import Proxy, Verdict
-from tests.integration.store_tools import MODEL, Runner, add_photos, faces, statuses, stored_faces
+from tests.support.proxy import Proxy, Verdict
+from tests.support.store_tools import MODEL, Runner, add_photos, faces, opened, statuses, stored_faces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg import Connection
 
-    from runner.demo.servers import EmbeddedPostgres
+    from runner.store.session import Session
 
 OUTCOMES = {"three": faces(3), "nobody": [], "broken": None, "was ready": None, "gone": faces(2), "again": faces(1)}
 EXPECTED = {
@@ -208,3 +209,44 @@ def test_a_photo_that_is_deleted_between_a_crash_and_the_next_delivery_leaves_no
     else:
         raise AssertionError("it never got through")
     assert at > 4
+
+
+def test_a_connection_that_is_lost_while_the_caller_fails_is_closed(database_url: str) -> None:
+    """Otherwise what follows would be taken for a part of the transaction that was never ended."""
+    with opened(database_url) as connection, opened(database_url) as other:
+        with pytest.raises(KeyError):
+            fail_without_server(connection, other)
+        assert connection.closed
+
+
+def fail_without_server(connection: Session, other: Session) -> None:
+    with connection.bounded():
+        backend = connection.query("SELECT pg_backend_pid()").fetchone()
+        other.query("SELECT pg_terminate_backend(%s, 5000)", backend or ())
+        raise KeyError
+
+
+def test_a_server_that_protects_itself_is_not_written_to() -> None:
+    """Read-only as the default of the server holds, also for connections that were there before."""
+    with EmbeddedPostgres() as server, opened(server.url) as connection, opened(server.url) as admin:
+        connection.query("CREATE TABLE written (id text)")
+        for mode in ("on", "off"):
+            admin.execute(f"ALTER SYSTEM SET default_transaction_read_only = {mode}")
+            admin.execute("SELECT pg_reload_conf()")
+            wait_for_mode(connection, mode)
+            if mode == "on":
+                with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
+                    connection.query("INSERT INTO written VALUES ('a')")
+                assert is_transient(caught.value)
+                with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), connection.unlimited():
+                    connection.query("CREATE TABLE more (id text)")
+            else:
+                connection.query("INSERT INTO written VALUES ('a')")
+
+
+def wait_for_mode(connection: Session, mode: str) -> None:
+    for _ in range(500):
+        if connection.query("SELECT current_setting('transaction_read_only')").fetchone() == (mode,):
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"transactions never had read-only {mode}")

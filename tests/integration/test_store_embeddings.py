@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psycopg
 import pytest
 
 from runner.store.embeddings import EmbeddingStore
-from tests.integration.store_tools import MODEL, Face, faces, opened, resembling, stored_faces, unit
+from tests.support.store_tools import MODEL, Face, faces, opened, resembling, round_trips, stored_faces, unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from psycopg import Connection
 
-Result = TypeVar("Result")
+    from runner.store.session import Session
 
 ODD_IDS = [
     "photo1",
@@ -48,13 +47,13 @@ ODD_IDS = [
 
 
 @pytest.fixture
-def connection(database_url: str) -> Iterator[Connection]:
+def connection(database_url: str) -> Iterator[Session]:
     with opened(database_url) as connection:
         yield connection
 
 
 @pytest.fixture
-def store(connection: Connection) -> EmbeddingStore:
+def store(connection: Session) -> EmbeddingStore:
     return EmbeddingStore(connection, MODEL)
 
 
@@ -212,7 +211,7 @@ def test_an_album_without_photos_matches_nothing(store: EmbeddingStore) -> None:
     assert (found.scores, found.with_embeddings) == ({}, 0)
 
 
-def test_an_album_of_25000_photos_is_one_statement(store: EmbeddingStore, tmp_path: Path) -> None:
+def test_an_album_of_25000_photos_is_one_round_trip(store: EmbeddingStore, tmp_path: Path) -> None:
     ids = [f"photo-{number:06d}" for number in range(25_000)]
     person = faces(1)[0]
     strangers = faces(2000, seed=3)
@@ -220,19 +219,10 @@ def test_an_album_of_25000_photos_is_one_statement(store: EmbeddingStore, tmp_pa
     with store.connection.transaction():
         store.replace({photo_id: [face] for photo_id, face in zip(ids[1:2001], strangers, strict=True)})
         store.replace({photo_id: [resembling(person, 0.8, seed)] for seed, photo_id in enumerate(mine)})
-    sent, found = statements(store.connection, tmp_path / "trace", lambda: store.match(selfie(person), ids, 0.5))
-    assert sent == 1
+    trips, found = round_trips(store.connection, tmp_path / "trace", lambda: store.match(selfie(person), ids, 0.5))
+    assert trips == 1
     assert set(found.scores) == set(mine)
     assert found.with_embeddings == len({*ids[1:2001], *mine})
-
-
-def statements(connection: Connection, trace: Path, work: Callable[[], Result]) -> tuple[int, Result]:
-    """Return how many statements `work` sent to the server, and what it returned."""
-    with trace.open("w") as file:
-        connection.pgconn.trace(file.fileno())
-        result = work()
-        connection.pgconn.untrace()
-    return sum(1 for line in trace.read_text().splitlines() if "\tParse\t" in line or "\tQuery\t" in line), result
 
 
 def test_a_selfie_of_many_faces(store: EmbeddingStore) -> None:

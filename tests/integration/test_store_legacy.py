@@ -8,7 +8,7 @@ import pytest
 
 from runner.errors import SettingsError
 from runner.store.legacy import Imported, import_legacy
-from tests.integration.store_tools import LEGACY_TABLE, MODEL, Runner, add_photos, faces, resembling, stored_faces
+from tests.support.store_tools import LEGACY_TABLE, MODEL, Runner, add_photos, faces, resembling, stored_faces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,27 +9,31 @@ import numpy as np
 import psycopg
 import pytest
 
-from runner.demo import api
+from demo import api
 from runner.errors import SettingsError
 from runner.store import schema
 from runner.store.embeddings import EmbeddingStore
 from runner.store.photos import PhotoStatus, PhotoTable
 from runner.store.stored import Stored
-from tests.integration.store_tools import (
+from tests.support.store_tools import (
     MODEL,
     Face,
     Runner,
     add_photos,
     faces,
     opened,
+    round_trips,
     statuses,
     stored_faces,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from psycopg import Connection
+
+    from runner.store.session import Session
 
 ALL = [str(status) for status in PhotoStatus]
 SUCCESS = {"READY", "NO_FACES_FOUND"}
@@ -49,7 +53,7 @@ def runner(request: pytest.FixtureRequest, database_url: str) -> Iterator[Runner
         yield runner
 
 
-def in_every_status(connection: Connection) -> None:
+def in_every_status(connection: Session) -> None:
     for status in ALL:
         add_photos(connection, [f"was {status}"], status)
 
@@ -295,14 +299,23 @@ def test_a_batch_of_thousands(runner: Runner) -> None:
     assert len(stored_faces(runner.faces)) == 6000
 
 
+def test_a_batch_is_begun_in_one_round_trip_and_stored_in_three(database_url: str, tmp_path: Path) -> None:
+    """The limits of a transaction go along with its first statement: locks, then what was found, then COMMIT."""
+    ids = [f"p{number}" for number in range(8)]
+    with Runner(database_url, database_url) as runner:
+        add_photos(runner.api, ids)
+        begun, _ = round_trips(runner.api, tmp_path / "begin", lambda: runner.photos.begin(ids))
+        stored, _ = round_trips(runner.api, tmp_path / "store", lambda: runner.store(dict.fromkeys(ids, faces(3))))
+    assert (begun, stored) == (1, 3)
+
+
 def test_the_tables_may_lie_in_schemas_of_their_own(empty_database_url: str) -> None:
     api_url, faces_url = f"{empty_database_url}?schema=The%20API", f"{empty_database_url}?schema=faces"
     with opened(empty_database_url) as admin:
-        admin.execute('CREATE SCHEMA "The API"')
-    with opened(api_url) as connection:
-        api.create_table(connection)
+        admin.execute('CREATE SCHEMA "The API"; SET search_path = "The API"')
+        api.create_table(admin)
     with opened(faces_url) as connection:
-        schema.migrate(connection, "faces")
+        schema.migrate(connection)
     with Runner(api_url, faces_url) as runner:
         runner.photos.check()
         add_photos(runner.api, ["a"])

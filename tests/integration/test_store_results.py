@@ -6,8 +6,10 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from redis import Redis
 
+from runner.errors import RedisRefusedError
 from runner.queue import keys
 from runner.store.results import WORDS, AnswerWatch, ResultStore
 
@@ -419,3 +421,22 @@ def test_an_answer_of_20000_photos(redis: Redis) -> None:
     initiate(redis)
     assert ResultStore(redis).heal() == [JOB]
     assert_answered(redis, matched)
+
+
+def test_a_result_of_another_type_does_not_keep_others_from_being_healed(redis: Redis) -> None:
+    results = ResultStore(redis)
+    for job_id in (JOB, "other"):
+        results.answer(job_id, ["p1"], DETAIL)
+        results.remember(job_id)
+    redis.delete(keys.match_result(JOB))
+    redis.hset(keys.match_result(JOB), "in the way", "yes")
+    redis.set(keys.match_result("other"), "INITIATED")
+    assert ResultStore(redis).heal() == ["other"]
+
+
+def test_a_set_of_unconfirmed_answers_of_another_type_is_named(redis: Redis) -> None:
+    redis.set(keys.unconfirmed(), "in the way")
+    for step in (ResultStore(redis).heal, lambda: ResultStore(redis).remember(JOB)):
+        with pytest.raises(RedisRefusedError, match="rename or delete it") as refused:
+            step()
+        assert "unconfirmed" in str(refused.value)

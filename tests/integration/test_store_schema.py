@@ -9,7 +9,7 @@ import pytest
 
 from runner.errors import SchemaError
 from runner.store import schema
-from tests.integration.store_tools import opened
+from tests.support.store_tools import opened
 
 TABLES = "SELECT count(*) FROM pg_tables WHERE tablename = 'faces' AND schemaname = %s"
 
@@ -73,7 +73,7 @@ def test_a_newer_database_is_refused_by_check_and_by_migrate(empty_database_url:
 
 def test_an_older_database_is_refused_by_check(empty_database_url: str) -> None:
     with opened(empty_database_url) as connection:
-        connection.execute(schema._VERSIONS)
+        connection.query(schema._VERSIONS)
         with pytest.raises(SchemaError, match="migrate"):
             schema.check(connection)
 
@@ -91,6 +91,14 @@ def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, monkeypa
         schema.check(connection)
 
 
+def test_a_migration_has_no_time_limit(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = schema.Migration.text
+    limits = "current_setting('statement_timeout') || current_setting('lock_timeout') = '00'"
+    monkeypatch.setattr(schema.Migration, "text", lambda self: f"{text(self)}\nSELECT 1 / ({limits})::integer;")
+    with opened(empty_database_url) as connection:
+        assert schema.migrate(connection)
+
+
 @pytest.mark.parametrize("name", ["app", "My Schema", 'quo"te', "sélect; DROP TABLE faces", "a,b", "public"])
 @pytest.mark.parametrize("extension_first", [False, True])
 def test_the_schema_of_the_url_is_created_and_used(empty_database_url: str, name: str, extension_first: bool) -> None:
@@ -103,12 +111,12 @@ def test_the_schema_of_the_url_is_created_and_used(empty_database_url: str, name
     with opened(url) as connection:
         with pytest.raises(SchemaError):
             schema.check(connection)
-        schema.migrate(connection, name)
+        schema.migrate(connection)
         schema.check(connection)
         assert connection.execute(TABLES, (name,)).fetchone() == (1,)
     with opened(url) as connection:
         schema.check(connection)
-        assert connection.execute("SELECT '[1]'::halfvec IS NOT NULL").fetchone() == (True,)
+        assert connection.query("SELECT '[1]'::{vector}.halfvec IS NOT NULL").fetchone() == (True,)
 
 
 def test_a_schema_that_does_not_exist_is_not_replaced_by_another(empty_database_url: str) -> None:
@@ -121,9 +129,9 @@ def test_a_schema_that_does_not_exist_is_not_replaced_by_another(empty_database_
 def test_two_schemas_of_one_database_are_independent(empty_database_url: str) -> None:
     for name in ("one", "two"):
         with opened(f"{empty_database_url}?schema={name}") as connection:
-            assert schema.migrate(connection, name)
+            assert schema.migrate(connection)
     with opened(f"{empty_database_url}?schema=one") as connection:
-        connection.execute("DROP TABLE faces")
+        connection.query("DROP TABLE {faces}.faces")
     with opened(f"{empty_database_url}?schema=two") as connection:
         assert connection.execute(TABLES, ("two",)).fetchone() == (1,)
 
@@ -138,7 +146,7 @@ def test_a_role_that_may_not_create_the_extension_is_told_what_to_do(empty_datab
                 schema.migrate(connection)
             admin.execute("CREATE EXTENSION vector; CREATE SCHEMA weak AUTHORIZATION spottmee_weak")
             with opened(f"{weak}?schema=weak") as connection:
-                assert schema.migrate(connection, "weak")
+                assert schema.migrate(connection)
                 schema.check(connection)
         finally:
             admin.execute("DROP OWNED BY spottmee_weak CASCADE; DROP ROLE spottmee_weak")

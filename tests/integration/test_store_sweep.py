@@ -9,7 +9,7 @@ import pytest
 from runner.errors import CheckFailedError
 from runner.store.embeddings import EmbeddingStore
 from runner.store.sweep import Swept, sweep
-from tests.integration.store_tools import MODEL, Runner, add_photos, faces, stored_faces
+from tests.support.store_tools import MODEL, Runner, add_photos, faces, stored_faces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,14 +61,14 @@ def test_a_photo_that_comes_back_while_the_sweep_runs_keeps_its_new_faces(runner
     class Slow:
         """The API's connection, with an upload right after the question which photos exist."""
 
-        def execute(self, *args: object) -> object:
-            answer = runner.api.execute(*args).fetchall()  # type: ignore[call-overload]  # passed through
+        def query(self, *args: object) -> object:
+            answer = runner.api.query(*args).fetchall()  # type: ignore[arg-type]  # passed through
             with runner.another() as api:
                 add_photos(api.api, ["back"])
                 api.store({"back": faces(1)})
             return answer
 
-    swept = sweep(Slow(), runner.faces)  # type: ignore[arg-type]  # only `execute` is used
+    swept = sweep(Slow(), runner.faces)  # type: ignore[arg-type]  # only `query` is used
     assert swept.removed_faces == 2
     assert stored_faces(runner.faces) == [("back", 0), ("other", 0), ("other", 1)]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import publish
-from tests.benchmarks.figures import HEADINGS, Row, Spread, Target, number, ratios, table
+from benchmarks import publish
+from benchmarks.figures import HEADINGS, Row, Spread, Target, number, ratios, table
 
 OURS, THEIRS = Spread.of([1.0, 3.0, 2.0]), Spread.of([2.0, 9.0, 5.0])
 
@@ -66,24 +66,23 @@ def test_a_row_comes_back_from_its_document(more: dict[str, Any]) -> None:
     assert Row.of(alone.document()) == alone
 
 
-def test_the_pages_get_the_table_between_their_markers_and_nothing_else() -> None:
+def test_the_page_gets_the_table_between_its_markers_and_nothing_else() -> None:
     document = {
         "machine": {"processor": "a processor", "cores": 2, "load": 0.1},
         "versions": dict.fromkeys(("python", "onnxruntime", "insightface", "redis", "psycopg"), "1.0"),
         "rows": [row(target=Target("≥", 2.2)).document(), Row("part", "no target", "ms", OURS).document()],
     }
     page = "before\n<!-- bench: generated -->\nold\n<!-- /bench -->\nafter\n"
-    short = publish.put(page, publish.section([document], everything=False))
-    whole = publish.put(short, publish.section([document, document], everything=True))
-    for text in (short, whole):
-        assert text.startswith("before\n<!-- bench: generated -->\na processor, 2 cores; python 1.0")
-        assert text.endswith("<!-- /bench -->\nafter\n")
-    assert ("no target" in short, whole.count("no target")) == (False, 2)
+    once = publish.put(page, publish.section([document]))
+    twice = publish.put(once, publish.section([document, document]))
+    for text in (once, twice):
+        assert text.startswith("before\n<!-- bench: generated -->\n\na processor, 2 cores; python 1.0")
+        assert text.endswith("|\n\n<!-- /bench -->\nafter\n")
+    assert (once.count("no target"), twice.count("no target")) == (1, 2)
     with pytest.raises(ValueError, match="no place"):
         publish.put("nothing", "text")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
-def test_the_pages_have_a_place_for_the_table(name: str) -> None:
-    page = (publish.REPOSITORY / name).read_text("utf-8")
+def test_the_performance_page_has_a_place_for_the_table() -> None:
+    page = publish.PAGE.read_text("utf-8")
     assert publish.put(page, "text") != page

@@ -11,8 +11,8 @@ import pytest
 
 from runner import errors
 from runner.cluster.debug import PART_BYTES, job_manifest, split
-from runner.cluster.lists import ListState
 from runner.cluster.objects import job_state, pod_state, scaled_job_state, summary, waiting_reason
+from runner.cluster.queues import ListState
 from runner.cluster.status import ClusterState, Status, duration, lines
 from runner.errors import ClusterError
 
@@ -133,7 +133,7 @@ def _status() -> Status:
 def test_the_screen_says_what_the_lines_say() -> None:
     from rich.console import Console
 
-    from runner.cluster.screen import draw
+    from runner.cli.live_status import draw
 
     out = io.StringIO()
     Console(file=out, width=160, color_system=None).print(draw(_status()))
@@ -145,7 +145,7 @@ def test_the_screen_says_what_the_lines_say() -> None:
 def test_the_screen_says_what_is_missing() -> None:
     from rich.console import Console
 
-    from runner.cluster.screen import draw
+    from runner.cli.live_status import draw
 
     out = io.StringIO()
     status = Status(
@@ -185,7 +185,7 @@ def test_the_exit_codes_that_fail_a_job_at_once_are_those_of_its_configuration()
     match = re.search(r"action: FailJob.*?values: \[([\d, ]+)\]", chart, re.DOTALL)
     assert match is not None
     codes = {int(code) for code in match[1].split(",")}
-    lasting = (errors.SettingsError, errors.SchemaError, errors.ModelError)
+    lasting = (errors.SettingsError, errors.SchemaError, errors.ModelError, errors.PhotosInvisibleError)
     passing = (errors.RunnerError, errors.UnreachableError, errors.StuckError)
     assert codes == {error.exit_code for error in lasting}
     assert not codes & {error.exit_code for error in passing}

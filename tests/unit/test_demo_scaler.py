@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runner.demo.scaler import ScaledJob, new_runners
+from demo.scaler import ScaledJob, new_runners
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from runner.faces import graphs
-from tests.unit.graph_tools import RNG, Weights, assert_same, kinds, model, quickened
+from tests.support.graph_tools import RNG, Weights, assert_same, kinds, model, quickened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

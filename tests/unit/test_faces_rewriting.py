@@ -12,7 +12,7 @@ from onnx import helper
 from runner.faces import detector, graphs
 from runner.faces.detector import Detector, windows
 from runner.faces.rewriting.heads import take_out_heads
-from tests.unit.graph_tools import RNG, Weights, assert_same, kinds, model, quickened, run, session
+from tests.support.graph_tools import RNG, Weights, assert_same, kinds, model, quickened, run, session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

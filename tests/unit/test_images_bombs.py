@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples import chunk, jpeg, png, riff
+from tests.support.samples import chunk, jpeg, png, riff
 
 SECONDS = 0.1
 MIB = 50.0

@@ -14,8 +14,21 @@ from PIL import Image
 from runner.errors import ImageTooManyBytesError, ImageTooManyPixelsError, ImageUndecodableError, JobError
 from runner.images import headers
 from runner.images.decode import decode
-from tests import samples
-from tests.samples import EXIF, HEIGHT, WIDTH, chunk, encoded, jpeg, png, riff, scene, segment, tiff, with_segments
+from tests.support import samples
+from tests.support.samples import (
+    EXIF,
+    HEIGHT,
+    WIDTH,
+    chunk,
+    encoded,
+    jpeg,
+    png,
+    riff,
+    scene,
+    segment,
+    tiff,
+    with_segments,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from runner.errors import FetchError, ForbiddenUrlError
-from runner.images.guard import is_public, resolve
+from runner.images.ssrf import is_public, resolve
 
 INTERNAL = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.100.100.200", "100.127.255.255",

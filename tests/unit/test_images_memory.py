@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from runner.errors import JobError
+from runner.images import buffers as kept
 from runner.images import decode as decoding
-from runner.images import memory as kept
-from runner.images.memory import PixelMemory
-from tests import samples
+from runner.images.buffers import PixelMemory
+from tests.support import samples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -28,9 +28,10 @@ def _pins(lock: str) -> dict[str, set[str]]:
 def test_the_wheel_brings_every_file_of_the_package(tmp_path: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "runner"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     expected = {name for name in listed.splitlines() if (ROOT / name).exists()}
-    assert {Path(name).suffix for name in expected} >= {".py", ".lua", ".sql", ".css", ".typed"}
+    assert {Path(name).suffix for name in expected} >= {".py", ".lua", ".sql", ".typed"}
     source = tmp_path / "source"
-    for name in (*expected, "pyproject.toml", "README.md"):
+    ours = ("pyproject.toml", "README.md", "LICENSE", "demo/__init__.py", "tools/__init__.py")
+    for name in (*expected, *ours):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
@@ -40,7 +41,10 @@ def test_the_wheel_brings_every_file_of_the_package(tmp_path: Path) -> None:
         names = set(opened.namelist())
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "spottmee-worker = runner.cli:main" in opened.read(entry_points).decode()
+        (licence,) = (name for name in names if name.endswith("LICENSE"))
+        assert opened.read(licence) == (ROOT / "LICENSE").read_bytes()
     assert expected - names == set()
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"runner"}
 
 
 @pytest.mark.parametrize("lock", LOCKS)

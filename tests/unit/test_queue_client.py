@@ -76,11 +76,13 @@ def test_sentinels_have_credentials_of_their_own_and_the_same_tls(tmp_path: Path
         (f"redis://u:{SECRET}@a/-1", "database must be a number"),
         (f"redis://u:{SECRET}@a/1/2", "database must be a number"),
         (f"redis://u:{SECRET}@a?decode_responses=1", "unknown parameter decode_responses"),
+        (f"rediss://u:{SECRET}@a?ssl_ca_certs=%00", "cannot be read"),
+        (f"redis://u:{SECRET}@a?{SECRET}=1", "unknown parameter"),
         (f"redis://u:{SECRET}@a?sentinel_password=x", "unknown parameter sentinel_password"),
         (f"redis://u:{SECRET}@a?nonsense", "parameters"),
         (f"redis://u:{SECRET}@a?socket_timeout=soon", "value of socket_timeout"),
         (f"redis://u:{SECRET}@a?ssl_cert_reqs=none", "rediss"),
-        (f"rediss://u:{SECRET}@a?ssl_ca_certs=/nowhere/ca.pem", "cannot be read: /nowhere/ca.pem"),
+        (f"rediss://u:{SECRET}@a?ssl_ca_certs=/nowhere/ca.pem", "ssl_ca_certs names a file that cannot be read"),
     ],
 )
 def test_urls_that_say_too_little_or_nonsense(url: str, message: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.queue.payloads import may_hold_selfie, shown
+from runner.cli.redact import shown
+from runner.queue.privacy import may_hold_selfie
 
 SELFIE = base64.b64encode(random.Random(1).randbytes(3000)).decode()
 

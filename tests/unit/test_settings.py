@@ -54,6 +54,9 @@ def test_one_message_names_every_fault() -> None:
         ("RUNNER_LEASE_SECONDS", "nan"), ("RUNNER_MAX_SECONDS", "inf"), ("RUNNER_ALLOW_PRIVATE_URLS", "perhaps"),
         ("RUNNER_LOG_FORMAT", "xml"), ("REDIS_URL", "http://redis"), ("REDIS_URL", "redis://"),
         ("EMBEDDINGS_DATABASE_URL", "nonsense"), ("DATABASE_URL", "postgresql://[::1"),
+        ("RUNNER_PROXY_URL", "http://a:12,b"), ("RUNNER_PROXY_URL", "http://h:99999"),
+        ("DATABASE_URL", "postgresql://a@b@c/d"),
+        ("DATABASE_URL", "postgresql://h:1/a\x7f"), ("REDIS_URL", "redis://h/0#x"), ("REDIS_URL", "redis://a:b/c@h/0"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(name: str, value: str) -> None:

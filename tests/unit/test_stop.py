@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from runner import stop as module
-from runner.stop import Stop, StoppedEarlyError
+from runner.worker import shutdown as module
+from runner.worker.shutdown import Stop, StoppedEarlyError
 
 
 class Calls(list[str]):

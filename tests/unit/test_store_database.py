@@ -18,6 +18,7 @@ TRANSIENT = [
     errors.ConnectionFailure,
     errors.TooManyConnections,
     errors.ReadOnlySqlTransaction,
+    errors.FeatureNotSupported,  # BEGIN READ WRITE on a standby
     errors.DiskFull,
     errors.OutOfMemory,
     errors.LockNotAvailable,

@@ -7,24 +7,30 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.summary import Ending, Summary
+from runner.queue.leases import Lease
+from runner.worker.summary import Summary
+from runner.worker.task import AnyTask, Outcome, Task
 
 
-@given(endings=st.lists(st.sampled_from(Ending)), unsettled=st.integers(0, 20))
-def test_every_claimed_job_has_one_ending_or_is_unsettled(endings: list[Ending], unsettled: int) -> None:
-    summary = Summary(claimed=len(endings) + unsettled, reason="empty")
-    for ending in endings:
-        summary.endings[ending] += 1
+def _task(queue: str, count: int, **stages: float) -> AnyTask:
+    return Task(Lease("id", queue, b"{}", 1), faces=[None] * count, stages=stages)  # type: ignore[list-item]  # counted alone
+
+
+@given(outcomes=st.lists(st.sampled_from(Outcome)), unsettled=st.integers(0, 20))
+def test_every_claimed_job_has_one_outcome_or_is_unsettled(outcomes: list[Outcome], unsettled: int) -> None:
+    summary = Summary(claimed=len(outcomes) + unsettled, reason="empty")
+    for outcome in outcomes:
+        summary.count(_task("process", 0), outcome)
     document = json.loads(summary.line())
     assert document["unsettled"] == summary.unsettled == unsettled
-    assert document["claimed"] == sum(document[str(ending)] for ending in Ending) + unsettled
+    assert document["claimed"] == sum(document[str(outcome)] for outcome in Outcome) + unsettled
 
 
-def test_what_was_done_counts_by_kind_and_what_was_not_only_takes_time() -> None:
+def test_only_succeeded_jobs_count_by_kind_and_every_job_takes_time() -> None:
     summary = Summary()
-    summary.count("process", 3, {"fetch": 0.25, "faces": 1.0}, done=True)
-    summary.count("process", 5, {"fetch": 0.25}, done=False)
-    summary.count("compare", 1, {"match": 0.5}, done=True)
+    summary.count(_task("process", 3, fetch=0.25, faces=1.0), Outcome.SUCCEEDED)
+    summary.count(_task("process", 5, fetch=0.25), Outcome.RETRIED)
+    summary.count(_task("compare", 1, match=0.5), Outcome.SUCCEEDED)
     document = summary.document()
     assert (document["photos"], document["faces"], document["comparisons"]) == (1, 3, 1)
     assert document["stages"] == {"faces": 1.0, "fetch": 0.5, "match": 0.5}

@@ -201,7 +201,7 @@ volumes:
 {{- end }}
 {{- end -}}
 
-{{/* What a pod's end means to its Job. The exit codes are the runner's (README, "Exit codes"). */}}
+{{/* What a pod's end means to its Job. The exit codes are the worker's (docs/reference/exit-codes.md). */}}
 {{- define "spottmee-worker.podFailurePolicy" -}}
 rules:
   # A drained node, a preemption: nobody's fault, and no attempt.
@@ -209,10 +209,11 @@ rules:
     onPodConditions:
       - type: DisruptionTarget
         status: "True"
-  # Settings (2), schema (3) or model (4) are wrong: another pod would end the same way.
+  # Settings (2), schema (3) or model (4) are wrong, or the database shows no photo of the jobs (7): another pod would
+  # end the same way.
   - action: FailJob
     onExitCodes:
       containerName: runner
       operator: In
-      values: [2, 3, 4]
+      values: [2, 3, 4, 7]
 {{- end -}}

@@ -1,15 +1,15 @@
 -- The embeddings, one row a face. A photo that was processed and shows nobody has no row.
 
-CREATE EXTENSION IF NOT EXISTS vector;
+CREATE EXTENSION IF NOT EXISTS vector SCHEMA {vector};
 
-CREATE TABLE faces (
+CREATE TABLE {faces}.faces (
     -- Ids are compared byte by byte: quicker than by the rules of a language, and no rule of one is wanted.
     photo_id text COLLATE "C" NOT NULL,
     -- Embeddings of different models cannot be compared: every query names one.
     model text NOT NULL,
     face_index smallint NOT NULL CHECK (face_index >= 0),
     -- L2-normalised, so that the inner product is the cosine similarity.
-    embedding halfvec(512) NOT NULL CHECK (abs(l2_norm(embedding) - 1) < 0.01),
+    embedding {vector}.halfvec(512) NOT NULL CHECK (abs({vector}.l2_norm(embedding) - 1) < 0.01),
     -- x1, y1, x2, y2 in pixels of the upright photo; null where the worker that was replaced kept none.
     box real[] CHECK (cardinality(box) = 4),
     score real,
@@ -20,4 +20,4 @@ CREATE TABLE faces (
 );
 
 -- Never out of line: a comparison reads every embedding of an album.
-ALTER TABLE faces ALTER COLUMN embedding SET STORAGE PLAIN;
+ALTER TABLE {faces}.faces ALTER COLUMN embedding SET STORAGE PLAIN;

@@ -1,0 +1,67 @@
+"""Process start → first photo stored, everything local, beside the replaced worker and beside the plain sum."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from benchmarks import material
+from benchmarks.figures import Row, Spread, Target, ratios
+from benchmarks.world import HERE, World, child, served
+from runner.settings import default_model_dir
+
+PART = "cold start"
+
+
+def measure(world: World, rounds: int) -> list[Row]:
+    """Return the rows of the part."""
+    photo = material.first_photo()
+    stored: dict[str, list[float]] = {"ours": [], "reference": [], "sum": []}
+    processor: dict[str, list[float]] = {"ours": [], "reference": [], "sum": []}
+    with served({"first.jpg": photo}) as images, tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        Path(file.name).write_bytes(photo)
+        plain_command = [str(HERE / "plain_sum.py"), str(default_model_dir()), file.name, str(material.FIRST_FACES)]
+        for _ in range(rounds):
+            for who, run in (("ours", world.run_ours), ("reference", world.run_reference)):
+                world.empty()
+                photo_ids = list(world.api.upload({"first.jpg": images.url("first.jpg")}).values())
+                done = run(1)
+                stored[who].append(1000 * (world.moments(photo_ids)[0] - done.started))
+                processor[who].append(1000 * done.processor_seconds)
+            plain = child(plain_command, os.environ)
+            stored["sum"].append(1000 * (float(plain.output) - plain.started))
+            processor["sum"].append(1000 * plain.processor_seconds)
+    walls = {who: Spread.of(values) for who, values in stored.items()}
+    processors = {who: Spread.of(values) for who, values in processor.items()}
+    return [
+        Row(
+            PART,
+            "process start → first photo stored, against the replaced worker",
+            "ms",
+            walls["ours"],
+            walls["reference"],
+            "replaced worker",
+            ratios(walls["reference"], walls["ours"]),
+            Target("≥", 2.2),
+        ),
+        Row(
+            PART,
+            "the same, against imports + loading + one inference",
+            "ms",
+            walls["ours"],
+            walls["sum"],
+            "plain sum",
+            ratios(walls["ours"], walls["sum"]),
+            Target("≤", 1.0),
+        ),
+        Row(
+            PART,
+            "processor time of the whole process, one photo",
+            "ms",
+            processors["ours"],
+            processors["reference"],
+            "replaced worker",
+            ratios(processors["reference"], processors["ours"]),
+        ),
+    ]

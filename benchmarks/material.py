@@ -1,0 +1,71 @@
+"""The photos that are measured: made from those that installed packages bring, the same bytes every time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from demo.album import PEOPLE, beside, jpeg, portrait, sample_album
+from runner.faces.bake import sample_images
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from demo.album import Album
+
+    Image = NDArray[np.uint8]
+
+SETS = ("web", "phone", "group")
+NOISE = 3.0
+FIRST_FACES = 6  # on `first_photo`
+
+
+def album() -> Album:
+    """Return the demonstration's sample album."""
+    return sample_album(sample_images())
+
+
+def first_photo() -> bytes:
+    """Return InsightFace's own sample photo, six people on 1.1 megapixels."""
+    return jpeg(sample_images()["t1.jpg"])
+
+
+def photo_set(name: str) -> list[bytes]:
+    """Return the JPEGs of one of `SETS`."""
+    return {"web": web, "phone": phone, "group": group}[name]()
+
+
+def web() -> list[bytes]:
+    """Return 16 photos of about one megapixel, 4.5 faces each."""
+    party = sample_images()["t1.jpg"]
+    parts = [party, party[:, :890], party[:, 440:], cv2.flip(party[:, :700], 1)]
+    return [jpeg(np.asarray(part, np.uint8), quality=quality) for quality in (92, 88, 84, 80) for part in parts]
+
+
+def phone() -> list[bytes]:
+    """Return 8 photos of 12 megapixels, 2.5 faces each, with the fine noise of a phone's sensor: 2 MB a file."""
+    party = sample_images()["t1.jpg"]
+    halves = [party[:, :620], party[:, 660:], party[:, 560:960], party[:, 300:700]]
+    noise = np.random.default_rng(0).normal(0, NOISE, (4000, 3000, 1)).astype(np.float32)
+    upright = [cv2.resize(half, (3000, 4000), interpolation=cv2.INTER_CUBIC) + noise for half in halves]
+    photos = [np.clip(photo, 0, 255).astype(np.uint8) for photo in upright]
+    return [jpeg(photo, quality=quality) for quality in (92, 88) for photo in photos]
+
+
+def group() -> list[bytes]:
+    """Return 4 photos of 20 faces in rows, as a school takes them."""
+    people = [_cell(person) for person in PEOPLE]
+    rows = [people[:5], people[5:], [_mirrored(one) for one in people[5:]], [_mirrored(one) for one in people[:5]]]
+    orders = ([0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 1, 0], [2, 3, 0, 1])
+    return [jpeg(np.asarray(np.vstack([beside(*rows[row]) for row in order]), np.uint8)) for order in orders]
+
+
+def _cell(person: str) -> Image:
+    source, box = PEOPLE[person]
+    return np.asarray(cv2.resize(portrait(sample_images()[source], box), (320, 400)), np.uint8)
+
+
+def _mirrored(image: Image) -> Image:
+    return np.asarray(cv2.flip(image, 1), np.uint8)

@@ -1,0 +1,212 @@
+"""What is measured for throughput, each in a process of its own, asked in turn by `throughput.py`.
+
+    python -m benchmarks.sides engine|reference|bare|bare+jpeg|own+jpeg FOLDER
+
+Reads the name of a set of photos a line and answers with one JSON object a line: seconds of wall and of processor
+time for the whole set, and the faces found. The first line answers once everything is loaded and warm.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from benchmarks import material
+from runner.faces.hardware import PROVIDERS
+from runner.settings import default_model_dir
+
+if TYPE_CHECKING:
+    from runner.faces.pack import Manifest
+
+Photos = Sequence[bytes]
+CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's own
+THREADS = 2
+# Over a set in one go: with few photos the last ones, which leave one thread idle, would count too much.
+PASSES = 3
+MAX_PIXELS, MAX_BYTES = 100_000_000, 2**25
+
+
+def engine(_folder: Path) -> Callable[[Photos], int]:
+    """This runner's way: decoding and the engine, as `run` uses them."""
+    from runner.faces.engine import Engine
+    from runner.images.buffers import PixelMemory
+    from runner.images.decode import decode
+
+    opened, memory = Engine.open(default_model_dir(), threads=THREADS), PixelMemory()
+
+    def load(data: bytes) -> Any:
+        return decode(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, memory=memory)
+
+    def work(photos: Photos) -> int:
+        futures = [opened.submit(partial(load, data)) for data in photos]
+        return sum(len(future.result()) for future in futures)
+
+    return work
+
+
+def reference(folder: Path) -> Callable[[Photos], int]:
+    """The replaced worker's way: OpenCV and `FaceAnalysis`, photo by photo, with onnxruntime's own threads."""
+    from benchmarks.reference import face_analysis, faces_of
+
+    analysis = face_analysis(str(folder))
+    return lambda photos: sum(len(faces_of(analysis, data)) for data in photos)
+
+
+class _Recording:
+    """A session that keeps what it is given."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+        self.inputs: list[Any] = []
+
+    def run(self, outputs: Sequence[str], inputs: dict[str, Any]) -> Any:
+        """Run it."""
+        self.inputs += [values.copy() for values in inputs.values()]
+        return self._session.run(outputs, inputs)
+
+
+def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[Photos], int]:
+    """The limit: nothing but `session.run` for the same faces, over all cores, and JPEG decoding where asked for.
+
+    InsightFace's two networks whole, each rewritten by all that baking knows but one step: boxes and landmarks of
+    every cell are computed, also of those without a face. With `own` it is the engine's own sessions, which leave
+    that out. Inputs and batches are the engine's: one thread a call, a call a core, crops in full batches. An input
+    of zeros would not be the same: it is one page of the kernel's, read over and over, and 2 to 4% quicker.
+    """
+    import simplejpeg
+
+    from runner.faces import pack
+
+    cv2.setNumThreads(1)
+    model = default_model_dir()
+    manifest = pack.read_manifest(model)
+    detector, recogniser = _own(model, manifest) if own else _whole(folder, manifest)
+    inputs = _inputs(model, manifest)
+    names = detector.get_inputs()[0].name, recogniser.get_inputs()[0].name
+
+    def work(photos: Photos) -> int:
+        crops = [one for data in photos for one in inputs[data][1]]
+        calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        for data in photos:
+            if decode:
+                calls.put(partial(simplejpeg.decode_jpeg, data, "BGR", fastdct=False, fastupsample=False))
+            calls.put(partial(detector.run, None, {names[0]: inputs[data][0]}))
+        for start in range(0, len(crops), CROPS_A_CALL):
+            calls.put(partial(recogniser.run, None, {names[1]: np.stack(crops[start : start + CROPS_A_CALL])}))
+        _all_of(calls)
+        return len(crops)
+
+    return work
+
+
+def _own(model: Path, manifest: Manifest) -> list[Any]:
+    from runner.faces import pack
+    from runner.faces.hardware import CPU
+
+    return [pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)]
+
+
+def _whole(folder: Path, manifest: Manifest) -> list[Any]:
+    """Return sessions over InsightFace's files in `folder`, rewritten, with all their outputs."""
+    import onnx
+
+    from runner.faces import forms, graphs, pack
+    from runner.faces.hardware import CPU
+    from runner.faces.packs import KNOWN
+
+    known = KNOWN[manifest.pack]
+    size, side = manifest.detector.input_size, manifest.recogniser.input_size
+    shapes: dict[str, tuple[int | str, ...]] = {
+        known.detectors[0]: (1, 3, size, size),
+        known.recogniser: ("faces", 3, side, side),
+    }
+    sessions = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, shape in shapes.items():
+            path = Path(scratch) / name
+            model = forms.fold(onnx.load(folder / name), path, shape)
+            graphs.quicken(model)
+            onnx.save(model, path)
+            sessions.append(pack.open_session(path, (CPU,)))
+    return sessions
+
+
+def _inputs(model: Path, manifest: Manifest) -> dict[bytes, tuple[Any, list[Any]]]:
+    """Return what the engine gives the two networks for each photo: the whole of it, and each of its faces."""
+    import simplejpeg
+
+    from runner.faces import pack
+    from runner.faces.alignment import crop
+    from runner.faces.detector import Detector
+    from runner.faces.recogniser import Recogniser
+
+    seen, embedded = map(_Recording, _own(model, manifest))
+    heads = pack.read_heads(model, manifest.detector, seen)
+    detecting = Detector(seen, manifest.detector.input_size, heads)
+    embedding = Recogniser(embedded, mean=manifest.recogniser.mean, deviation=manifest.recogniser.deviation)
+    inputs: dict[bytes, tuple[Any, list[Any]]] = {}
+    for data in {data for name in material.SETS for data in material.photo_set(name)}:
+        image = simplejpeg.decode_jpeg(data, colorspace="BGR")
+        embedding.embed([crop(image, landmarks) for landmarks in detecting.detect(image).landmarks])
+        inputs[data] = seen.inputs.pop(), list(embedded.inputs.pop())
+    return inputs
+
+
+def _all_of(calls: queue.SimpleQueue[Callable[[], Any] | None]) -> None:
+    def target() -> None:
+        while (call := calls.get()) is not None:
+            call()
+
+    threads = [threading.Thread(target=target) for _ in range(THREADS)]
+    for thread in threads:
+        calls.put(None)
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+SIDES: dict[str, Callable[[Path], Callable[[Photos], int]]] = {
+    "engine": engine,
+    "reference": reference,
+    "bare": bare,
+    "bare+jpeg": partial(bare, decode=True),
+    "own+jpeg": partial(bare, decode=True, own=True),
+}
+
+
+def main(side: str, folder: Path) -> None:
+    """Answer until standard input ends."""
+    sets = {name: material.photo_set(name) for name in material.SETS}
+    work = SIDES[side](folder)
+    work(sets["web"])
+    _tell(ready=True)
+    for line in sys.stdin:
+        photos = PASSES * sets[line.strip()]
+        wall, processor = time.perf_counter(), time.process_time()
+        faces = work(photos)
+        _tell(
+            seconds=time.perf_counter() - wall,
+            processor_seconds=time.process_time() - processor,
+            faces=faces,
+            photos=len(photos),
+        )
+
+
+def _tell(**values: object) -> None:
+    print(json.dumps(values), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

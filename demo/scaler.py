@@ -1,0 +1,141 @@
+"""KEDA in small: looks at the lists and starts runners by the formula that the chart's ScaledJobs give KEDA."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from demo.servers import die_with_parent
+from runner.queue import keys
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledJob:
+    """What a ScaledJob of the chart says: which list, how many jobs a runner takes, how many runners at most."""
+
+    queue: str
+    jobs_per_runner: int
+    max_runners: int
+
+
+def new_runners(job: ScaledJob, waiting: int, in_flight: int, running: int) -> int:
+    """Return how many runners KEDA would start.
+
+    Two redis triggers, the list and its leases, summed (`multipleScalersCalculation: sum`); the default strategy:
+    min(max, ceil(sum / N)) less the Jobs that are not finished (keda/pkg/scaling/executor/scale_jobs.go).
+    """
+    wanted = min(job.max_runners, math.ceil((waiting + in_flight) / job.jobs_per_runner))
+    return max(0, wanted - running)
+
+
+@dataclass(slots=True, eq=False)
+class Runner:
+    """One started process; afterwards its exit code and the summary it printed."""
+
+    queue: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float
+    ended: float | None = None
+    exit_code: int | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+class Scaler:
+    """Starts `spottmee-worker run` processes and watches them end. `step` never blocks."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        jobs: list[ScaledJob],
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+        polling_seconds: float = 0.5,
+        command: Sequence[str] = (sys.executable, "-m", "runner"),
+    ) -> None:
+        self.redis = redis
+        self._jobs = jobs
+        self.environment = dict(environment)
+        self._folder = folder
+        self._polling_seconds = polling_seconds
+        self._command = tuple(command)
+        self._next_poll = 0.0
+        self.runners: list[Runner] = []
+
+    def depth(self, queue: str) -> tuple[int, int]:
+        """Return how many jobs of a list wait and how many are leased: what the two triggers count."""
+        waiting, in_flight = self.redis.llen(keys.list_key(queue)), self.redis.zcard(keys.leases(queue))
+        return int(waiting), int(in_flight)
+
+    def running(self, queue: str) -> list[Runner]:
+        """Return the runners of a list that have not ended."""
+        return [runner for runner in self.runners if runner.queue == queue and runner.exit_code is None]
+
+    def step(self) -> None:
+        """Take note of runners that have ended, and when it is time look at the lists and start new ones."""
+        for runner in self.runners:
+            if runner.exit_code is None and runner.process.poll() is not None:
+                _note_end(runner)
+        if time.monotonic() < self._next_poll:
+            return
+        self._next_poll = time.monotonic() + self._polling_seconds
+        for job in self._jobs:
+            waiting, in_flight = self.depth(job.queue)
+            for _ in range(new_runners(job, waiting, in_flight, len(self.running(job.queue)))):
+                self.runners.append(self._start(job))
+
+    def idle(self) -> bool:
+        """Return whether every list is empty, nothing is leased and no runner is left: scaled to zero."""
+        return all(self.depth(job.queue) == (0, 0) and not self.running(job.queue) for job in self._jobs)
+
+    def stop(self) -> None:
+        """End what still runs."""
+        for runner in self.runners:
+            if runner.exit_code is None:
+                runner.process.terminate()
+        for runner in self.runners:
+            if runner.exit_code is None:
+                try:
+                    runner.process.wait(15)
+                except subprocess.TimeoutExpired:
+                    runner.process.kill()
+                    runner.process.wait()
+                _note_end(runner)
+
+    def _start(self, job: ScaledJob) -> Runner:
+        log = self._folder / f"runner-{len(self.runners):04d}-{job.queue}.log"
+        command = [
+            *self._command, "run", "--queues", job.queue, "--max-jobs", str(job.jobs_per_runner),
+        ]  # fmt: skip
+        with log.open("wb") as errors, log.with_suffix(".out").open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                env=self.environment,
+                start_new_session=True,  # Ctrl-C is the demonstration's to handle
+                preexec_fn=die_with_parent(),  # noqa: PLW1509 - the only way to set PDEATHSIG
+            )
+        return Runner(job.queue, process, log, time.monotonic())
+
+
+def _note_end(runner: Runner) -> None:
+    runner.ended = time.monotonic()
+    runner.exit_code = runner.process.returncode
+    lines = runner.log.with_suffix(".out").read_text(encoding="utf-8").splitlines()
+    try:
+        runner.summary = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        runner.summary = {}

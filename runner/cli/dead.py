@@ -1,0 +1,317 @@
+"""`spottmee-worker dead list|show|requeue|purge`: dead letters, looked at, put back or dropped."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from runner import output
+from runner import settings as settings_module
+from runner.cli.output import columns
+from runner.errors import CheckFailedError, UsageError
+from runner.worker.kinds import KINDS
+
+if TYPE_CHECKING:
+    from runner.queue.dead_letters import DeadLetters, Letter
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])")
+DEFAULT_LIMIT = 50
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `dead`."""
+    dead = subparsers.add_parser(
+        "dead",
+        help="list, show, put back or drop dead letters: jobs that could not be done",
+        description="A job that can never be done, or whose attempts are used up, becomes a dead letter: its payload, "
+        "why, when, after how many attempts, and which runner gave it up. Letters are kept for 30 days; payloads as "
+        "long, but those of comparisons, which hold a selfie, no longer than their result (59 minutes). Safe while "
+        "runners work. Settings: REDIS_URL, RUNNER_CONNECT_SECONDS.",
+        epilog="durations: 90s, 15m, 2h, 7d",
+    )
+    actions = dead.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    listing = actions.add_parser(
+        "list",
+        help="the letters, the newest first",
+        description="Show dead letters, the newest first, without payloads.",
+    )
+    _add_filters(listing)
+    listing.add_argument(
+        "--limit", type=_whole, default=DEFAULT_LIMIT, metavar="N", help="how many at most; 0 for all (%(default)s)"
+    )
+    listing.add_argument("--json", action="store_true", help="print one JSON array")
+    listing.set_defaults(run=_list)
+
+    show = actions.add_parser(
+        "show",
+        help="all about letters, and their payloads without what is secret",
+        description="Show letters with their payloads. A selfie is never shown, only its length; of URLs neither "
+        "user nor query; of a payload that is no JSON object only size and sha256.",
+    )
+    show.add_argument("ids", nargs="+", metavar="ID", help="as `dead list` shows them")
+    output = show.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON array")
+    output.add_argument(
+        "--payload",
+        action="store_true",
+        help="write the payload of one process job to standard output as it is, byte for byte; refused for "
+        "comparisons and for whatever else may hold a selfie",
+    )
+    show.set_defaults(run=_show)
+
+    requeue = actions.add_parser(
+        "requeue",
+        help="put jobs back at the end of their lists, as if they were new",
+        description="Put jobs back at the end of their lists, the oldest first, with no attempt counted. Each is "
+        "moved in one step. Exits 5 when a letter was not there or its payload is no longer kept.",
+    )
+    _add_choice(requeue)
+    requeue.set_defaults(run=_requeue)
+
+    purge = actions.add_parser(
+        "purge",
+        help="drop letters and their payloads for good",
+        description="Drop letters and their payloads for good. Asks first; without a terminal it needs --yes. Exits "
+        "5 when a letter was not there.",
+    )
+    _add_choice(purge)
+    purge.add_argument("--yes", action="store_true", help="do not ask")
+    purge.set_defaults(run=_purge)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queue", choices=list(KINDS), help="only letters of this list")
+    parser.add_argument(
+        "--reason", action="append", metavar="WORD", help="only letters with this reason; may be given again"
+    )
+    parser.add_argument("--older", type=_duration, metavar="TIME", help="only letters buried longer ago than this")
+    parser.add_argument("--newer", type=_duration, metavar="TIME", help="only letters buried more recently than this")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", nargs="*", metavar="ID", help="as `dead list` shows them; or choose by filters")
+    _add_filters(parser)
+    parser.add_argument("--all", action="store_true", help="every letter (of --queue, where it is given)")
+    parser.add_argument("--limit", type=_whole, default=0, metavar="N", help="how many at most, the oldest first")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _duration(text: str) -> float:
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90s, 15m, 2h or 7d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or len(text) > len("1000000000"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+@contextmanager
+def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
+    settings = settings_module.load(required=("redis_url",))
+    from runner.queue.client import opened
+    from runner.queue.dead_letters import DeadLetters
+
+    with opened(settings) as redis:
+        yield [DeadLetters(redis, name) for name in KINDS if queue in (None, name)]
+
+
+def _matching(boxes: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, Letter]]:
+    """Return the letters that the filters leave, the oldest first."""
+    found = [
+        (box, letter)
+        for box in boxes
+        for letter in box.all(newer_than=args.newer, older_than=args.older or 0.0)
+        if not args.reason or letter.reason in args.reason
+    ]
+    return sorted(found, key=lambda pair: pair[1].buried)
+
+
+def _find(boxes: Sequence[DeadLetters], letter_id: str) -> tuple[DeadLetters, Letter] | None:
+    for box in boxes:
+        letter = box.get(letter_id)
+        if letter is not None:
+            return box, letter
+    return None
+
+
+def _list(args: argparse.Namespace) -> int:
+    with _open(args.queue) as boxes:
+        found = _matching(boxes, args)
+        shown = found[::-1][: args.limit or None]
+        if args.json:
+            _print_json([_document(box, letter) for box, letter in shown])
+            return 0
+        _print_table([letter for _, letter in shown])
+    reasons = Counter(letter.reason for _, letter in found)
+    told = ", ".join(f"{count} {word}" for word, count in reasons.most_common()) or "none"
+    cut = f"; the newest {len(shown)} are shown (--limit 0 shows all)" if len(shown) < len(found) else ""
+    output.problem(f"dead letters: {told}{cut}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from runner.cli.redact import shown
+
+    if args.payload and len(args.ids) != 1:
+        raise UsageError("--payload writes the payload of one letter: name one id")
+    documents: list[dict[str, Any]] = []
+    missing: list[str] = []
+    with _open() as boxes:
+        for letter_id in args.ids:
+            found = _find(boxes, letter_id)
+            if found is None:
+                missing.append(letter_id)
+                continue
+            box, letter = found
+            payload = box.payload(letter_id)
+            if args.payload:
+                if payload is None:
+                    raise CheckFailedError(f"the payload of {letter_id} is no longer kept")
+                _write_payload(letter, payload)
+                return 0
+            told = None if payload is None else shown(payload)
+            documents.append(_document(box, letter) | {"payload": told})
+    if args.json:
+        _print_json(documents)
+    else:
+        for document in documents:
+            _print_letter(document)
+    if missing:
+        raise CheckFailedError(f"there is no dead letter {', '.join(missing)}")
+    return 0
+
+
+def _write_payload(letter: Letter, payload: bytes) -> None:
+    from runner.queue.privacy import may_hold_selfie
+
+    if KINDS[letter.queue].private or may_hold_selfie(payload):
+        raise UsageError(f"the payload of {letter.id} may hold a selfie, which is never written out")
+    if sys.stdout.isatty() and not payload.decode(errors="replace").isprintable():
+        raise UsageError(f"the payload of {letter.id} holds control characters: send it to a file or a pipe")
+    sys.stdout.buffer.write(payload)
+    sys.stdout.flush()
+
+
+def _requeue(args: argparse.Namespace) -> int:
+    from runner.queue.dead_letters import Requeued
+
+    with _open(args.queue) as boxes:
+        chosen, absent = _chosen(boxes, args)
+        outcomes = dict.fromkeys(absent, "absent")
+        for box, letter in chosen:
+            kept = box.payload_seconds(letter.id) is not None
+            outcome = (Requeued.DONE if kept else Requeued.EXPIRED) if args.dry_run else box.requeue(letter.id)
+            outcomes[letter.id] = outcome.value
+    return _report(args, outcomes, "requeued")
+
+
+def _purge(args: argparse.Namespace) -> int:
+    with _open(args.queue) as boxes:
+        chosen, absent = _chosen(boxes, args)
+        if chosen and not (args.dry_run or args.yes or _confirmed(len(chosen))):
+            output.problem("nothing was dropped")
+            return 0
+        outcomes = dict.fromkeys(absent, "absent")
+        for box, letter in chosen:
+            done = args.dry_run or box.purge(letter.id)
+            outcomes[letter.id] = "purged" if done else "absent"
+    return _report(args, outcomes, "purged")
+
+
+def _chosen(
+    boxes: Sequence[DeadLetters], args: argparse.Namespace
+) -> tuple[list[tuple[DeadLetters, Letter]], list[str]]:
+    """Return the letters to act on, the oldest first, and the ids that are none."""
+    filtered = args.reason or args.older is not None or args.newer is not None
+    if not (args.ids or filtered or args.all):
+        raise UsageError("name letters by their ids, choose them by --reason, --older or --newer, or say --all")
+    if args.all and (args.ids or filtered):
+        raise UsageError("--all goes with no id and no filter but --queue")
+    if not args.ids:
+        return _matching(boxes, args)[: args.limit or None], []
+    if filtered:
+        raise UsageError("ids go with no filter but --queue")
+    found = {letter_id: _find(boxes, letter_id) for letter_id in dict.fromkeys(args.ids)}
+    chosen = sorted((pair for pair in found.values() if pair is not None), key=lambda pair: pair[1].buried)
+    return chosen[: args.limit or None], [letter_id for letter_id, pair in found.items() if pair is None]
+
+
+def _confirmed(count: int) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError(f"{count} letters would be dropped for good: say --yes where nobody can be asked")
+    sys.stderr.write(f"Drop {count} dead letters and their payloads for good? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> int:
+    failed = {letter_id: what for letter_id, what in outcomes.items() if what != wanted}
+    done = len(outcomes) - len(failed)
+    if args.json:
+        _print_json({wanted: done, "dry_run": args.dry_run, "letters": outcomes})
+    else:
+        verb = f"would be {wanted}" if args.dry_run else f"{wanted}"
+        output.line(f"{done} of {len(outcomes)} letters {verb}")
+    if not failed:
+        return 0
+    causes = {"absent": "there is no such letter (any more)", "expired": "the payload is no longer kept"}
+    for letter_id, what in failed.items():
+        output.problem(f"{letter_id}: {causes[what]}")
+    raise CheckFailedError(f"{len(failed)} letters could not be {wanted}")
+
+
+def _document(box: DeadLetters, letter: Letter) -> dict[str, Any]:
+    seconds = box.payload_seconds(letter.id)
+    return asdict(letter) | {
+        "since": _moment(letter.since),
+        "buried": _moment(letter.buried),
+        "payload_seconds": None if seconds is None else round(seconds),
+    }
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _print_json(document: Any) -> None:
+    output.document(document, indent=2 if sys.stdout.isatty() else None)
+
+
+def _print_table(letters: Sequence[Letter]) -> None:
+    if not letters:
+        return
+    rows = [("ID", "QUEUE", "REASON", "ATTEMPTS", "BURIED", "BYTES", "DETAIL")]
+    rows += [
+        (one.id, one.queue, one.reason, str(one.attempts), _moment(one.buried), str(one.bytes), one.detail)
+        for one in letters
+    ]
+    screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in columns(rows):
+        output.line(line[:screen].rstrip())
+
+
+def _print_letter(document: dict[str, Any]) -> None:
+    for name, value in document.items():
+        if name == "payload":
+            told = "no longer kept" if value is None else output.json_text(value, indent=2)
+            output.lines(f"{name:<16} {told}".splitlines())
+        elif name == "payload_seconds":
+            output.line(f"{'payload kept':<16} {'no longer' if value is None else f'{value} s more'}")
+        else:
+            output.line(f"{name:<16} {value}")
+    output.line()

@@ -1,0 +1,227 @@
+"""`debug --local`: one job in this process, by the handlers of the run, with stores that write nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.errors import JobError, SettingsError
+from runner.faces.engine import Engine, Face
+from runner.images.decode import decode
+from runner.images.fetch import Fetcher
+from runner.queue.leases import Lease
+from runner.settings import Settings
+from runner.store.embeddings import FaceLike, Matches
+from runner.store.results import ResultStore
+from runner.store.stored import Stored
+from runner.store.stores import Stores
+from runner.worker.kinds import Kind, Services, kind_of
+from runner.worker.task import AnyTask, Task
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class _ReadOnlyStores(Stores):
+    """Compares with what is stored, and says of everything else that it was stored."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect nothing: a photo needs no database."""
+        self.model = ""
+        self._settings = settings
+
+    def begin(self, photo_ids: Sequence[str]) -> set[str]:
+        """Return that every photo exists."""
+        return set(photo_ids)
+
+    def store(
+        self,
+        outcomes: Mapping[str, Sequence[FaceLike] | None],
+        still_owned: Callable[[str], bool],  # noqa: ARG002 - nobody else works on it
+    ) -> dict[str, Stored]:
+        """Return that every outcome is stored."""
+        return dict.fromkeys(outcomes, Stored.STORED)
+
+    def match(self, selfie: NDArray[np.float32], stored_ids: Collection[str], threshold: float) -> Matches:
+        """Compare a selfie with an album. Raises `SettingsError` where no database is named."""
+        if not self._settings.embeddings_database_url:
+            raise SettingsError("EMBEDDINGS_DATABASE_URL or DATABASE_URL is missing: a comparison reads the embeddings")
+        with Stores(self._settings, self.model, application_name="spottmee-worker debug") as stores:
+            return stores.match(selfie, stored_ids, threshold)
+
+
+class _UnwrittenAnswers(ResultStore):
+    """Keeps the last answer instead of writing it."""
+
+    def __init__(self) -> None:
+        """Connect nothing: there is no answer yet."""
+        self.detail: Mapping[str, Any] = {}
+
+    def answer(self, job_id: str, matched_ids: Sequence[str], detail: Mapping[str, Any]) -> bool:  # noqa: ARG002 - shown as the task's own
+        """Keep the detail; nothing has to be watched."""
+        self.detail = detail
+        return True
+
+
+@dataclass
+class Result:
+    """What came of the job: as far as it got, and its error where it got no further.
+
+    `size` is width and height of the upright image in pixels; `scores` of a comparison are matched photo → cosine
+    similarity, in the order of the album.
+    """
+
+    kind: Kind
+    task: AnyTask
+    model: str = ""
+    size: tuple[int, int] | None = None
+    scores: Mapping[str, float] | None = None
+    with_embeddings: int | None = None
+    picture: Path | None = None
+
+    @property
+    def subject(self) -> str | None:
+        """The id of the photo or comparison, where it is known."""
+        job, error = self.task.job, self.task.error
+        if job is not None:
+            return str(getattr(job, "photo_id", None) or job.job_id)
+        return error.subject if error else None
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """Return stage → time it took."""
+        return {name: round(seconds * 1000, 1) for name, seconds in self.task.stages.items()}
+
+    def document(self) -> dict[str, object]:
+        """Return what is printed with --json."""
+        faces, error = self.task.faces, self.task.error
+        return {
+            "kind": self.kind.queue,
+            self.kind.noun: self.subject,
+            "model": self.model or None,
+            "size": self.size,
+            "faces": None if faces is None else [_face(face) for face in faces],
+            "matches": self.scores,
+            "with_embeddings": self.with_embeddings,
+            "picture": str(self.picture) if self.picture else None,
+            "error": {"word": error.word, "sentence": str(error)} if error else None,
+            "milliseconds": self.milliseconds,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person reads."""
+        faces, error = self.task.faces, self.task.error
+        times = ", ".join(f"{name} {value:g} ms" for name, value in self.milliseconds.items())
+        subject = f"{self.kind.noun} {self.subject or 'without a readable id'}"
+        if faces is None:
+            yield f"{subject}: no result ({times or 'nothing was begun'})"
+        else:
+            width, height = self.size or (0, 0)
+            yield f"{subject}: {len(faces)} faces in {width}x{height} pixels with {self.model} ({times})"
+        for number, face in enumerate(faces or (), 1):
+            left, top, right, bottom = (float(value) for value in face.box)
+            yield f"  face {number}: score {face.score:.3f}, box {left:.0f},{top:.0f} to {right:.0f},{bottom:.0f}"
+        if self.scores is not None:
+            yield f"  {len(self.scores)} matches among {self.with_embeddings} photos with embeddings"
+            for photo, score in self.scores.items():
+                yield f"  {score:.4f}  {photo}"
+        if self.picture:
+            yield f"  saved {self.picture}"
+        if error:
+            yield f"  {error.word}: {error}"
+
+
+def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Result:
+    """Do the job; a `JobError` is part of the result.
+
+    Only where `picture` is given, the image is saved, with what was found on it.
+    Raises `ModelError`, `SettingsError` and `UnreachableError` as a run does.
+    """
+    kind = kind_of(payload)
+    task: AnyTask = Task(Lease("local", kind.queue, payload, attempts=1))
+    result, stores, answers = Result(kind, task), _ReadOnlyStores(settings), _UnwrittenAnswers()
+    fetcher = Fetcher.from_settings(settings)
+    handler = kind.handler(Services(settings, answers, lambda: stores, fetcher, lambda _: True))
+    try:
+        task.job = kind.decode(payload)
+        with task.stage("fetch"):
+            data = handler.read(task)
+        with task.stage("decode"):
+            image = decode(data, max_pixels=settings.max_pixels, max_bytes=settings.max_image_bytes)
+        result.size = (image.shape[1], image.shape[0])
+        with task.stage("model"):
+            engine = _engine(settings)
+        result.model = stores.model = engine.model
+        with engine, task.stage("faces"):
+            task.faces = engine.analyse(image)
+        if picture is not None:
+            result.picture = _save(image, task.faces, picture)
+    except JobError as error:
+        task.error = error
+    finally:
+        fetcher.close()
+    handler.conclude([task])
+    if task.error is None and answers.detail:
+        result.scores, result.with_embeddings = answers.detail["scores"], answers.detail["with_embeddings"]
+    return result
+
+
+def _engine(settings: Settings) -> Engine:
+    return Engine.open(
+        settings.model_dir,
+        threads=1,
+        providers=settings.providers,
+        batch_size=settings.batch_size,
+        max_faces=settings.max_faces,
+    )
+
+
+def check_picture(name: str) -> Path:
+    """Return the path of the picture to save, or raise `SettingsError` where its kind cannot be written."""
+    path = Path(name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise SettingsError(f"--out {name} must end in one of {', '.join(SUFFIXES)}")
+    return path
+
+
+def _save(image: NDArray[np.uint8], faces: Sequence[Face], path: Path) -> Path:
+    """Write the picture for its owner's eyes only: it shows people."""
+    _, encoded = cv2.imencode(path.suffix.lower(), annotate(image, faces))
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 - a mode
+            os.fchmod(file.fileno(), 0o600)  # a file that was there keeps its mode otherwise
+            file.write(encoded.tobytes())
+    except OSError as error:
+        raise SettingsError(f"the picture cannot be written to {path} (--out): {error.strerror}") from None
+    return path
+
+
+def annotate(image: NDArray[np.uint8], faces: Sequence[Face]) -> NDArray[np.uint8]:
+    """Return a copy of `image`, BGR, with box, score and landmarks of every face drawn on it."""
+    drawn: Any = image.copy()
+    width = max(1, max(image.shape[:2]) // 500)  # visible on 300 pixels and on 8,000
+    green, red = (80, 220, 60), (60, 60, 255)
+    for number, face in enumerate(faces, 1):
+        left, top, right, bottom = (round(float(value)) for value in face.box)
+        cv2.rectangle(drawn, (left, top), (right, bottom), green, width)
+        for x, y in face.landmarks:
+            cv2.circle(drawn, (round(float(x)), round(float(y))), width + 1, red, -1)
+        label = f"{number}: {face.score:.2f}"
+        place = (max(0, left), top - 3 * width if top > 20 * width else bottom + 15 * width)
+        cv2.putText(drawn, label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5 * width, green, width, cv2.LINE_AA)
+    result: NDArray[np.uint8] = drawn
+    return result
+
+
+def _face(face: Face) -> dict[str, object]:
+    return {
+        "box": [round(float(value), 2) for value in face.box],
+        "score": round(face.score, 4),
+        "landmarks": [[round(float(x), 2), round(float(y), 2)] for x, y in face.landmarks],
+    }

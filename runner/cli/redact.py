@@ -1,0 +1,71 @@
+"""A payload as people may see it: no selfie, no credentials of a URL, nothing that is unreadably long."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+_LONGEST_TEXT = 300
+_MOST_ITEMS = 10
+_DEEPEST = 6
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+_QUERY = re.compile(r"[?#]")
+
+
+def shown(payload: bytes) -> Any:
+    """Return what may be shown of `payload`: the JSON object with what is secret or long told by its length.
+
+    Of a payload that is no JSON object, which may be a damaged selfie, only size and sha256 are told.
+    """
+    try:
+        document = json.loads(payload, parse_constant=str)  # NaN and Infinity are no JSON that could be written again
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        return {"unreadable": f"{len(payload)} bytes that are no JSON object", "sha256": _sha256(payload)}
+    return _shown(document, "", 0)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _shown(value: Any, name: str, depth: int) -> Any:
+    if depth > _DEEPEST:
+        return "…"
+    if "selfie" in name.lower():
+        return f"({len(value)} characters, not shown)" if isinstance(value, str) else "(not shown)"
+    if isinstance(value, dict):
+        found = {_text(str(key)): _shown(part, str(key), depth + 1) for key, part in list(value.items())[:_MOST_ITEMS]}
+        return found | ({"…": f"{len(value)} fields in all"} if len(value) > _MOST_ITEMS else {})
+    if isinstance(value, list):
+        kept = [_shown(part, "", depth + 1) for part in value[:_MOST_ITEMS]]
+        return [*kept, f"… {len(value)} in all"] if len(value) > _MOST_ITEMS else kept
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return _text(value, is_url="url" in name.lower()) if isinstance(value, str) else value
+
+
+def _text(text: str, *, is_url: bool = False) -> str:
+    # A URL that lost its scheme, and is a dead letter for that, has its signature still.
+    text = _url(text) if is_url or _URL.match(text) else text
+    # A data: URL or a long text may be a picture whatever it is called.
+    return text if len(text) <= _LONGEST_TEXT and not text.startswith("data:") else f"({len(text)} characters)"
+
+
+def _url(url: str) -> str:
+    """Return `url` without user, password, query and fragment, where signatures stand, be it malformed in any way."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"(a URL of {len(url)} characters that cannot be read)"
+    if not parts.netloc:
+        plain = _QUERY.split(url, maxsplit=1)[0].rpartition("@")[2]
+        return plain if plain == url else f"{plain} (more, not shown)"
+    secret = "@" in parts.netloc or parts.query or parts.fragment
+    plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"{plain} (more, not shown)" if secret else plain

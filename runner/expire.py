@@ -1,0 +1,36 @@
+"""Ending comparisons that nobody has done in time: each is answered `[]`, and its selfie is deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runner.errors import ExpiredJobError
+from runner.queue.expiry import WAIT_SECONDS, Expiry
+from runner.store.results import ResultStore
+from runner.worker.kinds import COMPARISON
+from runner.worker.messages import subject
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+
+def expire_comparisons(redis: Redis, *, seconds: float = WAIT_SECONDS, dry_run: bool = False) -> int:
+    """End the comparisons that have waited for `seconds`, and return how many; with `dry_run` only count up to 100.
+
+    The answer is written first: after a crash in between, the next call does the rest. An answer that is there
+    already stays. May be repeated, and called beside working runners. Raises what Redis raises.
+    """
+    expiry, results = Expiry(redis, COMPARISON.queue, seconds=seconds), ResultStore(redis)
+    error = ExpiredJobError(f"{seconds:g} s")
+    found, removed = expiry.find(), 0
+    if dry_run:
+        return len(found)
+    while found:
+        before = removed
+        for job in found:
+            job_id = subject(COMPARISON.id_field, job.beginning)
+            if job_id is not None:
+                results.answer(job_id, [], {"error": {"word": error.word, "sentence": str(error)}})
+            removed += expiry.remove(job, error.word, str(error))
+        found = expiry.find() if removed > before else []
+    return removed

@@ -1,0 +1,72 @@
+"""What is written to a terminal, a pipe or a log: text from outside can neither control a terminal nor forge a line.
+
+Ids, file names, host names and messages of servers come from outside. Every command prints through `line`, `problem`
+and `document`, the log formats with `printable` and `json_text`, and every message of an error passes `printable`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with every character that is not printable escaped as `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
+
+    Escaped are the control characters (C0, DEL, C1), line and paragraph separators, everything that changes the
+    direction of text or is invisible (Unicode categories Cc, Cf, Zl, Zp and unusual spaces), and lone surrogates.
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def json_text(document: Any, *, indent: int | None = None, ascii_only: bool = True) -> str:
+    """Return `document` as JSON in which every character that is not printable is escaped."""
+    text = json.dumps(document, indent=indent, ensure_ascii=ascii_only, default=str)
+    if text.isprintable():
+        return text
+    # Within strings json.dumps has escaped line feeds: those that are left are the layout.
+    return "".join(_json_escaped(character) if character != "\n" else character for character in text)
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` without the `secrets`: a server may repeat what it was sent."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "…")
+    return text
+
+
+def line(text: str = "") -> None:
+    """Print one line on standard output; a line break within `text` is escaped."""
+    print(printable(text), flush=True)
+
+
+def lines(texts: Iterable[str]) -> None:
+    """Print each text as one line on standard output."""
+    for text in texts:
+        line(text)
+
+
+def problem(text: str) -> None:
+    """Print one line on standard error: progress, questions and errors, which belong in no pipe."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def document(content: Any, *, indent: int | None = None) -> None:
+    """Print `content` as one JSON document on standard output."""
+    print(json_text(content, indent=indent), flush=True)
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004
+
+
+def _json_escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    data = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{data[at : at + 2].hex()}" for at in range(0, len(data), 2))

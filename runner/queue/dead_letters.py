@@ -1,0 +1,124 @@
+"""Dead letters: the jobs that could not be done, kept for people to look at, put back or drop.
+
+Safe while runners work: each change is one Lua script.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from runner.queue import keys
+from runner.queue.leases import LETTER_SECONDS
+from runner.queue.scripts import Script, refusals
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A job that was buried, without its payload. `since` and `buried` are seconds of the Unix epoch.
+
+    `since` is when the job left the list, `runner` the owner that buried it, `bytes` the size of its payload, and
+    `reason` one of the words in `runner/errors.py`.
+    """
+
+    id: str
+    queue: str
+    reason: str
+    detail: str
+    attempts: int
+    runner: str
+    bytes: int
+    since: float
+    buried: float
+
+
+class Requeued(Enum):
+    """What became of a letter that was to be put back."""
+
+    DONE = "requeued"
+    ABSENT = "absent"  # there is no such letter (any more)
+    EXPIRED = "expired"  # its payload is no longer kept
+
+
+class DeadLetters:
+    """The dead letters of one list. What Redis refuses for good raises `RedisRefusedError`."""
+
+    def __init__(self, client: Redis, name: str, *, owner: str = "") -> None:
+        self.name = name
+        self._client = client
+        self._keys = [keys.dead(name), keys.dead_index(name)]
+        self._last = keys.last(name, f"letters/{owner or secrets.token_hex(8)}")
+
+    def all(self, *, newer_than: float | None = None, older_than: float = 0.0) -> Iterator[Letter]:
+        """Yield the letters, the oldest first; `newer_than` and `older_than` are ages in seconds, now."""
+        kept = LETTER_SECONDS if newer_than is None else min(newer_than, LETTER_SECONDS)
+        script, size, low, seen = Script(self._client, "letters"), _PAGE, "0", set[str]()
+        while True:
+            rows = script(self._keys, [low, round(kept * 1000), round(older_than * 1000), size])
+            fresh = [letter for letter in (self._letter(*row) for row in rows) if letter.id not in seen]
+            seen.update(letter.id for letter in fresh)
+            yield from fresh
+            if len(rows) < size:
+                return
+            low = rows[-1][2].decode()  # by time, not by number: letters may be dropped meanwhile
+            size = size if fresh else 2 * size  # more than a page was buried in one millisecond
+
+    def get(self, letter_id: str) -> Letter | None:
+        """Return one letter, or None where there is none of this id."""
+        with refusals(f"reading {keys.dead_index(self.name)} and {keys.dead(self.name)}"):
+            moment = self._client.zscore(keys.dead_index(self.name), letter_id)
+            text = self._client.hget(keys.dead(self.name), letter_id)
+        if moment is None or not isinstance(text, bytes):
+            return None
+        return self._letter(letter_id.encode(), text, moment)
+
+    def payload(self, letter_id: str) -> bytes | None:
+        """Return what the API pushed, byte for byte, or None where it is no longer kept."""
+        key = keys.dead_payload(self.name, letter_id)
+        with refusals(f"reading {key}"):
+            found = self._client.get(key)
+        return found if isinstance(found, bytes) else None
+
+    def payload_seconds(self, letter_id: str) -> float | None:
+        """Return for how long the payload is kept from now on, or None where it is no longer."""
+        milliseconds = int(self._client.pttl(keys.dead_payload(self.name, letter_id)))
+        return milliseconds / 1000 if milliseconds > 0 else None
+
+    def requeue(self, letter_id: str) -> Requeued:
+        """Put the job at the end of the list, as if it were new, and drop the letter."""
+        done = Script(self._client, "requeue")(
+            [keys.list_key(self.name), *self._keys, keys.dead_payload(self.name, letter_id), self._last],
+            [secrets.token_hex(8), letter_id],
+        )
+        return {1: Requeued.DONE, 0: Requeued.ABSENT, -1: Requeued.EXPIRED}[int(done)]
+
+    def purge(self, letter_id: str) -> bool:
+        """Drop the letter and its payload; False where there is none of this id."""
+        done = Script(self._client, "purge")(
+            [*self._keys, keys.dead_payload(self.name, letter_id), self._last], [secrets.token_hex(8), letter_id]
+        )
+        return bool(done)
+
+    def _letter(self, raw_id: bytes, text: bytes, buried: bytes | float) -> Letter:
+        since, _, letter = text.partition(b" ")
+        document = json.loads(letter)
+        return Letter(
+            id=raw_id.decode(),
+            queue=self.name,
+            reason=document.get("reason", "unknown"),
+            detail=document.get("detail", ""),
+            attempts=int(document.get("attempts", 0)),
+            runner=document.get("runner", ""),
+            bytes=int(document.get("bytes", 0)),
+            since=float(since) / 1000,
+            buried=float(buried) / 1000,
+        )

@@ -1,0 +1,91 @@
+"""What the role of DATABASE_URL can see of the API's table, and which table that is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from runner.errors import PhotosInvisibleError
+from runner.store.session import Session
+
+TABLE = '"Photo"'
+ADVICE = (
+    "let the role of DATABASE_URL bypass it (ALTER ROLE … BYPASSRLS), or give it policies for SELECT and UPDATE with "
+    "USING (true)"
+)
+NOTHING_UNDER_ROW_SECURITY = f"no row of {TABLE} is visible to this role under row-level security: {ADVICE}"
+
+# A policy counts as open where its condition is the constant true. PostgreSQL says nothing about which rows any
+# other condition hides.
+_LOOK = """
+WITH found AS (
+    SELECT oid FROM pg_class WHERE relname = 'Photo' AND relnamespace = %(schema)s::regnamespace
+), policy AS (
+    SELECT polcmd AS command, polpermissive AS permissive, pg_get_expr(polqual, polrelid) AS condition
+      FROM pg_policy
+     WHERE polrelid = (SELECT oid FROM found) AND polcmd IN ('*', 'r', 'w')
+       AND EXISTS (SELECT FROM unnest(polroles) AS role WHERE role = 0 OR pg_has_role(role, 'USAGE'))
+)
+SELECT EXISTS (SELECT FROM {photos}."Photo"),
+       row_security_active((SELECT oid FROM found)) AND NOT (
+           EXISTS (SELECT FROM policy WHERE permissive AND condition = 'true' AND command IN ('*', 'r'))
+       AND EXISTS (SELECT FROM policy WHERE permissive AND condition = 'true' AND command IN ('*', 'w'))
+       AND NOT EXISTS (SELECT FROM policy WHERE NOT permissive AND condition <> 'true'))
+"""
+# A locking clause is subject to the policies for UPDATE too, as the statements of a run are.
+_LOCKABLE = 'SELECT 1 FROM {photos}."Photo" LIMIT 1 FOR KEY SHARE SKIP LOCKED'
+_OBJECTS = """
+SELECT (SELECT oid FROM pg_database WHERE datname = current_database()),
+       (SELECT oid FROM pg_class WHERE relname = 'Photo' AND relnamespace = %(schema)s::regnamespace),
+       has_function_privilege(to_regprocedure('pg_control_system()'), 'EXECUTE')
+"""
+_SERVER = "SELECT system_identifier FROM pg_control_system()"
+
+
+@dataclass(frozen=True, slots=True)
+class Visibility:
+    """What the role sees: `any_row`, whether at least one row; `filtered`, whether row-level security may hide rows."""
+
+    any_row: bool
+    filtered: bool
+
+
+def look(session: Session) -> Visibility:
+    """Return what the role of `session` sees of the API's table."""
+    row = session.query(_LOOK, _schema(session)).fetchone()
+    assert row is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
+    any_row, filtered = row
+    if any_row and filtered:
+        any_row = session.query(_LOCKABLE).fetchone() is not None
+    return Visibility(any_row, filtered)
+
+
+def require_all(session: Session) -> None:
+    """Raise `PhotosInvisibleError` where photos may be hidden from the role, as they would count as deleted."""
+    if look(session).filtered:
+        raise PhotosInvisibleError(
+            f"row-level security may hide rows of {TABLE} from this role, and hidden photos would count as deleted: "
+            f"{ADVICE}. Nothing was changed"
+        )
+
+
+def identity(session: Session, address: str) -> str:
+    """Return a name for this very table: 32 hexadecimal digits that tell nothing about it.
+
+    It changes with the server, the database, and the table itself (dropped and created again). `address` is how the URL
+    names the server: a restored snapshot has every identifier of its original, and an address of its own.
+    """
+    row = session.query(_OBJECTS, _schema(session)).fetchone()
+    assert row is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
+    database, found, may_ask = row
+    # Everybody may ask for the server's identifier, unless somebody took that right away.
+    server = session.query(_SERVER).fetchone() if may_ask else None
+    parts = map(str, (address, server, database, found))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _schema(session: Session) -> dict[str, str]:
+    """Return the parameter that names the schema: a name as SQL writes it, which a regnamespace takes."""
+    return {"schema": sql.Identifier(session.schemas.photos).as_string(session)}

@@ -1,0 +1,1 @@
+"""What `run` does, its modules in the order in which things happen."""

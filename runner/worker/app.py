@@ -1,0 +1,273 @@
+"""`spottmee-worker run`: settings → servers, engine, handlers → worker loop → summary."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from runner import logs, output
+from runner.errors import RedisFullError, RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
+from runner.queue.databases import KnownDatabases
+from runner.store.results import ResultStore
+from runner.worker import startup
+from runner.worker.kinds import KINDS, PHOTO, Kind, Services, kind_of
+from runner.worker.shutdown import Stop, StoppedEarlyError
+from runner.worker.summary import Summary
+
+if TYPE_CHECKING:  # imported below, in the order of the start-up
+    from numpy import uint8
+    from numpy.typing import NDArray
+    from redis import Redis
+
+    from runner.faces.engine import Engine
+    from runner.queue.source import LeaseSource
+    from runner.settings import Settings
+    from runner.store.stores import Stores
+    from runner.worker.loop import WorkerLoop
+
+# After RUNNER_DRAIN_SECONDS (8): how long the loop may take to end, then to release what it holds. With both, a run is
+# gone within 10 s of SIGTERM, whatever it was doing.
+GRACE_SECONDS = 0.8
+RELEASE_SECONDS = 0.7
+# No call of the main thread takes longer, with RUNNER_CONNECT_SECONDS of trying again: 60 s is what a statement may.
+HUNG_SECONDS = 90.0
+
+
+def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
+    """Run once and return the exit code; the last line on standard output is the summary."""
+    log = logs.configure(settings.log_format, settings.log_level)
+    summary = Summary(kinds)
+    held = _Held()
+
+    def last_resort(reason: str) -> None:
+        """End the process while the main thread is inside a call that does not return."""
+        held.release()
+        summary.reason = reason
+        code = UnreachableError.exit_code if summary.unsettled or reason == "hung" else 0
+        log.error("run cut short", extra={"reason": reason, "unsettled": summary.unsettled, "exit_code": code})
+        _print(summary, settings)
+        os._exit(code)
+
+    code = 0
+    stop = Stop(settings.drain_seconds + GRACE_SECONDS, settings.connect_seconds + HUNG_SECONDS, last_resort)
+    try:
+        with stop:
+            summary.reason = _work(settings, kinds, summary, stop, held)
+    except StoppedEarlyError:
+        summary.reason = "signal"
+    except Exception as error:  # noqa: BLE001 - every end is reported in one line, and in the summary
+        known = error if isinstance(error, RunnerError) else _unforeseen(error)
+        summary.reason, code = known.word, known.exit_code
+        if stop.early:  # an import that the signal broke off reported it as a failure of its own
+            summary.reason, code = "signal", 0
+        else:
+            log.error(  # noqa: TRY400 - the place is in the detail; a message may hold what nobody should read
+                "run ended", extra={"reason": known.word, "detail": str(known), "exit_code": code}
+            )
+    _print(summary, settings)
+    return code
+
+
+class _Held:
+    """What a run holds, for whoever has to end it from outside of the loop."""
+
+    def __init__(self) -> None:
+        self.abandon: Callable[[], None] = lambda: None
+
+    def release(self) -> None:
+        """Release it, for as long as there is time; what stays leased expires."""
+
+        def work() -> None:
+            try:
+                self.abandon()
+            except Exception as error:  # noqa: BLE001 - the run ends in any case, and for another reason
+                known = error if isinstance(error, RunnerError) else _unforeseen(error)
+                logs.logger().warning("not released", extra={"reason": known.word, "detail": str(known)})
+
+        releasing = threading.Thread(target=work, daemon=True)
+        releasing.start()
+        releasing.join(RELEASE_SECONDS)
+
+
+def _unforeseen(error: Exception) -> RunnerError:
+    return RunnerError(f"{type(error).__name__} at {place(error)}; this is a defect: please report it")
+
+
+def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop: Stop, held: _Held) -> str:
+    """Open everything in the order of the start-up, work, and close everything, also after a failure.
+
+    Jobs that were claimed before it is known that their results can be stored are released where they cannot.
+    """
+    startup.begin()
+    from runner.faces.engine import Engine
+
+    engine = startup.in_background(partial(_open_engine, Engine, settings), "engine")
+    from runner.faces.hardware import thread_count
+    from runner.faces.pack import read_manifest
+    from runner.queue.leases import owner_name
+
+    if settings.job:
+        settings = replace(settings, max_jobs=settings.max_attempts)  # each retry of it is a claim
+    model = read_manifest(settings.model_dir).model
+    owner = owner_name(settings.owner)
+    with ExitStack() as stack:
+
+        @cache
+        def stores() -> Stores:
+            from runner.store.stores import Stores
+
+            return stack.enter_context(Stores(settings, model, application_name=f"spottmee-worker {owner}"))
+
+        from runner.images.fetch import Fetcher
+        from runner.queue.client import opened
+        from runner.queue.heartbeat import Heartbeat
+        from runner.worker.loop import WorkerLoop
+        from runner.worker.settlement import Settlement
+
+        stop.progress()
+        redis = stack.enter_context(opened(settings))
+        stop.progress()
+        queues = _sources(settings, kinds, redis, owner)
+        heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
+        fetcher = Fetcher.from_settings(settings)
+        stack.callback(fetcher.close)
+        known = None if settings.job else KnownDatabases(redis, PHOTO.queue)
+        services = Services(settings, ResultStore(redis), stores, fetcher, heartbeat.still_owned, known)
+        handlers = {name: kinds[name].handler(services) for name in queues}
+        settlement = Settlement(
+            settings, kinds=kinds, queues=queues, handlers=handlers, heartbeat=heartbeat, summary=summary
+        )
+        loop = WorkerLoop(
+            settings,
+            queues=queues,
+            handlers=handlers,
+            decode=_decoder(settings),
+            compute=lambda load: _loaded(engine, settings.photo_seconds).submit(load),
+            compute_threads=thread_count(settings.threads),
+            settlement=settlement,
+            stop=stop,
+            prepare=partial(_prepare, stores),
+        )
+        held.abandon = settlement.abandon
+        stop.begin()
+        if settings.owner:
+            for leased in queues.values():
+                leased.take_over()
+        for handler in handlers.values():
+            handler.start()
+        expire = partial(_expire, redis, stop) if not settings.job else lambda: None
+        return _run_loop(loop, engine, held, expire)
+
+
+def _run_loop(loop: WorkerLoop, engine: Future[Engine], held: _Held, expire: Callable[[], None]) -> str:
+    """Work until there is a reason to leave, and return it; what is in flight after an error is released.
+
+    Either way `expire` is called then, unless Redis is away: also runs that cannot work bound the life of selfies.
+    """
+    try:
+        reason = loop.run()
+    except Exception as error:
+        # A full Redis still takes leases back; of one that is away they can only expire.
+        if isinstance(error, RedisFullError) or not isinstance(error, RedisUnreachableError):
+            held.release()
+        if not isinstance(error, RedisUnreachableError):
+            expire()
+        raise
+    expire()
+    engine.result()  # a pack that cannot be used is an error of a run without photos too
+    return reason
+
+
+def _expire(redis: Redis, stop: Stop) -> None:
+    """End the comparisons that have waited for too long. A failure is a warning: the run's own work is done."""
+    if stop.requested:
+        return
+    from runner.expire import expire_comparisons
+
+    stop.progress()
+    try:
+        expired = expire_comparisons(redis)
+    except RunnerError as error:
+        logs.logger().warning(
+            "expired comparisons were not removed", extra={"reason": error.word, "detail": str(error)}
+        )
+        return
+    if expired:
+        logs.logger().warning("comparisons expired", extra={"count": expired})
+
+
+def _sources(settings: Settings, kinds: Mapping[str, Kind], redis: Redis, owner: str) -> dict[str, LeaseSource]:
+    """Return what to claim from: the queues, or the one job that was given."""
+    from runner.queue.leases import LeaseQueue
+    from runner.queue.source import SingleJob, read_payload
+
+    if settings.job:
+        payload = read_payload(settings.job)
+        name = kind_of(payload, kinds).queue
+        return {name: SingleJob(name, payload, lease_seconds=settings.lease_seconds)}
+    return {
+        name: LeaseQueue(
+            redis,
+            name,
+            owner=owner,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            payload_seconds=kinds[name].payload_seconds,
+        )
+        for name in settings.queues
+    }
+
+
+def _prepare(stores: Callable[[], Stores]) -> None:
+    """Import what talks to PostgreSQL, connect and check; the start-up is over after it."""
+    stores().check()
+    startup.end()
+
+
+def _loaded(engine: Future[Engine], seconds: float) -> Engine:
+    """Return the engine. Raises what loading it raised, and `StuckError` when that takes longer than a photo may."""
+    try:
+        return engine.result(seconds)
+    except TimeoutError:
+        raise StuckError(f"the model was not loaded after {seconds:g} s") from None
+
+
+def _open_engine(engine: type[Engine], settings: Settings) -> Engine:
+    return engine.open(
+        settings.model_dir,
+        threads=settings.threads,
+        providers=settings.providers,
+        batch_size=settings.batch_size,
+        max_faces=settings.max_faces,
+    )
+
+
+def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
+    """Return what the engine's threads decode with; a thread's image is good until it decodes the next one."""
+    from runner.images.buffers import PixelMemory
+
+    memory = PixelMemory()
+
+    def decode(data: bytes) -> NDArray[uint8]:
+        from runner.images.decode import decode as decode_image
+
+        return decode_image(data, max_pixels=settings.max_pixels, max_bytes=settings.max_image_bytes, memory=memory)
+
+    return decode
+
+
+def _print(summary: Summary, settings: Settings) -> None:
+    line = summary.line()
+    output.line(line)
+    if settings.termination_log:
+        try:
+            with open(settings.termination_log, "w", encoding="utf-8") as message:  # noqa: PTH123 - often a device
+                message.write(line)
+        except OSError as error:
+            output.problem(f"spottmee-worker: cannot write {settings.termination_log}: {error.strerror}")

@@ -1,0 +1,108 @@
+"""What differs between the kinds of job, in one place for each: `PHOTO` and `COMPARISON`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runner.queue.privacy import SELFIE_SECONDS
+from runner.store.results import AnswerWatch, ResultStore
+from runner.worker.comparison import ComparisonHandler
+from runner.worker.messages import decode_compare, decode_process
+from runner.worker.photo import PhotoHandler
+from runner.worker.visibility import VisibilityGuard
+
+if TYPE_CHECKING:  # opened by the start-up, one after the other: importing them here would undo its order
+    from runner.images.fetch import Fetcher
+    from runner.queue.databases import KnownDatabases
+    from runner.queue.leases import Lease
+    from runner.settings import Settings
+    from runner.store.stores import Stores
+    from runner.worker.task import Handler
+
+# A payload without a selfie is kept as long as its dead letter.
+PAYLOAD_SECONDS = 30 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers work with. `owns` tells whether a lease is still this run's; `stores` connects on first use.
+
+    `known_databases` is None where the job comes from no queue.
+    """
+
+    settings: Settings
+    results: ResultStore
+    stores: Callable[[], Stores]
+    fetcher: Fetcher
+    owns: Callable[[Lease], bool]
+    known_databases: KnownDatabases | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of job.
+
+    `queue` names its list, `noun` and `plural` its jobs in logs and summaries, and `id_field` the payload's field that
+    identifies one. A payload with any of `marks` among its fields is of this kind. `decode` returns the job that a
+    payload holds, or raises `InvalidJobError`; it needs no server. The payload of a dead letter is kept for
+    `payload_seconds`, and never shown where it is `private`. `stores_faces` tells whether the faces found are stored.
+    """
+
+    queue: str
+    noun: str
+    plural: str
+    id_field: str
+    marks: frozenset[str]
+    decode: Callable[[bytes], Any]
+    handler: Callable[[Services], Handler[Any]]
+    payload_seconds: float = PAYLOAD_SECONDS
+    private: bool = False
+    stores_faces: bool = False
+
+
+PHOTO = Kind(
+    queue="process",
+    noun="photo",
+    plural="photos",
+    id_field="id",
+    marks=frozenset({"id", "imageUrl"}),
+    decode=decode_process,
+    handler=lambda services: PhotoHandler(
+        services.stores, services.fetcher, services.owns, VisibilityGuard(services.stores, services.known_databases)
+    ),
+    stores_faces=True,
+)
+
+
+def _comparison_handler(services: Services) -> ComparisonHandler:
+    watch = AnswerWatch(services.results, seconds=services.settings.initiated_seconds)
+    return ComparisonHandler(services.results, watch, services.stores, services.owns)
+
+
+COMPARISON = Kind(
+    queue="compare",
+    noun="comparison",
+    plural="comparisons",
+    id_field="jobId",
+    marks=frozenset({"jobId", "selfie"}),
+    decode=decode_compare,
+    handler=_comparison_handler,
+    payload_seconds=SELFIE_SECONDS,
+    private=True,
+)
+
+# By queue, in the default order of precedence.
+KINDS: Mapping[str, Kind] = {kind.queue: kind for kind in (COMPARISON, PHOTO)}
+
+
+def kind_of(payload: bytes, kinds: Mapping[str, Kind] = KINDS) -> Kind:
+    """Return the kind of job that a payload's fields show; what shows none counts as a photo."""
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError):
+        return PHOTO
+    names = document.keys() if isinstance(document, dict) else ()
+    return next((kind for kind in kinds.values() if kind.marks.intersection(names)), PHOTO)

@@ -1,0 +1,319 @@
+"""The worker loop, from top to bottom: claim → fetch → embed → conclude → leave.
+
+One coordinating thread (the caller's) talks to Redis and PostgreSQL. Reader threads fetch images, the engine's
+threads decode and compute, and the heartbeat renews the leases; they hand tasks back through one queue of events.
+Backpressure: a claim is made only when the readers would run dry, and an image is prefetched only while few enough
+are waiting for the engine. Only the first claim is fetched and computed before its jobs are begun: what stores them is
+still being made ready then.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import PhotoTimeoutError, RunnerError, StuckError
+from runner.worker.task import AnyTask, Handler, State
+
+if TYPE_CHECKING:
+    from numpy import uint8
+    from numpy.typing import NDArray
+
+    from runner.faces.engine import Face
+    from runner.queue.leases import Lease
+    from runner.queue.source import LeaseSource
+    from runner.settings import Settings
+    from runner.worker.settlement import Settlement
+    from runner.worker.shutdown import Stop
+
+READERS = 4
+# Images that may be prefetched beyond one for each of the engine's threads: enough to hide a slow download, and to give
+# the engine so many photos that their crops are worth gathering.
+PREFETCH = 8
+# Results are stored together: at this many, when nothing else is coming, or when one has waited this long.
+STORE_BATCH = 8
+STORE_SECONDS = 0.1
+# How often an empty list is asked again while work is in flight, and how often a waiting run looks up.
+CLAIM_PAUSE = 0.25
+TICK = 0.05
+# A live runner renews at two thirds of a lease: one with less than this share left has probably lost its runner.
+ORPHAN_SHARE = 0.6
+
+
+class WorkerLoop:
+    """One run over the queues. Call `run` once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        queues: Mapping[str, LeaseSource],
+        handlers: Mapping[str, Handler[Any]],
+        decode: Callable[[bytes], NDArray[uint8]],
+        compute: Callable[[Callable[[], NDArray[uint8]]], Future[list[Face]]],
+        compute_threads: int,
+        settlement: Settlement,
+        stop: Stop,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._queues = queues
+        self._handlers = handlers
+        self._decode = decode
+        self._compute = compute
+        self._most_processing = compute_threads + PREFETCH
+        self._settlement = settlement
+        self._in_flight = settlement.in_flight
+        self._stop = stop
+        self._prepare = prepare
+        self._prepared = False
+        self._started = time.monotonic()
+        self._claimed = 0
+        self._events: queue.SimpleQueue[AnyTask | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[AnyTask] = queue.SimpleQueue()
+        self._fatal: RunnerError | None = None
+        self._next_claim = 0.0
+        self._idle_since: float | None = None
+        self._retry_at = 0.0  # when a retry of another run is due, as far as is known
+
+    def run(self) -> str:
+        """Work until there is a reason to leave, and return it.
+
+        Raises `UnreachableError` when a server stays away, `ModelError` when the engine cannot be opened, and
+        `StuckError` when native code does not return.
+        """
+        self._stop.wake = lambda: self._events.put(None)
+        for number in range(READERS):
+            threading.Thread(target=self._reader, name=f"reader-{number}", daemon=True).start()
+        self._start_ahead()
+        while True:
+            self._stop.progress()
+            self._claim()
+            self._stop.progress()
+            self._start_reads()
+            if self._stop.requested:
+                self._release_after_signal()
+            if len(self._in_flight):
+                self._collect()
+                if self._fatal is not None:
+                    raise self._fatal
+                self._check_stuck()
+                self._conclude()
+            elif reason := self._reason_to_leave():
+                return reason
+
+    def _start_ahead(self) -> None:
+        """Let the first jobs be fetched and computed while `prepare` makes ready what they are stored with."""
+        self._claim()
+        self._start_reads()
+        self._prepare()
+        self._prepared = True
+        self._begin(list(self._in_flight))
+
+    # Claim
+
+    def _claim(self) -> None:
+        room = self._claimable()
+        if room <= 0:
+            return
+        for source in self._queues.values():
+            leases = source.claim(room, in_hand=len(self._working()))
+            if leases:
+                self._accept(leases)
+                self._idle_since = None
+            room -= len(leases)
+            if room == 0 or self._alone():
+                break
+        self._next_claim = 0.0 if room == 0 else time.monotonic() + CLAIM_PAUSE
+
+    def _working(self) -> list[AnyTask]:
+        """Return what a crash now would hurt."""
+        return self._in_flight.of(State.CLAIMED, State.PROCESSING, State.COMPUTED)
+
+    def _alone(self) -> bool:
+        """Return whether the job in flight is one that may have ended its runner: nothing is put beside it."""
+        return any(task.lease.alone for task in self._working())
+
+    def _claimable(self) -> int:
+        if self._stop.requested or self._out_of_time():
+            return 0
+        # With nothing in flight it is always asked again: a run leaves only after it has just seen that nothing waits.
+        if time.monotonic() < self._next_claim and len(self._in_flight):
+            return 0
+        waiting, computed = len(self._in_flight.of(State.CLAIMED)), len(self._in_flight.of(State.COMPUTED))
+        if waiting > READERS or computed >= STORE_BATCH or self._alone():
+            return 0
+        # A retry that this run has scheduled is a job that it has counted already.
+        room = self._settings.max_jobs - self._claimed
+        return min(self._settings.claim_size, room or self._settlement.take_due_retries())
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() - self._started >= self._settings.max_seconds
+
+    def _accept(self, leases: Sequence[Lease]) -> None:
+        tasks = self._settlement.hold(leases)
+        self._claimed = min(self._settings.max_jobs, self._claimed + sum(not task.own_retry for task in tasks))
+        if self._prepared:
+            self._begin(tasks)
+        else:
+            _finish_failed(tasks)
+
+    def _begin(self, tasks: Sequence[AnyTask]) -> None:
+        self._settlement.begin(tasks)
+        _finish_failed(tasks)
+
+    # Fetch and embed
+
+    def _start_reads(self) -> None:
+        room = self._most_processing - len(self._in_flight.of(State.PROCESSING))
+        for task in self._in_flight.of(State.CLAIMED):
+            if room <= 0 or self._stop.requested:
+                return
+            if not self._settlement.drop_lost(task):
+                task.state = State.PROCESSING
+                self._reads.put(task)
+                room -= 1
+
+    def _reader(self) -> None:
+        while True:
+            task = self._reads.get()
+            try:
+                with task.stage("fetch"):
+                    data = self._handlers[task.lease.queue].read(task)
+                future = self._compute(self._loader(task, data))
+            except RunnerError as error:  # the engine cannot be used: no job's fault
+                self._fatal = error
+                self._events.put(None)
+            except Exception as error:  # noqa: BLE001 - one job's failure must never end its reader
+                task.fail(error)
+                self._events.put(task)
+            else:
+                future.add_done_callback(self._arrival(task))
+
+    def _loader(self, task: AnyTask, data: bytes) -> Callable[[], NDArray[uint8]]:
+        def load() -> NDArray[uint8]:
+            task.thread = threading.get_ident()
+            task.computing_since = time.monotonic()
+            with task.stage("decode"):
+                return self._decode(data)
+
+        return load
+
+    def _arrival(self, task: AnyTask) -> Callable[[Future[list[Face]]], None]:
+        def arrived(done: Future[list[Face]]) -> None:
+            since, task.computing_since = task.computing_since, None
+            if since is not None:
+                task.stages["faces"] = time.monotonic() - since - task.stages.get("decode", 0.0)
+            try:
+                task.faces = done.result()
+            except Exception as error:  # noqa: BLE001 - typed by Task.fail
+                task.fail(error)
+            self._events.put(task)
+
+        return arrived
+
+    def _collect(self) -> None:
+        """Wait for a task to come back or for a reason to look up, and take all that have come back."""
+        soon = self._in_flight.of(State.COMPUTED, State.UNCONFIRMED)
+        timeout = 0.0 if self._must_store() else TICK if soon else CLAIM_PAUSE
+        try:
+            event = self._events.get(timeout=timeout) if timeout else self._events.get_nowait()
+            while True:
+                if event is not None and event.state is State.PROCESSING:
+                    event.computed()
+                event = self._events.get_nowait()
+        except queue.Empty:
+            return
+
+    def _check_stuck(self) -> None:
+        """End the run when a photo has been in native code for too long: no thread can be stopped there."""
+        limit = self._settings.photo_seconds
+        processing = self._in_flight.of(State.PROCESSING)
+        computing = {task: since for task in processing if (since := task.computing_since) is not None}
+        oldest = min(computing, key=computing.__getitem__, default=None)
+        if oldest is None or time.monotonic() - computing[oldest] <= limit:
+            return
+        # A thread gathers the faces of several photos: those that it began earlier only wait behind the last.
+        stuck = max((task for task in computing if task.thread == oldest.thread), key=computing.__getitem__)
+        stuck.error = PhotoTimeoutError(f"{limit:g} s")
+        stuck.computed()
+        self._settlement.conclude([stuck])
+        raise StuckError(f"{stuck.lease.queue} job, lease {stuck.lease.id}, after {limit:g} s")
+
+    # Conclude
+
+    def _must_store(self) -> bool:
+        computed = self._in_flight.of(State.COMPUTED)
+        if not computed:
+            return False
+        waited = time.monotonic() - min(task.computed_at for task in computed)
+        more = self._in_flight.of(State.CLAIMED, State.PROCESSING)
+        return len(computed) >= STORE_BATCH or not more or waited >= STORE_SECONDS
+
+    def _conclude(self) -> None:
+        if self._must_store():
+            self._settlement.conclude(self._in_flight.of(State.COMPUTED))
+        self._settlement.settle_confirmed()
+
+    def _release_after_signal(self) -> None:
+        """Release what has not begun and, once the grace period is over, what did not finish in time."""
+        self._settlement.release(self._in_flight.of(State.CLAIMED))
+        if self._stop.overdue(self._settings.drain_seconds):
+            self._settlement.release(self._in_flight.of(State.PROCESSING, State.COMPUTED))
+        if not self._working():
+            self._settlement.settle_unconfirmed()
+
+    # Leave
+
+    def _reason_to_leave(self) -> str | None:
+        """Return why to leave now that nothing is in flight, or None after a short wait."""
+        if self._stop.requested:
+            return "signal"
+        if self._claimed >= self._settings.max_jobs and self._settlement.next_own_retry() is None:
+            return "max_jobs"
+        if self._out_of_time():
+            return "max_seconds"
+        now = time.monotonic()
+        if self._idle_since is None:
+            self._idle_since = now
+        idle = now - self._idle_since
+        if idle >= self._settings.idle_seconds and not self._worth_waiting(idle):
+            return "empty"
+        with suppress(queue.Empty):
+            self._events.get(timeout=CLAIM_PAUSE)
+        return None
+
+    def _worth_waiting(self, idle: float) -> bool:
+        """Return whether a lease expires soon: a retry of this run, or what a dead runner left.
+
+        A lease that a live runner holds is renewed at two thirds of its time, so its end moves on before
+        `ORPHAN_SHARE` is left. A run that found nothing at all has probably been started for an orphan: it also
+        waits long enough to see whether a younger lease is renewed.
+        """
+        if idle >= self._settings.retry_max_seconds:
+            return False
+        if self._settlement.next_own_retry() is not None:
+            return True
+        due = [counts.next_due_seconds for counts in (source.counts() for source in self._queues.values())]
+        soon = min((seconds for seconds in due if seconds is not None), default=None)
+        if soon is None:
+            return False
+        lease = self._settings.lease_seconds
+        if soon <= lease * ORPHAN_SHARE:
+            return True
+        now = time.monotonic()
+        if soon > lease:  # nobody holds anything: this is a retry, and whoever scheduled it waits for it, if it lives
+            self._retry_at = now + soon
+        return self._claimed == 0 and (now < self._retry_at or idle < lease * (1 - ORPHAN_SHARE))
+
+
+def _finish_failed(tasks: Sequence[AnyTask]) -> None:
+    """Pass over fetching and computing where a task has failed before them."""
+    for task in tasks:
+        if task.error is not None and task.state is State.CLAIMED:
+            task.computed()

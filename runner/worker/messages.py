@@ -1,0 +1,161 @@
+"""The two kinds of job, decoded from the wire and validated (docs/reference/contract.md).
+
+Decoding raises `InvalidJobError` and nothing else, whatever the bytes. The error's sentence names the field and
+never repeats a value of it: payloads hold selfies.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from runner.errors import InvalidJobError
+
+DEFAULT_THRESHOLD = 0.5
+MAX_ID_LENGTH = 256
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_FIELD = re.compile(r'\s*[{,]\s*(?=")')
+_COLON = re.compile(r"\s*:\s*")
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessJob:
+    """Detect and embed the faces of one photo."""
+
+    photo_id: str
+    image_url: str = field(repr=False)  # may carry a signature in its query
+
+
+@dataclass(frozen=True, slots=True)
+class CompareJob:
+    """Find the photos that show the person of a selfie.
+
+    `stored_ids` keeps the order of the album, without repetitions; `threshold` is a cosine similarity that a
+    match exceeds strictly.
+    """
+
+    job_id: str
+    stored_ids: tuple[str, ...] = field(repr=False)
+    selfie: bytes = field(repr=False)
+    threshold: float
+
+
+def decode_process(payload: bytes) -> ProcessJob:
+    """Return the process job that `payload` holds, or raise `InvalidJobError`."""
+    document = _object(payload)
+    photo_id = _identifier(document, "id", subject=None)
+    url = document.get("imageUrl")
+    if not isinstance(url, str) or not url.strip():
+        _reject("imageUrl must be a non-empty string", subject=photo_id)
+    return ProcessJob(photo_id=photo_id, image_url=url)
+
+
+def decode_compare(payload: bytes) -> CompareJob:
+    """Return the compare job that `payload` holds, or raise `InvalidJobError`."""
+    document = _object(payload)
+    job_id = _identifier(document, "jobId", subject=None)
+    return CompareJob(
+        job_id=job_id,
+        stored_ids=_stored_ids(document.get("storedIds"), job_id),
+        selfie=_selfie(document.get("selfie"), job_id),
+        threshold=_threshold(document.get("threshold"), job_id),
+    )
+
+
+def subject(name: str, beginning: bytes) -> str | None:
+    """Return the id in the field `name`, where the beginning of a payload shows one among its first fields."""
+    text, place, decoder = beginning.decode(errors="replace"), 0, json.JSONDecoder()
+    try:
+        while opening := _FIELD.match(text, place):
+            key, place = decoder.raw_decode(text, opening.end())
+            colon = _COLON.match(text, place)
+            if colon is None:
+                return None
+            value, place = decoder.raw_decode(text, colon.end())
+            if key == name:
+                return _identifier({name: value}, name, subject=None)
+    except (ValueError, RecursionError, InvalidJobError):
+        pass
+    return None
+
+
+def _object(payload: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(payload, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        kind = "nested too deeply" if isinstance(error, RecursionError) else "not valid JSON"
+        raise InvalidJobError(f"the payload is {kind}") from None
+    if not isinstance(document, dict):
+        raise InvalidJobError("the payload is JSON, but no object")
+    return document
+
+
+def _no_constant(_name: str) -> NoReturn:
+    raise ValueError
+
+
+def _reject(sentence: str, *, subject: str | None) -> NoReturn:
+    raise InvalidJobError(sentence, subject=subject)
+
+
+def _identifier(document: dict[str, Any], name: str, *, subject: str | None) -> str:
+    value = document.get(name)
+    if not isinstance(value, str) or not value:
+        _reject(f"{name} must be a non-empty string", subject=subject)
+    _check_identifier(value, name, subject=subject)
+    return value
+
+
+def _check_identifier(value: str, name: str, *, subject: str | None) -> None:
+    if len(value) > MAX_ID_LENGTH:
+        _reject(f"{name} is longer than {MAX_ID_LENGTH} characters", subject=subject)
+    # PostgreSQL stores no NUL, and lone surrogates are no text that UTF-8 can carry.
+    if "\0" in value or _LONE_SURROGATE.search(value):
+        _reject(f"{name} holds a character that no id has", subject=subject)
+
+
+def _stored_ids(value: object, job_id: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        _reject("storedIds must be a list of strings", subject=job_id)
+    for identifier in value:
+        if not isinstance(identifier, str) or not identifier:
+            _reject("storedIds must hold non-empty strings only", subject=job_id)
+        _check_identifier(identifier, "an id of storedIds", subject=job_id)
+    return tuple(dict.fromkeys(value))
+
+
+def _selfie(value: object, job_id: str) -> bytes:
+    """Return the bytes of a selfie: base64 in either alphabet (RFC 4648), padded or not, as Node reads it."""
+    if not isinstance(value, str) or not value:
+        _reject("selfie must be a non-empty string of base64", subject=job_id)
+    encoded = value.partition(",")[2] if value.startswith("data:") else value
+    try:
+        digits = encoded.encode("ascii").translate(_STANDARD_ALPHABET, delete=b" \t\r\n")
+        if len(digits) % 4 and not digits.endswith(b"="):
+            digits += b"=" * (-len(digits) % 4)
+        selfie = base64.b64decode(digits, validate=True)
+    except ValueError:  # binascii.Error is one, and so is what is not ASCII
+        _reject("selfie is not valid base64", subject=job_id)
+    if not selfie:
+        _reject("selfie is empty", subject=job_id)
+    return selfie
+
+
+def _threshold(value: object, job_id: str) -> float:
+    if value is None:
+        return DEFAULT_THRESHOLD
+    # bool is an int to Python, and no number to JSON.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _reject("threshold must be a number or null", subject=job_id)
+    try:
+        threshold = float(value)
+    except OverflowError:
+        threshold = math.inf
+    if not math.isfinite(threshold):
+        _reject("threshold must be a finite number", subject=job_id)
+    return threshold

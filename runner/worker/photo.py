@@ -1,0 +1,98 @@
+"""Photos: an image in, its embeddings and its status out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from runner.errors import InvalidJobError, PhotoGoneError, PoisonJobError, UnstorableError
+from runner.store.stored import Stored
+from runner.worker.messages import ProcessJob
+from runner.worker.task import Outcome, Task
+
+if TYPE_CHECKING:  # the start-up decides when these are imported
+    from runner.images.fetch import Fetcher
+    from runner.queue.leases import Lease
+    from runner.store.stores import Stores
+    from runner.worker.visibility import VisibilityGuard
+
+# Found before anyone looked for the photo, so its absence explains nothing: the job becomes a dead letter all the same.
+_FAULTS_OF_PAYLOAD = (InvalidJobError, PoisonJobError)
+
+
+class PhotoHandler:
+    """UPLOADED → PROCESSING → READY, NO_FACES_FOUND or FAILED."""
+
+    def __init__(
+        self,
+        stores: Callable[[], Stores],
+        fetcher: Fetcher,
+        owns: Callable[[Lease], bool],
+        guard: VisibilityGuard,
+    ) -> None:
+        self._stores = stores
+        self._fetcher = fetcher
+        self._owns = owns
+        self._guard = guard
+
+    def start(self) -> None:
+        """Do nothing: no earlier run leaves anything behind."""
+
+    def begin(self, tasks: Sequence[Task[ProcessJob]]) -> None:
+        """Set the photos to PROCESSING in one statement; where a photo is deleted, its task gets its `error`.
+
+        Raises `PhotosInvisibleError` where photos are missing and deletion is not the likely reason.
+        """
+        photo_ids = [task.job.photo_id for task in tasks if task.job]
+        existing = self._stores().begin(photo_ids)
+        self._guard.check(photo_ids, existing)
+        for task in tasks:
+            if task.job and task.job.photo_id not in existing:
+                task.error = PhotoGoneError()
+
+    def read(self, task: Task[ProcessJob]) -> bytes:
+        """Fetch the photo."""
+        assert task.job is not None  # noqa: S101 - only accepted tasks are read
+        return self._fetcher.fetch(task.job.image_url)
+
+    def conclude(self, tasks: Sequence[Task[ProcessJob]]) -> None:
+        """Write embeddings and statuses. Two jobs for one photo are stored one after the other."""
+        remaining = list(tasks)
+        while remaining:
+            batch: dict[str, Task[ProcessJob]] = {}
+            later: list[Task[ProcessJob]] = []
+            for task in remaining:
+                photo_id = _photo_id(task)
+                if photo_id is None:
+                    continue  # nobody knows which photo: there is no status to write
+                if photo_id in batch:
+                    later.append(task)
+                else:
+                    batch[photo_id] = task
+            self._store(batch)
+            remaining = later
+
+    def _store(self, batch: dict[str, Task[ProcessJob]]) -> None:
+        results = {photo_id: task.faces if task.error is None else None for photo_id, task in batch.items()}
+        stored = self._stores().store(results, lambda photo_id: self._owns(batch[photo_id].lease))
+        for photo_id, task in batch.items():
+            match stored[photo_id]:
+                case Stored.LOST:
+                    task.outcome = Outcome.LOST
+                case Stored.GONE if not isinstance(task.error, _FAULTS_OF_PAYLOAD):
+                    task.error = PhotoGoneError()
+                case Stored.REFUSED:
+                    task.error = UnstorableError()
+
+    def confirmed(self, tasks: Sequence[Task[ProcessJob]]) -> list[Task[ProcessJob]]:
+        """Return all: nobody overwrites what is stored here."""
+        return list(tasks)
+
+    def stop_watching(self, tasks: Sequence[Task[ProcessJob]]) -> None:
+        """Do nothing, as nothing is watched."""
+
+
+def _photo_id(task: Task[ProcessJob]) -> str | None:
+    if task.job is not None:
+        return task.job.photo_id
+    return task.error.subject if task.error is not None else None

@@ -1,0 +1,79 @@
+"""Telling photos that were deleted from photos that this run cannot see.
+
+Both look the same: no row. A run that took the second for the first would acknowledge every job of the list and leave
+the photos UPLOADED for ever. docs/explanation/queue-protocol.md has the rule, its reasons and its limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from runner.errors import PhotosInvisibleError
+from runner.store.visibility import ADVICE, NOTHING_UNDER_ROW_SECURITY
+
+if TYPE_CHECKING:
+    from runner.queue.databases import KnownDatabases
+    from runner.store.stores import Stores
+
+_SAME_DEPLOYMENT = "check that DATABASE_URL and REDIS_URL belong to the same deployment"
+
+
+class VisibilityGuard:
+    """Stops a run whose jobs' photos are missing for another reason than that they were deleted.
+
+    `known` is None for a job that comes from no list: then nothing is known about where its photo belongs.
+    """
+
+    def __init__(self, stores: Callable[[], Stores], known: KnownDatabases | None) -> None:
+        self._stores = stores
+        self._known = known
+        self._noted = False
+        self._missing: set[str] = set()  # since a photo was last found
+
+    def check(self, photo_ids: Collection[str], found: Collection[str]) -> None:
+        """Raise `PhotosInvisibleError` unless those of `photo_ids` that are not among `found` were deleted."""
+        if not photo_ids:
+            return
+        if found:
+            self._missing.clear()
+            self._note()
+            return
+        self._missing.update(photo_ids)
+        if (reason := self._reason()) is not None:
+            raise PhotosInvisibleError(reason)
+
+    def _note(self) -> None:
+        if self._known is not None and not self._noted:
+            self._known.add(self._stores().identity())
+            self._noted = True
+
+    def _reason(self) -> str | None:
+        """Return why the missing photos cannot be taken for deleted ones, or None where they can."""
+        seen = self._stores().visibility()
+        many = len(self._missing) > 1
+        none = f"none of {len(self._missing)} photos is there" if many else "the photo is not there"
+        if not seen.any_row and seen.filtered:
+            return NOTHING_UNDER_ROW_SECURITY
+        if not seen.any_row:
+            return (
+                f'the table "Photo" is empty: {_SAME_DEPLOYMENT}. If all photos were deleted, the next upload ends this'
+            )
+        if many and seen.filtered:
+            return f"{none}, and row-level security may hide them: {ADVICE}"
+        return self._unknown(none, many=many)
+
+    def _unknown(self, none: str, *, many: bool) -> str | None:
+        if self._known is None or self._noted:
+            return None
+        known = self._known.all()
+        if self._stores().identity() in known:
+            return None
+        if known:
+            return f"{none}, and photos of this list were found in another database: {_SAME_DEPLOYMENT}"
+        if many:
+            return (
+                f"{none}, and no photo of this list was ever found in this database: {_SAME_DEPLOYMENT}. If they were "
+                "deleted, the first photo that is found ends this"
+            )
+        return None

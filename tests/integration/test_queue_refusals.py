@@ -1,0 +1,244 @@
+"""Operations that Redis refuses halfway: for a missing right, or for a key of another type. Nothing may change."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.servers import EmbeddedRedis
+from runner.errors import RedisRefusedError, SettingsError
+from runner.queue import keys
+from runner.queue.client import connect
+from runner.queue.dead_letters import DeadLetters, Requeued
+from runner.settings import load
+from tests.support.queue_tools import NAME, closing_clients, pass_time, places, push, queue_of
+from tests.support.redis_topologies import acl_line, opened
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from runner.queue.leases import Lease
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis-keys.md"
+WORDS = acl_line(PAGE.read_text(encoding="utf-8")).split()
+COMMANDS = [word for word in WORDS if word.startswith("+")]
+OLDER, NEWER = "job/pod/1", "job/pod/2"
+JOBS = [b"job %d" % number for number in range(9)]
+WRONG_VALUES: dict[str, Callable[[Any, str], object]] = {
+    "string": lambda redis, key: redis.set(key, "in the way"),
+    "list": lambda redis, key: redis.rpush(key, "in the way"),
+    "set": lambda redis, key: redis.sadd(key, "in the way"),
+    "hash": lambda redis, key: redis.hset(key, "in the way", "yes"),
+    "zset": lambda redis, key: redis.zadd(key, {"in the way": 1}),
+    "stream": lambda redis, key: redis.xadd(key, {"in the way": "yes"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    yield from closing_clients(monkeypatch, __name__)
+
+
+@pytest.fixture(scope="module", params=["embedded", "redis-server"])
+def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
+    """Valkey, and the distribution's Redis: their messages and their checks differ."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "embedded":
+            found = shutil.which(request.param)
+            if found is None:
+                pytest.skip("redis-server is not installed (apt-get install redis-server)")
+            patch.setenv("SPOTTMEE_REDIS_SERVER", found)
+        with EmbeddedRedis() as running:
+            yield running
+
+
+@pytest.fixture
+def admin(server: EmbeddedRedis) -> Iterator[Any]:
+    with opened(server) as client:
+        client.flushall()
+        client.execute_command("ACL", "SETUSER", WORDS[1], "reset", *WORDS[2:])
+        yield client
+        client.config_set("maxmemory", 0)
+
+
+@pytest.fixture
+def client(server: EmbeddedRedis, admin: Any) -> Redis:
+    """What a run connects with: exactly the rights of the documentation."""
+    url = f"redis://{WORDS[1]}:{WORDS[3].removeprefix('>')}@127.0.0.1:{server.port}"
+    return connect(load({"REDIS_URL": url, "RUNNER_CONNECT_SECONDS": "1"}, required=("redis_url",)))
+
+
+class Scene:
+    """A list with everything in it: waiting jobs, leases of every kind, dead letters, one of them expired."""
+
+    def __init__(self, admin: Any) -> None:
+        self.admin = admin
+        admin.flushall()
+        push(admin, JOBS)
+        queue = queue_of(admin, OLDER)
+        leases = queue.claim(7)
+        self.held, orphan, retried, released, self.buried, expired, self.kept = leases
+        queue.retry(retried, 0, "fetch_failed")
+        queue.release(released)
+        queue.bury(self.buried, "invalid_job", "not JSON")
+        queue.bury(expired, "invalid_job", "not JSON")
+        admin.zadd(keys.dead_index(NAME), {expired.id: 1})
+        pass_time(admin, 31)
+        queue.renew([self.held, self.kept])
+        assert {lease.id for lease in (orphan, retried, released)} <= set(places(admin).leased)
+        self.before = self.look()
+
+    def look(self) -> dict[str, object]:
+        """Return every key with its value, without the answers that are kept in case a reply is lost."""
+        read: dict[str, Callable[[Any], object]] = {
+            "string": self.admin.get,
+            "list": lambda key: self.admin.lrange(key, 0, -1),
+            "hash": self.admin.hgetall,
+            "zset": lambda key: self.admin.zrange(key, 0, -1, withscores=True),
+        }
+        found = {raw.decode(): self.admin.type(raw).decode() for raw in self.admin.scan_iter()}
+        return {key: read[kind](key) for key, kind in sorted(found.items()) if ":last:" not in key}
+
+
+def _bury(client: Redis, lease: Lease) -> bool:
+    return queue_of(client, OLDER).bury(lease, "invalid_job", "not JSON")
+
+
+# What each does, and what it returns when it is not refused.
+OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
+    "claim": (lambda client, _: len(queue_of(client, NEWER).claim(10)), 5),
+    "renew": (lambda client, scene: queue_of(client, OLDER).renew([scene.held]), []),
+    "acknowledge": (lambda client, scene: queue_of(client, OLDER).acknowledge(scene.held), True),
+    "retry": (lambda client, scene: queue_of(client, OLDER).retry(scene.held, 5, "fetch_failed"), True),
+    "release": (lambda client, scene: queue_of(client, OLDER).release(scene.held), True),
+    "bury": (lambda client, scene: _bury(client, scene.held), True),
+    "take_over": (lambda client, _: queue_of(client, NEWER).take_over(), 2),
+    "requeue": (lambda client, scene: DeadLetters(client, NAME).requeue(scene.buried.id), Requeued.DONE),
+    "purge": (lambda client, scene: DeadLetters(client, NAME).purge(scene.buried.id), True),
+    "counts": (lambda client, _: queue_of(client, NEWER).counts().waiting, 2),
+    "leased": (lambda client, _: len(queue_of(client, NEWER).leased()), 5),
+    "letters": (lambda client, _: len(list(DeadLetters(client, NAME).all())), 1),
+}
+# What an operation needs at least: so a loop in which nothing is refused does not pass for a proof.
+NEEDED = {
+    "claim": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get", "+lpop", "+llen"},
+    "renew": {"+time", "+zrem", "+zadd", "+hget"},
+    "acknowledge": {"+zrem", "+hdel", "+hget", "+set", "+get"},
+    "retry": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
+    "release": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
+    "bury": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get"},
+    "take_over": {"+time", "+zrange", "+zadd", "+hget"},
+    "requeue": {"+rpush", "+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
+    "purge": {"+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
+    "counts": {"+time", "+llen", "+zcard", "+zcount", "+zrange"},
+    "leased": {"+time", "+zrange", "+hmget", "+hstrlen"},
+    "letters": {"+time", "+zrangebyscore", "+hget"},
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_that_lacks_a_right_changes_nothing_and_names_the_right(
+    name: str, admin: Any, client: Redis
+) -> None:
+    operation, answer = OPERATIONS[name]
+    refused = set()
+    for command in COMMANDS:
+        scene = Scene(admin)
+        admin.execute_command("ACL", "SETUSER", WORDS[1], f"-{command[1:]}")
+        try:
+            assert operation(client, scene) == answer, command
+        except SettingsError as error:
+            refused.add(command)
+            assert f"grant {command} " in str(error)  # noqa: PT017 - most of the loop does not raise
+            assert scene.look() == scene.before, command
+        admin.execute_command("ACL", "SETUSER", WORDS[1], command)
+        places(admin)
+    assert refused >= NEEDED[name] | {"+eval"}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_with_a_key_of_another_type_in_its_way_changes_nothing(
+    name: str, admin: Any, client: Redis
+) -> None:
+    operation, _ = OPERATIONS[name]
+    refused = set()
+    for key in (keys.list_key(NAME), keys.leases(NAME), keys.claimed(NAME), keys.dead(NAME), keys.dead_index(NAME)):
+        for kind, put in WRONG_VALUES.items():
+            scene = Scene(admin)
+            if admin.type(key).decode() == kind:
+                continue
+            admin.rename(key, "{face_embeddings:process}:aside")
+            put(admin, key)
+            try:
+                operation(client, scene)
+            except RedisRefusedError as error:
+                refused.add(key)
+                assert key in str(error)  # noqa: PT017 - as above
+                assert "WRONGTYPE" in str(error)  # noqa: PT017
+                assert "rename or delete it" in str(error)  # noqa: PT017
+                admin.rename("{face_embeddings:process}:aside", key)
+                assert scene.look() == scene.before, (key, kind)
+    assert refused
+
+
+@pytest.mark.parametrize("kind", set(WRONG_VALUES) - {"string"})
+@pytest.mark.parametrize("name", ["claim", "acknowledge", "retry", "release", "bury"])
+def test_a_remembered_answer_of_another_type_changes_nothing(name: str, kind: str, admin: Any, client: Redis) -> None:
+    scene = Scene(admin)
+    for owner in (OLDER, NEWER):
+        admin.delete(keys.last(NAME, owner))
+        WRONG_VALUES[kind](admin, keys.last(NAME, owner))
+    with pytest.raises(RedisRefusedError, match="WRONGTYPE"):
+        OPERATIONS[name][0](client, scene)
+    assert scene.look() == scene.before
+
+
+@pytest.mark.parametrize("kind", set(WRONG_VALUES) - {"string"})
+def test_a_payload_of_another_type_is_not_put_back(kind: str, admin: Any, client: Redis) -> None:
+    scene = Scene(admin)
+    key = keys.dead_payload(NAME, scene.buried.id)
+    admin.delete(key)
+    WRONG_VALUES[kind](admin, key)
+    with pytest.raises(RedisRefusedError, match="WRONGTYPE"):
+        DeadLetters(client, NAME).requeue(scene.buried.id)
+    assert [letter.id for letter in DeadLetters(client, NAME).all()] == [scene.buried.id]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_works_on_a_full_redis(name: str, admin: Any, client: Redis) -> None:
+    operation, answer = OPERATIONS[name]
+    scene = Scene(admin)
+    everything = sorted(places(admin).all)
+    admin.config_set("maxmemory-policy", "noeviction")
+    admin.config_set("maxmemory", 1)
+    assert operation(client, scene) == answer
+    admin.config_set("maxmemory", 0)
+    gone = {"acknowledge": [scene.held.payload], "purge": [scene.buried.payload]}.get(name, [])
+    if name in ("claim", "bury"):  # they drop the letters that are older than the retention
+        gone = [JOBS[5]]
+    assert sorted([*places(admin).all, *gone]) == everything
+
+
+def test_what_a_refused_run_left_is_claimed_by_a_healthy_one(admin: Any, client: Redis) -> None:
+    """No attempt is counted for a claim that was refused, so no job is given up for it."""
+    scene = Scene(admin)
+    for command in ("+hset", "+zadd", "+zrem", "+hdel", "+lpop", "+set", "+hget", "+hmget") * 3:
+        admin.execute_command("ACL", "SETUSER", WORDS[1], f"-{command[1:]}")
+        with pytest.raises(SettingsError):
+            queue_of(client, NEWER).claim(10)
+        admin.execute_command("ACL", "SETUSER", WORDS[1], command)
+    assert scene.look() == scene.before
+    assert sorted(lease.attempts for lease in queue_of(client, NEWER).claim(10)) == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("key", [keys.dead(NAME), keys.dead_index(NAME)])
+def test_looking_at_a_letter_names_what_is_in_the_way(key: str, admin: Any, client: Redis) -> None:
+    scene = Scene(admin)
+    admin.set(key, "in the way")
+    with pytest.raises(RedisRefusedError, match="rename or delete it") as refused:
+        DeadLetters(client, NAME).get(scene.buried.id)
+    assert key in str(refused.value)

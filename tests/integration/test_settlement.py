@@ -1,0 +1,176 @@
+"""The settlement on a real queue: every lease ends in one way, and no job decides over another's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis import Redis
+
+from runner.errors import (
+    DatabaseUnreachableError,
+    FetchError,
+    ImageMissingError,
+    JobError,
+    PhotoGoneError,
+    UnexpectedJobError,
+)
+from runner.settings import load
+from runner.worker.task import AnyTask
+from tests.support.queue_tools import LEASE_SECONDS, pass_time, places, queue_of
+from tests.support.worker_tools import SettlementBench
+
+
+@pytest.fixture
+def bench(redis: Redis) -> Iterator[SettlementBench]:
+    settings = load({"REDIS_URL": "redis://h/0", "DATABASE_URL": "postgresql://h/d"})
+    bench = SettlementBench(redis, settings)
+    with bench.heartbeat:
+        yield bench
+
+
+def _bad(error: Exception) -> Callable[[AnyTask], Exception | None]:
+    return lambda task: error if task.lease.payload == b"bad" else None
+
+
+def test_one_job_that_cannot_be_begun_leaves_the_others_alone(bench: SettlementBench) -> None:
+    tasks = bench.held(b"a", b"bad", b"c")
+    bench.handler.refuse = _bad(ValueError("secret"))
+    bench.settlement.begin(tasks)
+    assert [type(task.error) for task in tasks] == [type(None), UnexpectedJobError, type(None)]
+    assert "secret" not in str(tasks[1].error)
+    assert bench.handler.batches == [[b"a", b"bad", b"c"], [b"a"], [b"bad"], [b"c"]]
+
+
+def test_one_job_that_cannot_be_stored_is_retried_and_the_others_are_done(bench: SettlementBench) -> None:
+    tasks = bench.held(b"a", b"bad", b"c")
+    bench.handler.refuse = _bad(ValueError())
+    bench.settlement.conclude(tasks)
+    assert bench.outcomes() == {"succeeded": 2, "retried": 1}
+    assert list(places(bench.redis).leased.values()) == [b"bad"]
+    assert bench.handler.stored == {b"a": None, b"c": None}
+
+
+def test_at_its_last_attempt_it_is_stored_as_failed_and_buried(bench: SettlementBench) -> None:
+    tasks = bench.held(b"a", b"bad", attempt=3)
+    bench.handler.refuse = lambda task: ValueError() if task.lease.payload == b"bad" and task.error is None else None
+    bench.settlement.conclude(tasks)
+    assert bench.outcomes() == {"succeeded": 1, "buried": 1}
+    assert bench.handler.stored == {b"a": None, b"bad": "unexpected"}
+    assert bench.dead() == {"unexpected": 3}
+
+
+def test_what_cannot_even_be_stored_as_failed_is_buried_all_the_same(bench: SettlementBench) -> None:
+    tasks = bench.held(b"bad", attempt=3)
+    bench.handler.refuse = _bad(ValueError())
+    bench.settlement.conclude(tasks)
+    assert bench.outcomes() == {"buried": 1}
+    assert places(bench.redis).leased == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "outcomes", "dead"),
+    [
+        (FetchError("500"), 1, {"retried": 1}, {}),
+        (FetchError("500"), 2, {"retried": 1}, {}),
+        (FetchError("500"), 3, {"buried": 1}, {"fetch_failed": 3}),
+        (ImageMissingError(), 1, {"buried": 1}, {"image_missing": 1}),
+        (PhotoGoneError(), 1, {"gone": 1}, {}),
+    ],
+)
+def test_what_becomes_of_a_failure(
+    bench: SettlementBench, error: JobError, attempt: int, outcomes: dict[str, int], dead: dict[str, int]
+) -> None:
+    (task,) = bench.held(b"job", attempt=attempt)
+    task.error = error
+    bench.settlement.conclude([task])
+    assert bench.outcomes() == outcomes
+    assert bench.dead() == dead
+    assert bench.handler.stored == ({} if "retried" in outcomes else {b"job": error.word})
+
+
+def test_a_gone_photo_is_no_success_and_adds_no_faces(bench: SettlementBench) -> None:
+    (task,) = bench.held(b"job")
+    task.faces, task.error = [None, None], PhotoGoneError()  # type: ignore[list-item]  # only their number matters
+    bench.settlement.conclude([task])
+    summary = bench.summary.document()
+    assert {name: summary[name] for name in ("claimed", "succeeded", "gone", "photos", "faces", "unsettled")} == {
+        "claimed": 1, "succeeded": 0, "gone": 1, "photos": 0, "faces": 0, "unsettled": 0,
+    }  # fmt: skip
+    assert places(bench.redis).all == []
+
+
+def test_a_job_that_has_ended_its_runners_is_not_begun_again(bench: SettlementBench) -> None:
+    (task,) = bench.held(b"job", attempt=4)
+    bench.settlement.begin([task])
+    assert bench.handler.batches == []
+    assert task.error is not None
+    assert task.error.word == "too_many_attempts"
+
+
+def test_an_error_that_ends_the_run_leaves_everything_to_be_given_back(bench: SettlementBench) -> None:
+    tasks = bench.held(b"a", b"b", b"c", b"d")
+    bench.handler.unconfirmed = True
+    bench.settlement.conclude(tasks[:1])  # an answer under watch: it is done, and its lease is not given back
+    bench.handler.refuse = lambda _: DatabaseUnreachableError("gone")
+    with pytest.raises(DatabaseUnreachableError):
+        bench.settlement.conclude(tasks[1:3])
+    with pytest.raises(DatabaseUnreachableError):
+        bench.settlement.begin(tasks[3:])
+    bench.settlement.abandon()
+    assert bench.outcomes() == {"succeeded": 1, "released": 3}
+    assert bench.summary.unsettled == 0
+    again = queue_of(bench.redis, "there/1").claim(5)
+    assert sorted((lease.payload, lease.attempts) for lease in again) == [(b"b", 1), (b"c", 1), (b"d", 1)]
+
+
+def test_a_lease_that_another_runner_has_is_lost_and_nothing_of_it_changed(bench: SettlementBench) -> None:
+    tasks = bench.held(b"a", b"b", b"c")
+    pass_time(bench.redis, LEASE_SECONDS + 1)
+    assert len(queue_of(bench.redis, "there/1").claim(3)) == 3
+    tasks[1].error, tasks[2].error = FetchError("500"), ImageMissingError()
+    before = places(bench.redis)
+    bench.settlement.conclude(tasks)
+    assert bench.outcomes() == {"lost": 3}
+    assert places(bench.redis) == before
+
+
+def test_what_is_known_to_be_lost_is_not_begun(bench: SettlementBench) -> None:
+    kept, lost = bench.held(b"a", b"b")
+    pass_time(bench.redis, LEASE_SECONDS + 1)
+    while queue_of(bench.redis, "there/1").claim(1)[0].payload != b"b":
+        pass
+    bench.heartbeat.beat()
+    assert bench.settlement.drop_lost(lost)
+    assert bench.outcomes()["lost"] == 1
+    del kept
+
+
+def test_given_back_from_another_thread_a_job_still_ends_once(bench: SettlementBench) -> None:
+    for round_ in range(20):
+        tasks = bench.held(*(f"{round_}-{number}".encode() for number in range(8)))
+        giving = threading.Thread(target=bench.settlement.abandon)
+        giving.start()
+        bench.settlement.conclude(tasks)
+        giving.join()
+        assert bench.summary.unsettled == 0
+        for lease in bench.queue.claim(100):
+            bench.queue.acknowledge(lease)
+
+
+def test_due_retries_of_its_own_are_counted_once(bench: SettlementBench) -> None:
+    tasks = bench.held(b"a", b"b")
+    for task in tasks:
+        task.error = FetchError("500")
+    bench.settlement.conclude(tasks)
+    assert bench.settlement.take_due_retries() == 0
+    waits = bench.settlement.next_own_retry()
+    assert waits is not None
+    assert 0 < waits <= 2
+    pass_time(bench.redis, 10)
+    again = bench.settlement.hold(bench.queue.claim(1))
+    assert [task.own_retry for task in again] == [True]
+    bench.settlement._own_retries = dict.fromkeys(bench.settlement._own_retries, 0.0)  # the other is due now
+    assert bench.settlement.take_due_retries() == 1
+    assert bench.settlement.take_due_retries() == 0

@@ -1,0 +1,1 @@
+"""What several tests share: servers, samples, worlds. No test stands here."""

@@ -1,0 +1,45 @@
+"""The documentation as the tests read it: its pages, and the blocks of shell commands on them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.prose import ROOT
+
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_SHELLS = ("sh", "bash", "shell", "console")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block. `reason` says why its commands cannot run in a test; None where they can."""
+
+    page: Path
+    language: str
+    text: str
+    reason: str | None
+
+
+def name_of(page: Path) -> str:
+    """Return the path of a page inside the repository."""
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return every fenced block of a page, in its order."""
+    text = page.read_text(encoding="utf-8")
+    return [Block(page, found["language"], found["text"], found["reason"]) for found in _BLOCK.finditer(text)]
+
+
+def shell_blocks(page: Path) -> list[Block]:
+    """Return the blocks of shell commands of a page, in their order."""
+    return [block for block in blocks(page) if block.language in _SHELLS]
+
+
+def script(page: Path) -> str:
+    """Return the commands of a page that can run, as one script; empty where it has none."""
+    return "\n".join(block.text for block in shell_blocks(page) if block.reason is None)

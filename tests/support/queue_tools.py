@@ -1,0 +1,91 @@
+"""What the tests of the queue share: queues of several owners, and time that passes when it is told to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runner.queue import client, keys
+from runner.queue.leases import LeaseQueue
+from runner.worker.kinds import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import pytest
+    from redis import Redis
+
+    from runner.settings import Settings
+
+LEASE_SECONDS = 30.0
+NAME = "process"
+
+
+def queue_of(
+    redis: Redis, owner: str, *, name: str = NAME, lease_seconds: float = LEASE_SECONDS, max_attempts: int = 3
+) -> LeaseQueue:
+    return LeaseQueue(
+        redis,
+        name,
+        owner=owner,
+        lease_seconds=lease_seconds,
+        max_attempts=max_attempts,
+        payload_seconds=KINDS[name].payload_seconds,
+    )
+
+
+def closing_clients(monkeypatch: pytest.MonkeyPatch, module: str) -> Iterator[None]:
+    """Close in the end what `connect` of a module has returned meanwhile.
+
+    A client that the collector finds first warns, in whichever test that happens.
+    """
+    clients: list[Redis] = []
+
+    def noted(settings: Settings) -> Redis:
+        clients.append(client.connect(settings))
+        return clients[-1]
+
+    monkeypatch.setattr(f"{module}.connect", noted)
+    yield
+    for one in clients:
+        client.close(one)
+
+
+def push(redis: Redis, payloads: Iterable[bytes], name: str = NAME) -> None:
+    for payload in payloads:
+        redis.rpush(keys.list_key(name), payload)
+
+
+def pass_time(redis: Any, seconds: float, name: str = NAME) -> None:
+    """Let `seconds` pass for the leases: their ends are that much nearer (or, negative, the clock is set back)."""
+    past = round(seconds * 1000)
+    for lease_id, score in redis.zrange(keys.leases(name), 0, -1, withscores=True):
+        redis.zadd(keys.leases(name), {lease_id: score - past})
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where every payload of a list is, as Redis has it."""
+
+    waiting: list[bytes]
+    leased: dict[str, bytes]
+    dead: dict[str, bytes]
+
+    @property
+    def all(self) -> list[bytes]:
+        return [*self.waiting, *self.leased.values(), *self.dead.values()]
+
+
+def places(redis: Any, name: str = NAME) -> Places:
+    """Look into the keys themselves, not through the code under test."""
+    claimed = redis.hgetall(keys.claimed(name))
+    scored = {raw.decode() for raw in redis.zrange(keys.leases(name), 0, -1)}
+    payloads = {k.decode().removesuffix(":payload"): v for k, v in claimed.items() if k.endswith(b":payload")}
+    assert set(payloads) == scored, "a lease without a payload, or a payload without a lease"
+    assert {k.decode().rpartition(":")[0] for k in claimed} == scored, "something is left of a lease that has ended"
+    buried = [raw.decode() for raw in redis.zrange(keys.dead_index(name), 0, -1)]
+    return Places(
+        waiting=redis.lrange(keys.list_key(name), 0, -1),
+        leased=payloads,
+        dead={one: redis.get(keys.dead_payload(name, one)) or b"" for one in buried},
+    )

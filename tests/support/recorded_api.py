@@ -1,0 +1,118 @@
+"""Plays back what a real API server has answered (recordings/*.json, made by tests/e2e/record.py).
+
+Each recording is one command's conversation. A request is known by its method and path; the answers to equal
+requests come in the recorded order, and the last one again and again. The name that a debug Job had when it was
+recorded is replaced by the one that it has now.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from demo.images import Serving
+
+FOLDER = Path(__file__).parent / "recordings"
+_JOB_NAME = re.compile(r"party-debug-[0-9a-f]{5}\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request, and how it was answered."""
+
+    method: str
+    path: str
+    status: int
+    answer: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a request is known by."""
+        return self.method, _JOB_NAME.sub("JOB", self.path)
+
+    def document(self) -> dict[str, object]:
+        """Return the exchange as it is kept."""
+        return asdict(self)
+
+
+class RecordedApi(Serving):
+    """An HTTP server on loopback that answers from one recording. `requests` is what it was asked, with bodies."""
+
+    def __init__(self, scene: str) -> None:
+        document = json.loads((FOLDER / f"{scene}.json").read_text(encoding="utf-8"))
+        self._answers: dict[tuple[str, str], list[Exchange]] = {}
+        for item in document["exchanges"]:
+            exchange = Exchange(**item)
+            self._answers.setdefault(exchange.key, []).append(exchange)
+        self.requests: list[tuple[str, str, Any]] = []
+        self.unknown: list[str] = []
+        self._name = "JOB"
+        self._lock = threading.Lock()
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self) -> None:
+                size = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(size)) if size else None
+                status, text = api.answer(self.command, self.path, body)
+                data = text.encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - names of http.server
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_port)
+
+    def forget(self, part: str) -> None:
+        """Answer no request whose path holds `part`."""
+        self._answers = {key: found for key, found in self._answers.items() if part not in key[1]}
+
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, str]:
+        """Return status and text of the answer."""
+        with self._lock:
+            self.requests.append((method, path, body))
+            if method == "POST" and body and body.get("kind") == "Job":
+                self._name = body["metadata"]["name"]
+            recorded = self._answers.get((method, _JOB_NAME.sub("JOB", path)))
+            if not recorded:
+                self.unknown.append(f"{method} {path}")
+                return 500, json.dumps({"message": "this request was not recorded"})
+            exchange = recorded.pop(0) if len(recorded) > 1 else recorded[0]
+            return exchange.status, _JOB_NAME.sub(self._name, exchange.answer)
+
+
+@contextmanager
+def kubeconfig(port: int) -> Iterator[Path]:
+    """Yield a kubeconfig that leads to an API server on loopback, without TLS."""
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "recorded",
+        "clusters": [{"name": "recorded", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "somebody", "user": {}}],
+        "contexts": [{"name": "recorded", "context": {"cluster": "recorded", "user": "somebody"}}],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kubeconfig"
+        path.write_text(json.dumps(document))
+        yield path

@@ -1,0 +1,113 @@
+"""What the tests of the command line share: the API's side, an image server, and runs by subprocess."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from demo.api import Api
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+RUN_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended: its exit code, what it printed, and its log lines."""
+
+    code: int
+    output: str
+    errors: str = field(repr=False)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The object on the last line of standard output."""
+        document: dict[str, Any] = json.loads(self.output.splitlines()[-1])
+        return document
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of the log."""
+        return [json.loads(line) for line in self.errors.splitlines()]
+
+    def lines(self, **values: object) -> list[dict[str, Any]]:
+        """Return the log lines that carry these values."""
+        return [line for line in self.log if values.items() <= line.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Redis, one database for everything, and the API in front of them."""
+
+    redis: Redis
+    connection: psycopg.Connection
+    api: Api
+    environment: Mapping[str, str]
+
+    def command(self, *arguments: str, **more: str) -> Ended:
+        """Return how `spottmee-worker` ends with these arguments and these further variables."""
+        process = self.start(*arguments, **more)
+        output, errors = process.communicate(timeout=RUN_SECONDS)
+        return Ended(process.returncode, output, errors)
+
+    def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start `spottmee-worker` and return its process."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "runner", *arguments],
+            env={**self.environment, **more},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **more: str) -> Ended:
+        """Run until the lists are drained; a run that does not end with 0 fails the test."""
+        ended = self.command("run", *arguments, **more)
+        assert ended.code == 0, ended.errors
+        return ended
+
+    def faces(self, photo_id: str) -> int:
+        """Return how many faces of a photo are stored."""
+        row = self.connection.execute("SELECT count(*) FROM faces WHERE photo_id = %s", (photo_id,)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def status(self, photo_id: str) -> str | None:
+        """Return the status of a photo, None where it does not exist."""
+        return self.api.statuses().get(photo_id)
+
+    def leftovers(self) -> dict[str, int]:
+        """Return how many jobs of each list are waiting, leased, or dead letters."""
+        counts = {}
+        for name in ("compare", "process"):
+            counts[f"{name} waiting"] = self.redis.llen(f"face_embeddings:{name}")
+            counts[f"{name} leased"] = self.redis.zcard(f"{{face_embeddings:{name}}}:leases")
+            counts[f"{name} claimed"] = self.redis.hlen(f"{{face_embeddings:{name}}}:claimed")
+            counts[f"{name} dead"] = self.redis.hlen(f"{{face_embeddings:{name}}}:dead")
+        return {name: int(count) for name, count in counts.items() if count}
+
+
+@contextmanager
+def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service]:
+    """Yield the service over an emptied Redis and a fresh database."""
+    environment = {
+        **os.environ,
+        "REDIS_URL": redis_url,
+        "DATABASE_URL": f"{database_url}?schema=public",
+        "RUNNER_ALLOW_PRIVATE_URLS": "true",  # images are served on loopback
+        "RUNNER_LOG_FORMAT": "json",
+        "RUNNER_RETRY_SECONDS": "0.1",
+    }
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield Service(redis, connection, Api(redis, connection), environment)

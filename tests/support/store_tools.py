@@ -1,0 +1,130 @@
+"""What the tests of the store share: the API's table, databases ready for use, and made-up faces."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import numpy as np
+
+from runner.store.database import connect
+from runner.store.embeddings import EmbeddingStore
+from runner.store.photos import PhotoTable, store_photos
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from runner.store.session import Session
+    from runner.store.stored import Stored
+
+    Command = Callable[[Sequence[str], str | None], tuple[int, str, str]]
+
+Result = TypeVar("Result")
+
+MODEL = "buffalo_sc"
+
+LEGACY_TABLE = """
+CREATE TABLE face_embeddings (
+    id serial PRIMARY KEY, name varchar(255) UNIQUE NOT NULL, embedding text NOT NULL
+);
+"""
+
+
+def opened(url: str) -> Session:
+    """Return a connection as the runner makes them."""
+    return connect(url, seconds=5, application_name="test")
+
+
+@dataclass
+class Face:
+    """A made-up face with the attributes of `runner.faces.engine.Face`."""
+
+    embedding: NDArray[np.float32]
+    score: float = 0.875
+    box: NDArray[np.float32] = field(default_factory=lambda: np.array([1, 2, 30.5, 40], np.float32))
+    landmarks: NDArray[np.float32] = field(default_factory=lambda: np.arange(10, dtype=np.float32).reshape(5, 2))
+
+
+def unit(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True), dtype=np.float32)
+
+
+def faces(count: int, seed: int = 0) -> list[Face]:
+    """Return `count` faces that resemble nobody."""
+    return [Face(row) for row in unit(np.random.default_rng(seed).standard_normal((count, 512)))]
+
+
+def resembling(face: Face, similarity: float, seed: int = 1) -> Face:
+    """Return a face whose cosine similarity with `face` is `similarity`."""
+    base = face.embedding.astype(np.float64)
+    other = np.random.default_rng(seed).standard_normal(512)
+    other -= base * (other @ base)
+    other /= np.linalg.norm(other)
+    return Face(unit(similarity * base + np.sqrt(1 - similarity**2) * other))
+
+
+def add_photos(connection: Session, ids: Iterable[str], status: str = "UPLOADED") -> None:
+    connection.query(
+        'INSERT INTO {photos}."Photo" (id, status) SELECT id, %s::{status}."PhotoStatus" FROM unnest(%s::text[]) AS id',
+        (status, list(ids)),
+    )
+
+
+def statuses(connection: Session) -> dict[str, str]:
+    return dict(connection.query('SELECT id, status::text FROM {photos}."Photo"').fetchall())
+
+
+def stored_faces(connection: Session) -> list[tuple[str, int]]:
+    """Return photo and index of every face of `MODEL`."""
+    rows = connection.query(
+        "SELECT photo_id, face_index FROM {faces}.faces WHERE model = %s ORDER BY 1, 2", (MODEL,)
+    ).fetchall()
+    return [(photo_id, index) for photo_id, index in rows]
+
+
+def round_trips(connection: Session, trace: Path, work: Callable[[], Result]) -> tuple[int, Result]:
+    """Return how often `work` waited for the server, and what it returned."""
+    with trace.open("w") as file:
+        connection.pgconn.trace(file.fileno())
+        result = work()
+        connection.pgconn.untrace()
+    # A line begins with a timestamp, then F for what is sent or B for what comes back: F to B is a wait.
+    directions = "".join(re.findall(r"^[0-9-]+ [0-9:.]+\t([FB])\t", trace.read_text(), re.MULTILINE))
+    return directions.count("FB"), result
+
+
+class Runner:
+    """A runner's view of the API's database and that of the embeddings; where the URLs are one, one connection."""
+
+    def __init__(self, api_url: str, faces_url: str) -> None:
+        self.api_url, self.faces_url = api_url, faces_url
+        self.api = opened(api_url)
+        self.faces = self.api if api_url == faces_url else opened(faces_url)
+        self.photos = PhotoTable(self.api)
+        self.embeddings = EmbeddingStore(self.faces, MODEL)
+
+    def another(self) -> Runner:
+        """Return another runner on the same databases."""
+        return Runner(self.api_url, self.faces_url)
+
+    def store(
+        self, outcomes: Mapping[str, Sequence[Face] | None], still_owned: Callable[[str], bool] = lambda _: True
+    ) -> dict[str, Stored]:
+        return store_photos(self.photos, self.embeddings, outcomes, still_owned)
+
+    def close(self) -> None:
+        self.api.close()
+        self.faces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

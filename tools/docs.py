@@ -1,0 +1,145 @@
+"""The generated parts of the documentation: `make docs` writes them, a test checks that they are current."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from runner import errors
+from runner.cli import EXIT_CODES, _parser
+from runner.settings import Settings
+
+
+def settings_table() -> str:
+    """Return the table of settings, in the order of `Settings`."""
+    rows = ["| variable | flag | default | what it does |", "|---|---|---|---|"]
+    for item in fields(Settings):
+        about = item.metadata
+        default = "required" if about["default"] is None else f"`{about['default']}`" if about["default"] else ""
+        flag = f"`{about['flag']}`" if about["flag"] else ""
+        rows.append(f"| `{about['env']}` | {flag} | {default} | {_cell(about['help'])} |")
+    return "\n".join(rows)
+
+
+def exit_code_table() -> str:
+    """Return the table of exit codes, from the text of `--help`."""
+    rows = ["| code | meaning |", "|---|---|"]
+    for line in EXIT_CODES.splitlines()[1:]:
+        code, _, meaning = line.strip().partition(" ")
+        rows.append(f"| {code} | {meaning.strip()} |")
+    return "\n".join(rows)
+
+
+def job_error_table() -> str:
+    """Return the table of the errors that end one job, from their classes."""
+    rows = ["| code | message | retried | dead letter |", "|---|---|---|---|"]
+    for kind in _leaves(errors.JobError):
+        retried, dead = ("yes" if said else "no" for said in (kind.transient, kind.is_fault))
+        rows.append(f"| `{kind.word}` | {_cell(' '.join((inspect.getdoc(kind) or '').split()))} | {retried} | {dead} |")
+    return "\n".join(rows)
+
+
+def _leaves(kind: type[errors.JobError]) -> Iterator[type[errors.JobError]]:
+    """Return the classes below `kind` that have a code of their own, in the order of the source."""
+    for below in kind.__subclasses__():
+        if "word" in vars(below):
+            yield below
+        yield from _leaves(below)
+
+
+def command_reference() -> str:
+    """Return a section for every command, with its arguments, from the parsers of the command line."""
+    return "\n\n".join(_sections(_parser(None)))
+
+
+def _sections(parser: argparse.ArgumentParser, about: str = "") -> Iterator[str]:
+    """Return the sections of the commands below `parser`, or its own where it has none.
+
+    Reads private attributes: argparse offers no public view of a parser.
+    """
+    actions = parser._actions
+    below = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield _section(parser, [action for action in actions if action.dest != "help"], about)
+    for action in below:
+        helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+        for name, sub in action.choices.items():
+            yield from _sections(sub, helps.get(name, ""))
+
+
+def _section(parser: argparse.ArgumentParser, actions: list[argparse.Action], about: str) -> str:
+    text = parser.description or f"{about[:1].upper()}{about[1:]}."
+    parts = [f"## `{parser.prog}`", " ".join(text.split())]
+    if actions:
+        rows = [f"| {_code(_written(action))} | {_cell(_help(action))} |" for action in actions]
+        parts.append("\n".join(["| argument | what it does |", "|---|---|", *rows]))
+    if parser.epilog:
+        raw = "\n" in parser.epilog
+        parts.append(f"```text\n{parser.epilog}\n```" if raw else _sentence(parser.epilog))
+    return "\n\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def _written(action: argparse.Action) -> str:
+    """Return an argument as it is typed: `--limit N`, `ID …`."""
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+    shown = f"{value} …" if action.nargs in ("*", "+") else str(value)
+    if not action.option_strings:
+        return f"[{shown}]" if action.nargs in ("*", "?") else shown
+    takes_value = action.nargs != 0
+    return f"{', '.join(action.option_strings)}{f' {shown}' if takes_value else ''}"
+
+
+def _help(action: argparse.Action) -> str:
+    return (action.help or "") % vars(action)
+
+
+def _code(text: str) -> str:
+    """Return `text` as code in a cell of a table: GitHub and Python-Markdown differ on an escaped `|` in backticks."""
+    return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+# Page → the sections between its markers.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/reference/settings.md": {"settings": settings_table},
+    "docs/reference/exit-codes.md": {"exit-codes": exit_code_table, "job-errors": job_error_table},
+    "docs/reference/commands.md": {"commands": command_reference},
+}
+
+
+def renewed(text: str, sections: dict[str, Callable[[], str]]) -> str:
+    """Return `text` with each section between its markers generated anew.
+
+    Raises `ValueError` where a marker is missing.
+    """
+    for name, generate in sections.items():
+        start, end = f"<!-- {name}: generated -->", f"<!-- /{name} -->"
+        before, opened, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not opened or not closed:
+            raise ValueError(f"the markers {start} and {end} are missing")
+        text = f"{before}{start}\n\n{generate()}\n\n{end}{after}"
+    return text
+
+
+def main(root: Path) -> int:
+    """Write the generated sections of every page below `root`."""
+    for name, sections in PAGES.items():
+        path = root / name
+        path.write_text(renewed(path.read_text(encoding="utf-8"), sections), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))

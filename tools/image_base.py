@@ -1,0 +1,191 @@
+"""Building and running images without a Docker engine: Debian's buildah, podman and runc, in a storage of our own.
+
+`python -m tools.image_base` makes the stand-in for the base image in the user's own storage. IMAGE_BASE names
+another base for the tests: the real one, where an image registry is reached.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BASE = os.environ.get("IMAGE_BASE") or "localhost/spottmee-base"
+IMAGE = "localhost/spottmee-worker:test"
+DATE = 315_532_800  # as in the Makefile
+BUILD_SECONDS = 1200
+CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+# What python:3.12-slim-bookworm has that matters: Debian's minimum, Python with venv, certificates; no manuals.
+SUITE = "bookworm"
+PACKAGES = "usr-is-merged,python3,python3-venv,ca-certificates"
+UNPACKED_NOT = ("man", "doc", "locale")
+
+
+def missing() -> str:
+    """Return what this machine lacks for building and running images, and how to get it; empty when nothing."""
+    packages = (ROOT / "tests" / "image" / "apt.txt").read_text().split()
+    lacking = [name for name in packages if shutil.which(name) is None]
+    if os.geteuid() != 0:
+        return f"images are built and run as root (sudo make image-test); also needed: {', '.join(packages)}"
+    if lacking:
+        return f"{', '.join(lacking)} not found: apt-get install --no-install-recommends {' '.join(packages)}"
+    return ""
+
+
+def base_archive() -> Path:
+    """Return the root file system of the stand-in base, made once a machine (a minute)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spottmee-worker"
+    cache.mkdir(parents=True, exist_ok=True)
+    archive = cache / f"base-{SUITE}.tar"
+    with (cache / f"base-{SUITE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            partial = archive.with_suffix(".partial.tar")
+            without = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNPACKED_NOT]
+            command = [
+                "mmdebstrap", "--quiet", "--variant=apt", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+                f"--include={PACKAGES}", *without, SUITE, str(partial),
+            ]  # fmt: skip
+            _succeed(command, env={**os.environ, "SOURCE_DATE_EPOCH": str(DATE)})
+            partial.rename(archive)
+    return archive
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a container may use. Swap is as large as memory, so that the limit is one."""
+
+    memory: str = "512m"
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """buildah and podman over one storage; the user's own where `storage` is None."""
+
+    storage: Path | None = None
+    started: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """Return the command line of podman or buildah over this storage."""
+        place = []
+        if self.storage is not None:
+            place = [f"--root={self.storage / 'root'}", f"--runroot={self.storage / 'run'}"]
+        return [program, *place, *arguments]
+
+    def podman(self, *arguments: str) -> str:
+        """Return what podman prints; a failure is an error with its last lines."""
+        return _succeed(self.command("podman", *arguments)).strip()
+
+    def make_base(self) -> None:
+        """Make the stand-in for the base image, or pull the one that was named."""
+        if BASE.startswith("localhost/"):
+            self.podman("import", "--quiet", str(base_archive()), BASE)
+        else:
+            self.podman("pull", "--quiet", BASE)
+
+    def build(self, *flags: str, image: str = IMAGE, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run `make image` over the stand-in base, with the package index and certificates of this machine."""
+        buildah = self.command(
+            "buildah", "build", "--isolation=chroot", "--network=host", "--layers", f"--timestamp={DATE}"
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            pip = Path(scratch, "pip.conf")
+            pip.write_text(_pip_settings())
+            secrets = [f"--secret=id=pip.conf,src={pip}", f"--secret=id=ca.crt,src={CA_BUNDLE}"]
+            values = {
+                "BUILD": " ".join(buildah),
+                "BUILD_FLAGS": " ".join([*secrets, *flags]),
+                "BASE": BASE,
+                "IMAGE": image,
+                **variables,
+            }
+            return subprocess.run(
+                ["make", "--no-print-directory", "image", *(f"{name}={value}" for name, value in values.items())],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=BUILD_SECONDS,
+                check=False,
+            )
+
+    def run_in_repository(self, command: Sequence[str]) -> None:
+        """Run a command at the repository's root; a failure is an error."""
+        _succeed(command, cwd=ROOT)
+
+    def start(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], limits: Limits
+    ) -> subprocess.Popen[str]:
+        """Start a container as a restricted pod is started: no root, nothing writable, no capability."""
+        command = self.command(
+            "podman", "--cgroup-manager=cgroupfs", "run", "--rm", f"--name={name}",
+            "--runtime=runc", "--network=host", "--pull=never",
+            "--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges",
+            f"--memory={limits.memory}", f"--memory-swap={limits.memory}",
+            # podman's defaults are above what this machine allows
+            "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024",
+            *([f"--user={limits.user}"] if limits.user else []),
+            *(f"--env={name}={value}" for name, value in environment.items()),
+            IMAGE, *arguments,
+        )  # fmt: skip
+        self.started[name] = subprocess.Popen(
+            command,
+            cwd=self.storage or tempfile.gettempdir(),  # where conmon leaves an empty file "oom" after an OOM kill
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self.started[name]
+
+    def remove_containers(self) -> None:
+        """Remove what a failed test has left."""
+        while self.started:
+            name, process = self.started.popitem()
+            if process.poll() is None:
+                self.podman("rm", "--force", "--ignore", "--time=0", name)
+                process.communicate()
+
+    def release(self) -> None:
+        """Unmount what buildah and podman leave mounted, and forget that it was, as a reboot does; images stay."""
+        if self.storage is None:
+            return
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in sorted((place for place in mounts if place.startswith(f"{self.storage}/")), reverse=True):
+            _succeed(["umount", place])
+        shutil.rmtree(self.storage / "run", ignore_errors=True)
+
+
+def _pip_settings() -> str:
+    index = {name: os.environ.get(f"PIP_{name.upper()}") for name in ("index_url", "extra_index_url")}
+    lines = [f"{name.replace('_', '-')} = {value}" for name, value in index.items() if value]
+    return "\n".join(["[global]", "cert = /run/secrets/ca.crt", *lines, ""])
+
+
+def _succeed(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
+    if done.returncode != 0:
+        tail = " | ".join(done.stderr.splitlines()[-8:])
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {tail}")
+    return done.stdout
+
+
+def main() -> int:
+    """Make the stand-in base in the user's own storage."""
+    if lacking := missing():
+        print(lacking, file=sys.stderr)
+        return 2
+    Engine().make_base()
+    print(f"{BASE} made: make image BASE={BASE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
