@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Row, Spread, Target, ratios
+from runner.bake.catalogue import KNOWN
+from runner.bake.sources import wheel_folder
 from runner.faces import pack
-from runner.faces.hardware import CPU, PROVIDERS
-from runner.faces.packs import KNOWN
-from runner.faces.sources import wheel_folder
+from runner.faces.providers import CPU, PROVIDERS
 from runner.settings import default_model_dir
 
 PART = "inference"

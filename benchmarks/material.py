@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from demo.album import PEOPLE, beside, jpeg, portrait, sample_album
-from runner.faces.bake import sample_images
+from runner.bake.samples import sample_images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from benchmarks import material
-from runner.faces.hardware import PROVIDERS
+from runner.faces.providers import PROVIDERS
 from runner.settings import default_model_dir
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[
 
 def _own(model: Path, manifest: Manifest) -> list[Any]:
     from runner.faces import pack
-    from runner.faces.hardware import CPU
+    from runner.faces.providers import CPU
 
     return [pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)]
 
@@ -122,13 +122,15 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
     """Return sessions over InsightFace's files in `folder`, rewritten, with all their outputs."""
     import onnx
 
-    from runner.faces import forms, graphs, pack
-    from runner.faces.hardware import CPU
-    from runner.faces.packs import KNOWN
+    from runner.bake import variants
+    from runner.bake.catalogue import KNOWN
+    from runner.bake.passes.canonical import Shape
+    from runner.faces import pack
+    from runner.faces.providers import CPU
 
     known = KNOWN[manifest.pack]
     size, side = manifest.detector.input_size, manifest.recogniser.input_size
-    shapes: dict[str, tuple[int | str, ...]] = {
+    shapes: dict[str, Shape] = {
         known.detectors[0]: (1, 3, size, size),
         known.recogniser: ("faces", 3, side, side),
     }
@@ -136,8 +138,8 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for name, shape in shapes.items():
             path = Path(scratch) / name
-            model = forms.fold(onnx.load(folder / name), path, shape)
-            graphs.quicken(model)
+            model = variants.fold(onnx.load(folder / name), path, shape)
+            variants.apply_passes(model)
             onnx.save(model, path)
             sessions.append(pack.open_session(path, (CPU,)))
     return sessions
@@ -148,18 +150,18 @@ def _inputs(model: Path, manifest: Manifest) -> dict[bytes, tuple[Any, list[Any]
     import simplejpeg
 
     from runner.faces import pack
-    from runner.faces.alignment import crop
+    from runner.faces.alignment import aligned_crop
     from runner.faces.detector import Detector
     from runner.faces.recogniser import Recogniser
 
     seen, embedded = map(_Recording, _own(model, manifest))
-    heads = pack.read_heads(model, manifest.detector, seen)
+    heads = pack.load_heads(model, manifest.detector, seen)
     detecting = Detector(seen, manifest.detector.input_size, heads)
     embedding = Recogniser(embedded, mean=manifest.recogniser.mean, deviation=manifest.recogniser.deviation)
     inputs: dict[bytes, tuple[Any, list[Any]]] = {}
     for data in {data for name in material.SETS for data in material.photo_set(name)}:
         image = simplejpeg.decode_jpeg(data, colorspace="BGR")
-        embedding.embed([crop(image, landmarks) for landmarks in detecting.detect(image).landmarks])
+        embedding.embed([aligned_crop(image, landmarks) for landmarks in detecting.detect(image).landmarks])
         inputs[data] = seen.inputs.pop(), list(embedded.inputs.pop())
     return inputs
 

@@ -20,8 +20,8 @@ from benchmarks import reference
 from demo.api import Api, create_table
 from demo.images import ImageServer
 from demo.servers import EmbeddedPostgres, EmbeddedRedis
-from runner.faces.packs import KNOWN
-from runner.faces.sources import wheel_folder
+from runner.bake.catalogue import KNOWN
+from runner.bake.sources import wheel_folder
 from runner.store import schema
 from runner.store.database import connect
 

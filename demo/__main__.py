@@ -35,7 +35,7 @@ def main() -> int:
         if args.album:
             album = own_album(args.album, args.selfie)
         else:
-            from runner.faces.bake import sample_images
+            from runner.bake.samples import sample_images
 
             album = sample_album(sample_images())
         outcome = Show(album, args.out, max_runners=args.runners).run()

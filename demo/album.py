@@ -90,7 +90,7 @@ def own_album(folder: Path, selfies: Iterable[Path]) -> Album:
 
 
 def sample_album(originals: Mapping[str, Image]) -> Album:
-    """Return the sample album, made from `originals` (`runner.faces.bake.sample_images`)."""
+    """Return the sample album, made from `originals` (`runner.bake.samples.sample_images`)."""
     group, office, team, yao = (originals[name] for name in ("t1.jpg", "gdp.jpg", "players.jpg", "yaoming.jpg"))
     faces = {person: portrait(originals[source], box) for person, (source, box) in PEOPLE.items()}
     photos = [

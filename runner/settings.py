@@ -478,7 +478,7 @@ def postgres_conninfo(url: str) -> tuple[str, str | None]:
         message = (
             f"names a schema (?schema=) that cannot be one: printable characters, {_MAX_IDENTIFIER_BYTES} bytes at most"
         )
-        raise ValueError(message)
+        raise _UrlError(message)
     return urlunsplit(parts._replace(query=urlencode(kept))), schema
 
 

@@ -56,7 +56,7 @@ def _stripped_environment() -> None:
 def album() -> Album:
     """The demonstration's photos and selfies."""
     from demo.album import sample_album
-    from runner.faces.bake import sample_images
+    from runner.bake.samples import sample_images
 
     return sample_album(sample_images())
 

@@ -159,7 +159,7 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
             engine = _engine(settings)
         result.model = stores.model = engine.model
         with engine, task.stage("faces"):
-            task.faces = engine.analyse(image)
+            task.faces = engine.submit(lambda: image).result()
         if picture is not None:
             result.picture = _save(image, task.faces, picture)
     except JobError as error:

@@ -162,8 +162,8 @@ def _model(settings: Settings) -> str:
     from runner.faces import pack
 
     manifest = pack.read_manifest(settings.model_dir)
-    pack.check(settings.model_dir, manifest)
-    return f"{manifest.pack} ({manifest.model}), as it was baked{_other_versions(manifest.versions)}"
+    pack.verify_checksums(settings.model_dir, manifest)
+    return f"{manifest.pack} ({manifest.model}), unchanged since it was baked{_other_versions(manifest.versions)}"
 
 
 def _other_versions(baked_with: dict[str, str]) -> str:
@@ -188,8 +188,8 @@ def _other_versions(baked_with: dict[str, str]) -> str:
 def _hardware(settings: Settings) -> str:
     """Start the engine as `run` does: a provider that is there may still not start."""
     from runner.faces import pack
+    from runner.faces.cpu import cpu_quota
     from runner.faces.engine import Engine
-    from runner.faces.hardware import cpu_quota
 
     with Engine.open(
         settings.model_dir,
@@ -200,13 +200,13 @@ def _hardware(settings: Settings) -> str:
         choice, threads, tuned = engine.choice, engine.threads, engine.tuned
     quota = cpu_quota()
     limit = f"a CPU limit of {quota:g}" if quota else "no CPU limit"
-    best_form = "quick" if choice.word == "cpu" else "plain"
+    best_form = "quick" if choice.name == "cpu" else "plain"
     manifest = pack.read_manifest(settings.model_dir)
     form = manifest.form
-    advice = "" if form == best_form else f"; the pack is baked {form}, and {best_form} suits {choice.word} better"
-    layout = "graphs as tuned when baking" if tuned else f"portable graphs{_why_portable(manifest, choice.word)}"
+    advice = "" if form == best_form else f"; the pack is baked {form}, and {best_form} suits {choice.name} better"
+    layout = "tuned graphs" if tuned else f"portable graphs{_why_portable(manifest, choice.name)}"
     return (
-        f"{choice.word} ({choice.why}), {choice.batch_size} crops a call, {threads} threads "
+        f"{choice.name} ({choice.reason}), {choice.batch_size} crops per call, {threads} threads "
         f"({limit}, RUNNER_THREADS={settings.threads}), {layout}{advice}"
     )
 

@@ -1,4 +1,7 @@
-"""`spottmee-worker models bake|verify|list`."""
+"""`spottmee-worker models bake|verify|list`.
+
+`bake` and `verify` import what they need: `list` works where neither ONNX nor InsightFace is installed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import output
+from runner.bake.catalogue import KNOWN
 from runner.errors import ModelError
 from runner.settings import default_model_dir
 
@@ -18,32 +22,36 @@ def add_parser(subparsers: Any) -> None:
     models = subparsers.add_parser(
         "models",
         help="bake, verify and list model packs",
-        description="A run needs a baked model pack: InsightFace's two files, made quicker and proven to give the same "
-        "answers. InsightFace's weights are licensed for non-commercial research.",
+        description="A run needs a baked model pack: InsightFace's two networks, optimised and proven to give the same "
+        "answers. InsightFace's weights are licensed for non-commercial research only.",
     )
     actions = models.add_subparsers(dest="action", metavar="ACTION", required=True)
     bake = actions.add_parser(
         "bake",
-        help="make a pack, and prove it against InsightFace",
-        description="Make a pack and prove it: InsightFace's own FaceAnalysis must give the same answers on the sample "
-        "photos. Nothing is written otherwise.",
+        help="bake a pack, and prove it against InsightFace",
+        description="Bake a pack and prove it: InsightFace's own FaceAnalysis must give the same answers on the sample "
+        "photos. Otherwise nothing is written.",
         epilog="example: models bake --pack buffalo_l --source buffalo_l.zip --sha256 … (models list shows it)",
     )
-    bake.add_argument("--pack", required=True, metavar="NAME|DIR", help="a known pack (models list), or its folder")
-    bake.add_argument("--out", type=Path, default=default_model_dir(), metavar="DIR", help="default: where run looks")
+    bake.add_argument("--pack", required=True, metavar="NAME|DIR", help="a known pack (see models list), or a folder")
+    bake.add_argument(
+        "--out",
+        type=Path,
+        default=default_model_dir(),
+        metavar="DIR",
+        help="where to write the pack (default: where run looks for it)",
+    )
     bake.add_argument(
         "--source", default="", metavar="PATH|URL", help="folder, zip, wheel or URL of the original files"
     )
-    bake.add_argument("--sha256", default="", help="checksum that the archive must have; required for a URL")
-    bake.add_argument(
-        "--plain", action="store_true", help="leave the graphs as they are: for GPUs, where the rewriting saves nothing"
-    )
+    bake.add_argument("--sha256", default="", help="checksum of the archive; required for a URL")
+    bake.add_argument("--plain", action="store_true", help="skip the graph passes: for GPUs, where they save nothing")
     bake.add_argument("--json", action="store_true", help="print the manifest")
     bake.set_defaults(run=_bake)
-    verify = actions.add_parser("verify", help="check a baked pack's checksums and repeat its proof")
+    verify = actions.add_parser("verify", help="check the checksums of a baked pack and repeat its proof")
     verify.add_argument("folder", type=Path, nargs="?", default=default_model_dir(), metavar="DIR")
     verify.add_argument(
-        "--source", default="", metavar="PATH|URL", help="as for bake, for packs that are in no package"
+        "--source", default="", metavar="PATH|URL", help="as for bake; needed for packs that no package contains"
     )
     verify.add_argument("--sha256", default="", help="as for bake")
     verify.add_argument("--json", action="store_true", help="print what was compared")
@@ -55,36 +63,38 @@ def add_parser(subparsers: Any) -> None:
 
 def _bake(args: argparse.Namespace) -> int:
     _require_insightface()
-    from runner.faces.bake import bake
+    from runner.bake.pipeline import bake
 
     output.problem(f"baking {args.pack}, and proving it against InsightFace")
     manifest = bake(args.pack, args.out, source=args.source, sha256=args.sha256, plain=args.plain)
     if args.json:
         output.lines(manifest.text().splitlines())
     else:
-        output.line(f"{manifest.pack} baked to {args.out}: {_told(manifest.proof)}")
+        output.line(f"{manifest.pack} baked to {args.out}: {_proof_summary(manifest.proof)}")
         output.line(f"licence: {manifest.licence}")
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     _require_insightface()
-    from runner.faces.bake import verify
+    from runner.bake.proof import verify
 
     proof = verify(args.folder, source=args.source, sha256=args.sha256)
-    output.line(output.json_text(proof) if args.json else f"{args.folder} holds what was baked: {_told(proof)}")
+    output.line(
+        output.json_text(proof)
+        if args.json
+        else f"{args.folder} is unchanged since it was baked: {_proof_summary(proof)}"
+    )
     return 0
 
 
 def _list(args: argparse.Namespace) -> int:
-    from runner.faces.packs import KNOWN
-
     if args.json:
         output.document([asdict(known) for known in KNOWN.values()], indent=2)
         return 0
     for known in KNOWN.values():
         output.line(f"{known.name:<12} {known.megabytes:>4} MB  {' or '.join(known.detectors)} + {known.recogniser}")
-        place = f"from the wheel {known.wheel}, or --source" if known.wheel else "in no package: give it with --source"
+        place = f"from the wheel {known.wheel}, or --source" if known.wheel else "not in a package: needs --source"
         output.line(f"{'':<12} {place}")
         if known.archive_sha256:
             output.line(f"{'':<12} InsightFace's own {known.name}.zip: --sha256 {known.archive_sha256}")
@@ -92,10 +102,10 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _told(proof: dict[str, Any]) -> str:
+def _proof_summary(proof: dict[str, Any]) -> str:
     return (
-        f"{proof['faces']} faces on {proof['photos']} photos, at most {proof['most_pixels_apart']:g} px and cosine "
-        f"{proof['least_cosine']:.7f} from InsightFace"
+        f"{proof['faces']} faces on {proof['photos']} photos, at most {proof['most_pixels_apart']:g} px and a cosine "
+        f"similarity of at least {proof['least_cosine']:.7f} from InsightFace's"
     )
 
 
@@ -103,6 +113,6 @@ def _require_insightface() -> None:
     """Raise `ModelError` where the proof cannot be made, as in the image."""
     if find_spec("insightface") is None:
         raise ModelError(
-            "InsightFace is not installed here, and baking and verifying prove a pack against it: do this where "
-            "`make setup` has run, or choose the image's pack when building it (docs/how-to/image.md)"
+            "InsightFace is not installed here, and baking and verifying compare a pack with it: do this where "
+            "`make setup` has run, or choose the pack of the image when building it (docs/how-to/image.md)"
         )

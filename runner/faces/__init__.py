@@ -1,1 +1,1 @@
-"""Faces: model packs, and the engine that detects and embeds."""
+"""Faces: the model pack that a run loads, and the engine that detects and embeds."""

@@ -1,78 +1,55 @@
 """SCRFD, the face detector (https://arxiv.org/abs/2105.04714), decoded as InsightFace does.
 
-The arithmetic follows insightface/model_zoo/scrfd.py step by step, in the same types: the same boxes in the same
-order come out. Only the work that leaves the result as it is was left out.
+The arithmetic follows insightface/model_zoo/scrfd.py step by step and in the same types, so that the same boxes come
+out in the same order. Only work that does not change the result is left out.
 """
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
-from runner.faces import planes
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from runner.faces.arrays import Float32Array, Image, IndexArray
+from runner.faces.preprocessing import LetterboxBuffer, letterbox_size, normalisation_table
 
 STRIDES = (8, 16, 32)
-ANCHORS = 2
+ANCHORS = 2  # per cell
 SCORE_THRESHOLD = 0.5
 NMS_THRESHOLD = 0.4
-# The windows of so many cells fit into 3 MB; an image in which every anchor sees a face would take ten times that.
-CELLS_AT_ONCE = 1024
+# Patches of so many cells take 3 MB; an image with a face at every anchor would take ten times that.
+CELLS_PER_CHUNK = 1024
 MEAN, DEVIATION = 127.5, 128.0
-_NORMALISED = planes.normalised(MEAN, DEVIATION)
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """The faces of one image, the surest first: boxes (n, 4), scores (n,), landmarks (n, 5, 2), in its pixels."""
+    """The n faces of one image by descending score: boxes (n, 4) as x1, y1, x2, y2, scores (n,) from 0.5 to 1.
 
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    landmarks: NDArray[np.float32]
+    `landmarks` (n, 5, 2) are eyes, nose and corners of the mouth as x, y. All are in pixels of the image.
+    """
+
+    boxes: Float32Array
+    scores: Float32Array
+    landmarks: Float32Array
 
     def __len__(self) -> int:
         return len(self.scores)
 
 
-NONE = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty((0, 5, 2), np.float32))
-
-
-class _Canvas(threading.local):
-    """A thread's input of the network, kept for its next photo: RGB planes (1, 3, size, size)."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._blob: NDArray[np.float32] | None = None  # not before it is needed: the thread that loads has no photo
-        self._height, self._width = 0, 0
-
-    def holding(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the input with `image`, BGR (h, w, 3), in its upper left, and black around it."""
-        height, width = image.shape[:2]
-        if self._blob is None:
-            self._blob = np.full((1, 3, self._size, self._size), _NORMALISED[0], np.float32)
-        if height < self._height:
-            self._blob[0, :, height : self._height, : self._width] = _NORMALISED[0]
-        if width < self._width:
-            self._blob[0, :, : self._height, width : self._width] = _NORMALISED[0]
-        planes.write(self._blob[0, :, :height, :width], image, _NORMALISED)
-        self._height, self._width = height, width
-        return self._blob
+NO_FACES = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty((0, 5, 2), np.float32))
 
 
 class Detector:
-    """Finds faces with one session, from any number of threads.
+    """Finds faces with one ONNX session, which any number of threads may share.
 
-    The session gives scores, boxes and landmarks of all anchors, or scores and features, where there are `heads`:
-    what `rewriting.heads` took out of its graph.
+    The session returns scores, boxes and landmarks of all anchors. With `heads`, the matrices (3, 9 n + 1, 28) that
+    `bake.passes.detector_heads` extracted from its graph, it returns scores and feature maps instead.
     """
 
-    def __init__(self, session: Any, input_size: int, heads: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, session: Any, input_size: int, heads: Float32Array | None = None) -> None:
         self._session = session
         self._size = input_size
         self._heads = heads
@@ -80,22 +57,25 @@ class Detector:
         self._outputs = [output.name for output in session.get_outputs()]
         self._batched = len(session.get_outputs()[0].shape) == 3  # noqa: PLR2004 - batch, anchors, value
         self._anchors = {stride: _anchor_centres(input_size // stride, stride) for stride in STRIDES}
-        self._canvas = _Canvas(input_size)
+        self._buffer = LetterboxBuffer(input_size, normalisation_table(MEAN, DEVIATION))
 
-    def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """Return the faces of `image`, BGR (height, width, 3), of any size. Raises `ValueError` for another array."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:  # noqa: PLR2004 - rows, columns, colours
-            raise ValueError(f"no BGR image of 8 bits: {image.shape} {image.dtype}")
+    def detect(self, image: Image) -> Detections:
+        """Return the faces of an image of any size; none for one so thin that nothing of it is left when scaled.
+
+        Raises `ValueError` unless it is an array of 8-bit BGR pixels (height, width, 3).
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:  # noqa: PLR2004 - rows, columns, channels
+            raise ValueError(f"not an 8-bit BGR image: shape {image.shape}, {image.dtype}")
         height, width = image.shape[:2]
-        size = fit(height, width, self._size)
+        size = letterbox_size(height, width, self._size)
         if size is None:
-            return NONE
-        blob = self._canvas.holding(np.asarray(cv2.resize(image, size), np.uint8))
+            return NO_FACES
+        blob = self._buffer.fill(np.asarray(cv2.resize(image, size), np.uint8))
         outputs = self._session.run(self._outputs, {self._input: blob})
         scale = float(size[1]) / height
         return self._decode([output[0] for output in outputs] if self._batched else outputs, scale)
 
-    def _decode(self, outputs: list[NDArray[np.float32]], scale: float) -> Detections:
+    def _decode(self, outputs: list[Float32Array], scale: float) -> Detections:
         scores, boxes, landmarks = [], [], []
         for level, stride in enumerate(STRIDES):
             found = np.flatnonzero(outputs[level] >= SCORE_THRESHOLD)
@@ -103,40 +83,38 @@ class Detector:
                 continue
             centres = self._anchors[stride][found]
             scores.append(outputs[level][found].ravel())
-            distances, offsets = self._regressed(outputs[level + len(STRIDES) :: len(STRIDES)], level, found)
+            distances, offsets = self._regress(outputs[level + len(STRIDES) :: len(STRIDES)], level, found)
             distances, offsets = distances * stride, (offsets * stride).reshape(-1, 5, 2)
             boxes.append(np.hstack([centres - distances[:, :2], centres + distances[:, 2:]]))
             landmarks.append(centres[:, None, :] + offsets)
         if not scores:
-            return NONE
+            return NO_FACES
         all_scores = np.concatenate(scores)
         order = np.argsort(-all_scores, kind="stable")
         all_boxes = (np.vstack(boxes) / scale).astype(np.float32, copy=False)[order]
         all_landmarks = (np.vstack(landmarks) / scale).astype(np.float32, copy=False)[order]
         all_scores = all_scores[order]
-        keep = suppress(all_boxes, all_scores)
+        keep = non_maximum_suppression(all_boxes, all_scores)
         return Detections(all_boxes[keep], all_scores[keep], all_landmarks[keep])
 
-    def _regressed(
-        self, outputs: list[NDArray[np.float32]], level: int, found: NDArray[np.intp]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return distances (n, 4) and offsets (n, 10) for the anchors `found` at one stride."""
+    def _regress(self, outputs: list[Float32Array], level: int, found: IndexArray) -> tuple[Float32Array, Float32Array]:
+        """Return distances (n, 4) and offsets (n, 10), in strides, of the n anchors `found` at one level."""
         if self._heads is None:
             distances, offsets = outputs
             return distances[found], offsets[found]
         cells, anchors = np.divmod(found, ANCHORS)
         features = outputs[0].reshape(outputs[0].shape[-3:])
-        weights, constant = self._heads[level, :-1], self._heads[level, -1]
-        parts = [cells[start : start + CELLS_AT_ONCE] for start in range(0, len(cells), CELLS_AT_ONCE)]
-        both = np.concatenate([windows(features, part) @ weights for part in parts]) + constant
-        chosen = both.reshape(len(found), ANCHORS, -1)[np.arange(len(found)), anchors]
+        weights, bias = self._heads[level, :-1], self._heads[level, -1]
+        chunks = [cells[start : start + CELLS_PER_CHUNK] for start in range(0, len(cells), CELLS_PER_CHUNK)]
+        regressed = np.concatenate([patches(features, chunk) @ weights for chunk in chunks]) + bias
+        chosen = regressed.reshape(len(found), ANCHORS, -1)[np.arange(len(found)), anchors]
         return chosen[:, :4], chosen[:, 4:]
 
 
-def windows(features: NDArray[np.float32], cells: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the 3x3 cells around each of `cells` of `features` (n, height, width), zero beyond the edge.
+def patches(features: Float32Array, cells: IndexArray) -> Float32Array:
+    """Return the 3x3 neighbourhood of each of `cells` in `features` (n, height, width), zero beyond the edge.
 
-    As rows (cell, 9 n), in the order feature, row, column.
+    The rows (len(cells), 9 n) are in the order feature, row, column: im2col for a few cells.
     """
     count, height, width = features.shape
     rows, columns = np.divmod(cells, width)
@@ -150,18 +128,8 @@ def windows(features: NDArray[np.float32], cells: NDArray[np.intp]) -> NDArray[n
     return found.reshape(len(cells), -1)
 
 
-def fit(height: int, width: int, size: int) -> tuple[int, int] | None:
-    """Return the width and height of an image scaled into a square of `size`.
-
-    None for an image so thin that nothing of it would be left: there InsightFace fails, and here it shows no face.
-    """
-    ratio = float(height) / width
-    fitted = (int(size / ratio), size) if ratio > 1.0 else (size, int(size * ratio))
-    return None if 0 in fitted else fitted
-
-
-def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> list[int]:
-    """Return the indices that greedy non-maximum suppression keeps, the surest first."""
+def non_maximum_suppression(boxes: Float32Array, scores: Float32Array) -> list[int]:
+    """Return the indices of `boxes` (n, 4) that greedy non-maximum suppression keeps, by descending score."""
     x1, y1, x2, y2 = boxes.T
     areas = (x2 - x1 + 1) * (y2 - y1 + 1)
     order = np.argsort(-scores, kind="stable")
@@ -176,7 +144,8 @@ def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> list[in
     return keep
 
 
-def _anchor_centres(cells: int, stride: int) -> NDArray[np.float32]:
+def _anchor_centres(cells: int, stride: int) -> Float32Array:
+    """Return the centres (cells * cells * 2, 2) of the anchors of a square feature map, in pixels of the input."""
     rows, columns = np.mgrid[:cells, :cells]
     centres = np.stack([columns, rows], axis=-1).astype(np.float32) * stride
     return np.repeat(centres.reshape(-1, 2), ANCHORS, axis=0)

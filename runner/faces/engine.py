@@ -1,4 +1,4 @@
-"""The engine: many photos over a few threads, crops of several photos in one call of the recogniser."""
+"""The engine: a few threads that find and embed the faces of many photos."""
 
 from __future__ import annotations
 
@@ -11,67 +11,65 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import cv2
+import onnxruntime
 
 from runner.errors import ModelError, OutOfMemoryError, TooManyFacesError
 from runner.faces import pack
-from runner.faces.alignment import crop
+from runner.faces.alignment import aligned_crop
+from runner.faces.arrays import Float32Array, Image
+from runner.faces.cpu import blocked_layout, thread_count
 from runner.faces.detector import Detections, Detector
-from runner.faces.hardware import CPU, FIRST, Choice, ProviderError, blocked_layout, choose_providers, thread_count
+from runner.faces.providers import CPU, ProviderChoice, ProviderError, choose_providers
 from runner.faces.recogniser import Recogniser
 from runner.logs import logger
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from runner.faces.pack import Manifest
-
-    Image = NDArray[np.uint8]
-
-# Crops wait until there are so many, or no photo is left, but not longer than this many seconds.
-GATHERED = 32
-PATIENCE = 0.2
+# All threads embed once so many crops wait, or when no photo is left, or when a crop has waited so long.
+CROPS_TO_EMBED = 32
+MAX_CROP_WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Face:
-    """One face: box x1, y1, x2, y2 and landmarks (5, 2) in pixels, score 0 to 1, embedding (512,) of length 1."""
+    """One face: `box` (4,) as x1, y1, x2, y2 and `landmarks` (5, 2) in pixels, `score` 0 to 1, `embedding` (512,).
 
-    box: NDArray[np.float32]
+    The embedding has L2 norm 1, so that the dot product of two is their cosine similarity.
+    """
+
+    box: Float32Array
     score: float
-    landmarks: NDArray[np.float32]
-    embedding: NDArray[np.float32]
+    landmarks: Float32Array
+    embedding: Float32Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Photo:
-    """A photo whose faces are found and cropped; `embeddings` has those that are embedded, by number."""
+    """A photo whose faces are detected and cropped; `embeddings` holds the finished ones by face index."""
 
     future: Future[list[Face]]
     detections: Detections
-    embeddings: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    embeddings: dict[int, Float32Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Crop:
-    """One face of a photo, on its way to the recogniser since the moment `since`."""
+    """The crop of one face, waiting for the recogniser since the monotonic time `since`."""
 
     photo: _Photo
-    number: int
+    index: int
     pixels: Image
     since: float = field(default_factory=time.monotonic)
 
 
 class Engine:
-    """Detects and embeds. `submit` and `analyse` may be called from any thread.
+    """Detects and embeds faces. `submit` may be called from any thread.
 
-    Threads take photos one by one, and put the crops of their faces where all threads find them. When many have
-    gathered, or no photo waits, all threads embed until less than a batch is left: threads that run the same network
-    at the same time share its weights in the caches (4% of all processor time). A photo's pixels are let go before
-    its faces are embedded.
+    Each thread takes one photo at a time and puts the crops of its faces into a common queue. When enough wait, or no
+    photo does, all threads embed until less than a batch is left: threads that run the same network at the same time
+    share its weights in the caches (4% of all CPU time). The pixels of a photo are released before its faces are
+    embedded.
     """
 
     def __init__(
@@ -82,7 +80,7 @@ class Engine:
         model: str,
         tuned: bool,
         threads: int,
-        choice: Choice,
+        choice: ProviderChoice,
         max_faces: int,
     ) -> None:
         self.model = model
@@ -97,10 +95,9 @@ class Engine:
         self._crops: deque[_Crop] = deque()
         self._closing = False
         self._embedding = False
-        self._work_or_end = threading.Condition()  # guards the four above
+        self._changed = threading.Condition()  # guards the four above
         self._busy = [0.0] * threads
-        # More threads of OpenCV's own would only compete with ours.
-        cv2.setNumThreads(1)
+        cv2.setNumThreads(1)  # OpenCV's own threads would only compete with these
         self._workers = [
             threading.Thread(target=self._work, args=(number,), name=f"engine-{number}", daemon=True)
             for number in range(threads)
@@ -119,74 +116,66 @@ class Engine:
         max_faces: int = 1000,
         tuned: bool = True,
     ) -> Self:
-        """Load the baked pack in `folder` under the first provider that can be started.
+        """Load the baked pack in `folder` under the first of `providers` that starts.
 
-        The graphs tuned for a processor are taken where this is one like it, unless `tuned` is false. Raises
-        `ModelError`, also where no provider can be started, and `SettingsError` for `providers`.
+        0 threads means one per available CPU, a batch size of 0 the provider's own. The tuned graphs are used where
+        they fit this CPU, unless `tuned` is false. Raises `ModelError`, also where no provider starts, and
+        `SettingsError` for `providers`.
         """
-        import onnxruntime
-
         manifest = pack.read_manifest(folder)
-        pack.check(folder, manifest)
+        pack.verify_checksums(folder, manifest)
         layout = blocked_layout(onnxruntime.__version__)
         fits = tuned and layout != "" and manifest.tuned_for == layout
-        choices = choose_providers(providers, onnxruntime.get_available_providers(), batch_size)
         failures: list[str] = []
-        for choice in choices:
-            own = fits and choice.providers[0] == CPU
+        for choice in choose_providers(providers, onnxruntime.get_available_providers(), batch_size):
+            use_tuned = fits and choice.chain[0] == CPU
             try:
-                detector, recogniser = _open_models(folder, manifest, choice.providers, tuned=own)
+                detector, recogniser = open_models(folder, manifest, choice.chain, tuned=use_tuned)
             except ProviderError as error:
-                failures.append(f"{choice.word} could not be started ({error})")
-                logger().warning("provider failed", extra={"provider": choice.word, "detail": str(error)})
+                failures.append(f"{choice.name} could not be started ({error})")
+                logger().warning("provider failed", extra={"provider": choice.name, "detail": str(error)})
                 continue
-            reasons = failures if failures and choice.why == FIRST else [*failures, choice.why]
+            reasons = [*failures, choice.reason] if choice.reason else failures
             return cls(
                 detector,
                 recogniser,
                 model=manifest.model,
-                tuned=own,
+                tuned=use_tuned,
                 threads=thread_count(threads),
-                choice=replace(choice, why="; ".join(reasons)),
+                choice=replace(choice, reason="; ".join(reasons) or "the preferred one"),
                 max_faces=max_faces,
             )
         raise ModelError(
-            f"{'; '.join(failures)}: see that the device and its driver are in this container, or add cpu to "
-            "RUNNER_PROVIDERS"
+            f"{'; '.join(failures)}: check that the device and its driver are available in this container, or add "
+            "cpu to RUNNER_PROVIDERS"
         )
 
     @property
     def busy_seconds(self) -> float:
-        """How long the threads have worked, added up: at most `threads` times what a clock on the wall says."""
+        """The time that all threads together have spent working: at most `threads` times the elapsed time."""
         return sum(self._busy)
 
     def submit(self, load: Callable[[], Image]) -> Future[list[Face]]:
-        """Return a future of the faces in the image that `load` returns, BGR (height, width, 3), the surest first.
+        """Return a future of the faces in the image that `load` returns, by descending score.
 
-        `load` runs in a thread of the engine, and its image may be overwritten when the same thread loads the next
-        one: nothing of it is used any more then. What it raises is the future's exception, and so are
-        `TooManyFacesError` and `OutOfMemoryError`. Raises `RuntimeError` after `close`.
+        `load` runs in a thread of the engine and returns BGR pixels (height, width, 3). The same thread's next `load`
+        may overwrite them: they are not used any more then. What `load` raises becomes the future's exception, as do
+        `TooManyFacesError`, `OutOfMemoryError`, and `ValueError` for an array that is not an image. Raises
+        `RuntimeError` after `close`.
         """
         future: Future[list[Face]] = Future()
-        with self._work_or_end:
+        with self._changed:
             if self._closing:
                 raise RuntimeError("the engine is closed")
             self._photos.append((load, future))
-            self._work_or_end.notify()
+            self._changed.notify()
         return future
-
-    def analyse(self, image: Image) -> list[Face]:
-        """Return the faces of one image, in this thread, the surest first."""
-        detections = self._detect(image)
-        crops = [crop(image, landmarks) for landmarks in detections.landmarks]
-        parts = [crops[start : start + self._batch_size] for start in range(0, len(crops), self._batch_size)]
-        return _faces(detections, [row for part in parts for row in self._recogniser.embed(part)])
 
     def close(self) -> None:
         """Finish what was submitted, and end the threads."""
-        with self._work_or_end:
+        with self._changed:
             self._closing = True
-            self._work_or_end.notify_all()
+            self._changed.notify_all()
         for worker in self._workers:
             worker.join()
 
@@ -194,15 +183,15 @@ class Engine:
         while (work := self._next()) is not None:
             started = time.monotonic()
             work()
-            del work  # it holds the photo's bytes or its crops, and the next wait may be long
+            del work  # it refers to the bytes of the photo or to crops, and the next wait may be long
             self._busy[number] += time.monotonic() - started
 
     def _next(self) -> Callable[[], None] | None:
-        """Wait for something to do and return it, or None when the engine is closed and nothing is left to begin.
+        """Wait for work and return it, or None once the engine is closed and nothing is left to start.
 
-        A thread that is still at a photo then embeds its faces itself.
+        A thread that is still detecting then embeds the faces it finds by itself.
         """
-        with self._work_or_end:
+        with self._changed:
             while True:
                 if self._crops_go_first():
                     size = min(self._batch_size, len(self._crops))
@@ -211,69 +200,69 @@ class Engine:
                     return partial(self._find, *self._photos.popleft())
                 if self._closing:
                     return None
-                self._work_or_end.wait()
+                self._changed.wait()
 
     def _crops_go_first(self) -> bool:
-        if len(self._crops) >= max(GATHERED, self._batch_size):
+        if len(self._crops) >= max(CROPS_TO_EMBED, self._batch_size):
             self._embedding = True
         elif len(self._crops) < self._batch_size:
             self._embedding = False
         if not self._crops:
             return False
-        return self._embedding or not self._photos or time.monotonic() - self._crops[0].since > PATIENCE
+        waited_long = time.monotonic() - self._crops[0].since > MAX_CROP_WAIT_SECONDS
+        return self._embedding or not self._photos or waited_long
 
     def _find(self, load: Callable[[], Image], future: Future[list[Face]]) -> None:
-        """Load a photo, find its faces, and put their crops among those that wait."""
+        """Load a photo, detect its faces, and queue their crops."""
         if not future.set_running_or_notify_cancel():
             return
         try:
-            image = load()
-            detections = self._detect(image)
-            crops = [crop(image, landmarks) for landmarks in detections.landmarks]
-        except Exception as error:  # noqa: BLE001 - it is the future's, and the thread goes on
-            future.set_exception(_typed(error))
+            detections, crops = self._detect(load())
+        except Exception as error:  # noqa: BLE001 - it becomes the future's exception, and the thread goes on
+            future.set_exception(_translated(error))
             return
         if not crops:
             future.set_result([])
             return
         photo = _Photo(future, detections)
-        with self._work_or_end:
-            self._crops.extend(_Crop(photo, number, pixels) for number, pixels in enumerate(crops))
-            self._work_or_end.notify_all()
+        with self._changed:
+            self._crops.extend(_Crop(photo, index, pixels) for index, pixels in enumerate(crops))
+            self._changed.notify_all()
 
     def _embed(self, crops: list[_Crop]) -> None:
-        """Embed a batch, and finish the photos whose last faces were in it."""
-        photos = {id(one.photo): one.photo for one in crops}
+        """Embed a batch, and complete the photos whose last faces were in it."""
+        photos = {id(crop.photo): crop.photo for crop in crops}
         try:
-            rows = self._recogniser.embed([one.pixels for one in crops])
+            rows = self._recogniser.embed([crop.pixels for crop in crops])
         except Exception as error:  # noqa: BLE001 - as in _find
             if len(photos) == 1:
-                self._fail(crops[0].photo, _typed(error))
+                self._fail(crops[0].photo, _translated(error))
                 return
-            for photo in photos.values():  # one of them may be at fault: the others shall not suffer for it
-                self._embed([one for one in crops if one.photo is photo])
+            for photo in photos.values():  # a photo that makes the batch fail must not fail the others
+                self._embed([crop for crop in crops if crop.photo is photo])
             return
-        with self._work_or_end:
-            for one, row in zip(crops, rows, strict=True):
-                one.photo.embeddings[one.number] = row
+        with self._changed:
+            for crop, row in zip(crops, rows, strict=True):
+                crop.photo.embeddings[crop.index] = row
             finished = [photo for photo in photos.values() if len(photo.embeddings) == len(photo.detections)]
         for photo in finished:
-            embeddings = [photo.embeddings[number] for number in range(len(photo.detections))]
+            embeddings = [photo.embeddings[index] for index in range(len(photo.detections))]
             photo.future.set_result(_faces(photo.detections, embeddings))
 
     def _fail(self, photo: _Photo, error: Exception) -> None:
-        """Give the photo's future the error, unless it has one, and drop the crops that still wait."""
-        with self._work_or_end:
-            for one in [one for one in self._crops if one.photo is photo]:
-                self._crops.remove(one)
+        """Set the exception of the photo's future, unless it has one, and drop the crops that still wait."""
+        with self._changed:
+            for crop in [crop for crop in self._crops if crop.photo is photo]:
+                self._crops.remove(crop)
             if not photo.future.done():
                 photo.future.set_exception(error)
 
-    def _detect(self, image: Image) -> Detections:
+    def _detect(self, image: Image) -> tuple[Detections, list[Image]]:
+        """Return the faces of an image, and their crops."""
         detections = self._detector.detect(image)
         if len(detections) > self._max_faces:
             raise TooManyFacesError(f"{len(detections)} found, {self._max_faces} allowed")
-        return detections
+        return detections, [aligned_crop(image, landmarks) for landmarks in detections.landmarks]
 
     def __enter__(self) -> Self:
         return self
@@ -284,26 +273,30 @@ class Engine:
         self.close()
 
 
-def _open_models(
-    folder: Path, manifest: Manifest, providers: Sequence[str], *, tuned: bool
+def open_models(
+    folder: Path, manifest: pack.Manifest, providers: Sequence[str], *, tuned: bool
 ) -> tuple[Detector, Recogniser]:
-    about = manifest.detector
-    session = pack.open_graph(folder, about, providers, tuned=tuned)
-    pack.check_detector(session, about)
-    detector = Detector(session, about.input_size, pack.read_heads(folder, about, session))
-    about = manifest.recogniser
-    session = pack.open_graph(folder, about, providers, tuned=tuned)
-    pack.check_recogniser(session, about)
-    return detector, Recogniser(session, mean=about.mean, deviation=about.deviation)
+    """Return both models of a pack, checked. Raises `ModelError` where one is not what the manifest says.
+
+    Raises `ProviderError` where `providers[0]` does not start.
+    """
+    graph = manifest.detector
+    session = pack.open_graph(folder, graph, providers, tuned=tuned)
+    pack.check_detector(session, graph)
+    detector = Detector(session, graph.input_size, pack.load_heads(folder, graph, session))
+    graph = manifest.recogniser
+    session = pack.open_graph(folder, graph, providers, tuned=tuned)
+    pack.check_recogniser(session, graph)
+    return detector, Recogniser(session, mean=graph.mean, deviation=graph.deviation)
 
 
-def _faces(detections: Detections, embeddings: Sequence[NDArray[np.float32]]) -> list[Face]:
+def _faces(detections: Detections, embeddings: Sequence[Float32Array]) -> list[Face]:
     found = zip(detections.boxes, detections.scores, detections.landmarks, embeddings, strict=True)
     return [Face(box, float(score), landmarks, embedding) for box, score, landmarks, embedding in found]
 
 
-def _typed(error: Exception) -> Exception:
-    """Return the error that says what it was: OpenCV and onnxruntime report a lack of memory in their own ways."""
+def _translated(error: Exception) -> Exception:
+    """Return `OutOfMemoryError` for each way in which Python, OpenCV and onnxruntime report a lack of memory."""
     text = str(error)
     if isinstance(error, MemoryError) or "Insufficient memory" in text or "bad allocation" in text:
         return OutOfMemoryError()

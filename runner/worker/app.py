@@ -108,7 +108,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
     from runner.faces.engine import Engine
 
     engine = startup.in_background(partial(_open_engine, Engine, settings), "engine")
-    from runner.faces.hardware import thread_count
+    from runner.faces.cpu import thread_count
     from runner.faces.pack import read_manifest
     from runner.queue.leases import owner_name
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from demo.album import PEOPLE, beside, jpeg, landscape, png, portrait
 from demo.images import Serving
-from runner.faces.bake import sample_images
+from runner.bake.samples import sample_images
 
 HEIGHT = 180
 SELFIE = "selfie "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.faces.sources import wheel_folder
+from runner.bake.sources import wheel_folder
 from tools.image_base import IMAGE, Engine
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]

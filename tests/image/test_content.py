@@ -116,9 +116,9 @@ def test_the_model_is_the_pack_that_was_baked(filesystem: Path) -> None:
     manifest = pack.read_manifest(folder)
     assert manifest.pack == "buffalo_sc"
     assert manifest.proof["faces"] >= 30
-    pack.check(folder, manifest)
-    forms = [files for graph in (manifest.detector, manifest.recogniser) for files in (graph.portable, graph.tuned)]
-    named = {name for files in forms if files for name in (files.file, files.weights)}
+    pack.verify_checksums(folder, manifest)
+    variants = [files for graph in (manifest.detector, manifest.recogniser) for files in (graph.portable, graph.tuned)]
+    named = {name for files in variants if files for name in (files.file, files.weights)}
     assert {path.name for path in folder.iterdir()} == {"manifest.json", manifest.detector.heads, *named}
 
 

@@ -73,13 +73,13 @@ def test_the_yardstick_gives_the_answer_that_it_is_held_against(servers: World) 
 def test_the_photos_show_what_the_table_says() -> None:
     from runner.faces.engine import Engine
     from runner.images.decode import decode
-    from runner.settings import default_model_dir
+    from tests.support.engine_tools import MODEL, analyse
 
-    with Engine.open(default_model_dir(), threads=1) as engine:
+    with Engine.open(MODEL, threads=1) as engine:
         faces = {}
         for name in material.SETS:
             photos = [decode(data, max_pixels=10**8, max_bytes=10**8) for data in material.photo_set(name)[:4]]
-            faces[name] = float(np.mean([len(engine.analyse(photo)) for photo in photos]))
+            faces[name] = float(np.mean([len(analyse(engine, photo)) for photo in photos]))
             if name == "phone":
                 assert {photo.shape for photo in photos} == {(4000, 3000, 3)}
     assert 3 <= faces["web"] <= 6

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from demo.album import jpeg, landscape
-from runner.faces.bake import sample_photos
+from runner.bake.samples import sample_photos
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:

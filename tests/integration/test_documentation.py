@@ -40,7 +40,7 @@ SHOWN = {
     "docs/how-to/debugging.md": ("WAITING", "photo photo: 6 faces", "comparison guest: 6 faces"),
     "docs/how-to/kubernetes.md": ("image_missing",),
     "docs/how-to/model-pack.md": ("buffalo_sc",),
-    "docs/how-to/upgrading.md": ("schema version",),
+    "docs/how-to/upgrading.md": ("at version",),
     "docs/tutorial/laptop.md": ('"faces": 6', '["photo-1"]', "image_missing", '"photos": 1'),
 }
 _LEGACY = """

@@ -1,4 +1,4 @@
-"""The engine gives InsightFace's answers: on every photo at hand, however it is asked, for images of every kind."""
+"""The engine gives InsightFace's answers: for all photos at hand, images of any size, and any way of calling it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ import os
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.album import IMAGE_ENDINGS, sample_album
+from runner.bake.samples import sample_images
 from runner.errors import JobError
-from runner.faces import bake
+from runner.faces.arrays import Image
 from runner.faces.engine import Engine
 from runner.images.decode import decode
 from tests.conftest import SHARED_PHOTOS
-from tests.support.engine_tools import MODEL, assert_same, expected
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Image = NDArray[np.uint8]
+from tests.support.engine_tools import MODEL, analyse, assert_same, expected
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +32,12 @@ def engine() -> Iterator[Engine]:
 
 @cache
 def samples() -> dict[str, Image]:
-    return bake.sample_images()
+    return sample_images()
 
 
 @cache
 def album() -> dict[str, Image]:
-    """The demonstration's photos and selfies, decoded as a run decodes them."""
+    """Return the demonstration's photos and selfies, decoded as a run decodes them."""
     made = sample_album(samples())
     files = {photo.name: photo.data for photo in made.photos} | {f"selfie {own.name}": own.data for own in made.selfies}
     images = {}
@@ -49,12 +45,12 @@ def album() -> dict[str, Image]:
         try:
             images[name] = decode(data, max_pixels=10**8, max_bytes=10**8)
         except JobError:
-            continue  # the album has files that are no images
+            continue  # the album has files that are not images
     return images
 
 
 def shared() -> dict[str, Path]:
-    """The real photographs beside the repository, where they are there."""
+    """Return the real photographs beside the repository, where there are any."""
     return {path.name: path for path in sorted(SHARED_PHOTOS.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS}
 
 
@@ -69,19 +65,19 @@ def everything() -> dict[str, Image]:
     return images
 
 
-def test_every_photo_one_by_one_and_in_batches(engine: Engine) -> None:
+def test_answers_are_insightfaces_one_by_one_and_in_batches(engine: Engine) -> None:
     images = everything()
     answers = {name: expected(image) for name, image in images.items()}
     assert sum(len(faces) for faces in answers.values()) >= 80
     for name, image in images.items():
-        assert_same(answers[name], engine.analyse(image), name)
+        assert_same(answers[name], analyse(engine, image), name)
     futures = {name: engine.submit(partial(itself, image)) for name, image in images.items()}
     for name, future in futures.items():
         assert_same(answers[name], future.result(), name)
 
 
 @pytest.mark.parametrize(("threads", "batch_size"), [(1, 1), (1, 7), (2, 3), (3, 4), (5, 64)])
-def test_any_number_of_threads_and_any_batch(threads: int, batch_size: int) -> None:
+def test_answers_do_not_depend_on_threads_or_batch_size(threads: int, batch_size: int) -> None:
     images = samples()
     answers = {name: expected(image) for name, image in images.items()}
     with Engine.open(MODEL, threads=threads, batch_size=batch_size) as engine:
@@ -90,17 +86,15 @@ def test_any_number_of_threads_and_any_batch(threads: int, batch_size: int) -> N
             assert_same(answers[name], future.result(), f"{name}, {threads} threads, {batch_size} crops")
 
 
-def test_the_portable_graphs_give_the_same_answers() -> None:
+def test_portable_graphs_give_the_same_answers() -> None:
     images = samples()
     with Engine.open(MODEL, threads=2, tuned=False) as engine:
         assert not engine.tuned
         for name, image in images.items():
-            assert_same(expected(image), engine.analyse(image), name)
+            assert_same(expected(image), analyse(engine, image), name)
 
 
-def test_the_portable_graphs_hold_nothing_that_only_some_processors_can_run() -> None:
-    import onnx
-
+def test_portable_graphs_hold_standard_operators_only() -> None:
     for name in ("detector.onnx", "recogniser.onnx"):
         model = onnx.load(MODEL / name)
         assert {node.domain for node in model.graph.node} == {""}, name
@@ -109,7 +103,7 @@ def test_the_portable_graphs_hold_nothing_that_only_some_processors_can_run() ->
 
 
 def group(faces: int) -> Image:
-    """A photo of many: the sample faces, side by side and in rows."""
+    """Return a group photo: the sample faces in rows of five."""
     source = samples()["t1.jpg"]
     portraits = [
         source[280:540, 720:900],
@@ -135,21 +129,21 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sizes_without_a_face(engine: Engine, kind: str) -> None:
+def test_noise_of_extreme_sizes_gives_the_same_faces(engine: Engine, kind: str) -> None:
     height, width = KINDS[kind]
     image = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
     try:
         answer = expected(image)
-    except cv2.error:  # there InsightFace fails: nothing is left of the image at 640 pixels
+    except cv2.error:  # InsightFace fails where one side of the image becomes 0 at 640 pixels
         answer = []
-    assert_same(answer, engine.submit(partial(itself, image)).result(), kind)
+    assert_same(answer, analyse(engine, image), kind)
 
 
-def test_a_group_of_twenty(engine: Engine) -> None:
+def test_twenty_faces_in_one_photo(engine: Engine) -> None:
     image = group(20)
     answer = expected(image)
     assert len(answer) == 20
-    assert_same(answer, engine.submit(partial(itself, image)).result(), "group")
+    assert_same(answer, analyse(engine, image), "group")
 
 
 def test_faces_in_a_very_wide_and_a_very_tall_photo(engine: Engine) -> None:
@@ -159,31 +153,31 @@ def test_faces_in_a_very_wide_and_a_very_tall_photo(engine: Engine) -> None:
     for name, image in (("wide", wide), ("tall", tall)):
         answer = expected(image)
         assert answer, name
-        assert_same(answer, engine.analyse(image), name)
+        assert_same(answer, analyse(engine, image), name)
 
 
-def test_a_photo_of_a_hundred_megapixels(engine: Engine) -> None:
+def test_faces_in_a_photo_of_a_hundred_megapixels(engine: Engine) -> None:
     image = np.asarray(cv2.resize(samples()["t1.jpg"], (12_000, 8_300)), np.uint8)
     answer = expected(image)
     assert len(answer) == 6
-    assert_same(answer, engine.submit(partial(itself, image)).result(), "a hundred megapixels")
+    assert_same(answer, analyse(engine, image), "a hundred megapixels")
 
 
-def test_arrays_that_are_views_of_others(engine: Engine) -> None:
+def test_images_may_be_views_of_other_arrays(engine: Engine) -> None:
     whole = samples()["t1.jpg"]
     for name, view in (
         ("a part", whole[100:700, 200:1100]),
         ("mirrored", whole[:, ::-1]),
         ("upside down", whole[::-1]),
-        ("turned", whole.transpose(1, 0, 2)),
+        ("transposed", whole.transpose(1, 0, 2)),
         ("read only", np.frombuffer(whole.tobytes(), np.uint8).reshape(whole.shape)),
     ):
-        assert_same(expected(np.ascontiguousarray(view)), engine.analyse(view), name)
+        assert_same(expected(np.ascontiguousarray(view)), analyse(engine, view), name)
 
 
 @st.composite
 def parts(draw: st.DrawFn) -> Image:
-    """A part of a sample photo, stretched to any size."""
+    """Draw a part of a sample photo, stretched to any size."""
     whole = samples()[draw(st.sampled_from(sorted(samples())))]
     for _ in range(2):  # rows, then columns
         length = len(whole)
@@ -197,12 +191,12 @@ def parts(draw: st.DrawFn) -> Image:
 @settings(
     max_examples=int(os.environ.get("ENGINE_EXAMPLES", "30")),
     deadline=None,
-    suppress_health_check=list(HealthCheck),  # an example is made of pixels: slow and large by nature
+    suppress_health_check=list(HealthCheck),  # examples are made of pixels: slow and large by nature
 )
 @given(image=parts())
-def test_any_part_of_a_photo_at_any_size(engine: Engine, image: Image) -> None:
+def test_any_part_of_a_photo_at_any_size_gives_the_same_faces(engine: Engine, image: Image) -> None:
     try:
         answer = expected(image)
     except cv2.error:
         answer = []
-    assert_same(answer, engine.submit(partial(itself, image)).result(), f"{image.shape}")
+    assert_same(answer, analyse(engine, image), f"{image.shape}")

@@ -1,4 +1,4 @@
-"""Model packs: baked from every kind of source, proven, and refused when anything about them is not as it should be."""
+"""Model packs: baked from every kind of source, proven, and rejected when anything about them is wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,24 +24,24 @@ from onnx import numpy_helper
 
 from demo.album import jpeg
 from demo.images import ImageServer
+from runner.bake import originals as networks
+from runner.bake import pipeline, proof, sources
+from runner.bake.catalogue import KNOWN
+from runner.bake.samples import sample_images
 from runner.errors import CheckFailedError, ModelError, SettingsError
-from runner.faces import bake, pack, sources
+from runner.faces import pack
 from runner.faces.engine import Engine
-from runner.faces.packs import KNOWN
 from tests.support import tiny_models
-from tests.support.engine_tools import MODEL, assert_same, expected, originals
-
-if TYPE_CHECKING:
-    from tests.support.run_tools import Service
-
+from tests.support.engine_tools import MODEL, analyse, assert_same, expected, originals
+from tests.support.run_tools import Service
 
 TUNED = bool(pack.read_manifest(MODEL).tuned_for)
-needs_tuned = pytest.mark.skipif(not TUNED, reason="for this kind of processor packs have no tuned graphs")
+needs_tuned = pytest.mark.skipif(not TUNED, reason="packs have no tuned graphs for this kind of CPU")
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the baked default pack, to be harmed."""
+    """Return a copy of the baked default pack, to be damaged."""
     return Path(shutil.copytree(MODEL, tmp_path / "model"))
 
 
@@ -57,13 +57,13 @@ def sha256(path: Path) -> str:
 
 
 def put_in(folder: Path, role: str, path: Path) -> None:
-    """Make `path`, which has its own weights, the only graph of this role, with its checksum in the manifest."""
+    """Make `path`, which contains its weights, the only graph of this role, with its checksum in the manifest."""
     files = {"file": path.name, "sha256": sha256(path), "weights": "", "weights_sha256": ""}
     alone = {"portable": files, "tuned": None, "heads": "", "heads_sha256": ""}
     change_manifest(folder, lambda document: document[role].update(alone))
 
 
-# What can be wrong with a pack that a run is to load
+# Damage to a pack
 
 
 def flip(path: Path) -> None:
@@ -76,19 +76,19 @@ def changed_byte(folder: Path) -> None:
     flip(folder / "recogniser.onnx")
 
 
-def changed_byte_of_the_weights(folder: Path) -> None:
+def changed_byte_of_external_data(folder: Path) -> None:
     flip(folder / "detector.weights")
 
 
-def changed_byte_of_what_is_tuned(folder: Path) -> None:
+def changed_byte_of_a_tuned_graph(folder: Path) -> None:
     flip(folder / "recogniser.tuned.onnx")
 
 
-def changed_byte_of_the_tuned_weights(folder: Path) -> None:
+def changed_byte_of_tuned_external_data(folder: Path) -> None:
     flip(folder / "recogniser.tuned.weights")
 
 
-def changed_byte_of_the_heads(folder: Path) -> None:
+def changed_byte_of_heads(folder: Path) -> None:
     flip(folder / "detector.heads.npy")
 
 
@@ -102,17 +102,17 @@ def heads_of_another_detector(folder: Path) -> None:
     change_manifest(folder, lambda document: document["detector"].update(heads_sha256=digest))
 
 
-def heads_that_are_no_numbers(folder: Path) -> None:
-    (folder / "detector.heads.npy").write_text("no numbers")
+def heads_that_are_not_a_numpy_file(folder: Path) -> None:
+    (folder / "detector.heads.npy").write_text("not a NumPy file")
     digest = sha256(folder / "detector.heads.npy")
     change_manifest(folder, lambda document: document["detector"].update(heads_sha256=digest))
 
 
-def heads_that_are_not_named(folder: Path) -> None:
+def heads_missing_in_the_manifest(folder: Path) -> None:
     change_manifest(folder, lambda document: document["detector"].update(heads="", heads_sha256=""))
 
 
-def cut_short(folder: Path) -> None:
+def truncated_graph(folder: Path) -> None:
     path = folder / "detector.onnx"
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -121,7 +121,7 @@ def missing_graph(folder: Path) -> None:
     (folder / "recogniser.onnx").unlink()
 
 
-def missing_tuned_weights(folder: Path) -> None:
+def missing_tuned_external_data(folder: Path) -> None:
     (folder / "recogniser.tuned.weights").unlink()
 
 
@@ -135,7 +135,7 @@ def missing_folder(folder: Path) -> None:
 
 def unreadable_manifest(folder: Path) -> None:
     (folder / pack.MANIFEST).unlink()
-    (folder / pack.MANIFEST).mkdir()  # root reads any file: a folder is what nobody can read as one
+    (folder / pack.MANIFEST).mkdir()  # root can read any file, but not a folder as one
 
 
 def unreadable_graph(folder: Path) -> None:
@@ -145,7 +145,7 @@ def unreadable_graph(folder: Path) -> None:
 
 def a_file_in_place_of_the_folder(folder: Path) -> None:
     shutil.rmtree(folder)
-    folder.write_text("no folder")
+    folder.write_text("not a folder")
 
 
 def swapped_files(folder: Path) -> None:
@@ -154,7 +154,7 @@ def swapped_files(folder: Path) -> None:
     (folder / "x").rename(folder / "recogniser.onnx")
 
 
-def swapped_in_the_manifest_too(folder: Path) -> None:
+def roles_swapped_in_the_manifest(folder: Path) -> None:
     change_manifest(
         folder, lambda document: document.update(detector=document["recogniser"], recogniser=document["detector"])
     )
@@ -165,7 +165,7 @@ def damaged_manifest(folder: Path) -> None:
     path.write_text(path.read_text()[:-20])
 
 
-def manifest_of_a_list(folder: Path) -> None:
+def manifest_that_is_a_list(folder: Path) -> None:
     (folder / pack.MANIFEST).write_text("[1, 2]")
 
 
@@ -173,7 +173,7 @@ def manifest_without_a_field(folder: Path) -> None:
     change_manifest(folder, lambda document: document["detector"]["portable"].pop("sha256"))
 
 
-def manifest_with_another_field(folder: Path) -> None:
+def manifest_with_an_unknown_field(folder: Path) -> None:
     change_manifest(folder, lambda document: document.update(more=1))
 
 
@@ -181,7 +181,7 @@ def another_format(folder: Path) -> None:
     change_manifest(folder, lambda document: document.update(format=1))
 
 
-def a_path_out_of_the_folder(folder: Path) -> None:
+def path_outside_of_the_folder(folder: Path) -> None:
     change_manifest(folder, lambda document: document["detector"]["portable"].update(file="../model/detector.onnx"))
 
 
@@ -189,71 +189,74 @@ def other_embedding_size(folder: Path) -> None:
     change_manifest(folder, lambda document: document.update(embedding_size=128))
 
 
-def other_embedding_size_in_the_graph_alone(folder: Path) -> None:
+def other_embedding_size_in_the_graph_only(folder: Path) -> None:
     put_in(folder, "recogniser", tiny_models.recogniser(folder / "tiny.onnx", size=128))
 
 
-def a_detector_of_another_kind(folder: Path) -> None:
+def detector_with_other_outputs(folder: Path) -> None:
     put_in(folder, "detector", tiny_models.detector(folder / "tiny.onnx", side=640, outputs=6))
 
 
-def a_detector_of_another_size(folder: Path) -> None:
+def detector_of_another_size(folder: Path) -> None:
     put_in(folder, "detector", tiny_models.detector(folder / "tiny.onnx", side=320))
 
 
-def no_graph_at_all(folder: Path) -> None:
-    (folder / "text.onnx").write_text("this is no graph")
+def graph_that_is_text(folder: Path) -> None:
+    (folder / "text.onnx").write_text("not a graph")
     put_in(folder, "detector", folder / "text.onnx")
 
 
-HARMS_OF_TUNED = (changed_byte_of_what_is_tuned, changed_byte_of_the_tuned_weights, missing_tuned_weights)
-HARMS: dict[Callable[[Path], None], str] = {
-    changed_byte: "is not what was baked: its checksum differs",
-    changed_byte_of_the_weights: "is not what was baked: its checksum differs",
-    changed_byte_of_what_is_tuned: "is not what was baked: its checksum differs",
-    changed_byte_of_the_tuned_weights: "is not what was baked: its checksum differs",
-    changed_byte_of_the_heads: "is not what was baked: its checksum differs",
+DAMAGE_TO_TUNED = (changed_byte_of_a_tuned_graph, changed_byte_of_tuned_external_data, missing_tuned_external_data)
+DAMAGE: dict[Callable[[Path], None], str] = {
+    changed_byte: "has changed since it was baked: its checksum differs",
+    changed_byte_of_external_data: "has changed since it was baked: its checksum differs",
+    changed_byte_of_a_tuned_graph: "has changed since it was baked: its checksum differs",
+    changed_byte_of_tuned_external_data: "has changed since it was baked: its checksum differs",
+    changed_byte_of_heads: "has changed since it was baked: its checksum differs",
     missing_heads: r"detector.heads.npy cannot be read \(No such file or directory\)",
-    heads_of_another_detector: r"detector.heads.npy is not for detector.onnx",
-    heads_that_are_no_numbers: r"detector.heads.npy is no NumPy file",
-    heads_that_are_not_named: "is no SCRFD detector of 640 pixels",
-    cut_short: "is not what was baked: its checksum differs",
+    heads_of_another_detector: r"detector.heads.npy does not fit detector.onnx",
+    heads_that_are_not_a_numpy_file: r"detector.heads.npy is not a NumPy file",
+    heads_missing_in_the_manifest: "is not an SCRFD detector of 640 pixels",
+    truncated_graph: "has changed since it was baked: its checksum differs",
     missing_graph: r"recogniser.onnx cannot be read \(No such file or directory\)",
-    missing_tuned_weights: r"recogniser.tuned.weights cannot be read \(No such file or directory\)",
-    missing_manifest: "there is none in",
-    missing_folder: "there is none in",
+    missing_tuned_external_data: r"recogniser.tuned.weights cannot be read \(No such file or directory\)",
+    missing_manifest: "there is no manifest.json in",
+    missing_folder: "there is no manifest.json in",
     unreadable_manifest: r"cannot be read \(Is a directory\)",
     unreadable_graph: r"cannot be read \(Is a directory\)",
     a_file_in_place_of_the_folder: r"cannot be read \(Not a directory\)",
-    swapped_files: "is not what was baked: its checksum differs",
-    swapped_in_the_manifest_too: "is no SCRFD detector",
+    swapped_files: "has changed since it was baked: its checksum differs",
+    roles_swapped_in_the_manifest: "is not an SCRFD detector",
     damaged_manifest: "is damaged",
-    manifest_of_a_list: "is damaged",
+    manifest_that_is_a_list: "is damaged",
     manifest_without_a_field: "is damaged",
-    manifest_with_another_field: "is damaged",
+    manifest_with_an_unknown_field: "is damaged",
     another_format: "was written by another version",
-    a_path_out_of_the_folder: "names files outside of its folder",
-    other_embedding_size: "makes embeddings of 128 numbers, and the database holds 512",
-    other_embedding_size_in_the_graph_alone: "makes embeddings of 128 numbers, and the database holds 512",
-    a_detector_of_another_kind: "is no SCRFD detector of 640 pixels",
-    a_detector_of_another_size: "is no SCRFD detector of 640 pixels",
-    no_graph_at_all: "onnxruntime refuses",
+    path_outside_of_the_folder: "names files outside of its folder",
+    other_embedding_size: "produces embeddings of 128 numbers, but the database holds 512",
+    other_embedding_size_in_the_graph_only: "produces embeddings of 128 numbers, but the database holds 512",
+    detector_with_other_outputs: "is not an SCRFD detector of 640 pixels",
+    detector_of_another_size: "is not an SCRFD detector of 640 pixels",
+    graph_that_is_text: "onnxruntime rejects",
 }
 
 
 @pytest.mark.parametrize(
-    "harm",
-    [pytest.param(harm, marks=needs_tuned if harm in HARMS_OF_TUNED else (), id=harm.__name__) for harm in HARMS],
+    "damage",
+    [
+        pytest.param(damage, marks=needs_tuned if damage in DAMAGE_TO_TUNED else (), id=damage.__name__)
+        for damage in DAMAGE
+    ],
 )
-def test_a_pack_that_is_not_right_is_refused(copy: Path, harm: Callable[[Path], None]) -> None:
-    harm(copy)
-    with pytest.raises(ModelError, match=HARMS[harm]):
+def test_a_damaged_pack_is_rejected(copy: Path, damage: Callable[[Path], None]) -> None:
+    damage(copy)
+    with pytest.raises(ModelError, match=DAMAGE[damage]):
         Engine.open(copy, threads=1)
 
 
 @needs_tuned
-def test_what_was_tuned_for_another_machine_is_never_run(copy: Path) -> None:
-    """Its numbers would be wrong without a word: blocks of 8 are read as blocks of 16."""
+def test_graphs_tuned_for_another_machine_are_never_run(copy: Path) -> None:
+    """They would give wrong numbers without an error: blocks of 8 would be read as blocks of 16."""
     with Engine.open(copy, threads=1) as engine:
         assert engine.tuned
     change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
@@ -262,22 +265,22 @@ def test_what_was_tuned_for_another_machine_is_never_run(copy: Path) -> None:
     change_manifest(copy, lambda document: document["detector"]["tuned"].update(files))
     with Engine.open(copy, threads=1) as engine:
         assert not engine.tuned
-        image = bake.sample_images()["yaoming.jpg"]
-        assert_same(expected(image), engine.analyse(image), "yaoming")
+        image = sample_images()["yaoming.jpg"]
+        assert_same(expected(image), analyse(engine, image), "yaoming")
 
 
-def test_a_machine_of_an_unknown_kind_takes_the_portable_graphs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_cpu_runs_the_portable_graphs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runner.faces.engine.blocked_layout", lambda _: "")
     change_manifest(copy, lambda document: document.update(tuned_for=""))
     with Engine.open(copy, threads=1) as engine:
         assert not engine.tuned
 
 
-@pytest.mark.parametrize("harm", [changed_byte, missing_graph, damaged_manifest, other_embedding_size])
-def test_the_runner_refuses_to_start_with_it(service: Service, copy: Path, harm: Callable[[Path], None]) -> None:
-    """With jobs or without; the job stays for a runner that can do it."""
-    harm(copy)
-    with ImageServer({"photo.jpg": jpeg(bake.sample_images()["yaoming.jpg"])}) as images:
+@pytest.mark.parametrize("damage", [changed_byte, missing_graph, damaged_manifest, other_embedding_size])
+def test_a_run_with_a_damaged_pack_exits_with_4(service: Service, copy: Path, damage: Callable[[Path], None]) -> None:
+    """With and without jobs; a job stays in the queue for another run."""
+    damage(copy)
+    with ImageServer({"photo.jpg": jpeg(sample_images()["yaoming.jpg"])}) as images:
         for job in (False, True):
             if job:
                 photo = service.api.upload({"photo.jpg": images.url("photo.jpg")})["photo.jpg"]
@@ -290,33 +293,33 @@ def test_the_runner_refuses_to_start_with_it(service: Service, copy: Path, harm:
     assert service.leftovers() == {}
 
 
-def test_doctor_tells_of_it_and_of_what_was_chosen(service: Service, copy: Path) -> None:
+def test_doctor_reports_the_pack_and_the_provider(service: Service, copy: Path) -> None:
     assert service.command("migrate").code == 0
     fine = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in fine}
-    assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), as it was baked"
-    assert findings["hardware"]["finding"].startswith("cpu (tensorrt and cuda not in this onnxruntime), 2 crops a call")
-    assert findings["hardware"]["finding"].endswith(
-        f", {'graphs as tuned when baking' if TUNED else 'portable graphs'}"
+    assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), unchanged since it was baked"
+    assert findings["hardware"]["finding"].startswith(
+        "cpu (this onnxruntime does not have tensorrt or cuda), 2 crops per call"
     )
+    assert findings["hardware"]["finding"].endswith(f", {'tuned graphs' if TUNED else 'portable graphs'}")
     change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
-    told = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
-    findings = {check["name"]: check for check in told}
+    found = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
+    findings = {check["name"]: check for check in found}
     assert "portable graphs, which open 20 ms more slowly" in findings["hardware"]["finding"]
     assert findings["hardware"]["finding"].endswith("(onnxruntime 1.0, x86-64, blocks of 8)")
     change_manifest(copy, lambda document: document.update(versions={"onnxruntime": "1.0"}, form="plain"))
-    told = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
-    findings = {check["name"]: check for check in told}
+    found = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
+    findings = {check["name"]: check for check in found}
     assert "proven with other versions than here (onnxruntime " in findings["model"]["finding"]
     assert findings["hardware"]["finding"].endswith("; the pack is baked plain, and quick suits cpu better")
     changed_byte(copy)
-    harmed = service.command("doctor", RUNNER_MODEL_DIR=str(copy))
-    assert harmed.code == 4
-    assert "its checksum differs" in harmed.output
+    failed = service.command("doctor", RUNNER_MODEL_DIR=str(copy))
+    assert failed.code == 4
+    assert "its checksum differs" in failed.output
 
 
 @pytest.mark.parametrize("providers", ["tpu", "cuda"])
-def test_a_provider_that_is_not_there_is_a_wrong_setting(service: Service, providers: str) -> None:
+def test_a_missing_provider_is_a_settings_error(service: Service, providers: str) -> None:
     ended = service.command("run", RUNNER_PROVIDERS=providers)
     assert ended.code == 2, ended.errors
     assert "RUNNER_PROVIDERS" in ended.errors
@@ -327,7 +330,7 @@ def test_a_provider_that_is_not_there_is_a_wrong_setting(service: Service, provi
 
 @contextmanager
 def served(content: bytes) -> Iterator[str]:
-    """Serve `content` at /pack.zip on loopback, and nothing else."""
+    """Serve `content` at /pack.zip on loopback."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -337,7 +340,7 @@ def served(content: bytes) -> Iterator[str]:
             self.wfile.write(content if found else b"")
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Write no log."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -360,92 +363,93 @@ def default_files(prefix: str = "") -> dict[str, Path]:
     return {f"{prefix}{path.name}": path for path in originals().iterdir()}
 
 
-def test_from_a_url_with_its_checksum(tmp_path: Path) -> None:
+def test_bake_from_a_url_requires_its_checksum(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", default_files("models/sc/"))
     with served(archive.read_bytes()) as place:
-        manifest = bake.bake("buffalo_sc", tmp_path / "out", source=f"{place}/pack.zip", sha256=sha256(archive))
-        refused = partial(bake.bake, "buffalo_sc", tmp_path / "no")
+        manifest = pipeline.bake("buffalo_sc", tmp_path / "out", source=f"{place}/pack.zip", sha256=sha256(archive))
+        bake_from = partial(pipeline.bake, "buffalo_sc", tmp_path / "no")
         with pytest.raises(SettingsError, match="URL needs --sha256"):
-            refused(source=f"{place}/pack.zip")
-        with pytest.raises(ModelError, match="it is another file"):
-            refused(source=f"{place}/pack.zip", sha256="0" * 64)
+            bake_from(source=f"{place}/pack.zip")
+        with pytest.raises(ModelError, match="is a different file"):
+            bake_from(source=f"{place}/pack.zip", sha256="0" * 64)
         with pytest.raises(ModelError, match="its server answered 404"):
-            refused(source=f"{place}/other", sha256="0" * 64)
+            bake_from(source=f"{place}/other", sha256="0" * 64)
     assert (manifest.pack, manifest.model, manifest.form) == ("buffalo_sc", "w600k_mbf", "quick")
     assert manifest.proof["faces"] == 34
-    forms = ["detector", "recogniser", *(["detector.tuned", "recogniser.tuned"] if TUNED else [])]
-    expected = {f"{form}.{kind}" for form in forms for kind in ("onnx", "weights")} | {
+    graphs = ["detector", "recogniser", *(["detector.tuned", "recogniser.tuned"] if TUNED else [])]
+    expected = {f"{graph}.{kind}" for graph in graphs for kind in ("onnx", "weights")} | {
         "manifest.json",
         "detector.heads.npy",
     }
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
-    assert (tmp_path / "out/manifest.json").read_text() == (MODEL / "manifest.json").read_text()  # byte for byte again
+    assert (tmp_path / "out/manifest.json").read_text() == (MODEL / "manifest.json").read_text()  # reproducible
     assert not (tmp_path / "no").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-REWRITE = """
+APPLY_PASSES = """
 import hashlib, sys, onnx
-from runner.faces import graphs
+from runner.bake.passes import canonical
+from runner.bake.variants import apply_passes
 model = onnx.load(sys.argv[1])
-graphs.fix_input(model, ("faces", 3, 112, 112))
-graphs.quicken(model)
+canonical.fix_input(model, ("faces", 3, 112, 112))
+apply_passes(model)
 print(hashlib.sha256(model.SerializeToString()).hexdigest())
 """
 
 
-@needs_tuned  # where there is AVX2, that is
-def test_a_graph_is_rewritten_to_the_same_bytes_whatever_processor_blas_is_for() -> None:
-    """With SSE it rounds in another order than with AVX2."""
-    command = [sys.executable, "-c", REWRITE, str(originals() / "w600k_mbf.onnx")]
-    told = {
+@needs_tuned  # AVX2
+def test_passes_give_the_same_bytes_whatever_cpu_blas_is_for() -> None:
+    """With SSE, BLAS rounds in another order than with AVX2."""
+    command = [sys.executable, "-c", APPLY_PASSES, str(originals() / "w600k_mbf.onnx")]
+    digests = {
         subprocess.run(
             command, env=os.environ | {"OPENBLAS_CORETYPE": kind}, capture_output=True, text=True, check=True
         ).stdout
         for kind in ("Prescott", "Haswell")
     }
-    assert len(told) == 1
+    assert len(digests) == 1
 
 
-def test_a_url_that_leads_nowhere_is_told_without_its_password(tmp_path: Path) -> None:
+def test_the_password_of_a_url_is_not_shown(tmp_path: Path) -> None:
     for url in ("http://user:secret@127.0.0.1:1/pack.zip", "http://user:secret@[bad/pack.zip"):
         with pytest.raises(ModelError) as caught:
-            bake.bake("buffalo_sc", tmp_path / "out", source=url, sha256="0" * 64)
+            pipeline.bake("buffalo_sc", tmp_path / "out", source=url, sha256="0" * 64)
         assert "secret" not in str(caught.value)
         assert "could not be downloaded" in str(caught.value)
 
 
-def test_from_a_folder_under_a_name_of_its_own(tmp_path: Path) -> None:
+def test_bake_from_a_folder_with_other_file_names(tmp_path: Path) -> None:
     folder = tmp_path / "ours"
     folder.mkdir()
     for name, path in default_files().items():
         shutil.copy(path, folder / f"my_{name}")
-    (folder / "readme.txt").write_text("no graph")
-    tiny_models.recogniser(folder / "landmarks.onnx", side=192)  # packs hold further models
-    manifest = bake.bake(str(folder), tmp_path / "out", plain=True)
+    (folder / "readme.txt").write_text("not a graph")
+    tiny_models.recogniser(folder / "landmarks.onnx", side=192)  # packs contain further models
+    manifest = pipeline.bake(str(folder), tmp_path / "out", plain=True)
     assert (manifest.pack, manifest.model, manifest.form) == ("ours", "my_w600k_mbf", "plain")
-    with pytest.raises(ModelError, match="ours is no known pack: give its original files with --source"):
-        bake.verify(tmp_path / "out")
-    assert bake.verify(tmp_path / "out", source=str(folder))["faces"] == 34
-    assert not list((tmp_path / "out").glob("*tuned*"))  # a GPU has no blocked layout
+    with pytest.raises(ModelError, match="ours is not a known pack: give its original files with --source"):
+        proof.verify(tmp_path / "out")
+    assert proof.verify(tmp_path / "out", source=str(folder))["faces"] == 34
+    assert not list((tmp_path / "out").glob("*tuned*"))  # GPUs have no blocked layout
     graph = onnx.load(tmp_path / "out/recogniser.onnx")
     assert "PRelu" in {node.op_type for node in graph.graph.node}
     shutil.copy(tiny_models.recogniser(tmp_path / "t.onnx"), folder / "my_w600k_mbf.onnx")
-    with pytest.raises(ModelError, match="it is another file"):
-        bake.verify(tmp_path / "out", source=str(folder))
+    with pytest.raises(ModelError, match="is a different file"):
+        proof.verify(tmp_path / "out", source=str(folder))
 
 
 @pytest.fixture
-def refused(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Bake what must fail, over a pack that is there already: it must stay, and nothing else be left."""
+def failing_bake(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Return a bake that must fail; afterwards the pack that was there before must be unchanged, and alone."""
     out = tmp_path / "out/model"
     shutil.copytree(MODEL, out)
     before = (out / pack.MANIFEST).stat()
 
     def attempt(name: str, **options: Any) -> str:
         with pytest.raises((ModelError, SettingsError, CheckFailedError)) as caught:
-            bake.bake(name, out, **options)
+            pipeline.bake(name, out, **options)
         return str(caught.value)
 
     yield attempt
@@ -453,42 +457,43 @@ def refused(tmp_path: Path) -> Iterator[Callable[..., str]]:
     assert [path.name for path in out.parent.iterdir()] == ["model"]
 
 
-def test_a_wrong_pack_or_none(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_wrong_packs_and_sources_are_rejected(tmp_path: Path, failing_bake: Callable[..., str]) -> None:
     sc, other = str(originals()), str(tmp_path / "archive.zip")
     zipped(Path(other), default_files())
-    assert "the source has no det_10g.onnx: is it the right pack?" in refused("buffalo_l", source=sc)
-    assert "the source has no det_10g.onnx: is it the right pack?" in refused("buffalo_l", source=other)
-    assert "antelopev2 is in no package of the registry" in refused("antelopev2")
-    assert "nonsense is no known pack (buffalo_sc, buffalo_s, buffalo_l, antelopev2) and no folder" in refused(
-        "nonsense"
+    assert "the source does not contain det_10g.onnx: is it the right pack?" in failing_bake("buffalo_l", source=sc)
+    assert "the source does not contain det_10g.onnx: is it the right pack?" in failing_bake("buffalo_l", source=other)
+    assert "no package contains antelopev2" in failing_bake("antelopev2")
+    assert (
+        "nonsense is neither a known pack (buffalo_sc, buffalo_s, buffalo_l, antelopev2) nor a folder"
+        in failing_bake("nonsense")
     )
-    assert "neither a folder nor a file" in refused("buffalo_l", source=str(tmp_path / "nothing"))
-    assert "it is another file" in refused("buffalo_sc", source=other, sha256="1" * 64)
-    assert "64 hexadecimal digits" in refused("buffalo_sc", source=other, sha256="12")
-    assert "--sha256 is that of an archive" in refused("buffalo_sc", source=sc, sha256="1" * 64)
-    assert "--sha256 is that of an archive" in refused("buffalo_sc", sha256="1" * 64)
+    assert "neither a folder nor a file" in failing_bake("buffalo_l", source=str(tmp_path / "nothing"))
+    assert "is a different file" in failing_bake("buffalo_sc", source=other, sha256="1" * 64)
+    assert "64 hexadecimal digits" in failing_bake("buffalo_sc", source=other, sha256="12")
+    assert "--sha256 is the checksum of an archive" in failing_bake("buffalo_sc", source=sc, sha256="1" * 64)
+    assert "--sha256 is the checksum of an archive" in failing_bake("buffalo_sc", sha256="1" * 64)
 
 
-def test_files_of_a_known_name_and_another_content(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_known_files_with_another_content_are_rejected(tmp_path: Path, failing_bake: Callable[..., str]) -> None:
     for name, path in default_files().items():
         shutil.copy(path, tmp_path / name)
     changed = tmp_path / "w600k_mbf.onnx"
     content = bytearray(changed.read_bytes())
     content[-1] ^= 1
     changed.write_bytes(content)
-    assert "w600k_mbf.onnx has the sha256" in refused("buffalo_sc", source=str(tmp_path))
+    assert "w600k_mbf.onnx is a different file: its sha256 is" in failing_bake("buffalo_sc", source=str(tmp_path))
     changed.unlink()
-    assert "the source has no w600k_mbf.onnx" in refused("buffalo_sc", source=str(tmp_path))
+    assert "the source does not contain w600k_mbf.onnx" in failing_bake("buffalo_sc", source=str(tmp_path))
 
 
-def test_archives_that_are_none(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_damaged_archives_are_rejected(tmp_path: Path, failing_bake: Callable[..., str]) -> None:
     text, damaged = tmp_path / "text.zip", tmp_path / "damaged.zip"
-    text.write_text("no archive")
+    text.write_text("not an archive")
     content = bytearray(zipped(damaged, default_files()).read_bytes())
     content[5_000_000] ^= 1
     damaged.write_bytes(content)
     for path in (text, damaged):
-        assert "is no zip archive or wheel, or a damaged one" in refused("buffalo_sc", source=str(path))
+        assert "is not a zip archive or wheel, or is damaged" in failing_bake("buffalo_sc", source=str(path))
 
 
 def folder_of(folder: Path, **files: Callable[[Path], object]) -> str:
@@ -498,25 +503,25 @@ def folder_of(folder: Path, **files: Callable[[Path], object]) -> str:
     return str(folder)
 
 
-def test_folders_that_hold_no_pack(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_folders_without_a_pack_are_rejected(tmp_path: Path, failing_bake: Callable[..., str]) -> None:
     small = partial(tiny_models.recogniser, size=128)
     unequal = folder_of(tmp_path / "a", d=tiny_models.detector, r=small)
-    assert "makes embeddings of 128 numbers, and the database holds 512" in refused(unequal)
-    assert "detector: none; recogniser: r.onnx" in refused(folder_of(tmp_path / "b", r=tiny_models.recogniser))
+    assert "produces embeddings of 128 numbers, but the database holds 512" in failing_bake(unequal)
+    assert "detector: none; recogniser: r.onnx" in failing_bake(folder_of(tmp_path / "b", r=tiny_models.recogniser))
     twice = folder_of(tmp_path / "c", d=tiny_models.detector, r=tiny_models.recogniser, s=tiny_models.recogniser)
-    assert "recogniser: r.onnx, s.onnx" in refused(twice)
-    text = folder_of(tmp_path / "d", d=lambda path: path.write_text("no graph"))
-    assert "d.onnx is no ONNX file" in refused(text)
-    assert "detector: none; recogniser: none" in refused(folder_of(tmp_path / "e"))
+    assert "recogniser: r.onnx, s.onnx" in failing_bake(twice)
+    text = folder_of(tmp_path / "d", d=lambda path: path.write_text("not a graph"))
+    assert "d.onnx is not an ONNX file" in failing_bake(text)
+    assert "detector: none; recogniser: none" in failing_bake(folder_of(tmp_path / "e"))
 
 
-def test_a_pack_that_finds_nobody_is_not_proven(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_pack_that_finds_no_faces_fails_the_proof(tmp_path: Path, failing_bake: Callable[..., str]) -> None:
     folder = folder_of(tmp_path / "a", d=tiny_models.detector, r=tiny_models.recogniser)
-    assert "the baked pack is not InsightFace's: over 0 faces" in refused(folder)
+    assert "the baked pack does not give InsightFace's answers: over 0 faces" in failing_bake(folder)
 
 
-def test_a_pack_with_other_answers_is_not_proven(copy: Path) -> None:
-    """Somewhat other weights, with the manifest made to fit: only the proof can tell."""
+def test_a_pack_with_other_answers_fails_the_proof(copy: Path) -> None:
+    """The weights have noise and the manifest fits them: only the proof can notice."""
     path = copy / "recogniser.onnx"
     model = onnx.load(path)
     weights = next(item for item in model.graph.initializer if len(item.dims) == 4 and item.dims[0] == 512)
@@ -525,21 +530,21 @@ def test_a_pack_with_other_answers_is_not_proven(copy: Path) -> None:
     weights.CopyFrom(numpy_helper.from_array(values * noise, weights.name))
     onnx.save(model, copy / "other.onnx")
     put_in(copy, "recogniser", copy / "other.onnx")
-    with pytest.raises(CheckFailedError, match="the baked pack is not InsightFace's: over 34 faces"):
-        bake.prove(copy, originals())
+    with pytest.raises(CheckFailedError, match="the baked pack does not give InsightFace's answers: over 34 faces"):
+        proof.prove(copy, originals())
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match=r"cannot be written .* give another --out"):
-        bake.bake("buffalo_sc", tmp_path / "file/model")
+        pipeline.bake("buffalo_sc", tmp_path / "file/model")
 
 
-def test_how_recognisers_are_normalised_is_insightfaces(tmp_path: Path) -> None:
+def test_normalisation_is_decided_as_by_insightface(tmp_path: Path) -> None:
     model = onnx.load(tiny_models.recogniser(tmp_path / "r.onnx"))
-    assert bake._normalisation(model) == (127.5, 127.5)
+    assert networks.normalisation(model) == (127.5, 127.5)
     model.graph.node[0].name, model.graph.node[1].name = "Sub_0", "_mulscalar1"
-    assert bake._normalisation(model) == (0.0, 1.0)
+    assert networks.normalisation(model) == (0.0, 1.0)
 
 
 # The commands
@@ -551,7 +556,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_list() -> None:
+def test_list_shows_every_known_pack() -> None:
     listed = json.loads(command("list", "--json").stdout)
     assert [one["name"] for one in listed] == list(KNOWN)
     assert all(one["megabytes"] > 0 and "non-commercial" in one["licence"] and one["sha256"] for one in listed)
@@ -559,24 +564,24 @@ def test_list() -> None:
     assert all(name in text for name in KNOWN)
 
 
-def test_verify_and_bake_say_what_they_did_and_nothing_else(tmp_path: Path, copy: Path) -> None:
+def test_verify_and_bake_report_the_proof_and_no_warnings(tmp_path: Path, copy: Path) -> None:
     verified = command("verify", str(MODEL), "--json")
     assert (verified.returncode, verified.stderr) == (0, "")
     assert json.loads(verified.stdout)["faces"] == 34
     baked = command("bake", "--pack", "buffalo_sc", "--out", str(tmp_path / "out"))
     assert baked.returncode == 0
     assert baked.stdout.startswith("buffalo_sc baked to")
-    assert baked.stderr == "baking buffalo_sc, and proving it against InsightFace\n"  # and no warning of a library's
+    assert baked.stderr == "baking buffalo_sc, and proving it against InsightFace\n"  # no warning of a library
     changed_byte(copy)
-    harmed = command("verify", str(copy))
-    assert (harmed.returncode, harmed.stdout) == (4, "")
-    assert harmed.stderr.count("\n") == 1
+    failed = command("verify", str(copy))
+    assert (failed.returncode, failed.stdout) == (4, "")
+    assert failed.stderr.count("\n") == 1
     wrong = command("bake", "--pack", "buffalo_l")
     assert wrong.returncode == 4
     assert "give its folder, archive or URL with --source" in wrong.stderr
 
 
-def test_the_default_pack_is_what_the_wheel_holds() -> None:
+def test_the_wheel_contains_the_default_pack() -> None:
     folder = sources.wheel_folder()
     known = KNOWN["buffalo_sc"]
     for name in (known.detectors[0], known.recogniser):

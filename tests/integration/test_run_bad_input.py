@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from demo.album import PEOPLE, jpeg, png, portrait
-from runner.faces.bake import sample_images
+from runner.bake.samples import sample_images
 from tests.support.odd_server import OddServer
 
 if TYPE_CHECKING:

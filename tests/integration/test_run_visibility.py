@@ -305,7 +305,7 @@ def test_doctor_says_what_the_role_sees(
     code, finding = _api_database(restricted)
     assert (code, "row-level security may hide rows" in finding) == (0, True)
     assert service.run().summary["photos"] == len(photo)
-    assert _api_database(service)[1].endswith('table "Photo" found')
+    assert _api_database(service)[1].endswith('table "Photo" found in schema "public"')
     elsewhere.execute("INSERT INTO \"Photo\" (id) VALUES ('theirs')")
     code, finding = _api_database(service, DATABASE_URL=_url(elsewhere))
     assert (code, "were found in another database" in finding) == (0, True)

@@ -25,8 +25,8 @@ from demo.album import PEOPLE, jpeg, portrait
 from demo.api import COMPARE_LIST, PROCESS_LIST, Api, create_table
 from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner import settings
+from runner.bake.samples import sample_images
 from runner.errors import SettingsError, SpottmeeError
-from runner.faces.bake import sample_images
 from runner.images.connection import Proxy
 from runner.images.fetch import Fetcher
 from runner.queue.leases import LeaseQueue

@@ -1,4 +1,4 @@
-"""What the tests of the engine share: InsightFace's own answers, and how ours are held against them."""
+"""What the tests of the engine share: InsightFace's own answers, and how ours are compared with them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from runner.faces import bake
+from runner.bake import proof, sources
+from runner.bake.catalogue import KNOWN
+from runner.faces.arrays import Image
+from runner.faces.engine import Engine, Face
 from runner.settings import default_model_dir
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from runner.faces.engine import Face
-
-    Image = NDArray[np.uint8]
 
 MODEL = default_model_dir()
 
@@ -27,28 +23,34 @@ MODEL = default_model_dir()
 def originals() -> Path:
     """Return a folder with the default pack's original files, kept for as long as the tests run."""
     folder = Path(tempfile.mkdtemp(prefix="spottmee-originals-"))
-    return bake.reference_folder(folder)
+    known = KNOWN["buffalo_sc"]
+    for names in (known.detectors, (known.recogniser,)):
+        sources.copy_original(sources.wheel_folder(), names, folder, known.sha256)
+    return folder
 
 
 @cache
 def reference() -> Any:
     """Return InsightFace's `FaceAnalysis` over them."""
-    return bake.reference_analysis(originals())
+    return proof.reference_analysis(originals())
 
 
 def expected(image: Image) -> list[Any]:
     """Return InsightFace's own answer."""
-    with bake.quiet():
-        faces: list[Any] = reference().get(image)
-    return faces
+    return proof.reference_faces(reference(), image)
+
+
+def analyse(engine: Engine, image: Image) -> list[Face]:
+    """Return the engine's answer for one image."""
+    return engine.submit(lambda: image).result(120)
 
 
 def assert_same(theirs: Sequence[Any], ours: Sequence[Face], name: str) -> None:
-    """Hold our faces of one image against InsightFace's: the same number in the same order, within the bounds."""
+    """Check that our faces of one image are InsightFace's: as many, in the same order, within the proof's bounds."""
     assert len(ours) == len(theirs), name
     for their_face, our_face in zip(theirs, ours, strict=True):
-        assert np.abs(their_face.bbox - our_face.box).max() <= bake.MOST_PIXELS, name
-        assert np.abs(their_face.kps - our_face.landmarks).max() <= bake.MOST_PIXELS, name
+        assert np.abs(their_face.bbox - our_face.box).max() <= proof.MAX_PIXELS, name
+        assert np.abs(their_face.kps - our_face.landmarks).max() <= proof.MAX_PIXELS, name
         assert abs(float(their_face.det_score) - our_face.score) <= 1e-5, name
-        assert float(np.dot(their_face.normed_embedding, our_face.embedding)) >= bake.LEAST_COSINE, name
+        assert float(np.dot(their_face.normed_embedding, our_face.embedding)) >= proof.MIN_COSINE, name
         assert abs(float(np.linalg.norm(our_face.embedding)) - 1) <= 1e-5, name

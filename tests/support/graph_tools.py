@@ -1,4 +1,4 @@
-"""Small graphs, and whether what was made of them computes the same."""
+"""Small graphs, and whether they compute the same after graph passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from runner.faces import graphs
+from runner.bake.variants import apply_passes
 
 RNG = np.random.default_rng(7)
 Weights = dict[str, NDArray[Any]]
@@ -52,7 +52,7 @@ def session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def kinds(graph: onnx.ModelProto) -> Counter[str]:
+def operators(graph: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in graph.graph.node)
 
 
@@ -63,8 +63,8 @@ def assert_same(before: onnx.ModelProto, after: onnx.ModelProto, size: tuple[int
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=atol)
 
 
-def quickened(before: onnx.ModelProto) -> onnx.ModelProto:
+def optimised(before: onnx.ModelProto) -> onnx.ModelProto:
     after = onnx.ModelProto()
     after.CopyFrom(before)
-    graphs.quicken(after)
+    apply_passes(after)
     return after

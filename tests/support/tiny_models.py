@@ -1,4 +1,4 @@
-"""Small ONNX graphs of the shapes of a detector and a recogniser, with random weights: they find nobody."""
+"""Small ONNX graphs of the shapes of a detector and a recogniser, with random weights: they find no faces."""
 
 from __future__ import annotations
 

@@ -1,30 +1,20 @@
-"""Rewriting of ONNX graphs when baking: the same sums in fewer and quicker steps.
-
-Every function takes a loaded model and changes it in place; what comes out holds operators of the ONNX standard
-alone, so that it runs on any processor and under any execution provider. docs/explanation/engine.md has the
-measurements.
-"""
+"""Canonical models: fixed inputs, standard operators alone, and names that do not differ from one bake to the next."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-from onnx import NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from runner.faces.rewriting.channels import drop_channels
-from runner.faces.rewriting.convolutions import merge_convolutions, split_pairs
-from runner.faces.rewriting.graph import Graph
-from runner.faces.rewriting.prelu import replace_prelu
-from runner.faces.rewriting.streams import turn_streams
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+# Batch, channels, height, width; the batch may be the name of a free dimension.
+Shape: TypeAlias = tuple[int | str, int, int, int]
 
 
-def fix_input(model: ModelProto, shape: tuple[int | str, ...]) -> None:
-    """Give the only input this shape (a word is a free dimension), and free what the outputs say of it.
+def fix_input(model: ModelProto, shape: Shape) -> None:
+    """Give the only input this shape, and remove the shapes that the model declares for what follows from it.
 
-    Old files name their constants among the inputs too; these names go, or the constants would not count as such.
+    Old files list their constants among the inputs too; those entries are removed, as constants that can be
+    overridden are never folded.
     """
     constants = {item.name for item in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in constants]
@@ -45,19 +35,19 @@ def fix_input(model: ModelProto, shape: tuple[int | str, ...]) -> None:
 
 
 def keep_standard_domain(model: ModelProto) -> None:
-    """Drop the declarations of onnxruntime's own operators, which it writes into every file it saves."""
+    """Remove the imports of onnxruntime's own operator sets, which it declares in every file it writes."""
     standard = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     del model.opset_import[:]
     model.opset_import.extend(standard)
 
 
 def number_names(model: ModelProto) -> None:
-    """Order nodes by what needs them, and name nodes, constants and what nodes make by their place.
+    """Sort the nodes topologically, and name nodes, constants and intermediate tensors by their position.
 
-    onnxruntime's order and names are others every time, and the same files shall be baked to the same bytes.
+    onnxruntime's order and names differ from one run to the next; the same files must bake to the same bytes.
     """
     graph = model.graph
-    nodes = _as_needed(graph)
+    nodes = _topologically_sorted(graph)
     del graph.node[:]
     graph.node.extend(nodes)
     kept = {item.name for item in (*graph.input, *graph.output)}
@@ -78,25 +68,18 @@ def number_names(model: ModelProto) -> None:
     del graph.value_info[:]
 
 
-def _as_needed(graph: GraphProto) -> list[NodeProto]:
-    """Return the nodes so that what each reads is made right before it, where nothing else has needed it before."""
-    makers = {tensor: place for place, node in enumerate(graph.node) for tensor in node.output if tensor}
+def _topologically_sorted(graph: GraphProto) -> list[NodeProto]:
+    """Return copies of the nodes that the outputs need, depth first: each input is produced right before its use."""
+    producers = {tensor: place for place, node in enumerate(graph.node) for tensor in node.output if tensor}
     ordered: dict[int, None] = {}
-    waiting = [makers[output.name] for output in reversed(graph.output) if output.name in makers]
+    waiting = [producers[output.name] for output in reversed(graph.output) if output.name in producers]
     while waiting:
         place = waiting[-1]
-        missing = [makers[name] for name in graph.node[place].input if name in makers and makers[name] not in ordered]
+        inputs = [producers[name] for name in graph.node[place].input if name in producers]
+        missing = [producer for producer in inputs if producer not in ordered]
         if missing:
             waiting.extend(reversed(missing))
         else:
             waiting.pop()
             ordered.setdefault(place)
     return [NodeProto.FromString(graph.node[place].SerializeToString()) for place in ordered]
-
-
-def quicken(model: ModelProto) -> None:
-    """Replace what onnxruntime's blocked layout has no operator for, and leave out what changes no answer."""
-    graph = Graph(model)
-    for step in (merge_convolutions, drop_channels, turn_streams, replace_prelu, split_pairs):
-        step(graph)
-    graph.write()

@@ -1,26 +1,25 @@
-"""What baking leaves out of networks: channels without an effect, a layer of every residual stream, idle heads."""
+"""Passes that remove computation: channel pruning, the residual basis, and regression heads for few cells."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import helper
 
-from runner.faces import detector, graphs
-from runner.faces.detector import Detector, windows
-from runner.faces.rewriting.heads import take_out_heads
-from tests.support.graph_tools import RNG, Weights, assert_same, kinds, model, quickened, run, session
+from runner.bake.passes.detector_heads import extract_regression_heads
+from runner.bake.variants import apply_passes
+from runner.faces import detector
+from runner.faces.detector import Detector, patches
+from tests.support.graph_tools import RNG, Weights, assert_same, model, operators, optimised, run, session
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-# A matrix and its inverse make rounding as much larger as the matrix makes some vectors larger than others.
+# A change of basis amplifies rounding by up to the condition number of its matrix.
 ROUNDED = 2e-4
 
-# Channels without an effect
+# Channel pruning
 
 
 def stem(**changes: NDArray[Any]) -> onnx.ModelProto:
@@ -47,59 +46,59 @@ def stem(**changes: NDArray[Any]) -> onnx.ModelProto:
 
 
 def widths(graph: onnx.ModelProto) -> set[int]:
-    """How many inputs each pointwise convolution of more than one block has."""
+    """Return the input channels of each pointwise convolution that has more than one block of them."""
     shapes = [tuple(item.dims) for item in graph.graph.initializer if len(item.dims) == 4]
     return {shape[1] for shape in shapes if shape[2:] == (1, 1) and shape[0] == 16 and shape[1] > 16}
 
 
-def test_channels_that_are_all_needed_stay() -> None:
+def test_channels_that_are_all_needed_are_kept() -> None:
     before = stem()
-    after = quickened(before)
+    after = optimised(before)
     assert widths(after) == {64}
     assert_same(before, after, (2, 3, 16, 12))
 
 
-def test_channels_that_nobody_reads_are_not_computed() -> None:
+def test_channels_that_nothing_reads_are_pruned() -> None:
     last = RNG.normal(size=(16, 64, 1, 1)) / 8
     last[:, 5:29] = 0
     before = stem(w2=last)
-    after = quickened(before)
-    assert widths(after) == {48}  # 40 are left, with 4's and 29's neighbours
+    after = optimised(before)
+    assert widths(after) == {48}  # 40 are left, and the other channels of the groups of 4 and 29
     assert_same(before, after, (2, 3, 16, 12))
 
 
-def test_channels_that_are_zero_take_no_part() -> None:
-    """Whole pairs, and one of a pair: what is left of such a pair reads one channel alone."""
+def test_channels_that_are_zero_are_pruned() -> None:
+    """Both channels of a group, or one of them: what is left of such a group reads one channel."""
     first, bias = RNG.normal(size=(64, 3, 3, 3)), RNG.normal(size=64)
     dead = [*range(20), *range(21, 41, 2), *range(42, 60, 2)]
     first[dead], bias[dead] = 0, 1e-9
     before = stem(w0=first, b0=bias)
-    after = quickened(before)
+    after = optimised(before)
     assert widths(after) == {48}
     assert_same(before, after, (2, 3, 16, 12))
 
 
-def test_a_channel_without_weights_but_with_a_bias_takes_part() -> None:
-    """It is the same everywhere but beyond the edge, where there is nothing."""
+def test_a_channel_without_weights_but_with_a_bias_is_kept() -> None:
+    """It is constant within the image, but zero in the padding."""
     first, bias = RNG.normal(size=(64, 3, 3, 3)), RNG.normal(size=64)
     first[:20], bias[:20] = 0, 3
     before = stem(w0=first, b0=bias)
-    after = quickened(before)
+    after = optimised(before)
     assert widths(after) == {64}
     assert_same(before, after, (2, 3, 16, 12))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_a_channel_that_reads_nothing_is_a_part_of_the_next_bias(sign: int) -> None:
+def test_a_channel_that_reads_nothing_becomes_part_of_the_next_bias(sign: int) -> None:
     pairs, bias = RNG.normal(size=(64, 2, 3, 3)), RNG.normal(size=64)
     pairs[10:30], bias[10:30] = 0, sign
     before = stem(w1=pairs, b1=bias)
-    after = quickened(before)
+    after = optimised(before)
     assert widths(after) == {48}
     assert_same(before, after, (2, 3, 16, 12))
 
 
-def test_a_random_choice_of_channels_without_an_effect() -> None:
+def test_random_choices_of_channels_without_an_effect_are_pruned() -> None:
     for seed in range(20):
         random = np.random.default_rng(seed)
         first, bias = random.normal(size=(64, 3, 3, 3)), random.normal(size=64)
@@ -109,16 +108,16 @@ def test_a_random_choice_of_channels_without_an_effect() -> None:
         pairs[random.random((64, 2)) < 0.3] = 0
         last[:, random.random(64) < 0.3] = 0
         before = stem(w0=first, b0=bias, w1=pairs, w2=last)
-        after = quickened(before)
+        after = optimised(before)
         assert max(widths(after)) < 64
         assert_same(before, after, (2, 3, 16, 12))
 
 
-# Residual streams
+# Residual basis
 
 
 def residual(*, blocks: int = 3, dead: int = 0, unread: bool = True, widest: int = 32) -> onnx.ModelProto:
-    """Return inverted residuals over 32 channels, `dead` of whose widening gives nothing in each block."""
+    """Return inverted residuals over 32 channels, in which `dead` channels of each expansion are zero."""
     weights: Weights = {"w": RNG.normal(size=(32, 16, 1, 1)) / 4, "b": RNG.normal(size=32)}
     nodes = [helper.make_node("Conv", ["x", "w", "b"], ["t0"])]
     for place in range(blocks):
@@ -138,9 +137,9 @@ def residual(*, blocks: int = 3, dead: int = 0, unread: bool = True, widest: int
         }
         nodes += [
             helper.make_node("Conv", [f"t{name}", f"e{name}", f"eb{name}"], [f"wide{name}"]),
-            helper.make_node("PRelu", [f"wide{name}", f"s{name}"], [f"bent{name}"]),
+            helper.make_node("PRelu", [f"wide{name}", f"s{name}"], [f"active{name}"]),
             helper.make_node(
-                "Conv", [f"bent{name}", f"d{name}", f"db{name}"], [f"deep{name}"], group=widest, pads=[1, 1, 1, 1]
+                "Conv", [f"active{name}", f"d{name}", f"db{name}"], [f"deep{name}"], group=widest, pads=[1, 1, 1, 1]
             ),
             helper.make_node("Conv", [f"deep{name}", f"p{name}", f"pb{name}"], [f"out{name}"]),
             helper.make_node("Add", [f"out{name}", f"t{name}"][:: (-1) ** place], [f"t{place + 1}"]),
@@ -151,49 +150,49 @@ def residual(*, blocks: int = 3, dead: int = 0, unread: bool = True, widest: int
 
 
 def pointwise(graph: onnx.ModelProto) -> int:
-    """How many full convolutions of one pixel the graph has."""
+    """Return the number of pointwise convolutions over all channels."""
     shapes = [tuple(item.dims) for item in graph.graph.initializer if len(item.dims) == 4]
     return sum(shape[1] > 1 and shape[2:] == (1, 1) for shape in shapes)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])
-def test_a_stream_spares_one_of_its_readers(blocks: int) -> None:
+def test_one_consumer_of_a_residual_path_is_removed(blocks: int) -> None:
     before = residual(blocks=blocks)
-    after = quickened(before)
+    after = optimised(before)
     assert pointwise(after) == pointwise(before) - 1
     assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
 
 
 @pytest.mark.parametrize("dead", [1, 3])
-def test_channels_that_nobody_reads_may_hold_anything(dead: int) -> None:
+def test_a_basis_fills_channels_that_nothing_reads(dead: int) -> None:
     before = residual(dead=dead)
-    after = quickened(before)
+    after = optimised(before)
     assert pointwise(after) == pointwise(before) - 1
     assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
 
 
-def test_a_stream_stays_where_no_reader_can_be_turned_back() -> None:
-    """Channels without weights whose bias is read, and layers that widen."""
+def test_a_residual_path_without_an_invertible_consumer_is_kept() -> None:
+    """Channels without weights whose bias is read, and layers that expand."""
     for before in (residual(dead=2, unread=False), residual(widest=48)):
-        after = quickened(before)
+        after = optimised(before)
         assert pointwise(after) == pointwise(before)
         assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
 
 
-def test_a_stream_that_something_else_reads_stays() -> None:
+def test_a_residual_path_that_is_an_output_is_kept() -> None:
     before = residual()
     before.graph.output.append(helper.make_tensor_value_info("t2", onnx.TensorProto.FLOAT, [None] * 4))
-    after = quickened(before)
+    after = optimised(before)
     assert pointwise(after) == pointwise(before)
     assert_same(before, after, (2, 16, 9, 7), atol=ROUNDED)
 
 
-# Heads
+# Regression heads
 
 FEATURES = 16
 
 
-def heads(*, window: int = 3, shared: bool = True, batched: bool = False, opset: int = 11) -> onnx.ModelProto:
+def heads(*, kernel: int = 3, shared: bool = True, batched: bool = False, opset: int = 11) -> onnx.ModelProto:
     """Return SCRFD's heads over features of 16 channels at three strides of an image of 64 pixels."""
     weights: Weights = {}
     nodes: list[onnx.NodeProto] = []
@@ -204,12 +203,12 @@ def heads(*, window: int = 3, shared: bool = True, batched: bool = False, opset:
             nodes.append(helper.make_node("Conv", inputs, [f"{name}{level}"], strides=[stride, stride]))
         for kind, size in (("score", 1), ("box", 4), ("points", 10)):
             features = f"f{level}" if shared or kind != "box" else f"g{level}"
-            # Scores that are not all but 1: rounding would put those into another order.
+            # Scores well below 1: close to it, rounding would change their order.
             spread = 100 if kind == "score" else 6
-            weights[f"w{kind}{level}"] = RNG.normal(size=(2 * size, FEATURES, window, window)) / spread
+            weights[f"w{kind}{level}"] = RNG.normal(size=(2 * size, FEATURES, kernel, kernel)) / spread
             weights[f"b{kind}{level}"] = RNG.normal(size=2 * size) / spread
             weights[f"r{kind}{level}"] = np.array([1, -1, size] if batched else [-1, size])
-            nodes += _head(features, f"{kind}{level}", pads=[window // 2] * 4)
+            nodes += _head(features, f"{kind}{level}", pads=[kernel // 2] * 4)
     names = [f"{kind}{level}" for kind in ("score", "box", "points") for level in range(3)]
     return model(nodes, weights, names, shape=[1, 3, 64, 64], opset=opset, rank=3 if batched else 2)
 
@@ -224,17 +223,17 @@ def _head(features: str, name: str, pads: list[int]) -> list[onnx.NodeProto]:
     return [*nodes, helper.make_node("Sigmoid", [f"logit{name}"], [name])] if scores else nodes
 
 
-@pytest.mark.parametrize(("batched", "at_once"), [(True, 1024), (False, 1024), (True, 7)])
-def test_a_detector_finds_the_same_with_heads_and_without(
-    batched: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("batched", "chunk"), [(True, 1024), (False, 1024), (True, 7)])
+def test_a_detector_finds_the_same_faces_with_extracted_heads(
+    batched: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detector, "CELLS_AT_ONCE", at_once)
+    monkeypatch.setattr(detector, "CELLS_PER_CHUNK", chunk)
     whole = heads(batched=batched)
     bare = onnx.ModelProto()
     bare.CopyFrom(whole)
-    taken = take_out_heads(bare)
-    graphs.quicken(bare)
-    detectors = Detector(session(whole), 64), Detector(session(bare), 64, taken)
+    matrices = extract_regression_heads(bare)
+    apply_passes(bare)
+    detectors = Detector(session(whole), 64), Detector(session(bare), 64, matrices)
     most = 0
     for _ in range(20):
         image = RNG.integers(0, 256, (50, 64, 3), dtype=np.uint8)
@@ -248,15 +247,15 @@ def test_a_detector_finds_the_same_with_heads_and_without(
 
 
 @pytest.mark.parametrize("opset", [11, 17])
-def test_boxes_and_landmarks_come_from_the_features_of_any_cell(opset: int) -> None:
-    """Also from those at the edges, around which there is nothing."""
+def test_boxes_and_landmarks_follow_from_the_features_of_any_cell(opset: int) -> None:
+    """Also at the edges, where the patch is padded with zeros."""
     before = heads(opset=opset)
     after = onnx.ModelProto()
     after.CopyFrom(before)
-    taken = take_out_heads(after)
-    assert taken is not None
-    assert taken.shape == (3, 9 * FEATURES + 1, 28)
-    graphs.quicken(after)
+    matrices = extract_regression_heads(after)
+    assert matrices is not None
+    assert matrices.shape == (3, 9 * FEATURES + 1, 28)
+    apply_passes(after)
     onnx.checker.check_model(after)
     assert [output.name for output in after.graph.output] == [
         "score0",
@@ -272,25 +271,25 @@ def test_boxes_and_landmarks_come_from_the_features_of_any_cell(opset: int) -> N
         np.testing.assert_allclose(found[level], expected[level], rtol=1e-5, atol=1e-6)
         features = found[3 + level][0]
         cells = np.arange(features[0].size)
-        both = windows(features, cells) @ taken[level, :-1] + taken[level, -1]
+        both = patches(features, cells) @ matrices[level, :-1] + matrices[level, -1]
         values = both.reshape(-1, 14)
         np.testing.assert_allclose(values[:, :4], expected[3 + level], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(values[:, 4:], expected[6 + level], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"window": 1}, {"shared": False}])
-def test_heads_of_another_kind_stay(other: dict[str, Any]) -> None:
+@pytest.mark.parametrize("other", [{"kernel": 1}, {"shared": False}])
+def test_heads_of_another_shape_are_kept(other: dict[str, Any]) -> None:
     before = heads(**other)
     after = onnx.ModelProto()
     after.CopyFrom(before)
-    assert take_out_heads(after) is None
+    assert extract_regression_heads(after) is None
     assert after == before
 
 
-def test_the_scores_of_two_anchors_take_a_quarter_of_the_multiplications() -> None:
+def test_scores_are_computed_by_taps_in_two_blocks() -> None:
     after = heads()
-    take_out_heads(after)
-    graphs.quicken(after)
-    largest_window = [item for item in after.graph.initializer if len(item.dims) == 4 and item.dims[2] == 3]
-    assert {tuple(item.dims) for item in largest_window} == {(32, 1, 3, 3)}
-    assert kinds(after)["Conv"] == 3 + 9
+    extract_regression_heads(after)
+    apply_passes(after)
+    largest_kernel = [item for item in after.graph.initializer if len(item.dims) == 4 and item.dims[2] == 3]
+    assert {tuple(item.dims) for item in largest_kernel} == {(32, 1, 3, 3)}
+    assert operators(after)["Conv"] == 3 + 9

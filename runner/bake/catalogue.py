@@ -1,4 +1,4 @@
-"""The packs of InsightFace that are known by name."""
+"""The catalogue of InsightFace's packs that are known by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ WHEEL_SHA256 = "2ac9ac949678bb8a2ad029525c2d919bee60d76f475da5e25e8febec4195fe1f
 
 @dataclass(frozen=True, slots=True)
 class KnownPack:
-    """A pack of InsightFace: its two files, and where they come from.
+    """A pack of InsightFace: the names of its two files, and where they come from.
 
-    `detectors` has a name for each place that ships the same network under another one. `megabytes` is what the two
-    files take; `archive_sha256` is the checksum of InsightFace's own archive, which holds further models.
+    `detectors` are all names under which the same detector is published. `megabytes` is the size of the two files
+    together, `archive_sha256` the checksum of InsightFace's own archive, which holds further models, `wheel` the
+    requirement of a wheel that contains them, and `sha256` the checksums by file name.
     """
 
     name: str
@@ -27,8 +28,8 @@ class KnownPack:
     sha256: dict[str, str] = field(default_factory=dict)
 
 
-# InsightFace publishes no checksums. Those of the default pack were taken from the files; the others are what many
-# independent public projects have written down for InsightFace's release files (docs/explanation/engine.md).
+# InsightFace publishes no checksums. Those of the default pack were computed from its files; the others are the ones
+# that many independent public projects state for InsightFace's releases (docs/explanation/engine.md).
 SHA256 = {
     "scrfd_500m_bnkps.onnx": "a3562ef62592bf387f6ef19151282ac127518e51c77696e62e0661bee95ba1ad",
     "det_500m.onnx": "5e4447f50245bbd7966bd6c0fa52938c61474a04ec7def48753668a9d8b4ea3a",

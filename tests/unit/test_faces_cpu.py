@@ -1,14 +1,14 @@
-"""Threads from control groups as kernels and container engines lay them out, and the choice of providers."""
+"""The CPU limit of control groups, as kernels and container engines lay them out, and the layout of weights."""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
 
+import cv2
 import pytest
 
-from runner.errors import SettingsError
-from runner.faces.hardware import blocked_layout, choose_providers, cpu_quota, thread_count
+from runner.faces.cpu import blocked_layout, cpu_quota, thread_count
 
 V2 = "30 23 0:26 {root} /sys/fs/cgroup ro,nosuid,nodev,noexec,relatime - cgroup2 cgroup rw,nsdelegate"
 V1 = "33 28 0:29 {root} /sys/fs/cgroup/cpu,cpuacct ro,nosuid - cgroup cgroup rw,cpu,cpuacct"
@@ -16,12 +16,12 @@ V1_CPU_ALONE = "32 31 0:29 {root} /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup
 NOISE = """22 28 0:20 / /sys rw - sysfs sysfs rw
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 34 28 0:30 / /sys/fs/cgroup/cpuset ro - cgroup cgroup rw,cpuset
-a line that is none
+not a mountinfo line
 40 28 0:31 / /sys/fs/cgroup/cpuacct ro - cgroup cgroup rw,cpuacct"""
 
 
 def tree(root: Path, mounts: str, groups: str, files: dict[str, str]) -> Path:
-    """Write what a kernel shows: mountinfo, this process's groups, and the groups' files."""
+    """Write what a kernel shows: mountinfo, the groups of this process, and the files of groups."""
     own = root / "proc/self"
     own.mkdir(parents=True)
     (own / "mountinfo").write_text(f"{NOISE}\n{mounts}\n")
@@ -33,12 +33,12 @@ def tree(root: Path, mounts: str, groups: str, files: dict[str, str]) -> Path:
     return root
 
 
-def test_v2_in_a_container_of_its_own_namespace(tmp_path: Path) -> None:
+def test_v2_limit_in_a_cgroup_namespace(tmp_path: Path) -> None:
     root = tree(tmp_path, V2.format(root="/"), "0::/\n", {"cpu.max": "150000 100000"})
     assert cpu_quota(root) == 1.5
 
 
-def test_v2_nested_the_tightest_limit_counts(tmp_path: Path) -> None:
+def test_v2_tightest_limit_of_nested_groups_counts(tmp_path: Path) -> None:
     files = {
         "kubepods.slice/cpu.max": "max 100000",
         "kubepods.slice/pod1/cpu.max": "100000 50000",
@@ -49,7 +49,7 @@ def test_v2_nested_the_tightest_limit_counts(tmp_path: Path) -> None:
     assert cpu_quota(root) == 2.0
 
 
-def test_v2_mounted_at_the_containers_group_and_shown_with_the_hosts_path(tmp_path: Path) -> None:
+def test_v2_mount_that_begins_at_the_group_of_the_container(tmp_path: Path) -> None:
     mounts = V2.format(root="/docker/abc")
     root = tree(
         tmp_path, mounts, "0::/docker/abc/worker\n", {"cpu.max": "max 100000", "worker/cpu.max": "50000 100000"}
@@ -58,18 +58,18 @@ def test_v2_mounted_at_the_containers_group_and_shown_with_the_hosts_path(tmp_pa
 
 
 @pytest.mark.parametrize("group", ["0::/../../elsewhere\n", "0::/not/below/the/mount\n", "", "garbage\n0:\n"])
-def test_v2_group_outside_of_what_is_mounted(tmp_path: Path, group: str) -> None:
+def test_v2_group_outside_of_the_mount_falls_back_to_the_top(tmp_path: Path, group: str) -> None:
     root = tree(tmp_path, V2.format(root="/"), group, {"cpu.max": "300000 100000"})
     assert cpu_quota(root) == 3.0
 
 
-def test_v1_in_a_container(tmp_path: Path) -> None:
+def test_v1_limit_in_a_container(tmp_path: Path) -> None:
     files = {"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}
     root = tree(tmp_path, V1.format(root="/docker/abc"), "4:cpu,cpuacct:/docker/abc\n1:name=systemd:/\n", files)
     assert cpu_quota(root) == 0.5
 
 
-def test_v1_controllers_in_another_order_and_nested(tmp_path: Path) -> None:
+def test_v1_controllers_in_another_order_with_nested_groups(tmp_path: Path) -> None:
     files = {
         "cpu,cpuacct/cpu.cfs_quota_us": "-1",
         "cpu,cpuacct/cpu.cfs_period_us": "100000",
@@ -82,7 +82,7 @@ def test_v1_controllers_in_another_order_and_nested(tmp_path: Path) -> None:
     assert cpu_quota(root) == 2.5
 
 
-def test_hybrid_the_cpu_controller_is_v1_and_v2_is_mounted_without_it(tmp_path: Path) -> None:
+def test_hybrid_hierarchy_with_the_cpu_controller_in_v1(tmp_path: Path) -> None:
     mounts = "\n".join(
         [V1_CPU_ALONE.format(root="/"), "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw"]
     )
@@ -96,11 +96,11 @@ def test_hybrid_the_cpu_controller_is_v1_and_v2_is_mounted_without_it(tmp_path: 
 
 
 @pytest.mark.parametrize("content", ["max 100000", "", "many 100000", "0 100000", "100000", "100000 0", "1 2 3"])
-def test_no_limit_or_none_that_can_be_read(tmp_path: Path, content: str) -> None:
+def test_limits_of_max_or_malformed_ones_are_ignored(tmp_path: Path, content: str) -> None:
     assert cpu_quota(tree(tmp_path, V2.format(root="/"), "0::/\n", {"cpu.max": content})) is None
 
 
-def test_no_control_groups_at_all(tmp_path: Path) -> None:
+def test_there_is_no_limit_without_control_groups(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) is None
 
 
@@ -110,14 +110,14 @@ def test_no_control_groups_at_all(tmp_path: Path) -> None:
         (None, 4, 4),
         (0.1, 4, 1),
         (1.0, 4, 1),
-        (1.1, 4, 2),  # a part of a CPU counts as one more thread
+        (1.1, 4, 2),  # rounded up
         (1.5, 4, 2),
         (2.0, 4, 2),
         (6.0, 4, 4),
         (64.0, 4, 4),
     ],
 )
-def test_threads_follow_the_limit(
+def test_thread_count_is_the_limit_rounded_up_and_at_most_the_cpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int, threads: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
@@ -127,88 +127,34 @@ def test_threads_follow_the_limit(
     assert thread_count(7, root) == 7
 
 
-ALL = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
-CPU_ONLY = ("AzureExecutionProvider", "CPUExecutionProvider")
-
-
 @pytest.mark.parametrize(
-    ("wanted", "available", "words"),
-    [
-        (("auto",), ALL, ["tensorrt", "cuda", "cpu"]),
-        ((), ALL, ["tensorrt", "cuda", "cpu"]),
-        (("auto",), CPU_ONLY, ["cpu"]),
-        (("auto",), ALL[1:], ["cuda", "cpu"]),
-        (("cuda",), ALL, ["cuda"]),
-        (("CPU", "Cuda"), ALL, ["cpu", "cuda"]),
-        (("cuda", "cpu"), CPU_ONLY, ["cpu"]),
-    ],
-)
-def test_providers_in_the_order_of_the_setting(
-    wanted: tuple[str, ...], available: tuple[str, ...], words: list[str]
-) -> None:
-    assert [choice.word for choice in choose_providers(wanted, available)] == words
-
-
-def test_a_provider_is_backed_by_those_after_it() -> None:
-    chains = {choice.word: choice.providers for choice in choose_providers(("auto",), ALL)}
-    assert chains == {"tensorrt": ALL, "cuda": ALL[1:], "cpu": ALL[2:]}
-    assert choose_providers(("cuda",), ALL)[0].providers == ALL[1:]
-
-
-def test_batch_sizes_by_provider_or_by_setting() -> None:
-    assert {choice.word: choice.batch_size for choice in choose_providers(("auto",), ALL)} == {
-        "tensorrt": 32,
-        "cuda": 32,
-        "cpu": 2,
-    }
-    assert {choice.batch_size for choice in choose_providers(("auto",), ALL, 5)} == {5}
-
-
-def test_why_names_what_was_passed_over() -> None:
-    assert choose_providers(("auto",), CPU_ONLY)[0].why == "tensorrt and cuda not in this onnxruntime"
-    assert choose_providers(("cpu",), CPU_ONLY)[0].why == "the first one wanted"
-
-
-def test_a_word_that_is_no_provider() -> None:
-    with pytest.raises(SettingsError, match="RUNNER_PROVIDERS names tpu; known are auto, tensorrt, cuda, cpu"):
-        choose_providers(("cpu", "TPU"), ALL)
-
-
-def test_none_of_those_wanted() -> None:
-    with pytest.raises(SettingsError, match="wants cuda, and this onnxruntime has only AzureExecutionProvider, CPU"):
-        choose_providers(("cuda",), CPU_ONLY)
-
-
-@pytest.mark.parametrize(
-    ("told", "found", "block"),
+    ("flags", "found", "block"),
     [
         ("fpu sse4_2 avx avx2 fma avx512f avx512vl", {11, 12, 13}, "blocks of 16"),
         ("fpu sse4_2 avx avx2 fma", {11, 12}, "blocks of 8"),
         ("fpu sse4_2 avx", set(), ""),
-        ("fpu avx2 avx512f", {11, 13}, ""),  # without fused multiplication onnxruntime takes neither
-        ("fpu avx avx2 fma avx512f", {11, 12}, ""),  # an emulated processor under another one's kernel
+        ("fpu avx2 avx512f", {11, 13}, ""),  # without FMA, onnxruntime uses neither kernel
+        ("fpu avx avx2 fma avx512f", {11, 12}, ""),  # an emulated CPU under the kernel of another
         ("fpu avx avx2 fma", {11, 12, 13}, ""),
-        ("fpu asimd", set(), ""),  # no x86 at all
+        ("fpu asimd", set(), ""),  # not x86
     ],
 )
-def test_the_layout_is_known_where_kernel_and_processor_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, found: set[int], block: str
+def test_layout_is_known_only_where_kernel_and_cpuid_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, found: set[int], block: str
 ) -> None:
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {told}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
     monkeypatch.setattr("cv2.checkHardwareSupport", found.__contains__)
     assert blocked_layout("1.2.3", tmp_path) == (f"onnxruntime 1.2.3, x86-64, {block}" if block else "")
 
 
-def test_without_a_word_of_the_kernel_there_is_no_layout(tmp_path: Path) -> None:
+def test_layout_is_unknown_without_cpuinfo(tmp_path: Path) -> None:
     assert blocked_layout("1.2.3", tmp_path) == ""
 
 
 @pytest.mark.parametrize("name", ["AVX2", "FMA3", "AVX512F"])
-def test_opencv_and_numpy_find_the_same_processor(name: str) -> None:
-    """That OpenCV's numbers still mean what they meant."""
-    import cv2
-
+def test_opencv_and_numpy_detect_the_same_features(name: str) -> None:
+    """OpenCV's numbers of features still mean what `cpu.py` assumes."""
     features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
     number = {"AVX2": 11, "FMA3": 12, "AVX512F": 13}[name]
     assert cv2.checkHardwareSupport(number) == features.get(name, False)

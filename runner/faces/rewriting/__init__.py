@@ -1,1 +1,0 @@
-"""The steps of `graphs.quicken`: each takes a graph, and leaves one that computes the same in less time."""
