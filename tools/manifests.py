@@ -18,6 +18,8 @@ from tools.render import Object, render
 
 ROOT = binaries.ROOT
 RELEASE = "spottmee-worker"
+# The namespace of both overlays: addresses of Redis without a dot are completed with it.
+NAMESPACE = "spottmee"
 BASE, KEDA = "k8s/base", "keda"
 PRODUCTION = "k8s/overlays/production"
 HEADER = "# Rendered from helm/spottmee-worker by `make manifests`: change the chart, or the overlay's values.yaml.\n"
@@ -29,7 +31,7 @@ def plain(values: Object) -> dict[tuple[str, str], Object]:
     Hooks are ordinary objects then, and `helm test`'s pod is left out.
     """
     found = {}
-    for item in render(binaries.HELM_4, values, release=RELEASE).objects:
+    for item in render(binaries.HELM_4, values, release=RELEASE, namespace=NAMESPACE).objects:
         if item["metadata"].get("annotations", {}).get("helm.sh/hook") != "test":
             found[item["kind"], item["metadata"]["name"]] = _without_helm(item)
     return found
@@ -98,8 +100,8 @@ def files() -> dict[str, str]:
     found |= {f"{PRODUCTION}/patch-{_name(item)}": _text(item) for item in changed}
     found[f"{PRODUCTION}/kustomization.yaml"] = _text(
         _kustomization(
-            namespace="spottmee",
-            resources=["../../base", "../../../keda", "priorityclasses.yaml", *sorted(_name(item) for item in added)],
+            namespace=NAMESPACE,
+            resources=["../../base", "../../../keda", *sorted(_name(item) for item in added)],
             patches=[{"path": f"patch-{_name(item)}"} for item in changed],
         )
     )
@@ -115,7 +117,8 @@ def _folder(item: Object) -> str:
 
 
 def _name(item: Object) -> str:
-    suffix = item["metadata"]["name"].removeprefix(RELEASE)
+    name = item["metadata"]["name"]
+    suffix = name.removeprefix(RELEASE) if name.startswith(RELEASE) else f"-{name}"
     return f"{item['kind'].lower()}{suffix}.yaml"
 
 

@@ -48,6 +48,10 @@ EXCEPTIONS = {
     ),
     "CKV_K8S_8": Explained("Liveness: `helm test`'s pod runs one command and ends.", ("-test",)),
     "CKV_K8S_9": Explained("Readiness: `helm test`'s pod runs one command and ends.", ("-test",)),
+    "CKV_K8S_38": Explained(
+        "A token of a service account: the pod of `helm test` reads READY of its ScaledJobs; no other pod has one.",
+        ("-test",),
+    ),
     "CKV_K8S_40": Explained(
         "User ids above 10000: OpenShift assigns them itself, and redis and postgres of the laptop overlay run as the "
         "user that their images have.",

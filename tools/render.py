@@ -65,17 +65,22 @@ def helm(tool: binaries.Tool, *arguments: str) -> str:
 
 
 def render(
-    tool: binaries.Tool, values: Object | None = None, *, release: str = RELEASE, kube: str = NEWEST
+    tool: binaries.Tool,
+    values: Object | None = None,
+    *,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+    kube: str = NEWEST,
 ) -> Rendered:
     """Return the objects for `values` (those that differ from the chart's own)."""
-    return _render(tool, json.dumps(values or {}), release, kube)
+    return _render(tool, json.dumps(values or {}), release, namespace, kube)
 
 
 @cache
-def _render(tool: binaries.Tool, values: str, release: str, kube: str) -> Rendered:
+def _render(tool: binaries.Tool, values: str, release: str, namespace: str, kube: str) -> Rendered:
     done = subprocess.run(
         [
-            *(str(binaries.ensure(tool)), "template", release, str(CHART), "--namespace", NAMESPACE),
+            *(str(binaries.ensure(tool)), "template", release, str(CHART), "--namespace", namespace),
             *("--kube-version", kube, "--values", "-"),
         ],
         input=values,

@@ -31,8 +31,11 @@ class Check:
         return {"name": self.name, "ok": self.error is None, "finding": self.error or self.finding}
 
 
-def examine(settings: Settings) -> list[Check]:
-    """Look at all of it; a failure never keeps the others from being looked at."""
+def examine(settings: Settings, scaled_jobs: Callable[[], str] | None = None) -> list[Check]:
+    """Look at all of it; a failure never keeps the others from being looked at.
+
+    `scaled_jobs` looks at those of the cluster, where one was asked for.
+    """
     looks: dict[str, Callable[[Settings], str]] = {
         "Redis": _redis,
         "API database": _photos,
@@ -40,6 +43,8 @@ def examine(settings: Settings) -> list[Check]:
         "model": _model,
         "hardware": _hardware,
     }
+    if scaled_jobs is not None:
+        looks["ScaledJobs"] = lambda _: scaled_jobs()
     return [_look(name, look, settings) for name, look in looks.items()]
 
 

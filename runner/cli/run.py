@@ -32,9 +32,16 @@ def add_parser(subparsers: Subparsers) -> None:
         "doctor",
         help="check settings, servers, schema and model, and say what was chosen and why",
         description="Check everything that `run` needs, without taking a job. Exits 0 when all of it holds, "
-        "otherwise with the code that `run` would end with.",
+        "otherwise with the code that `run` would end with. With one of the flags of a cluster also whether KEDA can "
+        "scale (READY of the ScaledJobs): exit code 5 where it cannot, 6 where the cluster could not be used.",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument("--context", help="of the kubeconfig (default: the pod's service account, or the current one)")
+    doctor.add_argument("-n", "--namespace", help="where the chart is installed (default: the context's)")
+    doctor.add_argument("--release", help="of helm (default: all)")
+    doctor.add_argument(
+        "--scaled-job", action="append", default=[], metavar="NAME", help="this one, without listing; may be repeated"
+    )
     doctor.set_defaults(run=_doctor)
 
 
@@ -77,7 +84,8 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     from runner.cli.doctor import examine
 
-    checks = examine(settings_module.load())
+    asked = args.context or args.namespace or args.release or args.scaled_job
+    checks = examine(settings_module.load(), (lambda: _scaled_jobs(args)) if asked else None)
     if args.json:
         output.document([check.document() for check in checks], indent=2)
     else:
@@ -85,3 +93,13 @@ def _doctor(args: argparse.Namespace) -> int:
             state = "ok  " if check.error is None else "FAIL"
             output.line(f"{state} {check.name:<24} {check.error or check.finding}")
     return next((check.exit_code for check in checks if check.exit_code), 0)
+
+
+def _scaled_jobs(args: argparse.Namespace) -> str:
+    from runner.cluster.readiness import check, open_reader
+
+    reader = open_reader(context=args.context, namespace=args.namespace)
+    try:
+        return check(reader, names=args.scaled_job, release=args.release)
+    finally:
+        reader.close()

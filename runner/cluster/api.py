@@ -24,6 +24,9 @@ APP = "spottmee-worker"
 # What Kubernetes itself puts on the pods of a Job, since 1.27.
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 
+# Group and version of KEDA's ScaledJobs.
+SCALED_JOBS = ("keda.sh", "v1alpha1")
+
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
 
@@ -105,12 +108,23 @@ class Cluster:
 
     def scaled_jobs(self, selector: Mapping[str, str]) -> list[Object]:
         """Return the ScaledJobs with these labels; `NotFoundError` where KEDA is not installed."""
-        keda = ("keda.sh", "v1alpha1")
 
         def list_scaled_jobs(namespace: str, **more: Any) -> Any:
-            return self._custom.list_namespaced_custom_object(*keda, namespace, "scaledjobs", **more)
+            return self._custom.list_namespaced_custom_object(*SCALED_JOBS, namespace, "scaledjobs", **more)
 
         return self._list("scaledjobs.keda.sh", list_scaled_jobs, selector)
+
+    def scaled_job(self, name: str) -> Object:
+        """Return one ScaledJob; `NotFoundError` where it does not exist, or KEDA is not installed."""
+        get = self._custom.get_namespaced_custom_object
+        return self._call(f"get scaledjobs {name}", get, *SCALED_JOBS, self.namespace, "scaledjobs", name)
+
+    def warnings(self, name: str) -> list[Object]:
+        """Return the Warning events of one ScaledJob."""
+        found = self._call(
+            "list events", self._core.list_namespaced_event, self.namespace, field_selector=warnings_selector(name)
+        )
+        return list(found.get("items") or [])
 
     def job(self, name: str) -> Object:
         """Return one Job."""
@@ -196,6 +210,11 @@ class Cluster:
         if status == 404:  # noqa: PLR2004 - HTTP
             return NotFoundError(f"`{action}` in {place}: {message}")
         return ClusterError(f"`{action}` in {place} was refused with HTTP {status}: {message}")
+
+
+def warnings_selector(name: str) -> str:
+    """Return the field selector of the Warning events of one ScaledJob."""
+    return f"involvedObject.kind=ScaledJob,involvedObject.name={name},type=Warning"
 
 
 def _context(known: tuple[list[Object], Object], wanted: str | None) -> Object:

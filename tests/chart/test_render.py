@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from math import ceil
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from runner import __version__, cli, errors, settings
+from runner.images import ssrf
 from runner.queue import keys
 from tools import binaries
 from tools.render import CASES as CASE_FILES
@@ -74,10 +76,13 @@ class TestNames:
             ("CronJob", "faces-debug"),
             ("Job", "faces-migrate"),
             ("Pod", "faces-test"),
+            ("Role", "faces-test"),
+            ("RoleBinding", "faces-test"),
             ("ScaledJob", "faces-compare"),
             ("ScaledJob", "faces-process"),
             ("ServiceAccount", "faces"),
             ("ServiceAccount", "faces-migrate"),
+            ("ServiceAccount", "faces-test"),
         }
 
     @EVERY_CASE
@@ -106,14 +111,15 @@ class TestNames:
     def test_two_releases_in_one_namespace_share_nothing(self) -> None:
         def names(release: str) -> set[tuple[str, str]]:
             objects = rendered("everything", release=release).objects
-            return {(item["kind"], item["metadata"]["name"]) for item in objects}
+            names = {(item["kind"], item["metadata"]["name"]) for item in objects}
+            return {(kind, name) for kind, name in names if kind != "PriorityClass"}  # the cluster's, by its name
 
         assert not names("faces") & names("faces-2")
         assert not names(LONGEST) & names(LONGEST[:-1] + "x")
 
     def test_policies_select_their_own_release_alone(self) -> None:
         objects = rendered("everything", release="faces-2")
-        (policy,) = objects.of_kind("NetworkPolicy")
+        policy = objects.find("NetworkPolicy", "faces-2")
         selector = policy["spec"]["podSelector"]["matchLabels"]
         assert selector["app.kubernetes.io/instance"] == "faces-2"
         for _, pod in objects.pods():
@@ -204,10 +210,43 @@ class TestJobs:
         assert given["RUNNER_LOG_LEVEL"]["value"] == "debug"
         assert template["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
 
-    def test_the_test_pod_asks_the_doctor(self) -> None:
-        pod = rendered().find("Pod", "faces-test")
+    @EVERY_CASE
+    def test_the_test_pod_asks_the_doctor_about_every_scaled_job(self, case: str) -> None:
+        objects = rendered(case)
+        (pod,) = objects.of_kind("Pod")
         assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
-        assert pod["spec"]["containers"][0]["args"] == ["doctor"]
+        arguments = pod["spec"]["containers"][0]["args"]
+        parsed = cli._parser("doctor").parse_args(arguments)
+        if case == "openshift":
+            assert arguments == ["doctor"]
+        else:
+            assert parsed.namespace == "party"
+            assert parsed.scaled_job == [item["metadata"]["name"] for item in objects.of_kind("ScaledJob")]
+
+    @EVERY_CASE
+    def test_the_test_pods_account_may_read_its_scaled_jobs_and_why_they_fail_and_no_more(self, case: str) -> None:
+        objects = rendered(case)
+        (pod,) = objects.of_kind("Pod")
+        name = pod["metadata"]["name"]
+        if case == "openshift":
+            assert not objects.of_kind("Role")
+            assert pod["spec"]["automountServiceAccountToken"] is False
+            return
+        assert pod["spec"]["serviceAccountName"] == name
+        assert pod["spec"]["automountServiceAccountToken"] is True
+        scaled = [item["metadata"]["name"] for item in objects.of_kind("ScaledJob")]
+        assert objects.find("Role", name)["rules"] == [
+            {"apiGroups": ["keda.sh"], "resources": ["scaledjobs"], "resourceNames": scaled, "verbs": ["get"]},
+            {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
+        ]
+        binding = objects.find("RoleBinding", name)
+        assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": "party"}]
+        for kind in ("ServiceAccount", "Role", "RoleBinding"):
+            annotations = objects.find(kind, name)["metadata"]["annotations"]
+            assert annotations["helm.sh/hook"] == "test"
+            assert int(annotations["helm.sh/hook-weight"]) < 0, "before the pod"
+            assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
 
 
 class TestPlacement:
@@ -271,7 +310,7 @@ class TestSecurity:
         for account in objects.of_kind("ServiceAccount"):
             assert account["automountServiceAccountToken"] is False
         for _, pod in objects.pods():
-            assert pod["spec"]["automountServiceAccountToken"] is False
+            assert pod["spec"]["automountServiceAccountToken"] is (pod.get("kind") == "Pod" and case != "openshift")
             assert pod["spec"]["enableServiceLinks"] is False
             (container,) = pod["spec"]["containers"]
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -283,10 +322,13 @@ class TestSecurity:
             assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["spec"]["securityContext"])
 
     def test_the_network_policy_lets_through_what_is_needed(self) -> None:
-        (policy,) = rendered("everything").of_kind("NetworkPolicy")
+        policy = rendered("everything").find("NetworkPolicy", "faces")
         assert policy["spec"]["ingress"] == []
         dns, servers, images, extra = policy["spec"]["egress"]
-        assert {port["port"] for port in dns["ports"]} == {53}
+        assert [(port["port"], port["protocol"]) for port in dns["ports"]] == [
+            *((53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP"))
+        ]
+        assert [next(iter(peer)) for peer in dns["to"]] == ["namespaceSelector", "ipBlock"]
         assert [port["port"] for port in servers["ports"]] == [6379, 5432, 6432]
         assert servers["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "data"}}}]
         assert [port["port"] for port in images["ports"]] == [80, 443]
@@ -294,8 +336,56 @@ class TestSecurity:
         assert extra["ports"] == [{"port": 3128, "protocol": "TCP"}]
 
     def test_the_network_policy_of_sentinels_names_their_ports_and_the_masters(self) -> None:
-        (policy,) = rendered("sentinel").of_kind("NetworkPolicy")
+        policy = rendered("sentinel").find("NetworkPolicy", "faces")
         assert [port["port"] for port in policy["spec"]["egress"][1]["ports"]] == [26379, 6379, 5432]
+
+    def test_only_the_clusters_dns_is_asked(self) -> None:
+        """A resolver elsewhere would be a way out for data."""
+        dns = rendered("sentinel").find("NetworkPolicy", "faces")["spec"]["egress"][0]
+        assert dns["to"] == [
+            {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+                "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+            }
+        ]
+
+    def test_the_policy_lets_out_to_the_addresses_that_the_runner_fetches_from(self) -> None:
+        """Both are asked at the borders of every network that either of them knows."""
+        blocks = [
+            peer["ipBlock"] for peer in rendered("sentinel").find("NetworkPolicy", "faces")["spec"]["egress"][2]["to"]
+        ]
+        allowed = [ip_network(block["cidr"]) for block in blocks]
+        refused = [ip_network(network) for block in blocks for network in block["except"]]
+        known = [*refused, *allowed, *ssrf._REFUSED_4, *ssrf._REFUSED_6]
+        known += [ip_network(text) for text in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "fc00::/7")]
+        known += [ip_network(text) for text in ("fe80::/10", "ff00::/8", "100::/64", "8.8.8.0/24", "2a00:1450::/32")]
+        borders = {number for network in known for number in _borders(network)}
+        # NAT64 and 6to4 carry IPv4 addresses, some of them public: the runner looks inside, a policy cannot.
+        carriers = [ip_network("64:ff9b::/96"), ip_network("2002::/16")]
+        seen = {True: 0, False: 0}
+        for address in borders:
+            lets_out = any(address in network for network in allowed) and not any(address in net for net in refused)
+            if any(address in carrier for carrier in carriers):
+                assert not lets_out, address
+            else:
+                assert lets_out == ssrf.is_public(address), address
+            seen[lets_out] += 1
+        assert min(seen.values()) > 20
+
+    def test_the_test_pod_alone_reaches_the_kubernetes_api(self) -> None:
+        policy = rendered("sentinel").find("NetworkPolicy", "faces-test")
+        assert policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
+        assert policy["spec"]["policyTypes"] == ["Egress"]
+        assert [port["port"] for port in policy["spec"]["egress"][0]["ports"]] == [443, 6443]
+        assert policy["metadata"]["annotations"]["helm.sh/hook"] == "test"
+
+
+def _borders(network: IPv4Network | IPv6Network) -> Iterator[IPv4Address | IPv6Address]:
+    """Yield the first and last address of a network, and those just outside of it."""
+    first, last = int(network.network_address), int(network.broadcast_address)
+    for number in (first - 1, first, last, last + 1):
+        if 0 <= number < 1 << network.max_prefixlen:
+            yield type(network.network_address)(number)
 
 
 class TestHook:
@@ -399,6 +489,33 @@ class TestRedis:
                     "REDIS_SENTINEL_USERNAME",
                 }
 
+    @pytest.mark.parametrize(
+        ("host", "written"),
+        [
+            ("redis", "redis.party.svc"),
+            ("redis.data", "redis.data"),  # NAME.NAMESPACE: the search list of every pod has svc.cluster.local
+            ("redis.data.svc", "redis.data.svc"),
+            ("redis-0.redis.data", "redis-0.redis.data"),
+            ("cache.example.org", "cache.example.org"),
+            ("10.1.2.3", "10.1.2.3"),
+        ],
+    )
+    def test_a_host_without_a_dot_is_a_service_of_the_releases_namespace(self, host: str, written: str) -> None:
+        """KEDA's operator would look it up in its own namespace."""
+        nodes = [f"{host}:7000", "other:7001"]
+        for values, addresses in (
+            ({"host": host}, f"{written}:6379"),
+            ({"mode": "cluster", "nodes": nodes}, f"{written}:7000,other.party.svc:7001"),
+            ({"mode": "sentinel", "nodes": nodes}, f"{written}:7000,other.party.svc:7001"),
+        ):
+            objects = render(binaries.HELM_4, {"redis": values})
+            for _, pod in objects.pods():
+                if "envFrom" in pod["spec"]["containers"][0]:
+                    assert urlsplit(environment(pod, objects)["REDIS_URL"]).netloc == addresses
+            for item in scaled_jobs(objects).values():
+                for trigger in item["spec"]["triggers"]:
+                    assert trigger["metadata"]["addresses" if "nodes" in values else "address"] == addresses
+
     def test_authentication_of_the_company(self) -> None:
         objects = rendered("existing-authentication")
         assert not objects.of_kind("ClusterTriggerAuthentication")
@@ -409,7 +526,9 @@ class TestRedis:
         objects = rendered()
         assert not objects.of_kind("TriggerAuthentication")
         assert "authenticationRef" not in scaled_jobs(objects)["process"]["spec"]["triggers"][0]
-        assert environment(dict(objects.pods())["faces-process"], objects)["REDIS_URL"] == "redis://redis:6379/0"
+        assert (
+            environment(dict(objects.pods())["faces-process"], objects)["REDIS_URL"] == "redis://redis.party.svc:6379/0"
+        )
 
     def test_no_secret_outside_of_secrets(self) -> None:
         values = CASES["tls-inline"]

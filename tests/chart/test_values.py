@@ -88,6 +88,23 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a URL for the host": ({"redis": {"host": "redis://redis"}}, r"redis\.host is no host name alone"),
     "no host": ({"redis": {"host": ""}}, r"redis\.host is empty: name the host"),
+    "loopback": (
+        {"redis": {"host": "localhost"}},
+        r"redis\.host has \"localhost\", which is each pod itself, .*: name",
+    ),
+    "a loopback address": (
+        {"redis": {"host": "127.0.0.1"}},
+        r"has \"127\.0\.0\.1\", which is each pod itself, .*: name",
+    ),
+    "a pod of a headless Service, as its own namespace has it": (
+        {"redis": {"mode": "sentinel", "nodes": ["redis-0.redis.data.svc:26379", "redis-1.redis:26379"]}},
+        r"redis\.nodes has \"redis-1\.redis\"\. .* KEDA's operator runs in another: write redis-1\.redis\.party\.svc",
+    ),
+    "a Service without its namespace": (
+        {"redis": {"host": "redis.svc"}},
+        r"redis\.host has \"redis\.svc\", which lacks the namespace: write redis\.party\.svc, or another",
+    ),
+    "a final dot": ({"redis": {"host": "redis."}}, r"redis\.host has \"redis\.\", which is not a host name: write"),
     "nodes of a standalone": ({"redis": {"nodes": ["a:1"]}}, r"redis\.nodes are for the modes sentinel and cluster"),
     "sentinels without nodes": ({"redis": {"mode": "sentinel"}}, r"list the sentinels as host:port"),
     "a node without port": (
@@ -179,6 +196,17 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         r"podLabels has app\.kubernetes\.io/instance, .*: choose another key",
     ),
     "a name that is none": ({"fullnameOverride": "My_Faces"}, r"fullnameOverride is \"My_Faces\": a name has"),
+    "a class without nodes": (
+        {"priorityClasses": [{"name": "bulk", "value": -100}]},
+        r"priorityClasses has bulk with the value -100: the cluster autoscaler adds no node for pods below -10, ",
+    ),
+    "a class twice": (
+        {"priorityClasses": [{"name": "bulk", "value": 1}, {"name": "bulk", "value": 2}]},
+        r"priorityClasses has bulk twice: keep one of them",
+    ),
+    "a class without value": ({"priorityClasses": [{"name": "bulk"}]}, r"value"),
+    "a network that is not one": ({"networkPolicy": {"privateNetworks": ["fc00"]}}, r"privateNetworks"),
+    "no port of DNS": ({"networkPolicy": {"dnsPorts": []}}, r"dnsPorts"),
     "annotations of nobody": (
         {"serviceAccount": {"create": False, "annotations": {"a": "b"}}},
         r"annotate the existing account, or set create to true",
@@ -211,7 +239,7 @@ def test_as_part_of_another_chart(helm_tool: binaries.Tool, tmp_path: Path) -> N
     (parent / "Chart.yaml").write_text("apiVersion: v2\nname: party\nversion: 1.0.0\n")
     values = {"global": {"region": "north"}, CHART.name: {"redis": {"host": "other"}}}
     (parent / "values.yaml").write_text(yaml.safe_dump(values))
-    assert "redis://other:6379/0" in helm(helm_tool, "template", "faces", str(parent))
+    assert "redis://other.party.svc:6379/0" in helm(helm_tool, "template", "faces", str(parent), "--namespace", "party")
 
 
 @pytest.mark.parametrize("case", cases())

@@ -113,9 +113,12 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
         "image": {"repository": repository, "tag": tag},
         "redis": {"host": redis.hostname, "port": redis.port or 6379, "database": int(redis.path.strip("/") or 0)},
         "database": {"url": backends.database_url},
+        # Pods and KEDA of the own control plane are processes of this machine: loopback is where its Redis is.
+        "checkCluster": site.control_plane is None,
         "settings": {"RUNNER_ALLOW_PRIVATE_URLS": True, "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
         "lists": {"process": {**each}, "compare": {**each}},
         "migration": {"resources": SMALL},
+        "helmTest": {"scaledJobs": site.no_keda is None},
     }
 
 

@@ -1,7 +1,8 @@
 """A node in small: takes the pods that the scheduler binds to it and runs their containers as local processes.
 
 `python -m tests.e2e.kubelet --node NAME --image NAME=PROGRAM …`. What it does as a kubelet does: environment from
-literals, ConfigMaps, Secrets and the downward API; Secret, ConfigMap, projected and emptyDir volumes; phases,
+literals, ConfigMaps, Secrets and the downward API; Secret, ConfigMap, projected and emptyDir volumes, the token of the
+service account among them (also as a kubeconfig, for its usual path cannot be mounted over); phases,
 container states, exit codes, termination messages; SIGTERM, grace period, SIGKILL; logs for the API server; node
 lease and status. What it does not: images (a name stands for a program of this machine), isolation (paths of
 mounts are rewritten in arguments and variables instead of being mounted), limits, probes, init containers, exec.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -41,6 +43,7 @@ POLL_SECONDS = 0.2
 LEASE_SECONDS = 3.0
 _CLONE_NEWUTS = 0x04000000  # linux/sched.h
 _MESSAGE_BYTES = 4096  # the longest termination message of one container
+_TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
 _VARIABLE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 
 
@@ -231,6 +234,8 @@ class Pod(threading.Thread):
         mounts = self._mounts()
         values = {name: _rewritten(value, mounts) for name, value in found.items()}
         own = {"PATH": os.environ["PATH"], "HOSTNAME": self.name, "HOME": str(self.folder), "TMPDIR": str(self.folder)}
+        if folder := mounts.get(_TOKEN_FOLDER):
+            own["KUBECONFIG"] = str(_write_kubeconfig(Path(folder)))
         return {**own, **values}
 
     def _value(self, item: Object, found: Mapping[str, str]) -> str | None:
@@ -300,6 +305,14 @@ class Pod(threading.Thread):
                 chosen = source[kind].get("items")
                 names = {item["key"]: item["path"] for item in chosen} if chosen else {key: key for key in data}
                 yield from ((path, data[key]) for key, path in names.items())
+        if "serviceAccountToken" in source:
+            yield source["serviceAccountToken"]["path"], self._token()
+
+    def _token(self) -> bytes:
+        account, namespace = self.pod["spec"]["serviceAccountName"], self.pod["metadata"]["namespace"]
+        request: Any = {"spec": {"expirationSeconds": 3600}}
+        answer = self.node.core.create_namespaced_service_account_token(account, namespace, request)
+        return str(plain(answer)["status"]["token"]).encode()
 
     def _spawn(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         end_with_node, name = die_with_parent(), self.name
@@ -367,6 +380,23 @@ def _rewritten(text: str, mounts: Mapping[str, str]) -> str:
         if path != "/tmp":
             text = re.sub(rf"(?<![\w/]){re.escape(path)}(?![\w-])", folder.replace("\\", r"\\"), text)
     return text
+
+
+def _write_kubeconfig(folder: Path) -> Path:
+    """Write a kubeconfig that uses the token in `folder`, beside it."""
+    server = api.Configuration.get_default_copy().host
+    cluster = {"server": server, "certificate-authority": str(folder / "ca.crt")}
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "pod",
+        "clusters": [{"name": "pod", "cluster": cluster}],
+        "users": [{"name": "pod", "user": {"tokenFile": str(folder / "token")}}],
+        "contexts": [{"name": "pod", "context": {"cluster": "pod", "user": "pod"}}],
+    }
+    path = folder / "kubeconfig"
+    path.write_text(json.dumps(document))  # JSON is YAML
+    return path
 
 
 def _set_hostname(name: str) -> None:

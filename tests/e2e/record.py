@@ -18,11 +18,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from demo import api
 from demo.servers import EmbeddedPostgres, EmbeddedRedis
+from runner.cluster.readiness import check, open_reader
+from runner.cluster.service_account import ServiceAccountReader
+from runner.errors import CheckFailedError
 from runner.store import schema
 from runner.store.database import connect
-from tests.e2e.build import KEDA_VERSION, KUBERNETES_VERSION
+from tests.e2e.build import CRDS, KEDA_VERSION, KUBERNETES_VERSION
 from tests.e2e.controlplane import ControlPlane
 from tests.e2e.site import CHART, Site, opened, wait
 from tests.support.recorded_api import FOLDER, Exchange, kubeconfig
@@ -118,6 +123,7 @@ def _installed() -> Iterator[tuple[Site, str]]:
             "image": {"repository": "spottmee-worker", "tag": "e2e"},
             "redis": {"host": "127.0.0.1", "port": redis.port},
             "database": {"url": postgres.url},
+            "checkCluster": False,
         }
         site.helm("install", "party", str(CHART), "--namespace", NAMESPACE, "--wait", values=values)
         yield site, redis.url
@@ -158,14 +164,64 @@ def main() -> int:
         stranger = Recorder(plane.url, plane.certificate, "nobody")
         assert _proxied(site, stranger, stack)("debug", "--photo", "x", "--url", "http://x", "-n", NAMESPACE) == 6
         stranger.write("unauthorized")
+        record_readiness(site, recorder)
         site.helm("upgrade", "party", str(CHART), "--namespace", NAMESPACE, "--reuse-values", values=_unpullable())
         assert site_of(*there, "--url", "file:///x", "--timeout", "6") == 6
         recorder.write("image-cannot-be-pulled")
     with ControlPlane() as bare, ExitStack() as stack:
         recorder = Recorder(bare.url, bare.certificate, TOKEN)
-        assert _proxied(Site(bare.kubeconfig, ""), recorder, stack)("status", "-n", "default") == 2
+        site = Site(bare.kubeconfig, "")
+        assert _proxied(site, recorder, stack)("status", "-n", "default") == 2
         recorder.write("without-keda")
+        record_unseen(site, recorder)
     return 0
+
+
+def record_readiness(site: Site, recorder: Recorder) -> None:
+    """Record what `doctor` reads of ScaledJobs that are READY, and of one whose Redis KEDA cannot resolve."""
+    assert _settled(recorder) == "party-compare READY, party-process READY"
+    recorder.write("scaled-jobs-ready")
+    patch = [{"op": "replace", "path": "/spec/triggers/0/metadata/address", "value": "redis:6379"}]
+    where = ("--namespace", NAMESPACE, "--type", "json", "--patch", json.dumps(patch))
+    site.kubectl("patch", "scaledjob", "party-process", *where)
+    assert "no such host" in _settled(recorder)
+    recorder.write("scaled-job-not-ready")
+
+
+def record_unseen(site: Site, recorder: Recorder) -> None:
+    """Record what `doctor` reads where there are ScaledJobs and no operator that looks at them."""
+    site.kubectl("create", "--filename", str(CRDS))
+    wait(lambda: "scaledjobs" in site.kubectl("api-resources", "--api-group=keda.sh"), "KEDA's CRDs")
+    site.kubectl("create", "namespace", NAMESPACE)
+    only = ("--show-only", "templates/scaledjobs.yaml")
+    rendered = site.helm("template", "party", str(CHART), "--namespace", NAMESPACE, *only)
+    site.kubectl("create", "--namespace", NAMESPACE, "--filename", "-", text=rendered)
+    assert "KEDA has not looked at it" in _settled(recorder)
+    recorder.write("scaled-jobs-unseen")
+
+
+def _settled(recorder: Recorder) -> str:
+    """Read until KEDA's verdict stands, and then what is recorded."""
+    _read(recorder)
+    recorder.exchanges.clear()
+    return _read(recorder)
+
+
+def _read(recorder: Recorder) -> str:
+    """Ask twice: with the client that people have, and with that of a pod's service account."""
+    port = recorder.server.server_port
+    readers = ServiceAccountReader("127.0.0.1", port, NAMESPACE, "", None), None
+    said = ""
+    for reader in readers:
+        with kubeconfig(port) as config, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", str(config))
+            opened_reader = reader or open_reader(context=None, namespace=NAMESPACE)
+            for names in (["party-compare", "party-process"], []):
+                try:
+                    said = check(opened_reader, names=names, release=None if names else "party")
+                except CheckFailedError as error:
+                    said = error.detail
+    return said
 
 
 def _unpullable() -> dict[str, Any]:

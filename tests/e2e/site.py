@@ -8,6 +8,7 @@ Given with `make e2e` and these variables; the cluster must be one that may be i
     E2E_REDIS_URL      an empty Redis that pods, KEDA and this machine reach
     E2E_DATABASE_URL   a PostgreSQL with pgvector and the API's table, likewise; its photos are deleted before each test
     E2E_DRAIN=1        allow draining the node of a pod (it is uncordoned afterwards)
+    E2E_NETWORK_POLICY=1   the cluster's network plug-in enforces NetworkPolicy: what the chart's lets through is tried
 """
 
 from __future__ import annotations

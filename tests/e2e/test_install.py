@@ -57,8 +57,13 @@ def test_install_upgrade_rollback_uninstall(
     assert _length(site, namespace, "party-process") == "4"
     assert _names(site, namespace, "party") == names
 
-    # The test pod runs `doctor` against the very servers.
-    assert "Succeeded" in site.helm("test", "party", "--namespace", namespace, "--timeout", "2m", tool=helm)
+    # The test pod runs `doctor` against the very servers, and asks KEDA about the ScaledJobs.
+    tested = site.helm("test", "party", "--namespace", namespace, "--timeout", "2m", "--logs", tool=helm)
+    assert "Succeeded" in tested
+    if site.no_keda is None:
+        assert "party-compare READY, party-process READY" in tested
+    account = site.kubectl("--namespace", namespace, "get", "roles,rolebindings,serviceaccounts", "--output", "name")
+    assert "party-test" not in account, "what helm test needs is there for its time alone"
     site.kubectl("--namespace", namespace, "delete", "pod", "party-test")
 
     site.helm("uninstall", "party", *where, tool=helm)
@@ -97,6 +102,8 @@ def test_nothing_that_is_installed_breaks_pod_security_or_strict_validation(
 ) -> None:
     """The server itself validates, unknown fields refused; a pod that is not "restricted" would be a warning."""
     rendered = site.helm("template", release, str(CHART), "--namespace", namespace, values=values)
+    # A dry run creates no account for the test pod to have.
+    site.kubectl("--namespace", namespace, "create", "serviceaccount", f"{release}-test")
     for tool in (KUBECTL_OLD, KUBECTL):
         strictly = ("--dry-run=server", "--validate=strict", "--warnings-as-errors", "--namespace", namespace)
         said = site._run([str(ensure(tool)), "apply", *strictly, "-f", "-"], check=True, text=rendered)

@@ -14,7 +14,8 @@ HELMS = pytest.mark.parametrize("helm", [HELM_3, HELM_4], ids=lambda tool: f"hel
 
 @HELMS
 def test_missing_secrets_and_keys_are_named(site: Site, namespace: str, values: dict[str, Any], helm: Tool) -> None:
-    own = values | {"database": {}, "redis": values["redis"] | {"auth": {"enabled": True, "existingSecret": "redis"}}}
+    redis = values["redis"] | {"auth": {"enabled": True, "existingSecret": "redis"}}
+    own = values | {"checkCluster": True, "database": {}, "redis": redis}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "30s")
     said = site.helm(*install, tool=helm, values=own, check=False)
     assert f"the Secret party is missing: kubectl --namespace {namespace} create secret generic party" in said
@@ -25,3 +26,51 @@ def test_missing_secrets_and_keys_are_named(site: Site, namespace: str, values: 
     assert site.get("scaledjobs,configmaps", "--namespace", namespace, "--selector", "app.kubernetes.io/name") == []
     without = own | {"checkCluster": False, "migration": {"enabled": False}}
     assert "STATUS: deployed" in site.helm(*install, tool=helm, values=without)
+
+
+@HELMS
+def test_missing_classes_are_named_unless_the_chart_creates_them(
+    site: Site, namespace: str, values: dict[str, Any], helm: Tool
+) -> None:
+    name = f"{namespace}-photos"  # PriorityClasses are the whole cluster's
+    gpu = {"count": 1, "runtimeClassName": f"{namespace}-nvidia"}
+    process = values["lists"]["process"] | {"priorityClassName": name, "gpu": gpu}
+    own = values | {"checkCluster": True, "lists": values["lists"] | {"process": process}}
+    own["image"] = own["image"] | {"flavour": "gpu"}
+    install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "2m")
+    said = site.helm(*install, tool=helm, values=own, check=False)
+    assert f'lists.process.priorityClassName is "{name}", and there is no such PriorityClass in this cluster' in said
+    assert f'runtimeClassName is "{namespace}-nvidia", and there is no such RuntimeClass in this cluster' in said
+
+    created = values | {"lists": own["lists"] | {"process": process | {"gpu": {"count": 0}}}}
+    created["priorityClasses"] = [{"name": name, "value": -10, "preemptionPolicy": "Never"}]
+    assert "STATUS: deployed" in site.helm(*install, tool=helm, values=created)
+    (found,) = (item for item in site.get("priorityclasses") if item["metadata"]["name"] == name)
+    assert found["value"] == -10
+    site.helm("uninstall", "party", "--namespace", namespace, tool=helm)
+    assert name not in site.kubectl("get", "priorityclasses")
+
+
+@HELMS
+def test_what_is_looked_for_is_got_by_name(
+    site: Site, namespace: str, values: dict[str, Any], helm: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """helm's user need not be allowed to list Secrets for the chart's sake. helm's own records are ConfigMaps here."""
+    site.kubectl("--namespace", namespace, "create", "secret", "generic", "party", "--from-literal=DATABASE_URL=x")
+    rules = [
+        *("--verb=get", "--resource=secrets", "--resource=configmaps", "--resource=serviceaccounts"),
+        *("--resource=jobs.batch", "--resource=cronjobs.batch", "--resource=scaledjobs.keda.sh", "--resource=services"),
+    ]
+    records = ("--verb=list", "--resource=configmaps")
+    for name, role in (("installer", rules), ("records", records)):
+        site.kubectl("--namespace", namespace, "create", "role", name, *role)
+        site.kubectl("--namespace", namespace, "create", "rolebinding", name, f"--role={name}", "--user=installer")
+    monkeypatch.setenv("HELM_DRIVER", "configmap")
+    own = values | {"checkCluster": True, "database": {}, "redis": {"host": "redis"}}
+    install = ("install", "party", str(CHART), "--namespace", namespace, "--dry-run=server")
+    said = site.helm(*install, "--kube-as-user=installer", tool=helm, values=own)
+    assert f"redis.{namespace}.svc:6379" in said
+    assert f"There is no Service redis in {namespace} yet" in said
+    own["database"] = {"existingSecret": "other"}
+    said = site.helm(*install, "--kube-as-user=installer", tool=helm, values=own, check=False)
+    assert "the Secret other is missing" in said

@@ -29,6 +29,40 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end -}}
 
+{{/*
+What keeps KEDA from starting Jobs, as far as the cluster shows it while the notes are written, which is before an
+install or upgrade: Services that the values name, and READY of the ScaledJobs that are there already.
+*/}}
+{{- define "spottmee-worker.notReady" -}}
+{{- if and .Values.checkCluster (include "spottmee-worker.hasCluster" .) -}}
+{{- range include "spottmee-worker.redis.hosts" . | fromYamlArray | uniq -}}
+{{- if and (not (contains "." .)) (not (lookup "v1" "Service" $.Release.Namespace .)) }}
+WARNING   There is no Service {{ . }} in {{ $.Release.Namespace }} yet: neither KEDA nor the pods find Redis. Create it, or name
+          another (--set redis.host=NAME.NAMESPACE.svc).
+{{ end -}}
+{{- end -}}
+{{- range $list, $values := .Values.lists -}}
+{{- $scaled := lookup "keda.sh/v1alpha1" "ScaledJob" $.Release.Namespace (printf "%s-%s" (include "spottmee-worker.fullname" $) $list) -}}
+{{- range dig "status" "conditions" list $scaled -}}
+{{- if and (eq .type "Ready") (ne .status "True") }}
+WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsUpgrade | ternary "upgrade" "install" }} ({{ regexReplaceAll "[[:cntrl:]]+" (printf "%s: %s" .reason .message) " " }}).
+{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Metadata of what the pod of helm test needs: there for the time of the test alone. Takes root and component. */}}
+{{- define "spottmee-worker.testMetadata" -}}
+name: {{ printf "%s-test" (include "spottmee-worker.fullname" .root) | quote }}
+labels:
+  {{- include "spottmee-worker.labels" . | nindent 2 }}
+annotations:
+  helm.sh/hook: test
+  helm.sh/hook-weight: "-10"
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
 {{- define "spottmee-worker.image" -}}
 {{- $image := .Values.image -}}
 {{- $tag := $image.tag | default (printf "%s%s" .Chart.AppVersion (eq $image.flavour "gpu" | ternary "-gpu" "")) -}}

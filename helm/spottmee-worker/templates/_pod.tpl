@@ -12,9 +12,8 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Fields of every pod: Pod Security "restricted", no token, no links to services. Takes the root. */}}
+{{/* Fields of every pod: Pod Security "restricted", no links to services. Takes the root. */}}
 {{- define "spottmee-worker.podSecurity" -}}
-automountServiceAccountToken: false
 enableServiceLinks: false
 restartPolicy: Never
 securityContext:
@@ -119,12 +118,14 @@ runtimeClassName: {{ . | quote }}
 
 {{/*
 The pod of a run. Takes root, component (its label), queues (RUNNER_QUEUES), list (the values it is made from), args
-(of spottmee-worker), job (whether a Job owns it), and settings (variables that come before all others).
+(of spottmee-worker), job (whether a Job owns it), settings (variables that come before all others), and account (a
+ServiceAccount of its own, whose token is mounted).
 */}}
 {{- define "spottmee-worker.runPod" -}}
 {{- $root := .root -}}
 {{- $list := .list -}}
-serviceAccountName: {{ include "spottmee-worker.serviceAccountName" $root | quote }}
+serviceAccountName: {{ .account | default (include "spottmee-worker.serviceAccountName" $root) | quote }}
+automountServiceAccountToken: {{ not (empty .account) }}
 {{ include "spottmee-worker.podSecurity" $root }}
 terminationGracePeriodSeconds: {{ int $list.terminationGracePeriodSeconds }}
 {{- with include "spottmee-worker.placement" $list | trim }}

@@ -4,11 +4,35 @@ KEDA's names are those of its redis, redis-sentinel and redis-cluster scalers
 (https://keda.sh/docs/latest/scalers/redis-lists/).
 */}}
 
+{{/*
+A host name that pods and KEDA's operator resolve alike. A name without a dot is a Service of the release's namespace;
+the operator would look it up in its own. Takes root and host.
+*/}}
+{{- define "spottmee-worker.redis.resolvable" -}}
+{{- if contains "." .host -}}{{ .host }}{{- else -}}{{ printf "%s.%s.svc" .host .root.Release.Namespace }}{{- end -}}
+{{- end -}}
+
+{{/* The host names in the values, as a list: redis.host, or those of redis.nodes. */}}
+{{- define "spottmee-worker.redis.hosts" -}}
+{{- $hosts := list -}}
+{{- if eq .Values.redis.mode "standalone" -}}
+{{- $hosts = append $hosts .Values.redis.host -}}
+{{- else -}}
+{{- range .Values.redis.nodes }}{{ $hosts = append $hosts (splitList ":" (toString .) | first) }}{{ end -}}
+{{- end -}}
+{{- toYaml $hosts -}}
+{{- end -}}
+
 {{- define "spottmee-worker.redis.addresses" -}}
 {{- if eq .Values.redis.mode "standalone" -}}
-{{- printf "%s:%d" .Values.redis.host (int .Values.redis.port) -}}
+{{- printf "%s:%d" (include "spottmee-worker.redis.resolvable" (dict "root" . "host" .Values.redis.host)) (int .Values.redis.port) -}}
 {{- else -}}
-{{- join "," .Values.redis.nodes -}}
+{{- $addresses := list -}}
+{{- range .Values.redis.nodes -}}
+{{- $parts := splitList ":" (toString .) -}}
+{{- $addresses = append $addresses (printf "%s:%s" (include "spottmee-worker.redis.resolvable" (dict "root" $ "host" (first $parts))) (last $parts)) -}}
+{{- end -}}
+{{- join "," $addresses -}}
 {{- end -}}
 {{- end -}}
 

@@ -4,7 +4,7 @@ to do. A rule that finds a fault prints it as a line; the lines are gathered her
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
-{{- range list "names" "image" "redis" "redisSecrets" "tls" "databases" "lists" "environment" "keda" "cluster" -}}
+{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "lists" "priorityClasses" "environment" "keda" "cluster" -}}
 {{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
 {{- end -}}
 {{- $faults := list -}}
@@ -70,6 +70,30 @@ redis.database is {{ int $redis.database }}, and a cluster has only database 0: 
 {{- if and (eq $redis.mode "sentinel") (not $redis.sentinel.master) }}
 redis.sentinel.master is empty: give the name under which the sentinels know the master (sentinel masters lists it)
 {{- end }}
+{{- end -}}
+
+{{/*
+Names that only one of the two readers of Redis could resolve: the pods, in the release's namespace, or KEDA's
+operator, in its own. What is no host name at all is refused above, and not repeated: it may hold a password.
+*/}}
+{{- define "spottmee-worker.validate.redisHosts" -}}
+{{- $value := eq .Values.redis.mode "standalone" | ternary "redis.host" "redis.nodes" -}}
+{{- range include "spottmee-worker.redis.hosts" . | fromYamlArray -}}
+{{- $host := . | toString | lower -}}
+{{- if regexMatch "^[a-z0-9_.-]+$" $host -}}
+{{- $at := printf "%s has %q" $value $host -}}
+{{- $labels := splitList "." $host -}}
+{{- if or (hasPrefix "." $host) (contains ".." $host) (regexMatch "^[^.]+\\.$" $host) }}
+{{ $at }}, which is not a host name: write NAME, NAME.NAMESPACE.svc or a full domain name
+{{- else if and $.Values.checkCluster (regexMatch "^(localhost|localhost\\.localdomain|.+\\.localhost|127\\.[0-9.]+|0\\.0\\.0\\.0)\\.?$" $host) }}
+{{ $at }}, which is each pod itself, and for KEDA its operator: name the Service of Redis (checkCluster: false leaves this check out)
+{{- else if regexMatch "^[^.]+\\.svc(\\.|\\.cluster\\.local\\.?)?$" $host }}
+{{ $at }}, which lacks the namespace: write {{ first $labels }}.{{ $.Release.Namespace }}.svc, or another namespace
+{{- else if regexMatch "^[a-z0-9-]+-[0-9]+\\.[a-z0-9-]+$" $host }}
+{{ $at }}. As a pod of a headless Service it resolves in its own namespace only, and KEDA's operator runs in another: write {{ $host }}.{{ $.Release.Namespace }}.svc; or {{ $host }}.svc for the Service {{ first $labels }} of the namespace {{ last $labels }}, or {{ $host }}. with a final dot for a full domain name
+{{- end }}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "spottmee-worker.validate.redisSecrets" -}}
@@ -202,6 +226,20 @@ debug.like is {{ .Values.debug.like | quote }}: it is process or compare
 {{- end }}
 {{- end -}}
 
+{{/* The cluster autoscaler ignores pods below its --expendable-pods-priority-cutoff, -10 by default. */}}
+{{- define "spottmee-worker.validate.priorityClasses" -}}
+{{- $names := dict -}}
+{{- range .Values.priorityClasses }}
+{{- if lt (int .value) -10 }}
+priorityClasses has {{ .name }} with the value {{ int .value }}: the cluster autoscaler adds no node for pods below -10, so their Jobs would wait for ever; raise it
+{{- end }}
+{{- if hasKey $names .name }}
+priorityClasses has {{ .name }} twice: keep one of them
+{{- end }}
+{{- $_ := set $names .name true }}
+{{- end }}
+{{- end -}}
+
 {{/* The variables that the chart sets, with the value that each comes from. */}}
 {{- define "spottmee-worker.ownEnvironment" -}}
 REDIS_URL: redis
@@ -253,15 +291,29 @@ keda.authentication.kind is ClusterTriggerAuthentication, whose Secrets KEDA rea
 {{- end -}}
 
 {{/*
-Against a cluster, look whether KEDA and the Secrets are there: a pod that waits for a missing Secret says so only in
-its events, and an install would wait for it until it times out. `helm template` and `helm lint` have no cluster:
-look-ups find nothing there, not even an empty list.
+Not empty against a cluster. `helm template`, `helm lint` and a GitOps controller that renders have none: look-ups find
+nothing there. Every namespace has this ConfigMap, and helm's user may get ConfigMaps; the second look is for a namespace
+that --create-namespace is yet to make.
+*/}}
+{{- define "spottmee-worker.hasCluster" -}}
+{{- if or (lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt") (lookup "v1" "Namespace" "" "default") }}true{{ end -}}
+{{- end -}}
+
+{{/*
+Against a cluster, look whether what the values name is there: a pod that waits for a missing Secret says so only in
+its events, and a Job whose PriorityClass or RuntimeClass is missing never gets a pod. Everything is got by its name.
 */}}
 {{- define "spottmee-worker.validate.cluster" -}}
-{{- if and .Values.checkCluster (lookup "v1" "Secret" .Release.Namespace "") -}}
+{{- if and .Values.checkCluster (include "spottmee-worker.hasCluster" .) -}}
 {{- if not (.Capabilities.APIVersions.Has "keda.sh/v1alpha1/ScaledJob") }}
 KEDA is not in this cluster (it knows no ScaledJob of keda.sh/v1alpha1): install it first (https://keda.sh/docs/latest/deploy/)
 {{- end }}
+{{ include "spottmee-worker.validate.cluster.secrets" . }}
+{{ include "spottmee-worker.validate.cluster.classes" . }}
+{{- end -}}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.cluster.secrets" -}}
 {{- $wanted := include "spottmee-worker.redis.secrets" . | fromYamlArray -}}
 {{- range $name := list "database" "embeddingsDatabase" }}
 {{- $database := get $.Values $name }}
@@ -280,4 +332,20 @@ the Secret {{ .name }} has no key {{ .key }}: add it, or name the key that it ha
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{- define "spottmee-worker.validate.cluster.classes" -}}
+{{- $created := dict -}}
+{{- range .Values.priorityClasses }}{{ $_ := set $created .name true }}{{ end -}}
+{{- range $name, $list := .Values.lists }}
+{{- if $list.enabled }}
+{{- $class := $list.priorityClassName }}
+{{- if and $class (not (hasKey $created $class)) (not (lookup "scheduling.k8s.io/v1" "PriorityClass" "" $class)) }}
+lists.{{ $name }}.priorityClassName is {{ $class | quote }}, and there is no such PriorityClass in this cluster: create it, or add it to priorityClasses, which the chart creates
+{{- end }}
+{{- $class = $list.gpu.runtimeClassName }}
+{{- if and $class (int $list.gpu.count) (not (lookup "node.k8s.io/v1" "RuntimeClass" "" $class)) }}
+lists.{{ $name }}.gpu.runtimeClassName is {{ $class | quote }}, and there is no such RuntimeClass in this cluster: create it (the GPU operator does), or leave the value empty where the nodes' default runtime has the GPU
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}

@@ -1,0 +1,107 @@
+"""The Kubernetes API as the service account of this pod may read it.
+
+The worker's image goes without the package `kubernetes` (docs/image.md), and `helm test` runs `doctor` in that image:
+two GET requests need no client of that size. Everything else uses `runner.cluster.api`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlencode
+
+from runner.cluster.api import SCALED_JOBS, NoClusterError, NotFoundError, Object, warnings_selector
+from runner.errors import ClusterError
+
+_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_SECONDS = 10.0
+
+
+class ServiceAccountReader:
+    """Reads ScaledJobs and their events in one namespace. Every method raises `ClusterError`."""
+
+    def __init__(self, host: str, port: int, namespace: str, token: str, context: ssl.SSLContext | None) -> None:
+        """Keep where the API server is; without `context` the connection is plain HTTP."""
+        self.namespace = namespace
+        self.name = "in-cluster"
+        self._host = host
+        self._port = port
+        self._token = token
+        self._context = context
+
+    @classmethod
+    def open(cls, namespace: str | None = None, folder: Path = _FOLDER) -> Self:
+        """Use the mounted token; nothing is sent yet. Raises `NoClusterError` where there is none, or no pod."""
+        host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
+        if not host or not port:
+            raise NoClusterError("not inside a pod (KUBERNETES_SERVICE_HOST is not set)")
+        try:
+            token = (folder / "token").read_text(encoding="utf-8").strip()
+            own = (folder / "namespace").read_text(encoding="utf-8").strip()
+            context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+        except OSError:
+            raise NoClusterError("no token of a service account is mounted in this pod") from None
+        return cls(host, int(port), namespace or own, token, context)
+
+    def close(self) -> None:
+        """Do nothing: every request has a connection of its own."""
+
+    def scaled_job(self, name: str) -> Object:
+        """Return one ScaledJob; `NotFoundError` where it does not exist, or KEDA is not installed."""
+        return self._get(f"/apis/{SCALED_JOBS[0]}/{SCALED_JOBS[1]}", f"scaledjobs/{name}", f"get scaledjobs {name}", {})
+
+    def scaled_jobs(self, selector: Mapping[str, str]) -> list[Object]:
+        """Return the ScaledJobs with these labels; `NotFoundError` where KEDA is not installed."""
+        labels = ",".join(f"{name}={value}" for name, value in selector.items())
+        query = {"labelSelector": labels}
+        found = self._get(f"/apis/{SCALED_JOBS[0]}/{SCALED_JOBS[1]}", "scaledjobs", "list scaledjobs.keda.sh", query)
+        return list(found.get("items") or [])
+
+    def warnings(self, name: str) -> list[Object]:
+        """Return the Warning events of one ScaledJob."""
+        found = self._get("/api/v1", "events", "list events", {"fieldSelector": warnings_selector(name)})
+        return list(found.get("items") or [])
+
+    def _get(self, group: str, what: str, action: str, query: Mapping[str, str]) -> Object:
+        asked = urlencode(query, safe="/")
+        path = f"{group}/namespaces/{self.namespace}/{what}{'?' if asked else ''}{asked}"
+        connection = (
+            http.client.HTTPSConnection(self._host, self._port, timeout=_SECONDS, context=self._context)
+            if self._context
+            else http.client.HTTPConnection(self._host, self._port, timeout=_SECONDS)
+        )
+        try:
+            connection.request(
+                "GET", path, headers={"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+            )
+            answer = connection.getresponse()
+            status, body = answer.status, answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ClusterError(
+                f"the Kubernetes API at {self._host}:{self._port} cannot be reached from this pod "
+                f"({type(error).__name__}): does a NetworkPolicy forbid it (networkPolicy.apiServerPorts)?"
+            ) from None
+        finally:
+            connection.close()
+        return self._object(status, body, action)
+
+    def _object(self, status: int, body: bytes, action: str) -> Object:
+        if status == http.HTTPStatus.NOT_FOUND:
+            raise NotFoundError(f"`{action}` in namespace {self.namespace}")
+        if status in {http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN}:
+            raise ClusterError(
+                f"`{action}` is forbidden in namespace {self.namespace} to the service account of this pod: "
+                "bind a Role that allows it, as the chart does for helm test"
+            )
+        try:
+            found: Any = json.loads(body)
+        except ValueError:
+            found = None
+        if status != http.HTTPStatus.OK or not isinstance(found, dict):
+            raise ClusterError(f"`{action}` in namespace {self.namespace} was refused with HTTP {status}")
+        return found
