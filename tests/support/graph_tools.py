@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runner.bake.variants import apply_passes
 
 RNG = np.random.default_rng(7)
+SEEDED = RNG.bit_generator.state
 Weights = dict[str, NDArray[Any]]
 
 
