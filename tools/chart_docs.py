@@ -71,7 +71,7 @@ def _flow(value: Any) -> str:
 
 
 def values_tables(text: str) -> str:
-    """Return the README's tables: one a top-level key, and one for both lists together."""
+    """Return the README's tables: one a top-level key, and one for both queues together."""
     known = entries(text)
     sections: dict[str, list[Entry]] = {}
     for entry in known:
@@ -80,7 +80,7 @@ def values_tables(text: str) -> str:
     parts = [_table([entry for entry in single if not entry.is_block])]
     for name, section in sections.items():
         if len(section) > 1:
-            parts.append(_lists(section) if name == "lists" else _section(section))
+            parts.append(_queues(section) if name == "queues" else _section(section))
     return "\n\n".join(parts)
 
 
@@ -96,17 +96,17 @@ def _table(rows: list[Entry]) -> str:
     return "\n".join(lines)
 
 
-def _lists(section: list[Entry]) -> str:
+def _queues(section: list[Entry]) -> str:
     process = [entry for entry in section if entry.path[1:2] == ("process",) and not entry.is_block]
     compare = {entry.path[2:]: entry.default for entry in section if entry.path[1:2] == ("compare",)}
     lines = ["| value | process | compare | what it is |", "|---|---|---|---|"]
     for entry in process:
         other = compare[entry.path[2:]]
         lines.append(
-            f"| `lists.*.{'.'.join(entry.path[2:])}` | {_shown(entry.default)} | {_shown(other)} | "
+            f"| `queues.*.{'.'.join(entry.path[2:])}` | {_shown(entry.default)} | {_shown(other)} | "
             f"{_cell(entry.comment)} |"
         )
-    return "### `lists`\n\n" + section[0].comment + "\n\n" + "\n".join(lines)
+    return "### `queues`\n\n" + section[0].comment + "\n\n" + "\n".join(lines)
 
 
 def _cell(text: str) -> str:

@@ -28,62 +28,62 @@ GPU_LIMIT = {"limits": {"nvidia.com/gpu": 1}}
 NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": ({"replicas": 3}, r"replicas.* not allowed"),
     "an unknown key below": ({"redis": {"hots": "redis"}}, r"hots.* not allowed"),
-    "an unknown key of a list": ({"lists": {"process": {"jobPerPod": 5}}}, r"jobPerPod.* not allowed"),
-    "an unknown list": ({"lists": {"train": {"enabled": True}}}, r"train.* not allowed"),
+    "an unknown key of a list": ({"queues": {"process": {"jobPerPod": 5}}}, r"jobPerPod.* not allowed"),
+    "an unknown list": ({"queues": {"train": {"enabled": True}}}, r"train.* not allowed"),
     "an unknown setting": ({"settings": {"RUNNER_LEASE_SECOND": 30}}, r"RUNNER_LEASE_SECOND.* not allowed"),
     "a setting out of range": ({"settings": {"RUNNER_CLAIM_SIZE": 0}}, r"RUNNER_CLAIM_SIZE.*\b1\b"),
     "a setting of another kind": ({"settings": {"RUNNER_LEASE_SECONDS": "soon"}}, r"RUNNER_LEASE_SECONDS.*number"),
     "an unknown log level": ({"settings": {"RUNNER_LOG_LEVEL": "loud"}}, r"RUNNER_LOG_LEVEL.*debug.*warning"),
     "a toleration misspelt": (
-        {"lists": {"process": {"tolerations": [{"keys": "gpu"}]}}},
+        {"queues": {"process": {"tolerations": [{"keys": "gpu"}]}}},
         r"keys.* not allowed",
     ),
-    "text for a number": ({"lists": {"compare": {"maxReplicas": "many"}}}, r"maxReplicas.*integer"),
-    "half a job": ({"lists": {"process": {"jobsPerPod": 1.5}}}, r"jobsPerPod.*integer"),
-    "a null block": ({"lists": {"process": {"gpu": None}}}, r"gpu"),
+    "text for a number": ({"queues": {"compare": {"maxReplicas": "many"}}}, r"maxReplicas.*integer"),
+    "half a job": ({"queues": {"process": {"jobsPerPod": 1.5}}}, r"jobsPerPod.*integer"),
+    "a null block": ({"queues": {"process": {"gpu": None}}}, r"gpu"),
     "an unknown flavour": ({"image": {"flavour": "tpu"}}, r"flavour.*cpu.*gpu"),
     "an unknown mode": ({"redis": {"mode": "sharded"}}, r"mode.*standalone.*sentinel.*cluster"),
     "a port too high": ({"redis": {"port": 70000}}, r"port.*65,?535"),
     "a tag with a space": ({"image": {"tag": "1.0 beta"}}, r"tag"),
-    "a negative deadline": ({"lists": {"process": {"activeDeadlineSeconds": -1}}}, r"activeDeadlineSeconds"),
-    "root": ({"podSecurity": {"runAsUser": 0}}, r"runAsUser"),
+    "a negative deadline": ({"queues": {"process": {"activeDeadlineSeconds": -1}}}, r"activeDeadlineSeconds"),
+    "root": ({"podSecurityContext": {"runAsUser": 0}}, r"runAsUser"),
     "N of 0": (
-        {"lists": {"process": {"jobsPerPod": 0}}},
-        r"lists\.process\.jobsPerPod is 0: a pod takes at least 1 job; to stop the list set lists\.process\.enabled",
+        {"queues": {"process": {"jobsPerPod": 0}}},
+        r"queues\.process\.jobsPerPod is 0: a pod takes at least 1 job; to stop the list set queues\.process\.enabled",
     ),
-    "no polling": ({"lists": {"compare": {"pollingInterval": 0}}}, r"pollingInterval is 0: .* set it to 1 or more"),
-    "no replicas": ({"lists": {"process": {"maxReplicas": 0}}}, r"maxReplicas is 0: set it to 1 or more; to stop"),
+    "no polling": ({"queues": {"compare": {"pollingInterval": 0}}}, r"pollingInterval is 0: .* set it to 1 or more"),
+    "no replicas": ({"queues": {"process": {"maxReplicas": 0}}}, r"maxReplicas is 0: set it to 1 or more; to stop"),
     "min above max": (
-        {"lists": {"process": {"minReplicas": 5, "maxReplicas": 2}}},
+        {"queues": {"process": {"minReplicas": 5, "maxReplicas": 2}}},
         r"minReplicas is 5, above maxReplicas \(2\): lower it, or raise maxReplicas",
     ),
     "pods that end at once for ever": (
-        {"lists": {"compare": {"minReplicas": 1}}},
-        r"minReplicas is 1, and RUNNER_IDLE_SECONDS is 0: .*; set lists\.compare\.settings\.RUNNER_IDLE_SECONDS",
+        {"queues": {"compare": {"minReplicas": 1}}},
+        r"minReplicas is 1, and RUNNER_IDLE_SECONDS is 0: .*; set queues\.compare\.settings\.RUNNER_IDLE_SECONDS",
     ),
     "grace below the drain": (
-        {"lists": {"compare": {"drainSeconds": 40}}},
-        r"terminationGracePeriodSeconds is 30, below drainSeconds \+ 5 \(45\): .* raise it, or lower drainSeconds",
+        {"queues": {"compare": {"shutdownSeconds": 40}}},
+        r"terminationGracePeriodSeconds is 30, below shutdownSeconds \+ 5 \(45\): .*, or lower shutdownSeconds",
     ),
     "deadline below the run": (
-        {"lists": {"process": {"activeDeadlineSeconds": 900}}},
-        r"activeDeadlineSeconds is 900, not above maxSeconds \+ drainSeconds \(908\): .* raise it, or lower maxSeconds",
+        {"queues": {"process": {"activeDeadlineSeconds": 900}}},
+        r"activeDeadlineSeconds is 900, not above maxSeconds \+ shutdownSeconds \(908\): .*, or lower maxSeconds",
     ),
-    "a run of no time": ({"lists": {"process": {"maxSeconds": 0}}}, r"maxSeconds must be from 1 to 86400"),
+    "a run of no time": ({"queues": {"process": {"maxSeconds": 0}}}, r"maxSeconds must be from 1 to 86400"),
     "a GPU with the CPU image": (
-        {"lists": {"process": {"gpu": {"count": 1}}}},
+        {"queues": {"process": {"gpu": {"count": 1}}}},
         r"gpu\.count is 1, and image\.flavour is cpu: set image\.flavour to gpu .* or the count to 0",
     ),
     "a GPU class without GPU": (
-        {"lists": {"process": {"gpu": {"runtimeClassName": "nvidia"}}}},
+        {"queues": {"process": {"gpu": {"runtimeClassName": "nvidia"}}}},
         r"gpu\.count is 0: set the count, or leave the class empty",
     ),
     "a GPU among the resources": (
-        {"image": {"flavour": "gpu"}, "lists": {"process": {"resources": GPU_LIMIT}}},
-        r"resources\.limits has nvidia\.com/gpu: set lists\.process\.gpu\.count instead",
+        {"image": {"flavour": "gpu"}, "queues": {"process": {"resources": GPU_LIMIT}}},
+        r"resources\.limits has nvidia\.com/gpu: set queues\.process\.gpu\.count instead",
     ),
     "no list at all": (
-        {"lists": {"process": {"enabled": False}, "compare": {"enabled": False}}},
+        {"queues": {"process": {"enabled": False}, "compare": {"enabled": False}}},
         r"none of them is enabled, so nothing would ever run: enable process, compare or both",
     ),
     "a URL for the host": ({"redis": {"host": "redis://redis"}}, r"redis\.host is no host name alone"),
@@ -178,11 +178,11 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "the chart's own setting": (
         {"settings": {"RUNNER_MAX_JOBS": 5}},
-        r"settings has RUNNER_MAX_JOBS, which the chart sets: use lists\.\*\.jobsPerPod instead",
+        r"settings has RUNNER_MAX_JOBS, which the chart sets: use queues\.\*\.jobsPerPod instead",
     ),
     "a proxy's password in a ConfigMap": (
-        {"lists": {"process": {"settings": {"RUNNER_PROXY_URL": "http://u:hidden@proxy"}}}},
-        r"lists\.process\.settings has RUNNER_PROXY_URL, .*: give it in extraEnv, from a Secret",
+        {"queues": {"process": {"settings": {"RUNNER_PROXY_URL": "http://u:hidden@proxy"}}}},
+        r"queues\.process\.settings has RUNNER_PROXY_URL, .*: give it in extraEnv, from a Secret",
     ),
     "a Secret where KEDA cannot see it": (
         {
@@ -225,7 +225,7 @@ def test_nonsense_is_refused_with_what_to_do(helm_tool: binaries.Tool, name: str
 
 
 def test_every_fault_is_named_at_once(helm_tool: binaries.Tool) -> None:
-    values = {"redis": {"host": ""}, "lists": {"process": {"jobsPerPod": 0}, "compare": {"drainSeconds": 60}}}
+    values = {"redis": {"host": ""}, "queues": {"process": {"jobsPerPod": 0}, "compare": {"shutdownSeconds": 60}}}
     with pytest.raises(HelmError) as caught:
         render(helm_tool, values)
     for words in ("redis.host is empty", "process.jobsPerPod is 0", "compare.terminationGracePeriodSeconds is 30"):
@@ -248,6 +248,9 @@ def test_lint_finds_nothing(helm_tool: binaries.Tool, case: str) -> None:
     assert "0 chart(s) failed" in helm(helm_tool, "lint", "--strict", str(CHART), *arguments)
 
 
+SECURITY_CONTEXTS = {("podSecurityContext",), ("containerSecurityContext",)}
+
+
 def test_the_schema_knows_every_value_and_no_other() -> None:
     known = chart_docs.entries(VALUES_TEXT)
     blocks = [(), *(entry.path for entry in known if entry.is_block)]
@@ -255,7 +258,8 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
     for path in blocks:
         keys = {entry.path[-1] for entry in known if entry.path[:-1] == path}
         allowed = set(chart_docs.properties_of(SCHEMA, path)) - ({"global"} if path == () else set())
-        assert allowed == keys, path
+        # Security contexts take every field that Kubernetes has; values.yaml shows those that are set.
+        assert keys <= allowed if path in SECURITY_CONTEXTS else keys == allowed, path
     for entry in known:
         assert bool(chart_docs.property_of(SCHEMA, entry.path).get("description")) or entry.is_block, entry.path
 

@@ -116,7 +116,7 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
         # Pods and KEDA of the own control plane are processes of this machine: loopback is where its Redis is.
         "checkCluster": site.control_plane is None,
         "settings": {"RUNNER_ALLOW_PRIVATE_URLS": True, "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
-        "lists": {"process": {**each}, "compare": {**each}},
+        "queues": {"process": {**each}, "compare": {**each}},
         "migration": {"resources": SMALL},
         "helmTest": {"scaledJobs": site.no_keda is None},
     }

@@ -32,7 +32,7 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
     """The same release, but only debug runs take jobs."""
     quiet = copy.deepcopy(values)
     for name in ("process", "compare"):
-        quiet["lists"][name]["paused"] = True
+        quiet["queues"][name]["paused"] = True
     return quiet
 
 
@@ -231,7 +231,7 @@ def test_status_shows_both_halves(
     done = site.worker("status", "-n", namespace, "--json", REDIS_URL=backends.redis_url)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["lists"]["process"]["waiting"] == 1
+    assert document["queues"]["process"]["waiting"] == 1
     cluster = document["cluster"]
     assert cluster["namespace"] == namespace
     assert {job["name"] for job in cluster["scaled_jobs"]} == {f"{release}-process", f"{release}-compare"}

@@ -30,8 +30,8 @@ def test_exit_codes_and_the_pod_failure_policy(
     changes, code, reason, pods = WRONG[wrong]
     if site.no_keda:
         pytest.skip(site.no_keda)
-    lists = {"process": values["lists"]["process"] | changes, "compare": {"enabled": False}}
-    own = values | {"lists": lists, "migration": {"enabled": False}}
+    queues = {"process": values["queues"]["process"] | changes, "compare": {"enabled": False}}
+    own = values | {"queues": queues, "migration": {"enabled": False}}
     if wrong == "no database":
         own["database"] = {"url": f"postgresql://127.0.0.1:{free_port()}/nobody"}
     site.helm("install", "party", str(CHART), "--namespace", namespace, values=own)

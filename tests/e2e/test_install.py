@@ -47,8 +47,8 @@ def test_install_upgrade_rollback_uninstall(
     assert _length(site, namespace, "party-process") == "4"
 
     changed = copy.deepcopy(values)
-    changed["lists"]["process"]["jobsPerPod"] = 7
-    changed["lists"]["compare"]["enabled"] = False
+    changed["queues"]["process"]["jobsPerPod"] = 7
+    changed["queues"]["compare"]["enabled"] = False
     site.helm("upgrade", "party", str(CHART), *where, tool=helm, values=changed)
     assert _length(site, namespace, "party-process") == "7"
     assert "ScaledJob party-compare" not in _names(site, namespace, "party")

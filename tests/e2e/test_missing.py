@@ -34,15 +34,15 @@ def test_missing_classes_are_named_unless_the_chart_creates_them(
 ) -> None:
     name = f"{namespace}-photos"  # PriorityClasses are the whole cluster's
     gpu = {"count": 1, "runtimeClassName": f"{namespace}-nvidia"}
-    process = values["lists"]["process"] | {"priorityClassName": name, "gpu": gpu}
-    own = values | {"checkCluster": True, "lists": values["lists"] | {"process": process}}
+    process = values["queues"]["process"] | {"priorityClassName": name, "gpu": gpu}
+    own = values | {"checkCluster": True, "queues": values["queues"] | {"process": process}}
     own["image"] = own["image"] | {"flavour": "gpu"}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "2m")
     said = site.helm(*install, tool=helm, values=own, check=False)
-    assert f'lists.process.priorityClassName is "{name}", and there is no such PriorityClass in this cluster' in said
+    assert f'queues.process.priorityClassName is "{name}", and there is no such PriorityClass in this cluster' in said
     assert f'runtimeClassName is "{namespace}-nvidia", and there is no such RuntimeClass in this cluster' in said
 
-    created = values | {"lists": own["lists"] | {"process": process | {"gpu": {"count": 0}}}}
+    created = values | {"queues": own["queues"] | {"process": process | {"gpu": {"count": 0}}}}
     created["priorityClasses"] = [{"name": name, "value": -10, "preemptionPolicy": "Never"}]
     assert "STATUS: deployed" in site.helm(*install, tool=helm, values=created)
     (found,) = (item for item in site.get("priorityclasses") if item["metadata"]["name"] == name)

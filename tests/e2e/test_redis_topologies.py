@@ -78,7 +78,7 @@ def test_keda_and_the_runner_drain_the_same_lists(
     with topology() as (redis, client):
         site.helm(
             *("install", "party", str(CHART), "--namespace", namespace, "--wait", "--timeout", "3m"),
-            values=values | {"redis": redis, "lists": values["lists"] | {"compare": {"enabled": False}}},
+            values=values | {"redis": redis, "queues": values["queues"] | {"compare": {"enabled": False}}},
         )
         # A photo that the API has deleted since, beside another: claimed, looked up and acknowledged without an image.
         backends.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('another')")

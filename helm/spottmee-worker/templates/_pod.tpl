@@ -17,15 +17,7 @@ annotations:
 enableServiceLinks: false
 restartPolicy: Never
 securityContext:
-  runAsNonRoot: true
-  {{- with .Values.podSecurity.runAsUser }}
-  runAsUser: {{ int64 . }}
-  {{- end }}
-  {{- with .Values.podSecurity.runAsGroup }}
-  runAsGroup: {{ int64 . }}
-  {{- end }}
-  seccompProfile:
-    type: RuntimeDefault
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
@@ -38,10 +30,7 @@ name: runner
 image: {{ include "spottmee-worker.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities:
-    drop: [ALL]
+  {{- toYaml .Values.containerSecurityContext | nindent 2 }}
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end -}}
 
@@ -123,12 +112,12 @@ ServiceAccount of its own, whose token is mounted).
 */}}
 {{- define "spottmee-worker.runPod" -}}
 {{- $root := .root -}}
-{{- $list := .list -}}
+{{- $queue := .queue -}}
 serviceAccountName: {{ .account | default (include "spottmee-worker.serviceAccountName" $root) | quote }}
 automountServiceAccountToken: {{ not (empty .account) }}
 {{ include "spottmee-worker.podSecurity" $root }}
-terminationGracePeriodSeconds: {{ int $list.terminationGracePeriodSeconds }}
-{{- with include "spottmee-worker.placement" $list | trim }}
+terminationGracePeriodSeconds: {{ int $queue.terminationGracePeriodSeconds }}
+{{- with include "spottmee-worker.placement" $queue | trim }}
 {{ . }}
 {{- end }}
 containers:
@@ -152,15 +141,15 @@ containers:
       - name: RUNNER_QUEUES
         value: {{ .queues | quote }}
       - name: RUNNER_MAX_JOBS
-        value: {{ int $list.jobsPerPod | quote }}
+        value: {{ int $queue.jobsPerPod | quote }}
       - name: RUNNER_MAX_SECONDS
-        value: {{ include "spottmee-worker.setting" $list.maxSeconds | quote }}
+        value: {{ include "spottmee-worker.setting" $queue.maxSeconds | quote }}
       - name: RUNNER_DRAIN_SECONDS
-        value: {{ include "spottmee-worker.setting" $list.drainSeconds | quote }}
+        value: {{ include "spottmee-worker.setting" $queue.shutdownSeconds | quote }}
       - name: RUNNER_TERMINATION_LOG
         value: /dev/termination-log
       {{- include "spottmee-worker.placeEnv" . | nindent 6 }}
-      {{- range $name, $value := merge (dict) (.settings | default dict) $list.settings }}
+      {{- range $name, $value := merge (dict) (.settings | default dict) $queue.settings }}
       - name: {{ $name }}
         value: {{ include "spottmee-worker.setting" $value | quote }}
       {{- end }}
@@ -168,7 +157,7 @@ containers:
       {{- toYaml . | nindent 6 }}
       {{- end }}
     resources:
-      {{- include "spottmee-worker.resources" $list | nindent 6 }}
+      {{- include "spottmee-worker.resources" $queue | nindent 6 }}
     volumeMounts:
       {{- include "spottmee-worker.mounts" $root | nindent 6 }}
 volumes:

@@ -4,7 +4,7 @@ to do. A rule that finds a fault prints it as a line; the lines are gathered her
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
-{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "lists" "priorityClasses" "environment" "keda" "cluster" -}}
+{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "queues" "priorityClasses" "environment" "keda" "cluster" -}}
 {{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
 {{- end -}}
 {{- $faults := list -}}
@@ -173,55 +173,55 @@ redis.tls.skipVerify accepts any certificate, so the authority's would never be 
 {{- end }}
 {{- end -}}
 
-{{- define "spottmee-worker.validate.lists" -}}
+{{- define "spottmee-worker.validate.queues" -}}
 {{- $enabled := false -}}
-{{- range $name, $list := .Values.lists }}
-{{- if $list.enabled }}{{ $enabled = true }}{{ end -}}
-{{- $at := printf "lists.%s" $name -}}
-{{- $drain := float64 $list.drainSeconds -}}
-{{- if lt (int $list.jobsPerPod) 1 }}
-{{ $at }}.jobsPerPod is {{ int $list.jobsPerPod }}: a pod takes at least 1 job; to stop the list set {{ $at }}.enabled to false
+{{- range $name, $queue := .Values.queues }}
+{{- if $queue.enabled }}{{ $enabled = true }}{{ end -}}
+{{- $at := printf "queues.%s" $name -}}
+{{- $drain := float64 $queue.shutdownSeconds -}}
+{{- if lt (int $queue.jobsPerPod) 1 }}
+{{ $at }}.jobsPerPod is {{ int $queue.jobsPerPod }}: a pod takes at least 1 job; to stop the list set {{ $at }}.enabled to false
 {{- end }}
-{{- if lt (int $list.pollingInterval) 1 }}
-{{ $at }}.pollingInterval is {{ int $list.pollingInterval }}: KEDA looks at most once a second, set it to 1 or more
+{{- if lt (int $queue.pollingInterval) 1 }}
+{{ $at }}.pollingInterval is {{ int $queue.pollingInterval }}: KEDA looks at most once a second, set it to 1 or more
 {{- end }}
-{{- if lt (int $list.maxReplicas) 1 }}
-{{ $at }}.maxReplicas is {{ int $list.maxReplicas }}: set it to 1 or more; to stop the list set {{ $at }}.enabled to false, or paused to true for a while
-{{- else if gt (int $list.minReplicas) (int $list.maxReplicas) }}
-{{ $at }}.minReplicas is {{ int $list.minReplicas }}, above maxReplicas ({{ int $list.maxReplicas }}): lower it, or raise maxReplicas
+{{- if lt (int $queue.maxReplicas) 1 }}
+{{ $at }}.maxReplicas is {{ int $queue.maxReplicas }}: set it to 1 or more; to stop the list set {{ $at }}.enabled to false, or paused to true for a while
+{{- else if gt (int $queue.minReplicas) (int $queue.maxReplicas) }}
+{{ $at }}.minReplicas is {{ int $queue.minReplicas }}, above maxReplicas ({{ int $queue.maxReplicas }}): lower it, or raise maxReplicas
 {{- end }}
-{{- $idle := get (merge (dict) $list.settings $.Values.settings) "RUNNER_IDLE_SECONDS" | default 0 -}}
-{{- if and (int $list.minReplicas) (not (float64 $idle)) }}
-{{ $at }}.minReplicas is {{ int $list.minReplicas }}, and RUNNER_IDLE_SECONDS is 0: pods without work would end at once, and others be started in their place for ever; set {{ $at }}.settings.RUNNER_IDLE_SECONDS (to 240, say), or minReplicas to 0
+{{- $idle := get (merge (dict) $queue.settings $.Values.settings) "RUNNER_IDLE_SECONDS" | default 0 -}}
+{{- if and (int $queue.minReplicas) (not (float64 $idle)) }}
+{{ $at }}.minReplicas is {{ int $queue.minReplicas }}, and RUNNER_IDLE_SECONDS is 0: pods without work would end at once, and others be started in their place for ever; set {{ $at }}.settings.RUNNER_IDLE_SECONDS (to 240, say), or minReplicas to 0
 {{- end }}
-{{- if or (lt (float64 $list.maxSeconds) 1.0) (gt (float64 $list.maxSeconds) 86400.0) }}
+{{- if or (lt (float64 $queue.maxSeconds) 1.0) (gt (float64 $queue.maxSeconds) 86400.0) }}
 {{ $at }}.maxSeconds must be from 1 to 86400
 {{- end }}
 {{- if or (lt $drain 0.0) (gt $drain 3600.0) }}
-{{ $at }}.drainSeconds must be from 0 to 3600
+{{ $at }}.shutdownSeconds must be from 0 to 3600
 {{- end }}
-{{- if lt (float64 $list.terminationGracePeriodSeconds) (addf $drain 5) }}
-{{ $at }}.terminationGracePeriodSeconds is {{ int $list.terminationGracePeriodSeconds }}, below drainSeconds + 5 ({{ addf $drain 5 }}): pods would be killed before they have given their jobs back; raise it, or lower drainSeconds
+{{- if lt (float64 $queue.terminationGracePeriodSeconds) (addf $drain 5) }}
+{{ $at }}.terminationGracePeriodSeconds is {{ int $queue.terminationGracePeriodSeconds }}, below shutdownSeconds + 5 ({{ addf $drain 5 }}): pods would be killed before they have given their jobs back; raise it, or lower shutdownSeconds
 {{- end }}
-{{- if le (float64 $list.activeDeadlineSeconds) (addf $drain $list.maxSeconds) }}
-{{ $at }}.activeDeadlineSeconds is {{ int $list.activeDeadlineSeconds }}, not above maxSeconds + drainSeconds ({{ addf $drain $list.maxSeconds }}): Kubernetes would end Jobs in the middle of their work; raise it, or lower maxSeconds
+{{- if le (float64 $queue.activeDeadlineSeconds) (addf $drain $queue.maxSeconds) }}
+{{ $at }}.activeDeadlineSeconds is {{ int $queue.activeDeadlineSeconds }}, not above maxSeconds + shutdownSeconds ({{ addf $drain $queue.maxSeconds }}): Kubernetes would end Jobs in the middle of their work; raise it, or lower maxSeconds
 {{- end }}
-{{- if and (int $list.gpu.count) (ne $.Values.image.flavour "gpu") }}
-{{ $at }}.gpu.count is {{ int $list.gpu.count }}, and image.flavour is {{ $.Values.image.flavour }}: set image.flavour to gpu (an image built for it), or the count to 0
+{{- if and (int $queue.gpu.count) (ne $.Values.image.flavour "gpu") }}
+{{ $at }}.gpu.count is {{ int $queue.gpu.count }}, and image.flavour is {{ $.Values.image.flavour }}: set image.flavour to gpu (an image built for it), or the count to 0
 {{- end }}
-{{- if and $list.gpu.runtimeClassName (not (int $list.gpu.count)) }}
+{{- if and $queue.gpu.runtimeClassName (not (int $queue.gpu.count)) }}
 {{ $at }}.gpu.runtimeClassName is set, and {{ $at }}.gpu.count is 0: set the count, or leave the class empty
 {{- end }}
-{{- range $kind, $amounts := $list.resources }}
-{{- if and (kindIs "map" $amounts) (hasKey $amounts $list.gpu.resource) }}
-{{ $at }}.resources.{{ $kind }} has {{ $list.gpu.resource }}: set {{ $at }}.gpu.count instead
+{{- range $kind, $amounts := $queue.resources }}
+{{- if and (kindIs "map" $amounts) (hasKey $amounts $queue.gpu.resource) }}
+{{ $at }}.resources.{{ $kind }} has {{ $queue.gpu.resource }}: set {{ $at }}.gpu.count instead
 {{- end }}
 {{- end }}
 {{- end }}
 {{- if not $enabled }}
-lists: none of them is enabled, so nothing would ever run: enable process, compare or both
+queues: none of them is enabled, so nothing would ever run: enable process, compare or both
 {{- end }}
-{{- if not (get .Values.lists .Values.debug.like) }}
+{{- if not (get .Values.queues .Values.debug.like) }}
 debug.like is {{ .Values.debug.like | quote }}: it is process or compare
 {{- end }}
 {{- end -}}
@@ -249,10 +249,10 @@ REDIS_SENTINEL_USERNAME: redis.sentinel.username
 REDIS_SENTINEL_PASSWORD: redis.sentinel.auth
 DATABASE_URL: database
 EMBEDDINGS_DATABASE_URL: embeddingsDatabase
-RUNNER_QUEUES: lists.*.enabled
-RUNNER_MAX_JOBS: lists.*.jobsPerPod
-RUNNER_MAX_SECONDS: lists.*.maxSeconds
-RUNNER_DRAIN_SECONDS: lists.*.drainSeconds
+RUNNER_QUEUES: queues.*.enabled
+RUNNER_MAX_JOBS: queues.*.jobsPerPod
+RUNNER_MAX_SECONDS: queues.*.maxSeconds
+RUNNER_DRAIN_SECONDS: queues.*.shutdownSeconds
 RUNNER_JOB: nothing (it is for debug runs)
 RUNNER_OWNER: nothing (it is the Job's name)
 RUNNER_TERMINATION_LOG: nothing (it is /dev/termination-log)
@@ -269,7 +269,7 @@ extraEnv has {{ .name }}, which the chart sets: use {{ get $own .name }} instead
 {{- end }}
 {{- end }}
 {{- $places := dict "settings" .Values.settings -}}
-{{- range $name, $list := .Values.lists }}{{ $_ := set $places (printf "lists.%s.settings" $name) $list.settings }}{{ end -}}
+{{- range $name, $queue := .Values.queues }}{{ $_ := set $places (printf "queues.%s.settings" $name) $queue.settings }}{{ end -}}
 {{- range $place, $settings := $places }}
 {{- range $name, $value := $settings }}
 {{- if hasKey $own $name }}
@@ -336,15 +336,15 @@ the Secret {{ .name }} has no key {{ .key }}: add it, or name the key that it ha
 {{- define "spottmee-worker.validate.cluster.classes" -}}
 {{- $created := dict -}}
 {{- range .Values.priorityClasses }}{{ $_ := set $created .name true }}{{ end -}}
-{{- range $name, $list := .Values.lists }}
-{{- if $list.enabled }}
-{{- $class := $list.priorityClassName }}
+{{- range $name, $queue := .Values.queues }}
+{{- if $queue.enabled }}
+{{- $class := $queue.priorityClassName }}
 {{- if and $class (not (hasKey $created $class)) (not (lookup "scheduling.k8s.io/v1" "PriorityClass" "" $class)) }}
-lists.{{ $name }}.priorityClassName is {{ $class | quote }}, and there is no such PriorityClass in this cluster: create it, or add it to priorityClasses, which the chart creates
+queues.{{ $name }}.priorityClassName is {{ $class | quote }}, and there is no such PriorityClass in this cluster: create it, or add it to priorityClasses, which the chart creates
 {{- end }}
-{{- $class = $list.gpu.runtimeClassName }}
-{{- if and $class (int $list.gpu.count) (not (lookup "node.k8s.io/v1" "RuntimeClass" "" $class)) }}
-lists.{{ $name }}.gpu.runtimeClassName is {{ $class | quote }}, and there is no such RuntimeClass in this cluster: create it (the GPU operator does), or leave the value empty where the nodes' default runtime has the GPU
+{{- $class = $queue.gpu.runtimeClassName }}
+{{- if and $class (int $queue.gpu.count) (not (lookup "node.k8s.io/v1" "RuntimeClass" "" $class)) }}
+queues.{{ $name }}.gpu.runtimeClassName is {{ $class | quote }}, and there is no such RuntimeClass in this cluster: create it (the GPU operator does), or leave the value empty where the nodes' default runtime has the GPU
 {{- end }}
 {{- end }}
 {{- end }}

@@ -41,8 +41,8 @@ WARNING   There is no Service {{ . }} in {{ $.Release.Namespace }} yet: neither 
           another (--set redis.host=NAME.NAMESPACE.svc).
 {{ end -}}
 {{- end -}}
-{{- range $list, $values := .Values.lists -}}
-{{- $scaled := lookup "keda.sh/v1alpha1" "ScaledJob" $.Release.Namespace (printf "%s-%s" (include "spottmee-worker.fullname" $) $list) -}}
+{{- range $queue, $values := .Values.queues -}}
+{{- $scaled := lookup "keda.sh/v1alpha1" "ScaledJob" $.Release.Namespace (printf "%s-%s" (include "spottmee-worker.fullname" $) $queue) -}}
 {{- range dig "status" "conditions" list $scaled -}}
 {{- if and (eq .type "Ready") (ne .status "True") }}
 WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsUpgrade | ternary "upgrade" "install" }} ({{ regexReplaceAll "[[:cntrl:]]+" (printf "%s: %s" .reason .message) " " }}).
