@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +13,6 @@ from runner import settings as settings_module
 from runner.errors import CheckFailedError, RunnerError, SettingsError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
     from runner.settings import Settings
@@ -52,6 +52,13 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     sweep.add_argument("--dry-run", action="store_true", help="count, and remove nothing")
     sweep.add_argument("--all", action="store_true", help="go on even where no photo at all is left")
+    sweep.add_argument(
+        "--max-share",
+        type=_percent,
+        default=10.0,
+        metavar="PERCENT",
+        help="refuse to remove more than this share of the photos, from 100 photos on (default: 10)",
+    )
     sweep.add_argument("--json", action="store_true", help="print one JSON object")
     sweep.set_defaults(run=_sweep)
 
@@ -108,12 +115,24 @@ def _migrate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _percent(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share <= 100:  # noqa: PLR2004 - a percentage
+        raise argparse.ArgumentTypeError(f"must be a percentage from 0 to 100 (it is {text!r})")
+    return share
+
+
 def _sweep(args: argparse.Namespace) -> int:
     settings = settings_module.load(required=("database_url",))
     from runner.store.sweep import sweep
 
     expired, failure = _expired_comparisons(settings, dry_run=args.dry_run)
-    swept = _with_both(settings, partial(sweep, dry_run=args.dry_run, allow_all=args.all))
+    swept = _with_both(
+        settings, partial(sweep, dry_run=args.dry_run, allow_all=args.all, max_share=args.max_share / 100)
+    )
     if args.json:
         comparisons = {} if expired is None else {"expired_comparisons": expired}
         _print_json({**asdict(swept), **comparisons, "dry_run": args.dry_run})

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from runner.store.session import Session
 
 BATCH = 5000
+# A sweep that would remove more than this share of the photos looks like the wrong database, from so many photos on:
+# in a small installation one deleted album is soon as much.
+MAX_SHARE = 0.1
+MANY_PHOTOS = 100
 
 # A photo that is uploaded again under its old id gets new faces while the sweep runs: those are younger than it.
 _DELETE = "DELETE FROM {faces}.faces WHERE photo_id = ANY(%b) AND created_at < %b::timestamptz"
@@ -36,14 +40,15 @@ def sweep(
     *,
     dry_run: bool = False,
     allow_all: bool = False,
+    max_share: float = MAX_SHARE,
     batch: int = BATCH,
 ) -> Swept:
     """Remove the faces, of every model, of photos that are not in the API's table, and return the counts.
 
     `photos` leads to the API's table and `embeddings` to the faces. Safe beside working runners, which write faces
     only while they hold the photo's row. With `dry_run` everything is counted and nothing removed. Raises
-    `CheckFailedError` where not one photo is left, unless `allow_all` says that this can be so: it looks like the
-    wrong DATABASE_URL. May be repeated after any failure.
+    `CheckFailedError` where not one photo is left, or more than `max_share` (0 to 1) of many are gone, unless
+    `allow_all` says that this can be so: it looks like the wrong DATABASE_URL. May be repeated after any failure.
     """
     started = embeddings.query("SELECT clock_timestamp()").fetchone()
     assert started is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
@@ -58,6 +63,12 @@ def sweep(
         raise CheckFailedError(
             f"none of the {swept.photos} photos with embeddings is in the API's table, which looks like the wrong "
             "DATABASE_URL or ?schema=; if all of them are deleted indeed, add --all. Nothing was removed"
+        )
+    if len(orphans) > max(MANY_PHOTOS, max_share * swept.photos) and not (allow_all or dry_run):
+        raise CheckFailedError(
+            f"{len(orphans)} of {swept.photos} photos with embeddings are not in the API's table, more than "
+            f"{max_share:.0%} (--max-share), which looks like the wrong DATABASE_URL or ?schema=; if they are deleted "
+            "indeed, raise --max-share for one sweep, or add --all. Nothing was removed"
         )
     for start in range(0, len(orphans), batch):
         part = orphans[start : start + batch]

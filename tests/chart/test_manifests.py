@@ -144,7 +144,7 @@ def test_an_image_is_chosen_in_one_line(folder: str, tmp_path: Path) -> None:
         (overlay / "kustomization.yaml").unlink(missing_ok=True)
         overlay.rmdir()
     text = yaml.safe_dump(list(found.values()))
-    assert text.count("image: other.example.org/faces:7") == 4  # two ScaledJobs, the debug template, the migration
+    assert text.count("image: other.example.org/faces:7") == 5  # two ScaledJobs, debug, sweep, migration
     assert f"image: {image}:" not in text
 
 

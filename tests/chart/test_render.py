@@ -66,7 +66,7 @@ def test_every_object_and_pod_is_labelled(case: str) -> None:
         assert labels["app.kubernetes.io/instance"] == "faces"
         assert re.fullmatch(r"spottmee-worker-[\w.+-]+", labels["helm.sh/chart"])
         if "containers" in item.get("spec", {}):
-            assert labels["app.kubernetes.io/component"] in {*LISTS, "debug", "migrate", "test"}
+            assert labels["app.kubernetes.io/component"] in {*LISTS, "debug", "migrate", "sweep", "test"}
 
 
 class TestNames:
@@ -74,6 +74,7 @@ class TestNames:
         assert {(item["kind"], item["metadata"]["name"]) for item in rendered().objects} == {
             ("ConfigMap", "faces"),
             ("CronJob", "faces-debug"),
+            ("CronJob", "faces-sweep"),
             ("Job", "faces-migrate"),
             ("Pod", "faces-test"),
             ("Role", "faces-test"),
@@ -209,6 +210,15 @@ class TestJobs:
         assert given["RUNNER_MAX_JOBS"]["value"] == "1"
         assert given["RUNNER_LOG_LEVEL"]["value"] == "debug"
         assert template["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
+
+    def test_the_sweep_runs_often_enough_with_redis_and_both_databases(self) -> None:
+        cron = rendered().find("CronJob", "faces-sweep")["spec"]
+        assert (cron["schedule"], cron["concurrencyPolicy"], cron.get("suspend")) == ("*/15 * * * *", "Forbid", None)
+        pod = cron["jobTemplate"]["spec"]["template"]
+        assert pod["spec"]["containers"][0]["args"] == ["sweep", "--max-share", "10"]
+        assert "REDIS_URL" in environment(pod, rendered())
+        assert {"DATABASE_URL", "EMBEDDINGS_DATABASE_URL"} <= set(variables(pod))
+        assert pod["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", "memory": "512Mi"}
 
     @EVERY_CASE
     def test_the_test_pod_asks_the_doctor_about_every_scaled_job(self, case: str) -> None:
@@ -571,6 +581,6 @@ def test_the_notes_print_commands_that_work(case: str) -> None:
     for command in commands:
         parser = cli._parser(command.split()[0])
         assert parser.parse_args(command.split()).run, command
-    template = rendered(case).of_kind("CronJob")
-    assert re.findall(r"--from=cronjob/(\S+)", printed) == [item["metadata"]["name"] for item in template]
+    suspended = [item for item in rendered(case).of_kind("CronJob") if item["spec"].get("suspend")]
+    assert re.findall(r"--from=cronjob/(\S+)", printed) == [item["metadata"]["name"] for item in suspended]
     assert ("PAUSED" in printed) == (case == "one-list")

@@ -55,6 +55,21 @@ def test_where_every_photo_seems_deleted_nothing_is_removed_unasked(runner: Runn
     assert sweep(runner.api, runner.faces) == Swept()
 
 
+def test_too_large_a_share_of_many_photos_is_not_removed_unasked(runner: Runner) -> None:
+    fill(runner, [f"kept {number}" for number in range(200)], [f"gone {number}" for number in range(101)])
+    with pytest.raises(CheckFailedError, match=r"101 of 301 photos .* more than 10% .* Nothing was removed"):
+        sweep(runner.api, runner.faces)
+    assert len(stored_faces(runner.faces)) == 602
+    assert sweep(runner.api, runner.faces, dry_run=True).removed_faces == 202
+    assert sweep(runner.api, runner.faces, max_share=0.34).removed_faces == 202
+    assert len(stored_faces(runner.faces)) == 400
+
+
+def test_a_deleted_album_of_a_small_installation_is_removed(runner: Runner) -> None:
+    fill(runner, ["kept"], [f"gone {number}" for number in range(100)])
+    assert sweep(runner.api, runner.faces).deleted_photos == 100
+
+
 def test_a_photo_that_comes_back_while_the_sweep_runs_keeps_its_new_faces(runner: Runner) -> None:
     fill(runner, ["other"], ["back", "away"])
 
@@ -81,4 +96,5 @@ def test_twenty_thousand_photos(runner: Runner) -> None:
         " FROM generate_series(0, 19999) AS n",
         (MODEL,),
     )
-    assert sweep(runner.api, runner.faces) == Swept(photos=20_000, deleted_photos=10_000, removed_faces=10_000)
+    swept = sweep(runner.api, runner.faces, max_share=0.5)
+    assert swept == Swept(photos=20_000, deleted_photos=10_000, removed_faces=10_000)
