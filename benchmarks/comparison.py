@@ -6,22 +6,19 @@ import time
 import uuid
 from collections.abc import Callable
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from psycopg import Connection
 
 from benchmarks import reference
 from benchmarks.figures import Row, Spread, ratios
+from benchmarks.world import World
 from runner.faces.pack import read_manifest
 from runner.settings import default_model_dir
 from runner.store.database import connect
 from runner.store.embeddings import EmbeddingStore
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from psycopg import Connection
-
-    from benchmarks.world import World
 
 PART = "comparison"
 ALBUMS = (100, 1_000, 10_000)

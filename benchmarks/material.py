@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from demo.album import PEOPLE, beside, jpeg, portrait, sample_album
+from demo.album import PEOPLE, Album, beside, jpeg, portrait, sample_album
 from runner.bake.samples import sample_images
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from demo.album import Album
-
-    Image = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 SETS = ("web", "phone", "group")
 NOISE = 3.0

@@ -17,17 +17,27 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
+import onnx
+import simplejpeg
 
 from benchmarks import material
-from runner.faces.providers import PROVIDERS
+from runner.bake import variants
+from runner.bake.catalogue import KNOWN
+from runner.bake.passes.canonical import Shape
+from runner.faces import pack
+from runner.faces.alignment import aligned_crop
+from runner.faces.detector import Detector
+from runner.faces.engine import Engine
+from runner.faces.pack import Manifest
+from runner.faces.providers import CPU, PROVIDERS
+from runner.faces.recogniser import Recogniser
+from runner.images.buffers import PixelMemory
+from runner.images.decode import decode
 from runner.settings import default_model_dir
-
-if TYPE_CHECKING:
-    from runner.faces.pack import Manifest
 
 Photos = Sequence[bytes]
 CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's own
@@ -39,9 +49,6 @@ MAX_PIXELS, MAX_BYTES = 100_000_000, 2**25
 
 def engine(_folder: Path) -> Callable[[Photos], int]:
     """This runner's way: decoding and the engine, as `run` uses them."""
-    from runner.faces.engine import Engine
-    from runner.images.buffers import PixelMemory
-    from runner.images.decode import decode
 
     opened, memory = Engine.open(default_model_dir(), threads=THREADS), PixelMemory()
 
@@ -57,7 +64,7 @@ def engine(_folder: Path) -> Callable[[Photos], int]:
 
 def reference(folder: Path) -> Callable[[Photos], int]:
     """The replaced worker's way: OpenCV and `FaceAnalysis`, photo by photo, with onnxruntime's own threads."""
-    from benchmarks.reference import face_analysis, faces_of
+    from benchmarks.reference import face_analysis, faces_of  # InsightFace: the other sides run without it
 
     analysis = face_analysis(str(folder))
     return lambda photos: sum(len(faces_of(analysis, data)) for data in photos)
@@ -85,9 +92,6 @@ def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[
     that out. Inputs and batches are the engine's: one thread a call, a call a core, crops in full batches. An input
     of zeros would not be the same: it is one page of the kernel's, read over and over, and 2 to 4% quicker.
     """
-    import simplejpeg
-
-    from runner.faces import pack
 
     cv2.setNumThreads(1)
     model = default_model_dir()
@@ -112,21 +116,12 @@ def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[
 
 
 def _own(model: Path, manifest: Manifest) -> list[Any]:
-    from runner.faces import pack
-    from runner.faces.providers import CPU
 
     return [pack.open_graph(model, graph, (CPU,), tuned=False) for graph in (manifest.detector, manifest.recogniser)]
 
 
 def _whole(folder: Path, manifest: Manifest) -> list[Any]:
     """Return sessions over InsightFace's files in `folder`, rewritten, with all their outputs."""
-    import onnx
-
-    from runner.bake import variants
-    from runner.bake.catalogue import KNOWN
-    from runner.bake.passes.canonical import Shape
-    from runner.faces import pack
-    from runner.faces.providers import CPU
 
     known = KNOWN[manifest.pack]
     size, side = manifest.detector.input_size, manifest.recogniser.input_size
@@ -147,12 +142,6 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
 
 def _inputs(model: Path, manifest: Manifest) -> dict[bytes, tuple[Any, list[Any]]]:
     """Return what the engine gives the two networks for each photo: the whole of it, and each of its faces."""
-    import simplejpeg
-
-    from runner.faces import pack
-    from runner.faces.alignment import aligned_crop
-    from runner.faces.detector import Detector
-    from runner.faces.recogniser import Recogniser
 
     seen, embedded = map(_Recording, _own(model, manifest))
     heads = pack.load_heads(model, manifest.detector, seen)

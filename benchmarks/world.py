@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
+from redis import Redis
 
 from benchmarks import reference
 from demo.api import Api, create_table
@@ -24,9 +25,6 @@ from runner.bake.catalogue import KNOWN
 from runner.bake.sources import wheel_folder
 from runner.store import schema
 from runner.store.database import connect
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 HERE = Path(__file__).parent
 WORKER = Path(sys.executable).with_name("spottmee-worker")  # the container's own command
@@ -153,8 +151,6 @@ class World:
 @contextmanager
 def world() -> Iterator[World]:
     """Yield a world of its own; everything is stopped afterwards."""
-    from redis import Redis
-
     with ExitStack() as stack:
         postgres = stack.enter_context(EmbeddedPostgres())
         valkey = stack.enter_context(EmbeddedRedis())

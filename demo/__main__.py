@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from demo.album import own_album, sample_album
 from demo.show import Show
+from runner.bake.samples import sample_images
 from runner.errors import CheckFailedError, RunnerError
 
 
@@ -32,12 +33,7 @@ def main() -> int:
         parser.error("SELFIE needs an ALBUM=folder beside it")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        if args.album:
-            album = own_album(args.album, args.selfie)
-        else:
-            from runner.bake.samples import sample_images
-
-            album = sample_album(sample_images())
+        album = own_album(args.album, args.selfie) if args.album else sample_album(sample_images())
         outcome = Show(album, args.out, max_runners=args.runners).run()
         if outcome.faults:
             raise CheckFailedError("; ".join(outcome.faults))

@@ -10,17 +10,14 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from runner.errors import SettingsError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Image = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 # Who stands where: the face's box (x1, y1, x2, y2) in the original, seen by eye.

@@ -6,11 +6,9 @@ import base64
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from psycopg import Connection
-    from redis import Redis
+from psycopg import Connection
+from redis import Redis
 
 PROCESS_LIST = "face_embeddings:process"
 COMPARE_LIST = "face_embeddings:compare"

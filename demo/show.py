@@ -14,10 +14,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
+from psycopg import Connection
+from redis import Redis
 
+from demo.album import Album
 from demo.api import Api, create_table
 from demo.chart import Sample
 from demo.images import ImageServer
@@ -26,11 +29,6 @@ from demo.report import PhotoResult, Report, SelfieResult
 from demo.scaler import ScaledJob, Scaler
 from demo.servers import EmbeddedPostgres, EmbeddedRedis, remove_stale_folders
 from runner.errors import CheckFailedError, SettingsError
-
-if TYPE_CHECKING:
-    from psycopg import Connection
-
-    from demo.album import Album
 
 JOBS_PER_RUNNER = {"compare": 8, "process": 8}
 PATIENCE_SECONDS = 300.0
@@ -66,7 +64,6 @@ class Show:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spottmee-demo-")))
             postgres = stack.enter_context(EmbeddedPostgres())
             valkey = stack.enter_context(EmbeddedRedis())
-            from redis import Redis
 
             redis = stack.enter_context(Redis.from_url(valkey.url))
             connection = stack.enter_context(psycopg.connect(postgres.url, autocommit=True))

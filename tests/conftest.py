@@ -7,29 +7,23 @@ import re
 import signal
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hypothesis
 import psycopg
 import pytest
+from redis import Redis
 
 from demo import api
+from demo.album import Album, sample_album
+from demo.images import ImageServer
 from demo.servers import EmbeddedPostgres, EmbeddedRedis
+from runner.bake.samples import sample_images
 from runner.cli import main
 from runner.store import schema
 from tests.support.run_tools import Service
 from tests.support.run_tools import service as a_service
-from tests.support.store_tools import opened
+from tests.support.store_tools import Command, opened
 
-if TYPE_CHECKING:
-    from redis import Redis
-
-    from demo.album import Album
-    from demo.images import ImageServer
-    from tests.support.store_tools import Command
-
-SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
 
 
@@ -55,17 +49,12 @@ def _stripped_environment() -> None:
 @pytest.fixture(scope="session")
 def album() -> Album:
     """The demonstration's photos and selfies."""
-    from demo.album import sample_album
-    from runner.bake.samples import sample_images
-
     return sample_album(sample_images())
 
 
 @pytest.fixture(scope="session")
 def images(album: Album) -> Iterator[ImageServer]:
     """The album's photos over HTTP on loopback."""
-    from demo.images import ImageServer
-
     with ImageServer({photo.name: photo.data for photo in album.photos}) as server:
         yield server
 
@@ -85,8 +74,6 @@ def redis_url(redis_server: EmbeddedRedis, redis: Redis) -> str:
 @pytest.fixture
 def redis(redis_server: EmbeddedRedis) -> Iterator[Redis]:
     """A client of an emptied database; it answers bytes."""
-    from redis import Redis
-
     with Redis.from_url(redis_server.url) as client:
         client.flushall()
         yield client

@@ -14,7 +14,7 @@ import yaml
 from demo import api
 from runner.store import schema
 from runner.store.photos import PhotoTable
-from tests.chart.test_schemas import keda_validator
+from tests.chart.keda_schemas import keda_validator
 from tests.support.store_tools import opened
 from tools import binaries, manifests
 from tools.render import NEWEST, OLDEST, Object

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
-from jsonschema import Draft7Validator
 
+from tests.chart.keda_schemas import keda_validator
 from tools import binaries
 from tools.render import NEWEST, OLDEST, Object, cases, render
 
-CRDS = binaries.ROOT.parent / "shared" / "crds"
 CASES = cases()
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 
@@ -61,36 +57,6 @@ def test_the_newest_version_is_the_newest_that_is_known() -> None:
     assert kubernetes_validate.latest_version() == f"{NEWEST}.0", (
         "render.NEWEST, Chart.yaml and the docs name the newest"
     )
-
-
-@cache
-def keda_validator(kind: str) -> Draft7Validator:
-    path = CRDS / f"keda.sh_{kind.lower()}s.yaml"
-    if not path.exists():
-        pytest.skip(f"KEDA's CRDs are not here: put config/crd/bases/{path.name} of KEDA into {_shown(CRDS)}")
-    crd = yaml.safe_load(path.read_text(encoding="utf-8"))
-    (version,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1alpha1")
-    return Draft7Validator(closed(version["schema"]["openAPIV3Schema"]))
-
-
-def _shown(path: Path) -> str:
-    return f"../{path.parent.name}/{path.name} beside the repository"
-
-
-def closed(schema: Any) -> Any:
-    """Return an OpenAPI schema of a CRD as a JSON schema that refuses unknown fields, as a strict API server does."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: closed(value) for key, value in schema.items()}
-    is_open = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
-    if schema.get("type") == "object" and "properties" in schema and not is_open:
-        found["additionalProperties"] = False
-    if schema.get("x-kubernetes-int-or-string"):
-        found.pop("anyOf", None)
-        found["type"] = ["integer", "string"]
-    return found
 
 
 def keda_objects(case: str) -> list[Object]:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from redis import Redis
 
+from demo.album import Album
 from demo.api import Api
 from demo.images import ImageServer
+from demo.servers import EmbeddedRedis
+from tests.e2e.backends import Backends
 from tests.e2e.site import CHART, Site, opened, unavailable, wait
-
-if TYPE_CHECKING:
-    from demo.album import Album
-    from demo.servers import EmbeddedRedis
 
 SMALL = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 
@@ -58,27 +56,6 @@ def namespace(site: Site) -> Iterator[str]:
     )
     yield name
     site.kubectl("delete", "namespace", name, "--wait=false")
-
-
-@dataclass(frozen=True)
-class Backends:
-    """Redis and PostgreSQL, as this machine and the pods reach them."""
-
-    redis: Redis
-    redis_url: str
-    database_url: str
-    connection: psycopg.Connection
-    api: Api
-
-    def leftovers(self) -> dict[str, int]:
-        """Return how many jobs of each list are waiting, leased, or dead letters."""
-        client: Any = self.redis
-        counts = {}
-        for name in ("compare", "process"):
-            counts[f"{name} waiting"] = client.llen(f"face_embeddings:{name}")
-            counts[f"{name} leased"] = client.zcard(f"{{face_embeddings:{name}}}:leases")
-            counts[f"{name} dead"] = client.zcard(f"{{face_embeddings:{name}}}:dead:index")
-        return {name: count for name, count in counts.items() if count}
 
 
 @pytest.fixture

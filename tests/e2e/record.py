@@ -28,7 +28,7 @@ from runner.errors import CheckFailedError
 from runner.store import schema
 from runner.store.database import connect
 from tests.e2e.build import CRDS, KEDA_VERSION, KUBERNETES_VERSION
-from tests.e2e.controlplane import ControlPlane
+from tests.e2e.controlplane import TOKEN, ControlPlane
 from tests.e2e.site import CHART, Site, opened, wait
 from tests.support.recorded_api import FOLDER, Exchange, kubeconfig
 
@@ -134,7 +134,6 @@ def main() -> int:
     with _installed() as (site, _), ExitStack() as stack:
         plane = site.control_plane
         assert plane is not None
-        from tests.e2e.controlplane import TOKEN
 
         recorder = Recorder(plane.url, plane.certificate, TOKEN)
         site_of = _proxied(site, recorder, stack)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from demo.album import Album
 from demo.images import ImageServer
+from tests.e2e.backends import Backends
 from tests.e2e.site import CHART, Object, Site, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from demo.album import Album
-    from tests.e2e.conftest import Backends
 
 PROCESS = "app.kubernetes.io/component=process"
 BURST = 12

@@ -10,19 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from demo.album import Album
+from demo.images import ImageServer
+from tests.e2e.backends import Backends
 from tests.e2e.roles import role
 from tests.e2e.site import CHART, Site, wait
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from demo.album import Album
-    from demo.images import ImageServer
-    from tests.e2e.conftest import Backends
 
 DEBUG = "app.kubernetes.io/component=debug"
 

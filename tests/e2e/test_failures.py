@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from demo.servers import free_port
+from tests.e2e.backends import Backends
 from tests.e2e.site import CHART, Object, Site, wait
-
-if TYPE_CHECKING:
-    from tests.e2e.conftest import Backends
-
 
 # What is wrong → the exit code, and the reason and number of pods with which Kubernetes gives the Job up.
 WRONG: dict[str, tuple[dict[str, Any], int, str, int]] = {

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from tests.e2e.backends import Backends
+from tests.e2e.roles import role
 from tests.e2e.site import CHART, Site, wait
 from tools.binaries import HELM_3, HELM_4, KUBECTL, KUBECTL_OLD, Tool, ensure
-
-if TYPE_CHECKING:
-    from tests.e2e.conftest import Backends
 
 LABEL = "app.kubernetes.io/name=spottmee-worker"
 KINDS = "scaledjobs,cronjobs,jobs,pods,configmaps,secrets,serviceaccounts,networkpolicies,triggerauthentications"
@@ -112,7 +111,6 @@ def test_nothing_that_is_installed_breaks_pod_security_or_strict_validation(
 
 def test_the_rights_in_the_handbook_are_enough(site: Site, namespace: str) -> None:
     """The Role of docs/how-to/debugging.md is taken by the server as it stands there; the debug tests use it."""
-    from tests.e2e.roles import role
 
     site.kubectl("--namespace", namespace, "create", "-f", "-", text=role())
     assert "spottmee-worker-debug" in site.kubectl("--namespace", namespace, "get", "roles")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from demo.images import ImageServer
 from tests.e2e.site import CHART, Site, wait
-
-if TYPE_CHECKING:
-    from demo.images import ImageServer
 
 # Connects to each HOST:PORT. The rules for a new pod are there a moment after its start.
 PROBE = """

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import yaml
 
+from tests.e2e.site import Object, Site
 from tools.manifests import PRODUCTION, ROOT
-
-if TYPE_CHECKING:
-    from tests.e2e.site import Object, Site
 
 APPLY = ("apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-")
 

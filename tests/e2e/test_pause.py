@@ -7,14 +7,12 @@ import re
 import shlex
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from tests.e2e.backends import Backends
 from tests.e2e.site import CHART, Site, wait
-
-if TYPE_CHECKING:
-    from tests.e2e.conftest import Backends
 
 POLLS = 5  # KEDA looks once a second here
 

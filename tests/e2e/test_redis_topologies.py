@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trustme
+from redis import Redis
 
 from demo.servers import EmbeddedRedis
 from runner.queue import keys
+from tests.e2e.backends import Backends
 from tests.e2e.site import CHART, Site, wait
 from tests.support.redis_topologies import Cluster, Relay, Sentinels, opened, server_context
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from redis import Redis
-
-    from tests.e2e.conftest import Backends
-
 AWKWARD = "p@ss:w/ö%41 #?&$(HOME)"
 
-Topology = tuple[dict[str, Any], "Redis"]
+Topology = tuple[dict[str, Any], Redis]
 
 
 @contextmanager

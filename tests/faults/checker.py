@@ -6,19 +6,17 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from psycopg import Connection
 
 from demo.api import Api
+from demo.scaler import Runner
 from runner.errors import StuckError, UnreachableError
 from runner.queue import keys
 from runner.queue.dead_letters import DeadLetters, Letter
-
-if TYPE_CHECKING:
-    from psycopg import Connection
-
-    from demo.scaler import Runner
-    from tests.faults.pictures import Kind
-    from tests.faults.world import World
+from tests.faults.pictures import Kind
+from tests.faults.world import World
 
 KILLED, TERMINATED = -9, -15
 Letters = dict[str, Letter]

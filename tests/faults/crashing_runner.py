@@ -11,6 +11,9 @@ FAULT_DATABASE the API's database, for `delete`
 FAULT_SUBJECTS a file of ids, one a line: these alone meet the fault; with FAULT_FIRST at their first attempt only
 FAULT_MEMORY   bytes: the process puts itself into a memory cgroup of this size, so that the kernel's OOM killer
                ends it as it ends a container; FAULT_ADDRESS_SPACE limits it by RLIMIT_AS instead, so that malloc fails
+
+Modules of the runner are imported inside functions here: the memory limits must apply to their imports too, and a
+process without a fault must import them in the runner's own order.
 """
 
 from __future__ import annotations

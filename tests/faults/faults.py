@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -17,9 +16,7 @@ from demo.api import create_table
 from runner.queue import keys
 from tests.faults.gate import State
 from tests.faults.pictures import Mood
-
-if TYPE_CHECKING:
-    from tests.faults.world import Fault, World
+from tests.faults.world import Fault, World
 
 UNREACHABLE_SECONDS = 20.0
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -15,22 +12,13 @@ from demo.api import PROCESS_LIST
 from runner.errors import StuckError, UnreachableError
 from tests.faults.gate import Gate, State
 from tests.faults.pictures import kinds
+from tests.faults.runs import end
 from tests.faults.world import Setup, World
 
 DRAIN_SECONDS = 1.0
 # What the run adds to RUNNER_DRAIN_SECONDS before its last resort has ended it: 1.5 s, and what a busy machine takes.
 REST_SECONDS = 2.5
 KINDS = ["Ada", "Ben", "nobody"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended, and how long after it was told to."""
-
-    code: int
-    summary: dict[str, Any]
-    errors: str
-    seconds: float
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +51,6 @@ def photos(world: World) -> Iterator[list[str]]:
     yield ids
     for gate in (world.redis_gate, world.postgres_gate):
         gate.set(State.OPEN)
-
-
-def end(process: subprocess.Popen[str], seconds: float) -> Ended:
-    started = time.monotonic()
-    try:
-        output, errors = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-        process.wait()
-    lines = output.splitlines()
-    summary = json.loads(lines[-1]) if lines else {}
-    if summary:
-        outcomes = ("succeeded", "gone", "retried", "buried", "parked", "released", "lost")
-        settled = sum(summary[outcome] for outcome in outcomes)
-        assert summary["claimed"] == settled + summary["unsettled"]
-        assert summary["unsettled"] == 0 or process.returncode != 0
-    return Ended(process.returncode, summary, errors, time.monotonic() - started)
 
 
 def run(world: World, fault: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

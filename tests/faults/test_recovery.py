@@ -14,7 +14,7 @@ from runner.queue import keys
 from runner.queue.heartbeat import Heartbeat
 from runner.queue.leases import LeaseQueue
 from tests.faults.pictures import Mood, kinds
-from tests.faults.test_ends import Ended, end
+from tests.faults.runs import Ended, end
 from tests.faults.world import Setup, World
 
 KINDS = ["Ada", "Ben", "nobody"]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from redis import Redis
 
 from tests.support.containers import Cluster
 from tests.support.run_tools import service
 from tools.image_base import IMAGE, ROOT, Engine, missing
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from runner.errors import JobError
 from runner.faces.arrays import Image
 from runner.faces.engine import Engine
 from runner.images.decode import decode
-from tests.conftest import SHARED_PHOTOS
 from tests.support.engine_tools import MODEL, analyse, assert_same, expected
+from tests.support.shared_files import SHARED_PHOTOS
 
 
 @pytest.fixture(scope="module")

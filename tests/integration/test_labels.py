@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.images import ImageServer
-from tests.conftest import SHARED_PHOTOS
+from tests.support.shared_files import SHARED_PHOTOS
 
 if TYPE_CHECKING:
     from tests.support.run_tools import Service

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from demo.images import Serving
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 HANG_SECONDS = 30.0
 

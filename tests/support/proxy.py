@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from tests.support.listening import Listener, close, led_on
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # ReadyForQuery: the server has done all that it was asked for (PostgreSQL protocol 3.0, message formats).
 _READY = re.compile(rb"Z\x00\x00\x00\x05[ITE]\Z")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytest
+from redis import Redis
 
 from runner.queue import client, keys
 from runner.queue.leases import LeaseQueue
+from runner.settings import Settings
 from runner.worker.kinds import KINDS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    import pytest
-    from redis import Redis
-
-    from runner.settings import Settings
 
 LEASE_SECONDS = 30.0
 NAME = "process"

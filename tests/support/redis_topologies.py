@@ -8,26 +8,23 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Self
+from types import TracebackType
+from typing import Any, Self
 
+import trustme
 from redis import Redis
+from redis.exceptions import RedisError
 
 from demo.servers import EmbeddedRedis, EmbeddedServer, free_port, valkey_binary
 from tests.support.listening import Listener, close
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    import trustme
 
 PATIENCE_SECONDS = 30.0
 
 
 def wait_until(what: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until `what` returns something true; an exception of redis counts as not yet."""
-    from redis.exceptions import RedisError
 
     deadline = time.monotonic() + seconds
     while True:

@@ -9,14 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
+from redis import Redis
 
 from demo.api import Api
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 RUN_SECONDS = 120
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self, TypeVar
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runner.store.database import connect
 from runner.store.embeddings import EmbeddingStore
 from runner.store.photos import PhotoTable, store_photos
+from runner.store.session import Session
+from runner.store.stored import Stored
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
-    from types import TracebackType
-
-    from numpy.typing import NDArray
-
-    from runner.store.session import Session
-    from runner.store.stored import Stored
-
-    Command = Callable[[Sequence[str], str | None], tuple[int, str, str]]
+Command = Callable[[Sequence[str], str | None], tuple[int, str, str]]
 
 Result = TypeVar("Result")
 
