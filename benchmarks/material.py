@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.album import PEOPLE, Album, beside, jpeg, portrait, sample_album
+from demo.album import PEOPLE, Album, jpeg, portrait, sample_album, side_by_side
 from runner.bake.samples import sample_images
 
 Image = NDArray[np.uint8]
@@ -53,7 +53,7 @@ def group() -> list[bytes]:
     people = [_cell(person) for person in PEOPLE]
     rows = [people[:5], people[5:], [_mirrored(one) for one in people[5:]], [_mirrored(one) for one in people[:5]]]
     orders = ([0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 1, 0], [2, 3, 0, 1])
-    return [jpeg(np.asarray(np.vstack([beside(*rows[row]) for row in order]), np.uint8)) for order in orders]
+    return [jpeg(np.asarray(np.vstack([side_by_side(*rows[row]) for row in order]), np.uint8)) for order in orders]
 
 
 def _cell(person: str) -> Image:

@@ -1,1 +1,1 @@
-"""The demonstration: everything the service needs, on one machine, without a cluster."""
+"""The demonstration: the whole service on one machine, without a cluster."""

@@ -1,7 +1,7 @@
-"""The demonstration's album: a party's photos and selfies, made from photos that installed packages bring.
+"""The demonstration's album: photos and selfies of a party, made from photos that installed packages contain.
 
-What is expected is known from how each picture is made (who stands where in the originals was written down by
-eye), never from asking the engine. Nothing here is random: every run makes the same bytes.
+The expected results follow from how each picture is made (the positions of the people in the originals were noted by
+hand), never from the engine. Nothing here is random: every run makes the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runner.errors import SettingsError
 Image = NDArray[np.uint8]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-# Who stands where: the face's box (x1, y1, x2, y2) in the original, seen by eye.
+# Person → the original and the bounding box of the face in it (x1, y1, x2, y2), noted by hand.
 PEOPLE = {
     "Ada": ("t1.jpg", (745, 342, 847, 480)),
     "Ben": ("t1.jpg", (463, 266, 572, 415)),
@@ -38,7 +38,7 @@ _LEFT, _RIGHT = ("Ben", "Cleo", "Finn"), ("Ada", "Dan", "Eve")
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A file of the album. `people` is who is to be matched, None where nobody knows."""
+    """A file of the album. `people` are the people it shows, None if unknown; `status` is the expected status."""
 
     name: str
     data: bytes = field(repr=False)
@@ -48,7 +48,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Selfie:
-    """A guest's selfie; `person` is empty where nobody knows."""
+    """A guest's selfie; `person` is empty if unknown."""
 
     name: str
     data: bytes = field(repr=False)
@@ -57,32 +57,32 @@ class Selfie:
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """Photos and selfies; `expected` says whether what should come out is known."""
+    """Photos and selfies; `expected` says whether the correct results are known."""
 
     photos: tuple[Photo, ...]
     selfies: tuple[Selfie, ...]
     expected: bool
 
     def expectation(self, selfie: Selfie) -> list[str]:
-        """Return the names of the photos that show the selfie's person, in the order of the album."""
+        """Return the names of the photos that show the person of the selfie, in album order."""
         return [photo.name for photo in self.photos if selfie.person in (photo.people or ())]
 
 
 def own_album(folder: Path, selfies: Iterable[Path]) -> Album:
-    """Return the images of `folder` and the selfies as they are. Raises `SettingsError`."""
+    """Return the images of `folder` and the selfies, unchanged. Raises `SettingsError`."""
     if not folder.is_dir():
-        raise SettingsError(f"ALBUM={folder} is no folder")
+        raise SettingsError(f"ALBUM={folder} is not a folder")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
     if not found:
-        raise SettingsError(f"ALBUM={folder} holds no image ({', '.join(IMAGE_ENDINGS)})")
+        raise SettingsError(f"ALBUM={folder} contains no image ({', '.join(IMAGE_ENDINGS)})")
     photos = tuple(Photo(path.name, path.read_bytes()) for path in found)
     chosen = []
     for path in selfies:
         if not path.is_file():
-            raise SettingsError(f"SELFIE={path} is no file")
+            raise SettingsError(f"SELFIE={path} is not a file")
         chosen.append(Selfie(path.name, path.read_bytes()))
     if not chosen:
-        raise SettingsError("ALBUM needs a SELFIE=file beside it")
+        raise SettingsError("ALBUM needs a SELFIE: give SELFIE=file too")
     return Album(photos, tuple(chosen), expected=False)
 
 
@@ -92,7 +92,7 @@ def sample_album(originals: Mapping[str, Image]) -> Album:
     faces = {person: portrait(originals[source], box) for person, (source, box) in PEOPLE.items()}
     photos = [
         _photo("Everyone (1).jpg", jpeg(group), *_LEFT, *_RIGHT),
-        _photo("everyone, phone held sideways.jpg", jpeg(_turned(group), orientation=6), *_LEFT, *_RIGHT),
+        _photo("everyone, phone held sideways.jpg", jpeg(_stored_sideways(group), orientation=6), *_LEFT, *_RIGHT),
         _photo("left side #2.jpg", jpeg(group[:, :620]), *_LEFT),
         _photo("right side?.jpg", jpeg(group[:, 660:]), *_RIGHT),
         _photo("twelve megapixels.jpg", jpeg(cv2.resize(group, (4240, 2936)), quality=88), *_LEFT, *_RIGHT),
@@ -102,25 +102,26 @@ def sample_album(originals: Mapping[str, Image]) -> Album:
         _photo("姚明.jpg", jpeg(yao), "Yao"),
         _photo("Ada with alpha.png", png(_with_alpha(faces["Ada"])), "Ada"),
         _photo("Ben 100%.webp", encoded(".webp", faces["Ben"], cv2.IMWRITE_WEBP_QUALITY, 85), "Ben"),
-        _photo("Cleo & friends.jpg", jpeg(beside(faces["Cleo"], faces["Gil"])), "Cleo", "Gil"),
-        _photo("Dan at night.jpg", jpeg(_lit(faces["Dan"], 0.55)), "Dan"),
+        _photo("Cleo & friends.jpg", jpeg(side_by_side(faces["Cleo"], faces["Gil"])), "Cleo", "Gil"),
+        _photo("Dan at night.jpg", jpeg(_brightened(faces["Dan"], 0.55)), "Dan"),
         _photo("Eve upside down.jpg", jpeg(cv2.rotate(faces["Eve"], cv2.ROTATE_180), orientation=3), "Eve"),
         _photo("Finn, mirrored.jpg", jpeg(cv2.flip(faces["Finn"], 1)), "Finn"),
-        _photo("Hal + Ben.jpg", jpeg(beside(faces["Hal"], faces["Ben"])), "Hal", "Ben"),
-        _photo("Ivo, from far away.jpg", jpeg(_from_far(faces["Ivo"])), "Ivo"),
-        _photo("Yao 1.jpg", jpeg(_lit(faces["Yao"], 1.25), quality=70), "Yao"),
+        _photo("Hal + Ben.jpg", jpeg(side_by_side(faces["Hal"], faces["Ben"])), "Hal", "Ben"),
+        _photo("Ivo, from far away.jpg", jpeg(_far_away(faces["Ivo"])), "Ivo"),
+        _photo("Yao 1.jpg", jpeg(_brightened(faces["Yao"], 1.25), quality=70), "Yao"),
         _photo("Ada tilted.jpg", jpeg(_tilted(faces["Ada"], 14)), "Ada"),
-        _photo("Dan and Eve.png", png(beside(faces["Dan"], faces["Eve"])), "Dan", "Eve"),
+        _photo("Dan and Eve.png", png(side_by_side(faces["Dan"], faces["Eve"])), "Dan", "Eve"),
         _photo("Cleo, deep colour.png", png(faces["Cleo"].astype(np.uint16) * 257), "Cleo"),
         Photo("the lake.jpg", jpeg(landscape()), frozenset(), "NO_FACES_FOUND"),
         Photo("one pixel.png", png(np.full((1, 1, 3), 200, np.uint8)), frozenset(), "NO_FACES_FOUND"),
         Photo(
             "invitation.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', frozenset(), "FAILED"
         ),
-        Photo("upload broke off.jpg", jpeg(group)[:40_000], frozenset(), "FAILED"),
+        Photo("interrupted upload.jpg", jpeg(group)[:40_000], frozenset(), "FAILED"),
     ]
     selfies = [
-        Selfie(f"{person}.jpg", jpeg(_tilted(_lit(faces[person], 1.12), -6), quality=82), person) for person in PEOPLE
+        Selfie(f"{person}.jpg", jpeg(_tilted(_brightened(faces[person], 1.12), -6), quality=82), person)
+        for person in PEOPLE
     ]
     return Album(tuple(photos), tuple(selfies), expected=True)
 
@@ -133,7 +134,7 @@ def _photo(name: str, data: bytes, *people: str) -> Photo:
 
 
 def portrait(image: Image, box: tuple[int, int, int, int], *, height: int = 640) -> Image:
-    """Return head and shoulders of the person whose face is at `box`, `height` pixels high."""
+    """Return the head and shoulders of the person whose face is at `box`, `height` pixels high."""
     x1, y1, x2, y2 = box
     width, tall = x2 - x1, y2 - y1
     top, bottom = max(0, int(y1 - 0.45 * tall)), min(image.shape[0], int(y2 + 0.6 * tall))
@@ -142,14 +143,14 @@ def portrait(image: Image, box: tuple[int, int, int, int], *, height: int = 640)
     return _resized(part, height / part.shape[0])
 
 
-def beside(*parts: Image) -> Image:
-    """Return pictures of one height side by side."""
+def side_by_side(*parts: Image) -> Image:
+    """Return the pictures side by side, scaled to the height of the lowest."""
     height = min(part.shape[0] for part in parts)
     return np.asarray(np.hstack([_resized(part, height / part.shape[0])[:height] for part in parts]), np.uint8)
 
 
 def landscape(width: int = 1200, height: int = 800) -> Image:
-    """Return a lake under an evening sky, drawn by arithmetic."""
+    """Return a synthetic picture of a lake under an evening sky, without people."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     horizon = height * (0.55 + 0.05 * np.sin(columns / 97) + 0.03 * np.sin(columns / 31))
     sky = np.stack([230 - rows / 8, 150 + rows / 9, 90 + rows / 4], axis=-1)
@@ -164,8 +165,8 @@ def _resized(image: Image, scale: float) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-def _turned(image: Image) -> Image:
-    """Return the picture as a phone stores it whose orientation says: turn me a quarter clockwise."""
+def _stored_sideways(image: Image) -> Image:
+    """Return the picture as a phone held sideways stores it: to be shown rotated by 90 degrees clockwise."""
     return np.asarray(cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE), np.uint8)
 
 
@@ -175,11 +176,11 @@ def _tilted(image: Image, degrees: float) -> Image:
     return np.asarray(cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
-def _lit(image: Image, factor: float) -> Image:
+def _brightened(image: Image, factor: float) -> Image:
     return np.asarray(np.clip(image.astype(np.float32) * factor, 0, 255), np.uint8)
 
 
-def _from_far(image: Image) -> Image:
+def _far_away(image: Image) -> Image:
     scene = landscape()
     small = _resized(image, 260 / image.shape[0])
     scene[400 : 400 + small.shape[0], 500 : 500 + small.shape[1]] = small
@@ -193,10 +194,10 @@ def _with_alpha(image: Image) -> Image:
 
 
 def encoded(ending: str, image: NDArray[np.generic], *options: int) -> bytes:
-    """Return `image` in the format of `ending`."""
+    """Return `image` in the format of the file name extension `ending`."""
     done, data = cv2.imencode(ending, np.asarray(image), list(options))
     if not done:
-        raise ValueError(f"OpenCV cannot write {ending}")
+        raise ValueError(f"OpenCV cannot encode {ending}")
     return data.tobytes()
 
 
@@ -206,7 +207,7 @@ def png(image: NDArray[np.generic]) -> bytes:
 
 
 def jpeg(image: NDArray[np.generic], *, quality: int = 92, orientation: int = 1) -> bytes:
-    """Return `image` as a JPEG, with an EXIF orientation where it is not 1."""
+    """Return `image` as a JPEG, with an EXIF orientation if it is not 1."""
     data = encoded(".jpg", image, cv2.IMWRITE_JPEG_QUALITY, quality)
     if orientation == 1:
         return data

@@ -1,4 +1,4 @@
-"""What the photo-sharing API does, to the letter of the contract: for the demonstration, tests and benchmarks."""
+"""A stand-in for the photo-sharing API that follows the contract exactly, for demonstration, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def create_table(connection: Connection) -> None:
 
 
 class Api:
-    """The API's side of the contract: uploads, comparisons, and what a guest's browser polls."""
+    """The API's side of the contract: uploads, comparisons, and the results that a guest's browser polls."""
 
     def __init__(self, redis: Redis, connection: Connection) -> None:
         self._redis = redis
         self._connection = connection
 
     def upload(self, images: Mapping[str, str], album_id: str = "album") -> dict[str, str]:
-        """Add a photo for every name → URL and push its job; return name → photo id."""
+        """Add a photo and push its job for every name → URL of `images`; return name → photo id."""
         photos = {name: str(uuid.uuid4()) for name in images}
         with self._connection.cursor() as cursor:
             cursor.executemany(
@@ -54,7 +54,7 @@ class Api:
         return photos
 
     def compare(self, selfie: bytes, photo_ids: Sequence[str], threshold: float | None = 0.5) -> str:
-        """Push a comparison, then set INITIATED: in this order, as the API does; return the job's id."""
+        """Push a comparison and then set INITIATED, in the API's own order; return the job's id."""
         job_id = str(uuid.uuid4())
         payload = {
             "jobId": job_id,
@@ -67,7 +67,7 @@ class Api:
         return job_id
 
     def result(self, job_id: str) -> list[str] | None:
-        """Return the matched photo ids, or None while the comparison is under way.
+        """Return the matched photo ids, or None while the comparison is in progress.
 
         Raises `KeyError` where the API would answer 404.
         """
@@ -80,7 +80,7 @@ class Api:
         return matched
 
     def detail(self, job_id: str) -> dict[str, object]:
-        """Return the detail that stands beside a result, empty where there is none."""
+        """Return the detail stored with a result, empty if there is none."""
         value = self._redis.get(f"match-result:{job_id}:detail")
         document: dict[str, object] = json.loads(value) if value else {}
         return document

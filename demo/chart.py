@@ -1,4 +1,4 @@
-"""The pool over time as a chart: jobs that wait and jobs in flight, and the runners that work on them."""
+"""A chart of the pool over time: jobs waiting, jobs in flight, and runners."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 916, 44, 214
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How things stood at one moment, in seconds since the start."""
+    """The state of the pool at one moment; `seconds` since the start."""
 
     seconds: float
     waiting: int
@@ -21,9 +21,9 @@ class Sample:
 
 
 def chart(samples: Sequence[Sample]) -> str:
-    """Return queue depth (scale on the left) and running jobs (on the right) over time as an SVG."""
+    """Return an SVG of the queue depth (left scale) and the number of runners (right scale) over time."""
     if not samples:
-        return "<p>nothing was measured</p>"
+        return "<p>No samples were taken.</p>"
     end = max(samples[-1].seconds, 0.1)
     most = max(1, *(s.waiting + s.in_flight for s in samples))
     runners = max(1, *(s.runners for s in samples))
@@ -33,18 +33,18 @@ def chart(samples: Sequence[Sample]) -> str:
     running = _steps(moments, [s.runners / runners for s in samples])
     foot = f"{moments[-1]:.1f},{_BOTTOM} {moments[0]:.1f},{_BOTTOM}"
     return (
-        f"<svg class='chart' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='queue depth and running jobs'>"
+        f"<svg class='chart' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='queue depth and runners'>"
         f"{_seconds(end)}{_scale(most, _LEFT - 8, 'end', 'depth')}{_scale(runners, _RIGHT + 8, 'start', 'runners')}"
         f"<polygon class='depth' points='{depth} {foot}'/><polygon class='flight' points='{flight} {foot}'/>"
         f"<polyline class='runners' points='{running}'/>"
         f"<text x='{_LEFT}' y='24' class='depth'>■ jobs waiting</text>"
         f"<text x='{_LEFT + 120}' y='24' class='flight'>■ jobs in flight</text>"
-        f"<text x='{_RIGHT}' y='24' text-anchor='end' class='runners'>━ running jobs of the pool</text></svg>"
+        f"<text x='{_RIGHT}' y='24' text-anchor='end' class='runners'>━ runners</text></svg>"
     )
 
 
 def _steps(moments: Sequence[float], shares: Sequence[float]) -> str:
-    """Return the points of a line that keeps each value until the next one was seen; a share is of the height."""
+    """Return the points of a step line that keeps each value until the next sample; a share is of the height."""
     points = [f"{moments[0]:.1f},{_height(shares[0]):.1f}"]
     for moment, before, share in zip(moments[1:], shares, shares[1:], strict=False):
         points += [f"{moment:.1f},{_height(before):.1f}", f"{moment:.1f},{_height(share):.1f}"]
@@ -62,7 +62,7 @@ def _seconds(end: float, parts: int = 6) -> str:
 
 
 def _scale(most: int, x: float, anchor: str, kind: str) -> str:
-    """Return the labels of a scale from 0 to `most`, with its middle where that is a whole number."""
+    """Return the labels of a scale from 0 to `most`, with the middle if it is a whole number."""
     values = [0, most // 2, most] if most % 2 == 0 else [0, most]
     return "".join(
         f"<text x='{x}' y='{_height(value / most) + 4:.0f}' text-anchor='{anchor}' class='{kind}'>{value}</text>"

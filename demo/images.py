@@ -1,4 +1,4 @@
-"""The album over HTTP on loopback, as the photo-sharing API's storage would serve it."""
+"""An HTTP server for the album's photos, in place of the storage of the photo-sharing API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 
 class Serving:
-    """An HTTP server in a thread of its own for the time of a `with` block; whoever is one sets `_server`."""
+    """Runs an HTTP server in its own thread for the duration of a `with` block. Subclasses set `_server`."""
 
     _server: ThreadingHTTPServer
 
@@ -30,9 +30,9 @@ class Serving:
 
 
 class ImageServer(Serving):
-    """Serves name → bytes for the time of a `with` block, on loopback or another address of this machine.
+    """Serves name → bytes for the duration of a `with` block, on loopback or another address of this machine.
 
-    `seconds` is how long it takes its time before each answer.
+    Each response is delayed by `seconds`.
     """
 
     def __init__(self, images: Mapping[str, bytes], *, host: str = "127.0.0.1", seconds: float = 0.0) -> None:
@@ -52,11 +52,11 @@ class ImageServer(Serving):
                 self.wfile.write(data or b"")
 
             def log_message(self, *_: object) -> None:
-                """Say nothing: the runners log every photo."""
+                """Log nothing: the runners log every photo."""
 
         self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
 
     def url(self, name: str) -> str:
-        """Return the URL of an image as the API sends it: the file name is not encoded."""
+        """Return the URL of an image as the API sends it: with the file name not URL-encoded."""
         return f"http://{self._host}:{self._server.server_port}/albums/sample/{name}"

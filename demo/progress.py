@@ -1,4 +1,4 @@
-"""What a person sees while the demonstration runs: a live panel on a terminal, a line now and then in a pipe."""
+"""Progress of the demonstration: a live panel on a terminal, a line every second elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STATUSES = ("UPLOADED", "PROCESSING", "READY", "NO_FACES_FOUND", "FAILED")
 
 
 class Progress:
-    """Shows samples. `say` is for what happens once."""
+    """Shows samples as they are taken; `say` prints a message that stays."""
 
     def __init__(self) -> None:
         self._live: Live | None = None
@@ -37,14 +37,14 @@ class Progress:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays on the screen."""
         if self._live is not None:
             self._live.console.print(text, highlight=False)
         else:
             print(text, flush=True)
 
     def show(self, sample: Sample) -> None:
-        """Show how things stand."""
+        """Show the latest sample."""
         if self._live is not None:
             self._live.update(_table(sample))
         elif time.monotonic() >= self._next_line:
@@ -53,18 +53,18 @@ class Progress:
 
 
 def _line(sample: Sample) -> str:
-    depth = f"waiting {sample.waiting}, in flight {sample.in_flight}, running jobs {sample.runners}"
-    return f"{depth} | {_told(sample.statuses)}"
+    depth = f"waiting {sample.waiting}, in flight {sample.in_flight}, runners {sample.runners}"
+    return f"{depth} | {_counts(sample.statuses)}"
 
 
-def _told(statuses: Mapping[str, int]) -> str:
-    return ", ".join(f"{name.lower()} {statuses[name]}" for name in _STATUSES if statuses.get(name)) or "no photos yet"
+def _counts(statuses: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {statuses[name]}" for name in _STATUSES if statuses.get(name)) or "no photos yet"
 
 
 def _table(sample: Sample) -> Table:
     table = Table(title=f"{sample.seconds:.1f} s", box=None, show_header=False, title_justify="left")
     table.add_row("waiting", f"[blue]{'■' * min(sample.waiting, 60)}[/] {sample.waiting}")
     table.add_row("in flight", f"[cyan]{'■' * min(sample.in_flight, 60)}[/] {sample.in_flight}")
-    table.add_row("running jobs", f"[yellow]{'●' * sample.runners}[/] {sample.runners}")
-    table.add_row("photos", _told(sample.statuses))
+    table.add_row("runners", f"[yellow]{'●' * sample.runners}[/] {sample.runners}")
+    table.add_row("photos", _counts(sample.statuses))
     return table

@@ -1,4 +1,4 @@
-"""The demonstration's report: one self-contained page, nothing fetched from anywhere."""
+"""The demonstration's report: one self-contained HTML page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -18,11 +18,24 @@ from runner.errors import JobError
 from runner.images.decode import decode
 
 THUMBNAIL_PIXELS = 420
+# Keys of a run's summary, as the table of runs heads them.
+_RUN_COLUMNS = {
+    "queue": "queue",
+    "claimed": "claimed",
+    "succeeded": "succeeded",
+    "gone": "photo deleted",
+    "buried": "dead letters",
+    "photos": "photos",
+    "comparisons": "comparisons",
+    "faces": "faces",
+    "seconds": "seconds",
+    "reason": "exit reason",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoResult:
-    """One photo as it ended: its faces' boxes in pixels of the upright photo, and their scores."""
+    """The result of one photo: the bounding boxes of its faces, in pixels of the upright photo, with their scores."""
 
     name: str
     data: bytes = field(repr=False)
@@ -33,7 +46,7 @@ class PhotoResult:
 
 @dataclass(frozen=True, slots=True)
 class SelfieResult:
-    """One comparison as it ended: matched photo names with scores, in the album's order."""
+    """The result of one comparison: the names of the matched photos with their scores, in album order."""
 
     name: str
     data: bytes = field(repr=False)
@@ -45,7 +58,7 @@ class SelfieResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that the page shows."""
+    """The contents of the page."""
 
     title: str
     facts: Mapping[str, str]
@@ -57,9 +70,9 @@ class Report:
     passed: bool | None
 
     def html(self) -> str:
-        """Return the page."""
+        """Return the page as HTML."""
         style = (resources.files("demo") / "report.css").read_text(encoding="utf-8")
-        verdict = {True: "every match and status as expected", False: "not as expected", None: "your own photos"}
+        verdict = {True: "all results as expected", False: "unexpected results", None: "your own photos"}
         images = {photo.name: _thumbnail(photo.data) for photo in self.photos}
         return "\n".join(
             [
@@ -69,9 +82,9 @@ class Report:
                 f"<header><h1>{html.escape(self.title)}</h1>",
                 f"<p class='verdict {_class(self.passed)}'>{verdict[self.passed]}</p></header>",
                 _facts(self.facts),
-                "<h2>The pool, from zero to zero</h2>",
+                "<h2>Queue depth and runners: scaled from zero and back</h2>",
                 chart(self.samples),
-                "<h2>Where the time went</h2>",
+                "<h2>Time per stage, and runs</h2>",
                 _stages(self.stages),
                 _runners(self.runners),
                 "<h2>Selfies and their matches</h2>",
@@ -91,7 +104,7 @@ class _Thumbnail:
 
 
 def _thumbnail(data: bytes) -> _Thumbnail | None:
-    """Return a small JPEG of an image as a data URI, with the size of the original; None where it is no image."""
+    """Return a small JPEG of an image as a data URI, with the size of the original; None if it cannot be decoded."""
     try:
         image = decode(data, max_pixels=200_000_000, max_bytes=200_000_000)
     except JobError:
@@ -104,7 +117,7 @@ def _thumbnail(data: bytes) -> _Thumbnail | None:
     return _Thumbnail(f"data:image/jpeg;base64,{coded}", width, height)
 
 
-def _class(good: bool | None) -> str:  # noqa: FBT001 - a verdict, not a switch
+def _class(good: bool | None) -> str:  # noqa: FBT001 - a result, not a switch
     return "" if good is None else "good" if good else "bad"
 
 
@@ -114,9 +127,9 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _figure(image: _Thumbnail | None, name: str, boxes: Iterable[tuple[Sequence[float], float]] = ()) -> str:
-    """Return an image with its boxes drawn over it, in the coordinates of the original."""
+    """Return an image overlaid with `boxes`, which are in pixels of the original."""
     if image is None:
-        return "<div class='picture broken'>no image</div>"
+        return "<div class='picture broken'>not an image</div>"
     stroke = max(image.width, image.height) / 140
     drawn = "".join(
         f"<rect x='{x1:.1f}' y='{y1:.1f}' width='{x2 - x1:.1f}' height='{y2 - y1:.1f}' rx='{stroke * 1.5:.1f}'"
@@ -150,7 +163,7 @@ def _selfie(selfie: SelfieResult, images: Mapping[str, _Thumbnail | None]) -> st
         f"<figcaption><span class='score'>{score:.2f}</span><small>{html.escape(name)}</small></figcaption></figure>"
         for name, score in selfie.matches.items()
     )
-    notes = f"<p class='bad'>missing: {html.escape(', '.join(missing))}</p>" if missing else ""
+    notes = f"<p class='bad'>expected but not matched: {html.escape(', '.join(missing))}</p>" if missing else ""
     notes += f"<p class='bad'>{html.escape(selfie.error)}</p>" if selfie.error else ""
     return (
         f"<section class='selfie'><figure class='who'>{_figure(_thumbnail(selfie.data), selfie.name)}<figcaption>"
@@ -167,15 +180,14 @@ def _stages(stages: Mapping[str, float]) -> str:
         f"<td><div class='bar' style='width:{100 * seconds / total:.1f}%'></div></td></tr>"
         for name, seconds in stages.items()
     )
-    note = "added up over the runs and their threads; what waits for a thread counts with its stage"
+    note = "Summed over all runs and threads, including the time spent waiting for a thread."
     return f"<table class='stages'>{rows}</table><p><small>{note}</small></p>"
 
 
 def _runners(runners: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("queue", "claimed", "succeeded", "gone", "buried", "photos", "comparisons", "faces", "seconds", "reason")
-    head = "".join(f"<th>{name}</th>" for name in ("run", *columns))
+    head = "".join(f"<th>{heading}</th>" for heading in ("run", *_RUN_COLUMNS.values()))
     rows = ""
     for number, runner in enumerate(runners, 1):
-        cells = "".join(f"<td>{html.escape(str(runner.get(name, '')))}</td>" for name in columns)
+        cells = "".join(f"<td>{html.escape(str(runner.get(name, '')))}</td>" for name in _RUN_COLUMNS)
         rows += f"<tr><td>{number}</td>{cells}</tr>"
     return f"<div class='wide'><table class='runs'><tr>{head}</tr>{rows}</table></div>"

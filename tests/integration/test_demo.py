@@ -63,7 +63,7 @@ class _Page(HTMLParser):
 def test_every_match_is_the_expected_one(tmp_path: Path) -> None:
     code, output, errors = _demo("--out", str(tmp_path))
     assert code == 0, errors
-    assert "every match and every status is the expected one" in output
+    assert "every match and every status is as expected" in output
     summary = json.loads((tmp_path / "summary.json").read_text("utf-8"))
     assert summary["passed"] is True
     assert summary["faults"] == []
@@ -98,8 +98,8 @@ def test_own_photos_need_no_expectation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--album", "nowhere"], "ALBUM=nowhere is no folder"),
-        (["--album", "."], "holds no image"),
+        (["--album", "nowhere"], "ALBUM=nowhere is not a folder"),
+        (["--album", "."], "contains no image"),
         (["--selfie", "x.jpg"], "needs an ALBUM"),
         (["--runners", "0"], "at least 1"),
         (["--out", "/proc/nothing"], "cannot be written"),
@@ -122,7 +122,7 @@ def test_nothing_keeps_running(tmp_path: Path, number: signal.Signals, monkeypat
     process = _start("--out", str(tmp_path))
     assert process.stdout is not None
     for line in process.stdout:
-        if "running jobs" in line and "running jobs 0" not in line:
+        if "runners" in line and "runners 0" not in line:
             break
     assert len(_started_by(marker)) >= 3  # itself, Valkey, and the runners at least
     process.send_signal(number)
