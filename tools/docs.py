@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: `make docs` writes them, a test checks that they are current."""
+"""Generates parts of the documentation (`make docs`); a test checks that they are current."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def exit_code_table() -> str:
 
 
 def job_error_table() -> str:
-    """Return the table of the errors that end one job, from their classes."""
+    """Return the table of the errors of a single job, from their classes."""
     rows = ["| code | message | retried | dead letter |", "|---|---|---|---|"]
     for kind in _leaves(errors.JobError):
         retried, dead = ("yes" if said else "no" for said in (kind.transient, kind.is_fault))
@@ -44,7 +44,7 @@ def job_error_table() -> str:
 
 
 def _leaves(kind: type[errors.JobError]) -> Iterator[type[errors.JobError]]:
-    """Return the classes below `kind` that have a code of their own, in the order of the source."""
+    """Return the subclasses of `kind` that have an error code of their own, in source order."""
     for below in kind.__subclasses__():
         if "word" in vars(below):
             yield below
@@ -52,14 +52,14 @@ def _leaves(kind: type[errors.JobError]) -> Iterator[type[errors.JobError]]:
 
 
 def command_reference() -> str:
-    """Return a section for every command, with its arguments, from the parsers of the command line."""
+    """Return a section for every command with its arguments, from the command line's parsers."""
     return "\n\n".join(_sections(_parser(None)))
 
 
 def _sections(parser: argparse.ArgumentParser, about: str = "") -> Iterator[str]:
-    """Return the sections of the commands below `parser`, or its own where it has none.
+    """Return the sections of the subcommands of `parser`, or its own section if it has none.
 
-    Reads private attributes: argparse offers no public view of a parser.
+    Reads private attributes, because argparse has no public way to inspect a parser.
     """
     actions = parser._actions
     below = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
@@ -75,7 +75,7 @@ def _section(parser: argparse.ArgumentParser, actions: list[argparse.Action], ab
     text = parser.description or f"{about[:1].upper()}{about[1:]}."
     parts = [f"## `{parser.prog}`", " ".join(text.split())]
     if actions:
-        rows = [f"| {_code(_written(action))} | {_cell(_help(action))} |" for action in actions]
+        rows = [f"| {_code(_usage(action))} | {_cell(_help(action))} |" for action in actions]
         parts.append("\n".join(["| argument | what it does |", "|---|---|", *rows]))
     if parser.epilog:
         raw = "\n" in parser.epilog
@@ -87,8 +87,8 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-def _written(action: argparse.Action) -> str:
-    """Return an argument as it is typed: `--limit N`, `ID …`."""
+def _usage(action: argparse.Action) -> str:
+    """Return an argument as a user types it: `--limit N`, `ID …`."""
     value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
     shown = f"{value} …" if action.nargs in ("*", "+") else str(value)
     if not action.option_strings:
@@ -102,7 +102,7 @@ def _help(action: argparse.Action) -> str:
 
 
 def _code(text: str) -> str:
-    """Return `text` as code in a cell of a table: GitHub and Python-Markdown differ on an escaped `|` in backticks."""
+    """Return `text` as code in a table cell; GitHub and Python-Markdown disagree on an escaped `|` in backticks."""
     return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
@@ -119,9 +119,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def renewed(text: str, sections: dict[str, Callable[[], str]]) -> str:
-    """Return `text` with each section between its markers generated anew.
+    """Return `text` with each section between its markers generated again.
 
-    Raises `ValueError` where a marker is missing.
+    Raises `ValueError` if a marker is missing.
     """
     for name, generate in sections.items():
         start, end = f"<!-- {name}: generated -->", f"<!-- /{name} -->"

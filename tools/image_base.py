@@ -1,7 +1,7 @@
-"""Building and running images without a Docker engine: Debian's buildah, podman and runc, in a storage of our own.
+"""Builds and runs images without a Docker engine: with Debian's buildah, podman and runc, in a separate storage.
 
-`python -m tools.image_base` makes the stand-in for the base image in the user's own storage. IMAGE_BASE names
-another base for the tests: the real one, where an image registry is reached.
+`python -m tools.image_base` creates the stand-in for the base image in the user's own storage. IMAGE_BASE names
+another base for the tests: the real one, if an image registry can be reached.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ IMAGE = "localhost/spottmee-worker:test"
 DATE = 315_532_800  # as in the Makefile
 BUILD_SECONDS = 1200
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
-# What python:3.12-slim-bookworm has that matters: Debian's minimum, Python with venv, certificates; no manuals.
+# The relevant contents of python:3.12-slim-bookworm: minimal Debian, Python with venv, certificates; no manuals.
 SUITE = "bookworm"
 PACKAGES = "usr-is-merged,python3,python3-venv,ca-certificates"
-UNPACKED_NOT = ("man", "doc", "locale")
+EXCLUDED = ("man", "doc", "locale")
 
 
 def missing() -> str:
-    """Return what this machine lacks for building and running images, and how to get it; empty when nothing."""
+    """Return what this machine lacks for building and running images, and how to get it; empty if nothing."""
     packages = (ROOT / "tests" / "image" / "apt.txt").read_text().split()
     lacking = [name for name in packages if shutil.which(name) is None]
     if os.geteuid() != 0:
-        return f"images are built and run as root (sudo make image-test); also needed: {', '.join(packages)}"
+        return f"building and running images needs root (sudo make image-test), and {', '.join(packages)}"
     if lacking:
         return f"{', '.join(lacking)} not found: apt-get install --no-install-recommends {' '.join(packages)}"
     return ""
 
 
 def base_archive() -> Path:
-    """Return the root file system of the stand-in base, made once a machine (a minute)."""
+    """Return the archived root file system of the stand-in base, created once per machine (a minute)."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spottmee-worker"
     cache.mkdir(parents=True, exist_ok=True)
     archive = cache / f"base-{SUITE}.tar"
@@ -48,7 +48,7 @@ def base_archive() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
             partial = archive.with_suffix(".partial.tar")
-            without = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNPACKED_NOT]
+            without = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in EXCLUDED]
             command = [
                 "mmdebstrap", "--quiet", "--variant=apt", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
                 f"--include={PACKAGES}", *without, SUITE, str(partial),
@@ -60,7 +60,7 @@ def base_archive() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a container may use. Swap is as large as memory, so that the limit is one."""
+    """The memory limit of a container, without swap on top of it, and the user that it runs as."""
 
     memory: str = "512m"
     user: str = ""
@@ -68,31 +68,31 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """buildah and podman over one storage; the user's own where `storage` is None."""
+    """buildah and podman with one storage; the user's own if `storage` is None."""
 
     storage: Path | None = None
     started: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def command(self, program: str, *arguments: str) -> list[str]:
-        """Return the command line of podman or buildah over this storage."""
+        """Return the command line of podman or buildah with this storage."""
         place = []
         if self.storage is not None:
             place = [f"--root={self.storage / 'root'}", f"--runroot={self.storage / 'run'}"]
         return [program, *place, *arguments]
 
     def podman(self, *arguments: str) -> str:
-        """Return what podman prints; a failure is an error with its last lines."""
+        """Return podman's output. Raises `RuntimeError` with its last lines if it fails."""
         return _succeed(self.command("podman", *arguments)).strip()
 
     def make_base(self) -> None:
-        """Make the stand-in for the base image, or pull the one that was named."""
+        """Create the stand-in for the base image, or pull the base that IMAGE_BASE names."""
         if BASE.startswith("localhost/"):
             self.podman("import", "--quiet", str(base_archive()), BASE)
         else:
             self.podman("pull", "--quiet", BASE)
 
     def build(self, *flags: str, image: str = IMAGE, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run `make image` over the stand-in base, with the package index and certificates of this machine."""
+        """Run `make image` with the base image, and this machine's package index and certificates."""
         buildah = self.command(
             "buildah", "build", "--isolation=chroot", "--network=host", "--layers", f"--timestamp={DATE}"
         )
@@ -117,19 +117,19 @@ class Engine:
             )
 
     def run_in_repository(self, command: Sequence[str]) -> None:
-        """Run a command at the repository's root; a failure is an error."""
+        """Run a command in the repository's root. Raises `RuntimeError` if it fails."""
         _succeed(command, cwd=ROOT)
 
     def start(
         self, name: str, arguments: Sequence[str], environment: Mapping[str, str], limits: Limits
     ) -> subprocess.Popen[str]:
-        """Start a container as a restricted pod is started: no root, nothing writable, no capability."""
+        """Start a container under the restrictions of a pod: unprivileged user, read-only root, no capabilities."""
         command = self.command(
             "podman", "--cgroup-manager=cgroupfs", "run", "--rm", f"--name={name}",
             "--runtime=runc", "--network=host", "--pull=never",
             "--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges",
             f"--memory={limits.memory}", f"--memory-swap={limits.memory}",
-            # podman's defaults are above what this machine allows
+            # podman's defaults may exceed this machine's limits
             "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024",
             *([f"--user={limits.user}"] if limits.user else []),
             *(f"--env={name}={value}" for name, value in environment.items()),
@@ -146,7 +146,7 @@ class Engine:
         return self.started[name]
 
     def remove_containers(self) -> None:
-        """Remove what a failed test has left."""
+        """Remove the containers that a failed test left behind."""
         while self.started:
             name, process = self.started.popitem()
             if process.poll() is None:
@@ -154,7 +154,7 @@ class Engine:
                 process.communicate()
 
     def release(self) -> None:
-        """Unmount what buildah and podman leave mounted, and forget that it was, as a reboot does; images stay."""
+        """Unmount what buildah and podman left mounted, and their record of it, as a reboot does; keep the images."""
         if self.storage is None:
             return
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
@@ -173,17 +173,17 @@ def _succeed(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: 
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
     if done.returncode != 0:
         tail = " | ".join(done.stderr.splitlines()[-8:])
-        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {tail}")
+        raise RuntimeError(f"{command[0]} exited with code {done.returncode}: {tail}")
     return done.stdout
 
 
 def main() -> int:
-    """Make the stand-in base in the user's own storage."""
+    """Create the stand-in base in the user's own storage."""
     if lacking := missing():
         print(lacking, file=sys.stderr)
         return 2
     Engine().make_base()
-    print(f"{BASE} made: make image BASE={BASE}")
+    print(f"created {BASE}; build the image on it with: make image BASE={BASE}")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Plain manifests for those without helm, rendered from the chart by `make manifests`: k8s/base, keda, production.
+"""Renders plain manifests for users without helm from the chart (`make manifests`): k8s/base, keda, production.
 
-A test holds them equal to the chart, and what `kubectl kustomize` makes of the production overlay equal to the chart
-with that overlay's values.
+A test checks that they equal the chart, and that `kubectl kustomize` of the production overlay equals the chart with
+that overlay's values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tools.render import Object, render
 
 ROOT = binaries.ROOT
 RELEASE = "spottmee-worker"
-# The namespace of both overlays: addresses of Redis without a dot are completed with it.
+# The namespace of both overlays, which the chart appends to a Redis host without a dot.
 NAMESPACE = "spottmee"
 BASE, KEDA = "k8s/base", "keda"
 PRODUCTION = "k8s/overlays/production"
@@ -26,9 +26,9 @@ HEADER = "# Rendered from helm/spottmee-worker by `make manifests`: change the c
 
 
 def plain(values: Object) -> dict[tuple[str, str], Object]:
-    """Return the objects of the chart as they are without helm, by kind and name.
+    """Return the objects of the chart for a deployment without helm, by kind and name.
 
-    Hooks are ordinary objects then, and `helm test`'s pod is left out.
+    Hooks become ordinary objects, and the pod of `helm test` is omitted.
     """
     found = {}
     for item in render(binaries.HELM_4, values, release=RELEASE, namespace=NAMESPACE).objects:
@@ -49,10 +49,10 @@ def _without_helm(node: Any) -> Any:
 
 
 def difference(old: Any, new: Any, *, merges_lists: bool) -> Any:
-    """Return what kustomize must merge into `old` to make it `new`, or None where they are equal.
+    """Return what kustomize must merge into `old` to get `new`, or None if they are equal.
 
-    Kustomize merges the lists of Kubernetes' own kinds by name, and replaces those of other kinds. Nothing is ever
-    taken away: raises `ValueError` where `new` lacks something.
+    Kustomize merges the lists of built-in kinds by name, and replaces those of other kinds. A patch cannot remove
+    anything: raises `ValueError` if `new` lacks something that `old` has.
     """
     if old == new:
         return None
@@ -84,7 +84,7 @@ def _patch(old: Object, new: Object) -> Object:
 
 
 def files() -> dict[str, str]:
-    """Return every rendered file: its path from the root of the repository → its text."""
+    """Return every rendered file: its path relative to the repository's root → its text."""
     base = plain({})
     found = {f"{_folder(item)}/{_name(item)}": _text(item) for item in base.values()}
     for folder in (BASE, KEDA):
@@ -127,7 +127,7 @@ def _text(item: Object) -> str:
 
 
 def main() -> int:
-    """Write them all, and remove rendered files that are rendered no more."""
+    """Write all rendered files, and remove those that are no longer rendered."""
     wanted = files()
     for folder in (BASE, KEDA, PRODUCTION):
         for path in (ROOT / folder).glob("*.yaml"):

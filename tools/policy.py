@@ -1,7 +1,7 @@
-"""The policy scan (`make policy`): checkov over every object that the chart and the overlays make, and the Dockerfile.
+"""The policy scan (`make policy`): checkov on every object of the chart and the overlays, and on the Dockerfile.
 
-checkov runs from an environment of its own (requirements/policy.txt). A check that fails must be among the exceptions
-below, with the reason; an exception that nothing needs any more fails too.
+checkov runs in an environment of its own (requirements/policy.txt). A failed check must be among the exceptions below,
+with the reason; an exception that is no longer needed fails too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OVERLAYS = ("k8s/overlays/laptop", manifests.PRODUCTION)
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """Why a check may fail, for the resources whose description holds one of `where`."""
+    """Why a check may fail, for the resources whose description contains one of `where`."""
 
     why: str
     where: tuple[str, ...] = ("",)
@@ -36,32 +36,32 @@ class Explained:
 
 EXCEPTIONS = {
     "CKV_K8S_35": Explained(
-        "Secrets as variables: the contract's names are environment variables (DATABASE_URL), and no child process "
+        "Secrets as environment variables: the contract defines their names (DATABASE_URL), and no child process "
         "inherits them. A file would be read into the same process."
     ),
     "CKV_K8S_43": Explained(
-        "Images by digest: the digest is that of one's own build, so it is a value (image.digest), not a default."
+        "Images by digest: the digest belongs to each user's own build, so it is a value (image.digest), not a default."
     ),
     "CKV_K8S_15": Explained(
-        "Image pull policy Always: a pod lives for seconds, and its tag is a release's; `Always` asks the registry "
-        "before each of them. The production overlay sets it all the same."
+        "Image pull policy Always: a pod lives for seconds, and its tag is that of a release; `Always` would ask the "
+        "registry for each pod. The production overlay sets it nevertheless."
     ),
-    "CKV_K8S_8": Explained("Liveness: `helm test`'s pod runs one command and ends.", ("-test",)),
-    "CKV_K8S_9": Explained("Readiness: `helm test`'s pod runs one command and ends.", ("-test",)),
+    "CKV_K8S_8": Explained("Liveness: the pod of `helm test` runs one command and ends.", ("-test",)),
+    "CKV_K8S_9": Explained("Readiness: the pod of `helm test` runs one command and ends.", ("-test",)),
     "CKV_K8S_38": Explained(
         "A token of a service account: the pod of `helm test` reads READY of its ScaledJobs; no other pod has one.",
         ("-test",),
     ),
     "CKV_K8S_40": Explained(
         "User ids above 10000: OpenShift assigns them itself, and redis and postgres of the laptop overlay run as the "
-        "user that their images have.",
+        "users of their images.",
         ("openshift.yaml", "laptop-overlay.yaml: Deployment"),
     ),
     "CKV2_K8S_6": Explained(
         "A NetworkPolicy for every pod: it is a value (networkPolicy.enabled), on in the production overlay, because "
         "its ports depend on the servers."
     ),
-    "CKV_DOCKER_7": Explained("A tag for the base image: it is in the build argument BASE.", ("Dockerfile.FROM",)),
+    "CKV_DOCKER_7": Explained("A tag for the base image: it is part of the build argument BASE.", ("Dockerfile.FROM",)),
     "CKV_DOCKER_2": Explained("HEALTHCHECK: Kubernetes ignores it, and the container runs one command and ends."),
 }
 
@@ -76,7 +76,7 @@ class Finding:
 
 
 def scanned() -> Iterator[tuple[str, list[Object]]]:
-    """Return what is scanned: a file name → its objects, each in a namespace, KEDA's Jobs as Jobs."""
+    """Yield the scanned files: a name, and its objects, each in a namespace, with ScaledJobs as Jobs."""
     for case, values in cases().items():
         yield f"{case}.yaml", [_as_builtin(item) for item in render(binaries.HELM_4, values).objects]
     for overlay in OVERLAYS:
@@ -98,14 +98,14 @@ def _as_builtin(item: Object) -> Object:
 
 
 def findings() -> tuple[int, list[Finding]]:
-    """Return how many checks passed, and those that failed. Raises `RuntimeError` where checkov itself fails."""
+    """Return the number of passed checks, and the failed ones. Raises `RuntimeError` if checkov itself fails."""
     with tempfile.TemporaryDirectory() as folder:
         for name, objects in scanned():
             (Path(folder) / name).write_text(yaml.safe_dump_all(objects, sort_keys=False))
         if DOCKERFILE.exists():
             (Path(folder) / "Dockerfile").write_bytes(DOCKERFILE.read_bytes())
         command = [str(CHECKOV), "-d", folder, "--framework", "kubernetes", "dockerfile", "-o", "json"]
-        # Without a proxy or key it looks nothing up; --skip-download keeps it from trying.
+        # --skip-download keeps checkov from looking anything up online.
         done = subprocess.run(
             [*command, "--compact", "--skip-download"], capture_output=True, text=True, check=False, cwd=folder
         )
@@ -123,13 +123,13 @@ def findings() -> tuple[int, list[Finding]]:
 
 
 def is_explained(found: Finding) -> bool:
-    """Return whether an exception covers it."""
+    """Return whether an exception covers the finding."""
     explained = EXCEPTIONS.get(found.check)
     return explained is not None and any(where in found.resource for where in explained.where)
 
 
 def main() -> int:
-    """Scan, and print what is not excepted."""
+    """Scan, and print the findings without an exception."""
     passed, failed = findings()
     unexplained = [found for found in failed if not is_explained(found)]
     for found in unexplained:
@@ -138,9 +138,9 @@ def main() -> int:
     if not DOCKERFILE.exists():
         unused = [check for check in unused if not check.startswith("CKV_DOCKER")]
     for check in unused:
-        print(f"{check}: nothing fails it any more; remove the exception")
+        print(f"{check}: no resource fails this check any more; remove the exception")
     explained = len(failed) - len(unexplained)
-    print(f"{passed} checks passed, {explained} failed as explained, {len(unexplained)} not explained")
+    print(f"{passed} checks passed, {explained} failed with an exception, {len(unexplained)} failed without one")
     return 1 if unexplained or unused or not passed else 0
 
 

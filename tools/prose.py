@@ -1,4 +1,4 @@
-"""Wrapping of the prose in Markdown pages, at 100 characters: `make docs` does it, a test checks it."""
+"""Wraps the prose of Markdown pages at 100 characters (`make docs`); a test checks it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ITEM = re.compile(r"\s*(?:[-*]|\d+\.) +")
 _FENCE = re.compile(r"\s*```")
 _GENERATED = re.compile(r"<!-- [\w-]+: generated")
 _CLOSED = re.compile(r"<!-- /")
-# Tables, headings, comments, images: what is not prose, and ends a paragraph.
+# Tables, headings, comments, images: these are not prose, and end a paragraph.
 _OTHER = re.compile(r"\s*(?:\||#|<|!\[|```)")
 _CODE = re.compile(r"`[^`]*`")
-_JOINED = "\x01"  # stands for a space inside of code, where no line may be broken
+_JOINED = "\x01"  # a placeholder for a space inside code, where no line may be broken
 
 
 def wrapped(text: str) -> str:
-    """Return `text` with every paragraph and list item wrapped; code, tables and generated parts stay as they are."""
+    """Return `text` with every paragraph and list item wrapped; code, tables and generated parts are unchanged."""
     return "\n".join(_lines(text.split("\n")))
 
 

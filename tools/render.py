@@ -25,12 +25,12 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What a chart with one set of values comes to."""
+    """The objects that the chart renders with one set of values."""
 
     objects: tuple[Object, ...]
 
     def find(self, kind: str, name: str) -> Object:
-        """Return the one object of that kind and name. Raises `KeyError`."""
+        """Return the object of that kind and name. Raises `KeyError`."""
         return {(item["kind"], item["metadata"]["name"]): item for item in self.objects}[kind, name]
 
     def of_kind(self, kind: str) -> list[Object]:
@@ -38,7 +38,7 @@ class Rendered:
         return [item for item in self.objects if item["kind"] == kind]
 
     def pods(self) -> Iterator[tuple[str, Object]]:
-        """Return every pod template with the name of what it belongs to: `{"metadata": …, "spec": …}`."""
+        """Yield every pod template, `{"metadata": …, "spec": …}`, with the name of the object that it belongs to."""
         for item in self.objects:
             spec = item.get("spec", {})
             template = {
@@ -53,11 +53,11 @@ class Rendered:
 
 
 class HelmError(Exception):
-    """helm refused the values; the message is helm's own."""
+    """helm rejected the values; the message is helm's own."""
 
 
 def helm(tool: binaries.Tool, *arguments: str) -> str:
-    """Return what helm prints. Raises `HelmError`."""
+    """Return helm's output. Raises `HelmError` if it fails."""
     done = subprocess.run([str(binaries.ensure(tool)), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise HelmError(done.stderr + done.stdout)
@@ -72,7 +72,7 @@ def render(
     namespace: str = NAMESPACE,
     kube: str = NEWEST,
 ) -> Rendered:
-    """Return the objects for `values` (those that differ from the chart's own)."""
+    """Return the objects for `values`, which override the chart's defaults. Raises `HelmError`."""
     return _render(tool, json.dumps(values or {}), release, namespace, kube)
 
 
@@ -95,14 +95,14 @@ def _render(tool: binaries.Tool, values: str, release: str, namespace: str, kube
 
 
 def cases() -> dict[str, Object]:
-    """Return the sets of values that the tests render, by name: one file each, and the defaults."""
+    """Return the sets of values that the tests render, by name: the defaults, and one for each file."""
     return {"defaults": {}} | {
         path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(CASES.glob("*.yaml"))
     }
 
 
 def environment(pod: Object, objects: Rendered) -> dict[str, str]:
-    """Return the environment of a pod's container as the kubelet would make it, without what the cluster fills in."""
+    """Return the environment that the kubelet gives a pod's container, without the fields that the cluster fills in."""
     container = pod["spec"]["containers"][0]
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
@@ -114,5 +114,5 @@ def environment(pod: Object, objects: Rendered) -> dict[str, str]:
             try:
                 found[variable["name"]] = objects.find("Secret", reference["name"])["stringData"][reference["key"]]
             except KeyError:
-                continue  # an existing Secret, which is not the chart's
+                continue  # an existing Secret, which the chart does not create
     return found
