@@ -1,7 +1,8 @@
-"""`make bench`: measure this runner beside the worker that it replaces, print a table, write a JSON file.
+"""`make bench`: measure this runner against the worker that it replaces, print a table, write a JSON file.
 
-Both sides, and the limit that the machine sets, are measured in turn, round by round, so that whatever else the machine
-does meets all of them; ratios are taken within a round. Exits 0 also where a target is not met: the table says so.
+Both workers, and the limit that the machine sets, are measured in turn, round by round, so that other load on the
+machine affects all of them alike; ratios are taken within a round. A missed target shows in the table and does not
+change the exit code, which is 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from benchmarks import cold_start, comparison, inference, machine, memory, throu
 from benchmarks.figures import Row, table
 from benchmarks.world import BenchmarkError, World, world
 
-# Name → how to measure it, and how many rounds it gets. In this order, the whole takes about 6 minutes.
+# Name → the function that measures it, and its number of rounds. All parts take about 6 minutes.
 PARTS: dict[str, tuple[Callable[[World, int], list[Row]], int]] = {
     "cold-start": (cold_start.measure, 15),
     "inference": (lambda _, rounds: inference.measure(rounds), 15),
@@ -30,7 +31,7 @@ PARTS: dict[str, tuple[Callable[[World, int], list[Row]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what was asked for."""
+    """Measure the selected parts."""
     args = _parser().parse_args(arguments)
     started = time.monotonic()
     rows: list[Row] = []
@@ -41,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure, rounds = PARTS[name]
             print(f"measuring {name} …", file=sys.stderr, flush=True)
             rows += measure(servers, args.rounds or rounds)
-            _write(args.json, about, rows, time.monotonic() - started)  # also where a later part is broken off
-    print(f"{about['processor']}, {about['cores']} cores, load {about['load']} before the start\n")
+            _write(args.json, about, rows, time.monotonic() - started)  # each time, in case a later part fails
+    print(f"{about['processor']}, {about['cores']} cores, load average {about['load']} at the start\n")
     print(table(rows))
-    print(f"\nmedian (least to most) over the rounds; written to {args.json}")
+    print(f"\nmedian (minimum to maximum) of the rounds; written to {args.json}")
     return 0
 
 
@@ -61,14 +62,24 @@ def _write(file: Path, about: Mapping[str, object], rows: Sequence[Row], seconds
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure this runner beside the worker that it replaces: real models, real servers, real photos.",
-        epilog=f"parts, in this order: {', '.join(PARTS)}. Quiet the machine first: a load beside it inflates every "
-        "time, and takes from this runner, which uses all cores, more than from the other side.",
+        description="Measure this runner against the worker that it replaces, with real models, servers and photos.",
+        epilog=f"parts, in this order: {', '.join(PARTS)}. Stop other work on the machine first: it inflates every "
+        "time, and slows this runner, which uses all cores, more than the replaced worker.",
     )
-    parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help="measure this part (repeatable)")
-    parser.add_argument("--rounds", type=_rounds, default=0, metavar="N", help="rounds of each part (default: its own)")
+    parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help="measure only PART (repeatable)")
     parser.add_argument(
-        "--json", type=Path, default=Path("bench-out/bench.json"), metavar="FILE", help="where to write (%(default)s)"
+        "--rounds",
+        type=_rounds,
+        default=0,
+        metavar="N",
+        help="rounds per part (default: 3 to 15, depending on the part)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path("bench-out/bench.json"),
+        metavar="FILE",
+        help="output (default: %(default)s)",
     )
     return parser
 
@@ -76,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 def _rounds(text: str) -> int:
     rounds = int(text)
     if rounds < 1:
-        raise argparse.ArgumentTypeError("at least one round")
+        raise argparse.ArgumentTypeError("must be at least 1")
     return rounds
 
 

@@ -1,4 +1,4 @@
-"""Process start → first photo stored, everything local, beside the replaced worker and beside the plain sum."""
+"""From process start to the first stored photo, with local servers, against the replaced worker and the plain sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PART = "cold start"
 
 
 def measure(world: World, rounds: int) -> list[Row]:
-    """Return the rows of the part."""
+    """Return the rows of this part."""
     photo = material.first_photo()
     stored: dict[str, list[float]] = {"ours": [], "reference": [], "sum": []}
     processor: dict[str, list[float]] = {"ours": [], "reference": [], "sum": []}
@@ -37,7 +37,7 @@ def measure(world: World, rounds: int) -> list[Row]:
     return [
         Row(
             PART,
-            "process start → first photo stored, against the replaced worker",
+            "process start → first photo stored",
             "ms",
             walls["ours"],
             walls["reference"],
@@ -47,7 +47,7 @@ def measure(world: World, rounds: int) -> list[Row]:
         ),
         Row(
             PART,
-            "the same, against imports + loading + one inference",
+            "the same, against imports + model loading + one inference",
             "ms",
             walls["ours"],
             walls["sum"],
@@ -57,7 +57,7 @@ def measure(world: World, rounds: int) -> list[Row]:
         ),
         Row(
             PART,
-            "processor time of the whole process, one photo",
+            "CPU time of the whole process, one photo",
             "ms",
             processors["ours"],
             processors["reference"],

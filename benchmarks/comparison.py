@@ -1,4 +1,4 @@
-"""A selfie against albums of 100, 1,000 and 10,000 photos, beside one query a photo over text vectors."""
+"""A selfie against albums of 100, 1,000 and 10,000 photos, compared with one query per photo on text vectors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PART = "comparison"
 ALBUMS = (100, 1_000, 10_000)
 FACES_A_PHOTO = 3
 THRESHOLD = 0.5
-# InsightFace's embeddings are not normalised; the replaced worker stored them as they came, about this long.
+# InsightFace's embeddings are not normalised; the replaced worker stored them with about this norm.
 LENGTH = 20.0
 BOX, LANDMARKS = "{0,0,100,100}", "{{30,40},{70,40},{50,60},{35,80},{65,80}}"
-_DISTINCT = 500  # vectors; each stands for many photos, which changes nothing in what is to be read
+_DISTINCT = 500  # vectors, each used for many photos: the amount of data to read is the same
 
 
 def measure(world: World, rounds: int, albums: tuple[int, ...] = ALBUMS) -> list[Row]:
-    """Return the rows of the part. The replaced worker's way takes a minute for the largest: that is done once."""
+    """Return the rows of this part. The replaced worker takes a minute for the largest album, so that runs once."""
     world.empty()
     ids = fill(world.connection, max(albums))
     selfie = vectors(1)
@@ -46,14 +46,14 @@ def measure(world: World, rounds: int, albums: tuple[int, ...] = ALBUMS) -> list
             for _ in range(again):
                 ours.append(_milliseconds(lambda: store.match(selfie, album, THRESHOLD)))  # noqa: B023 - called at once
                 theirs.append(_milliseconds(lambda: _reference(connection, selfie, album)))  # noqa: B023 - called at once
-            mine, beside = Spread.of(ours), Spread.of(theirs)
+            mine, baseline = Spread.of(ours), Spread.of(theirs)
             about = f"a selfie against {size:,} photos of {max(albums):,}, {FACES_A_PHOTO} faces each"
-            rows.append(Row(PART, about, "ms", mine, beside, "a query a photo", ratios(beside, mine)))
+            rows.append(Row(PART, about, "ms", mine, baseline, "a query per photo", ratios(baseline, mine)))
     return rows
 
 
 def fill(connection: Connection, photos: int) -> list[str]:
-    """Store `photos` photos of `FACES_A_PHOTO` faces in both workers' tables and return their ids."""
+    """Store `photos` photos of `FACES_A_PHOTO` faces each in both workers' tables; return their ids."""
     ids = [str(uuid.uuid4()) for _ in range(photos)]
     distinct = vectors(min(_DISTINCT, photos * FACES_A_PHOTO))
     ours = cycle("[" + ",".join(f"{value:.4g}" for value in vector) + "]" for vector in distinct)
@@ -85,7 +85,7 @@ def _milliseconds(work: Callable[[], Any]) -> float:
 
 
 def vectors(count: int) -> NDArray[np.float32]:
-    """Return `count` vectors of length 1, (count, 512), the same ones every time."""
+    """Return `count` random unit vectors, (count, 512), the same ones every time."""
     found = np.random.default_rng(count).standard_normal((count, 512)).astype(np.float32)
     return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
 

@@ -1,7 +1,7 @@
-"""The two graphs alone: a guard against a version of onnxruntime that is slow at what the recogniser needs.
+"""The two graphs alone: detects a version of onnxruntime that is slow at the recogniser's operators.
 
-Milliseconds differ from machine to machine, so the original detector is the unit: it has no PRelu, and its speed has
-been the same in every version. Measured as processor time of one thread, which other work on the machine hardly moves.
+Milliseconds differ between machines, so the unit is one run of the original detector: it has no PRelu, and is equally
+fast in every version. Measured in CPU time of one thread, which other load on the machine hardly affects.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from runner.faces.providers import CPU, PROVIDERS
 from runner.settings import default_model_dir
 
 PART = "inference"
-CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's own
-# onnxruntime 1.24.4 takes 0.57 detections a face, 1.32.0 takes 0.85 (its PRelu; 2 cores, AVX-512).
+CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's batch size
+# A face costs 0.57 detections with onnxruntime 1.24.4, and 0.85 with 1.32.0 (slow PRelu; 2 cores, AVX-512).
 MOST_DETECTIONS_A_FACE = 0.7
 
 
 def measure(rounds: int) -> list[Row]:
-    """Return the row of the part."""
+    """Return the row of this part."""
     folder = default_model_dir()
     recogniser = pack.open_graph(folder, pack.read_manifest(folder).recogniser, (CPU,), tuned=False)
     detector = pack.open_session(wheel_folder() / KNOWN["buffalo_sc"].detectors[0], (CPU,))
@@ -38,11 +38,11 @@ def measure(rounds: int) -> list[Row]:
     return [
         Row(
             PART,
-            "recogniser, processor time a face",
+            "recogniser, CPU time per face",
             "ms",
             a_face,
             a_photo,
-            "detector, a photo",
+            "detector, per photo",
             ratios(a_face, a_photo),
             Target("≤", MOST_DETECTIONS_A_FACE),
         )

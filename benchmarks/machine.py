@@ -1,4 +1,4 @@
-"""Where the numbers come from: processor, cores, how busy it is, and the versions of what was measured."""
+"""The machine that the numbers come from: processor, cores, load, and versions of the packages measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, object]:
-    """Return the machine for the JSON file; `load` is that of the minute before."""
+    """Return a description of the machine for the JSON file; `load` is the load average of the last minute."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -33,7 +33,7 @@ def describe() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of every package that matters."""
+    """Return the versions of Python and of the relevant packages."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
 
 

@@ -1,4 +1,4 @@
-"""The photos that are measured: made from those that installed packages bring, the same bytes every time."""
+"""The photos of the benchmarks: made from photos that installed packages contain, the same bytes every time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def album() -> Album:
 
 
 def first_photo() -> bytes:
-    """Return InsightFace's own sample photo, six people on 1.1 megapixels."""
+    """Return InsightFace's own sample photo: six people, 1.1 megapixels."""
     return jpeg(sample_images()["t1.jpg"])
 
 
@@ -32,14 +32,14 @@ def photo_set(name: str) -> list[bytes]:
 
 
 def web() -> list[bytes]:
-    """Return 16 photos of about one megapixel, 4.5 faces each."""
+    """Return 16 photos of about one megapixel, with 4.5 faces on average."""
     party = sample_images()["t1.jpg"]
     parts = [party, party[:, :890], party[:, 440:], cv2.flip(party[:, :700], 1)]
     return [jpeg(np.asarray(part, np.uint8), quality=quality) for quality in (92, 88, 84, 80) for part in parts]
 
 
 def phone() -> list[bytes]:
-    """Return 8 photos of 12 megapixels, 2.5 faces each, with the fine noise of a phone's sensor: 2 MB a file."""
+    """Return 8 photos of 12 megapixels with the fine noise of a phone's sensor: 2.5 faces on average, 2 MB each."""
     party = sample_images()["t1.jpg"]
     halves = [party[:, :620], party[:, 660:], party[:, 560:960], party[:, 300:700]]
     noise = np.random.default_rng(0).normal(0, NOISE, (4000, 3000, 1)).astype(np.float32)
@@ -49,7 +49,7 @@ def phone() -> list[bytes]:
 
 
 def group() -> list[bytes]:
-    """Return 4 photos of 20 faces in rows, as a school takes them."""
+    """Return 4 group photos of 20 faces in rows, like a school photo."""
     people = [_cell(person) for person in PEOPLE]
     rows = [people[:5], people[5:], [_mirrored(one) for one in people[5:]], [_mirrored(one) for one in people[:5]]]
     orders = ([0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 1, 0], [2, 3, 0, 1])

@@ -1,6 +1,6 @@
-"""Peak memory of a whole run on 12-megapixel photos: it must be small, and the number of jobs must not matter.
+"""Peak memory of a whole run on 12-megapixel photos: it must be low, and must not grow with the number of jobs.
 
-With 4 photos not everything that may be in hand is; from 40 on, the peak must stay where it is.
+4 photos do not fill the prefetch limit; from 40 photos on, the peak must stay the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST_GROWTH = 1.05
 
 
 def peak_mib(world: World, jobs: int) -> float:
-    """Return the peak resident memory of a run over `jobs` photos of 12 megapixels, in MiB."""
+    """Return the peak resident memory of a run on `jobs` photos of 12 megapixels, in MiB."""
     images = {f"{n}.jpg": data for n, data in enumerate(islice(cycle(material.phone()), jobs))}
     with served(images) as server:
         world.empty()
@@ -29,16 +29,16 @@ def peak_mib(world: World, jobs: int) -> float:
 
 
 def measure(world: World, rounds: int) -> list[Row]:
-    """Return the rows of the part."""
+    """Return the rows of this part."""
     peaks = {jobs: Spread.of(peak_mib(world, jobs) for _ in range(rounds)) for jobs in (FEW, MANY, MORE)}
     return [
         *(
-            Row(PART, f"peak of a run, {jobs} photos of 12 megapixels", "MiB", peak, target=Target("≤", MOST_MIB))
+            Row(PART, f"peak of a run on {jobs} photos of 12 megapixels", "MiB", peak, target=Target("≤", MOST_MIB))
             for jobs, peak in peaks.items()
         ),
         Row(
             PART,
-            f"growth from {MANY} to {MORE} photos",
+            f"growth of the peak from {MANY} to {MORE} photos",
             "MiB",
             peaks[MORE],
             peaks[MANY],

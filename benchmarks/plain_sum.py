@@ -1,15 +1,14 @@
-"""The plain sum that a cold start is held against: import every library that a run uses, load, infer once.
+"""The plain sum that a cold start is compared with: import every library that a run uses, load the models, infer once.
 
     python benchmarks/plain_sum.py MODEL_DIR PHOTO FACES
 
-Nothing is checked, fetched, claimed or stored, and nothing is arranged: the imports as one would write them, the
-sessions with onnxruntime's own options, so that the inference of the one photo has all cores. Prints the Unix time of
-its end.
+Nothing is checked, fetched, claimed or stored, and nothing is tuned: imports in the usual order, sessions with
+onnxruntime's default options, so that the inference of the one photo uses all cores. Prints the Unix time at its end.
 """
 
 from __future__ import annotations
 
-import argparse  # noqa: F401 - this and the next ones are imported because a run imports them
+import argparse  # noqa: F401 - imported because a run imports it
 import http.client  # noqa: F401 - as argparse
 import json
 import logging  # noqa: F401 - as argparse
@@ -26,7 +25,7 @@ import simplejpeg
 
 
 def main(folder: Path, photo: Path, faces: int) -> None:
-    """Do it once."""
+    """Load the models and run them once."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     detector, recogniser = (
         onnxruntime.InferenceSession(str(folder / graph["portable"]["file"]), providers=["CPUExecutionProvider"])

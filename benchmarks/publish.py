@@ -1,9 +1,9 @@
-"""Write what `make bench` has measured into the page that shows it.
+"""Writes the results of `make bench` into the documentation.
 
     python -m benchmarks.publish bench-out/bench.json …
 
-Several files are parts of one table, in their order. The table goes between the markers of
-docs/explanation/performance.md.
+The rows of several files become one table, in the order of the files. The table replaces the one between the markers
+in docs/explanation/performance.md.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def section(documents: Sequence[dict[str, Any]]) -> str:
         f"{name} {versions[name]}" for name in ("python", "onnxruntime", "insightface", "redis", "psycopg")
     )
     return (
-        f"\n{about['processor']}, {about['cores']} cores; {shown}. Load before the start: {loads[-1]:g} "
-        "(0 is a quiet machine). Median (least to most) over the rounds.\n\n"
+        f"\n{about['processor']}, {about['cores']} cores; {shown}. Load average at the start: {loads[-1]:g} "
+        "(0 is an idle machine). Median (minimum to maximum) of the rounds.\n\n"
         f"{table(rows)}\n\n"
     )
 
 
 def put(page: str, text: str) -> str:
-    """Return `page` with `text` between its markers. Raises `ValueError` where it has none."""
+    """Return `page` with `text` between its markers. Raises `ValueError` if a marker is missing."""
     if not _PLACE.search(page):
-        raise ValueError("the page has no place for the table")
+        raise ValueError("the page has no place for the table: the markers `bench: generated` and `/bench` are missing")
     return _PLACE.sub(lambda found: f"{found[1]}{text}{found[2]}", page)
 
 

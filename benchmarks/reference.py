@@ -1,13 +1,13 @@
-"""The yardstick: the worker that this project replaces, made again from docs/reference/contract.md, faults included.
+"""The baseline: the worker that this project replaces, rebuilt from docs/reference/contract.md, including its faults.
 
-Nobody should run it for its own sake. It is what `make bench` measures against: `FaceAnalysis` photo by photo (the
-same two models, the same OpenCV), `BLPOP`, two new database connections and a `CREATE TABLE` a job, embeddings as
-text, one `LIKE` query a photo in a comparison. Where the contract leaves a choice, the quicker one was taken: the text
-is parsed by `json` and not by `ast` (5 times slower), and similarities are computed by numpy.
+It is for `make bench` only: `FaceAnalysis` photo by photo (with the same two models and the same OpenCV), `BLPOP`, two
+new database connections and a `CREATE TABLE` per job, embeddings as text, one `LIKE` query per photo in a comparison.
+Where the contract leaves a choice, this uses the faster one: the text is parsed by `json`, not by `ast` (5 times
+slower), and similarities are computed by numpy.
 
     python benchmarks/reference.py FOLDER JOBS
 
-takes JOBS jobs from the lists of REDIS_URL with the models in FOLDER, and exits.
+processes JOBS jobs from the lists of REDIS_URL with the models in FOLDER, and exits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS face_embeddings (
 
 
 def face_analysis(folder: str) -> Any:
-    """Return InsightFace's pipeline over the two models in `folder`."""
+    """Return InsightFace's pipeline with the two models in `folder`."""
     analysis = FaceAnalysis(
         name=folder, allowed_modules=["detection", "recognition"], providers=["CPUExecutionProvider"]
     )
@@ -49,16 +49,16 @@ def face_analysis(folder: str) -> Any:
 
 
 def faces_of(analysis: Any, data: bytes) -> list[Any]:
-    """Return InsightFace's faces of an encoded image."""
+    """Return the faces that InsightFace finds in an encoded image. Raises `ValueError` if it cannot be decoded."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError("no image")
+        raise ValueError("not an image")
     faces: list[Any] = analysis.get(image)
     return faces
 
 
 def work(folder: str, jobs: int) -> None:
-    """Take `jobs` jobs, one after the other, as long as there are any."""
+    """Process `jobs` jobs one after the other, or fewer if the lists are empty for a second."""
     analysis = face_analysis(folder)
     redis = Redis.from_url(os.environ["REDIS_URL"])
     for _ in range(jobs):
@@ -76,7 +76,7 @@ def work(folder: str, jobs: int) -> None:
 
 
 def process(analysis: Any, job: dict[str, Any]) -> None:
-    """Embed one photo."""
+    """Embed one photo and store its faces."""
     with closing(_connect("DATABASE_URL")) as photos, closing(_connect("EMBEDDINGS_DATABASE_URL")) as embeddings:
         embeddings.execute(CREATE_TABLE)
         embeddings.commit()
@@ -91,14 +91,14 @@ def process(analysis: Any, job: dict[str, Any]) -> None:
                     (f"{job['id']}_{index}", str(face.embedding.tolist())),
                 )
             embeddings.commit()
-        except Exception:  # noqa: BLE001 - as there
+        except Exception:  # noqa: BLE001 - as the replaced worker does
             _set_status(photos, job["id"], "FAILED")
         else:
             _set_status(photos, job["id"], "READY" if faces else "NO_FACES_FOUND")
 
 
 def compare(analysis: Any, job: dict[str, Any]) -> list[str]:
-    """Return the photos that show the selfie's person."""
+    """Return the ids of the photos that show the person of the selfie."""
     selfie = [face.embedding for face in faces_of(analysis, base64.b64decode(job["selfie"]))]
     with closing(_connect("EMBEDDINGS_DATABASE_URL")) as embeddings:
         embeddings.execute(CREATE_TABLE)
@@ -106,7 +106,7 @@ def compare(analysis: Any, job: dict[str, Any]) -> list[str]:
 
 
 def matches(connection: psycopg.Connection, selfie: list[Any], stored_ids: list[str], threshold: float) -> list[str]:
-    """Ask for every photo in turn."""
+    """Return the ids of the matching photos, with one query per photo."""
     matched = []
     for photo_id in stored_ids:
         rows = connection.execute(

@@ -1,9 +1,9 @@
-"""What is measured for throughput, each in a process of its own, asked in turn by `throughput.py`.
+"""The sides of the throughput measurement, each in a process of its own that `throughput.py` calls in turn.
 
     python -m benchmarks.sides engine|reference|bare|bare+jpeg|own+jpeg FOLDER
 
-Reads the name of a set of photos a line and answers with one JSON object a line: seconds of wall and of processor
-time for the whole set, and the faces found. The first line answers once everything is loaded and warm.
+Reads the name of a set of photos per line and answers each with a line of JSON: the wall time and the CPU time for the
+whole set, in seconds, and the number of faces found. A first line says that everything is loaded and warmed up.
 """
 
 from __future__ import annotations
@@ -40,16 +40,15 @@ from runner.images.decode import decode
 from runner.settings import default_model_dir
 
 Photos = Sequence[bytes]
-CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's own
+CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's batch size
 THREADS = 2
-# Over a set in one go: with few photos the last ones, which leave one thread idle, would count too much.
+# Passes over a set in one measurement: with few photos, the last ones, which leave a thread idle, would weigh too much.
 PASSES = 3
 MAX_PIXELS, MAX_BYTES = 100_000_000, 2**25
 
 
 def engine(_folder: Path) -> Callable[[Photos], int]:
-    """This runner's way: decoding and the engine, as `run` uses them."""
-
+    """This runner: decoding and the engine, as `run` uses them."""
     opened, memory = Engine.open(default_model_dir(), threads=THREADS), PixelMemory()
 
     def load(data: bytes) -> Any:
@@ -63,7 +62,7 @@ def engine(_folder: Path) -> Callable[[Photos], int]:
 
 
 def reference(folder: Path) -> Callable[[Photos], int]:
-    """The replaced worker's way: OpenCV and `FaceAnalysis`, photo by photo, with onnxruntime's own threads."""
+    """The replaced worker: OpenCV and `FaceAnalysis`, photo by photo, with onnxruntime's own threads."""
     from benchmarks.reference import face_analysis, faces_of  # InsightFace: the other sides run without it
 
     analysis = face_analysis(str(folder))
@@ -71,7 +70,7 @@ def reference(folder: Path) -> Callable[[Photos], int]:
 
 
 class _Recording:
-    """A session that keeps what it is given."""
+    """A session that records its inputs."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -79,20 +78,19 @@ class _Recording:
         self.inputs: list[Any] = []
 
     def run(self, outputs: Sequence[str], inputs: dict[str, Any]) -> Any:
-        """Run it."""
+        """Record the inputs and run the session."""
         self.inputs += [values.copy() for values in inputs.values()]
         return self._session.run(outputs, inputs)
 
 
 def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[Photos], int]:
-    """The limit: nothing but `session.run` for the same faces, over all cores, and JPEG decoding where asked for.
+    """The limit: only `session.run` for the same faces, on all cores, and JPEG decoding with `decode`.
 
-    InsightFace's two networks whole, each rewritten by all that baking knows but one step: boxes and landmarks of
-    every cell are computed, also of those without a face. With `own` it is the engine's own sessions, which leave
-    that out. Inputs and batches are the engine's: one thread a call, a call a core, crops in full batches. An input
-    of zeros would not be the same: it is one page of the kernel's, read over and over, and 2 to 4% quicker.
+    These are InsightFace's two complete networks, optimised by all graph passes of the bake except one: they compute
+    boxes and landmarks for every cell, including cells without a face. With `own`, they are the engine's own sessions,
+    which skip that. Inputs and batches are the engine's: one thread per call, one call per core, crops in full
+    batches. Zeros as input would not be equivalent: the kernel maps them all to one page, which is 2 to 4% faster.
     """
-
     cv2.setNumThreads(1)
     model = default_model_dir()
     manifest = pack.read_manifest(model)
@@ -109,7 +107,7 @@ def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[
             calls.put(partial(detector.run, None, {names[0]: inputs[data][0]}))
         for start in range(0, len(crops), CROPS_A_CALL):
             calls.put(partial(recogniser.run, None, {names[1]: np.stack(crops[start : start + CROPS_A_CALL])}))
-        _all_of(calls)
+        _run_all(calls)
         return len(crops)
 
     return work
@@ -121,8 +119,7 @@ def _own(model: Path, manifest: Manifest) -> list[Any]:
 
 
 def _whole(folder: Path, manifest: Manifest) -> list[Any]:
-    """Return sessions over InsightFace's files in `folder`, rewritten, with all their outputs."""
-
+    """Return sessions of InsightFace's files in `folder`, optimised, with all their outputs."""
     known = KNOWN[manifest.pack]
     size, side = manifest.detector.input_size, manifest.recogniser.input_size
     shapes: dict[str, Shape] = {
@@ -141,8 +138,7 @@ def _whole(folder: Path, manifest: Manifest) -> list[Any]:
 
 
 def _inputs(model: Path, manifest: Manifest) -> dict[bytes, tuple[Any, list[Any]]]:
-    """Return what the engine gives the two networks for each photo: the whole of it, and each of its faces."""
-
+    """Return the engine's inputs to the two networks for each photo: the whole photo, and each of its faces."""
     seen, embedded = map(_Recording, _own(model, manifest))
     heads = pack.load_heads(model, manifest.detector, seen)
     detecting = Detector(seen, manifest.detector.input_size, heads)
@@ -155,7 +151,7 @@ def _inputs(model: Path, manifest: Manifest) -> dict[bytes, tuple[Any, list[Any]
     return inputs
 
 
-def _all_of(calls: queue.SimpleQueue[Callable[[], Any] | None]) -> None:
+def _run_all(calls: queue.SimpleQueue[Callable[[], Any] | None]) -> None:
     def target() -> None:
         while (call := calls.get()) is not None:
             call()
@@ -178,16 +174,16 @@ SIDES: dict[str, Callable[[Path], Callable[[Photos], int]]] = {
 
 
 def main(side: str, folder: Path) -> None:
-    """Answer until standard input ends."""
+    """Measure the sets named on standard input until it ends."""
     sets = {name: material.photo_set(name) for name in material.SETS}
     work = SIDES[side](folder)
     work(sets["web"])
-    _tell(ready=True)
+    _answer(ready=True)
     for line in sys.stdin:
         photos = PASSES * sets[line.strip()]
         wall, processor = time.perf_counter(), time.process_time()
         faces = work(photos)
-        _tell(
+        _answer(
             seconds=time.perf_counter() - wall,
             processor_seconds=time.process_time() - processor,
             faces=faces,
@@ -195,7 +191,7 @@ def main(side: str, folder: Path) -> None:
         )
 
 
-def _tell(**values: object) -> None:
+def _answer(**values: object) -> None:
     print(json.dumps(values), file=sys.stderr, flush=True)
 
 

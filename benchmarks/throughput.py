@@ -1,4 +1,4 @@
-"""Photos per second from bytes to embeddings, beside `FaceAnalysis` and beside what bare inference allows."""
+"""Photos per second from bytes to embeddings, compared with `FaceAnalysis` and with bare inference."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from benchmarks.world import BenchmarkError, originals
 PART = "throughput"
 ABOUT = {"web": "web-size photos", "phone": "12-megapixel photos", "group": "group photos"}
 AGAINST_REFERENCE = {"web": 2.2, "phone": 2.4, "group": 1.6}
-# What has to be done: JPEG decoding is 4 to 7% of it for web-size and group photos, and half for 12 megapixels. The
-# shares of inference alone, and of what the engine itself asks of onnxruntime, stand beside it.
+# The least work that any engine must do. JPEG decoding is 4 to 7% of it for web-size and group photos, and half for 12
+# megapixels. The table also shows inference alone, and the work that this engine gives to onnxruntime.
 LIMIT = "bare+jpeg"
 LIMIT_ABOUT = {
     "bare+jpeg": "session.run + JPEG decoding",
@@ -31,7 +31,7 @@ SHARE_OF_LIMIT = 0.9
 
 
 class Side:
-    """One of `sides.py`, running."""
+    """A running process of `sides.py`."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class Side:
         self._answer()
 
     def measure(self, photo_set: str) -> dict[str, Any]:
-        """Return what the side says about one pass over the set."""
+        """Return the side's answer for one measurement of the set."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{photo_set}\n")
         self._process.stdin.flush()
@@ -65,11 +65,11 @@ class Side:
                 answer: dict[str, Any] = json.loads(line)
                 return answer
             seen.append(line)
-        raise BenchmarkError(f"the side {self.name} has ended: {''.join(seen)[-2000:]}")
+        raise BenchmarkError(f"the side {self.name} ended unexpectedly: {''.join(seen)[-2000:]}")
 
 
 def measure(rounds: int) -> list[Row]:
-    """Return the rows of the part."""
+    """Return the rows of this part."""
     with ExitStack() as stack:
         folder = stack.enter_context(originals())
         sides = [Side(name, folder) for name in SIDES]
@@ -104,14 +104,14 @@ def _rows(photo_set: str, found: dict[tuple[str, str], list[dict[str, Any]]]) ->
             "FaceAnalysis",
             ratios(rates["engine"], rates["reference"]),
             Target("≥", AGAINST_REFERENCE[photo_set]),
-            note=f"processor time {saved:.2f} times less",
+            note=f"{saved:.2f} times less CPU time",
         )
     ]
-    for side, told in LIMIT_ABOUT.items():
+    for side, name in LIMIT_ABOUT.items():
         target = Target("≥", SHARE_OF_LIMIT) if side == LIMIT else None
         share = ratios(rates["engine"], rates[side])
-        what, note = f"{about}: share of the limit", f"by processor time {_by_processor(processor, side):.2f}"
-        rows.append(Row(PART, what, "photos/s", rates["engine"], rates[side], told, share, target, note))
+        what, note = f"{about}: share of the limit", f"{_by_processor(processor, side):.2f} by CPU time"
+        rows.append(Row(PART, what, "photos/s", rates["engine"], rates[side], name, share, target, note))
     return rows
 
 

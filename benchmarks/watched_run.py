@@ -1,9 +1,9 @@
-"""`spottmee-worker run` with a watch on its engine.
+"""`spottmee-worker run` that measures how busy its engine is.
 
     python benchmarks/watched_run.py FILE JOBS
 
-Writes to FILE which share of the time between the start of the first photo and the end of the last one the engine's
-threads were busy.
+Writes to FILE the share of the time, from the start of the first photo to the end of the last one, during which the
+engine's threads were busy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runner.worker.app import run
 
 
 class WatchedEngine(Engine):
-    """Notes when it began and when it last finished a photo."""
+    """Records when it started its first photo and finished its last."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -32,7 +32,7 @@ class WatchedEngine(Engine):
         opened.append(self)
 
     def submit(self, load: Callable[[], Any]) -> Future[list[Face]]:
-        """As the engine, with a note."""
+        """Submit as the engine does, and record the times."""
 
         def noted() -> Any:
             self.began = time.monotonic() if self.began is None else self.began
@@ -46,13 +46,13 @@ class WatchedEngine(Engine):
 opened: list[WatchedEngine] = []
 
 
-def main(told: Path, jobs: str) -> int:
+def main(output: Path, jobs: str) -> int:
     """Run and write the file."""
-    engine.Engine = WatchedEngine  # type: ignore[misc]  # whoever imports it from now on gets the watched one
+    engine.Engine = WatchedEngine  # type: ignore[misc]  # later imports get the watched engine
     code = run(settings.load(flags={"max_jobs": jobs}))
     for one in opened:
         span = one.ended - (one.began or one.ended)
-        told.write_text(json.dumps({"busy": one.busy_seconds / (one.threads * span) if span else 0.0}))
+        output.write_text(json.dumps({"busy": one.busy_seconds / (one.threads * span) if span else 0.0}))
     return code
 
 

@@ -1,4 +1,4 @@
-"""Whole processes with everything real around them: 100 mixed jobs, and the sample album."""
+"""Whole processes with real servers: 100 mixed jobs, and the sample album."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from benchmarks.figures import Row, Spread, Target, ratios
 from benchmarks.world import HERE, BenchmarkError, Child, World, child, served
 
 PART = "whole run"
-# 100 jobs as a party makes them: mostly web-size photos, some straight from the phone, some groups, some guests.
+# 100 jobs as at a party: mostly web-size photos, some photos straight from a phone, some groups, some guests.
 MIX = {"web": 62, "phone": 20, "group": 8}
 COMPARISONS = 10
-# Photos that each guest compares with. Thousands are normal (docs/reference/contract.md); a small party has a tenth.
+# Photos that each guest is compared with: thousands are normal (docs/reference/contract.md), hundreds at small parties.
 STORED = (1000, 100)
 
 
@@ -32,10 +32,10 @@ def measure_mixed(world: World, rounds: int) -> list[Row]:
     busy: list[float] = []
     rows = []
     with served(images) as server, tempfile.TemporaryDirectory() as folder:
-        told = Path(folder, "busy.json")
+        busy_file = Path(folder, "busy.json")
 
         def watched(count: int) -> Child:
-            command = [str(HERE / "watched_run.py"), str(told), str(count)]
+            command = [str(HERE / "watched_run.py"), str(busy_file), str(count)]
             return child(command, world.environment)
 
         for stored in STORED:
@@ -49,11 +49,11 @@ def measure_mixed(world: World, rounds: int) -> list[Row]:
                     seconds[who].append(run(jobs).seconds)
                     world.moments(list(photos.values()))
                     if any(world.api.result(answer) is None for answer in answers):
-                        raise BenchmarkError("a comparison was left unanswered")
-                busy.append(100 * float(json.loads(told.read_text())["busy"]))
+                        raise BenchmarkError("a comparison was not answered")
+                busy.append(100 * float(json.loads(busy_file.read_text())["busy"]))
             rows.append(_mixed_row(jobs, stored, seconds))
     rows.append(
-        Row(PART, "engine busy between first and last photo of it", "%", Spread.of(busy), target=Target("≥", 90))
+        Row(PART, "the same: engine busy between first and last photo", "%", Spread.of(busy), target=Target("≥", 90))
     )
     return rows
 
@@ -66,7 +66,7 @@ def _mixed_row(jobs: int, stored: int, seconds: dict[str, list[float]]) -> Row:
 
 
 def measure_album(world: World, rounds: int) -> list[Row]:
-    """Return the row of the sample album: 25 photos, damaged and foreign ones among them."""
+    """Return the row of the sample album: 25 photos, including a truncated JPEG and an SVG."""
     images = {photo.name: photo.data for photo in material.album().photos}
     rates: dict[str, list[float]] = {"ours": [], "reference": []}
     runs: dict[str, Callable[[int], Child]] = {"ours": world.run_ours, "reference": world.run_reference}

@@ -1,4 +1,4 @@
-"""The servers that a benchmark needs, what the API does, and children whose time and memory are taken."""
+"""The environment of a benchmark: servers, the API, and child processes whose time and memory are measured."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from runner.store import schema
 from runner.store.database import connect
 
 HERE = Path(__file__).parent
-WORKER = Path(sys.executable).with_name("spottmee-worker")  # the container's own command
+WORKER = Path(sys.executable).with_name("spottmee-worker")  # the command that the container runs
 CHILD_SECONDS = 600
 _OURS = ("RUNNER_", "REDIS_", "DATABASE_", "EMBEDDINGS_", "PG")
-# When the database saw a photo reach its final state: the same clock, on the same machine, for whoever is measured.
+# When each photo reached its final status, by the database's clock: the same for both workers.
 _MOMENTS = """
 CREATE TABLE moments (photo_id text, at double precision);
 CREATE FUNCTION note_moment() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -41,8 +41,8 @@ END $$;
 CREATE TRIGGER note_moment AFTER UPDATE OF status ON "Photo" FOR EACH ROW
     WHEN (new.status IN ('READY', 'NO_FACES_FOUND', 'FAILED')) EXECUTE FUNCTION note_moment();
 """
-# The child's peak is taken by a small parent of its own: Linux hands the peak of whoever forks on to the child. That
-# parent's own start-up is nobody's.
+# A small launcher process measures the child's peak memory, because on Linux a child inherits the peak of the process
+# that forks it. The launcher's own start-up is not counted.
 _LAUNCHER = """
 import json, os, sys, time
 started = time.time()
@@ -56,12 +56,12 @@ os.write(3, json.dumps([
 
 
 class BenchmarkError(Exception):
-    """What was to be measured did not do its work."""
+    """The process to be measured did not do its work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """How a child ended. Seconds of wall and processor time; peak resident memory in MiB; `started` is Unix time."""
+    """The result of a child: wall and CPU time in seconds, peak resident memory in MiB; `started` is Unix time."""
 
     started: float
     seconds: float
@@ -77,7 +77,7 @@ class Child:
 
 
 def child(command: Sequence[str], environment: Mapping[str, str]) -> Child:
-    """Run `python *command` to its end. Raises `BenchmarkError` when it fails."""
+    """Run `python *command` to its end. Raises `BenchmarkError` if it fails."""
     reading, writing = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _with_descriptor(writing), sys.executable, *command],
@@ -91,10 +91,10 @@ def child(command: Sequence[str], environment: Mapping[str, str]) -> Child:
     os.close(writing)
     output, errors = process.communicate(timeout=CHILD_SECONDS)
     with os.fdopen(reading) as usage:
-        told = usage.read()
-    code, started, ended, processor, peak = json.loads(told) if told else (process.returncode, 0, 0, 0, 0)
+        measured = usage.read()
+    code, started, ended, processor, peak = json.loads(measured) if measured else (process.returncode, 0, 0, 0, 0)
     if code != 0:
-        raise BenchmarkError(f"{' '.join(command)} ended with {code}: {errors[-2000:]}")
+        raise BenchmarkError(f"{' '.join(command)} exited with code {code}: {errors[-2000:]}")
     return Child(started, ended - started, processor, peak / 1024, output)
 
 
@@ -127,36 +127,36 @@ class World:
         self.redis.flushall()
 
     def run_ours(self, jobs: int, *options: str) -> Child:
-        """Let `spottmee-worker run` do `jobs` jobs."""
+        """Process `jobs` jobs with `spottmee-worker run`. Raises `BenchmarkError` unless it claims exactly those."""
         done = child([str(WORKER), "run", "--max-jobs", str(jobs), *options], self.environment)
         if done.summary["claimed"] != jobs:
-            raise BenchmarkError(f"{jobs} jobs were there, and the run says {done.summary}")
+            raise BenchmarkError(f"{jobs} jobs were pushed, but the run's summary is {done.summary}")
         return done
 
     def run_reference(self, jobs: int) -> Child:
-        """Let the replaced worker do `jobs` jobs."""
+        """Process `jobs` jobs with the replaced worker."""
         return child([str(HERE / "reference.py"), str(self.models), str(jobs)], self.environment)
 
     def moments(self, photo_ids: Sequence[str]) -> list[float]:
-        """Return when each of the photos reached its final state, in order of time. Raises `BenchmarkError`."""
+        """Return the sorted Unix times at which the photos reached a final status. Raises `BenchmarkError`."""
         rows = self.connection.execute(
             "SELECT at FROM moments WHERE photo_id = ANY(%s) ORDER BY at", (list(photo_ids),)
         )
         found = [float(at) for (at,) in rows.fetchall()]
         if len(found) < len(photo_ids):
-            raise BenchmarkError(f"only {len(found)} of {len(photo_ids)} photos reached a final state")
+            raise BenchmarkError(f"only {len(found)} of {len(photo_ids)} photos reached a final status")
         return found
 
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Yield a world of its own; everything is stopped afterwards."""
+    """Yield a world with servers of its own, which are stopped afterwards."""
     with ExitStack() as stack:
         postgres = stack.enter_context(EmbeddedPostgres())
         valkey = stack.enter_context(EmbeddedRedis())
         name = f"bench_{uuid.uuid4().hex}"
         with psycopg.connect(postgres.url, autocommit=True) as admin:
-            # As in every usual image, the order of text is not that of its bytes: there LIKE cannot use an index.
+            # As in the usual images, text is not sorted by bytes, so that LIKE cannot use an index.
             admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 LOCALE 'C.UTF-8'".encode())
         connection = stack.enter_context(psycopg.connect(postgres.database_url(name), autocommit=True))
         create_table(connection)
@@ -170,7 +170,7 @@ def world() -> Iterator[World]:
 
 @contextmanager
 def originals() -> Iterator[Path]:
-    """Yield a folder with InsightFace's own two files of the default pack, and no other."""
+    """Yield a folder with only InsightFace's own two files of the default pack."""
     known = KNOWN["buffalo_sc"]
     with tempfile.TemporaryDirectory(prefix="spottmee-bench-") as folder:
         for name in (known.detectors[0], known.recogniser):
