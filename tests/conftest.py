@@ -1,4 +1,4 @@
-"""Fixtures of every test: a stripped environment, and real servers started once a session."""
+"""Fixtures of all tests: a clean environment, and real servers that are started once per session."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from tests.support.store_tools import Command, opened
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
 
 
-# How long one example takes says something about the machine and who else is using it, nothing about the code.
+# The duration of one example depends on the machine and its load, not on the code.
 hypothesis.settings.register_profile("ours", deadline=None)
 hypothesis.settings.load_profile("ours")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
-    """A shell starts what runs in its background deaf to Ctrl-C, and the commands of the tests would inherit that."""
+    """Restore Ctrl-C: a shell makes its background processes ignore it, and the tests' commands would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _stripped_environment() -> None:
-    """No test sees what the person who runs it has set."""
+    """Remove the settings of the person who runs the tests."""
     for name in [name for name in os.environ if _OURS.match(name)]:
         del os.environ[name]
 
@@ -67,13 +67,13 @@ def redis_server() -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def redis_url(redis_server: EmbeddedRedis, redis: Redis) -> str:
-    """The URL of the emptied database that `redis` is connected to."""
+    """The URL of the empty database that `redis` is connected to."""
     return redis_server.url
 
 
 @pytest.fixture
 def redis(redis_server: EmbeddedRedis) -> Iterator[Redis]:
-    """A client of an emptied database; it answers bytes."""
+    """A client of an empty database; its responses are bytes."""
     with Redis.from_url(redis_server.url) as client:
         client.flushall()
         yield client
@@ -104,7 +104,7 @@ def empty_database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 
 @pytest.fixture
 def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service]:
-    """The whole service: an emptied Redis, a fresh database, the API, and `spottmee-worker` by subprocess."""
+    """The whole service: an empty Redis, a fresh database, the API, and `spottmee-worker` as a subprocess."""
     with a_service(redis, redis_url, database_url) as found:
         yield found
 

@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from enum import Enum
 
-from tests.support.listening import Listener, close, led_on
+from tests.support.listening import Listener, close, connect_upstream
 
 
 class State(Enum):
@@ -49,7 +49,7 @@ class Gate(Listener):
         if self._state is State.SHUT:
             client.close()
             return
-        server = led_on(client, self.upstream)
+        server = connect_upstream(client, self.upstream)
         if server is None:
             return
         self._sockets += [client, server]

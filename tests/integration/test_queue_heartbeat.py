@@ -174,7 +174,7 @@ class TestRedisAway:
             given_up = time.monotonic()
             assert claimed + 3 < given_up < confirmed + 4
             heartbeat.drop(lease)  # as its runner does; else it is renewed as soon as Redis is there again
-            relay.mend()
+            relay.restore()
             other = queue_of(self.connected(relay, "5"), "b")
             while not other.claim(1):
                 assert time.monotonic() < given_up + 10
@@ -194,7 +194,7 @@ class TestRedisAway:
             start = time.monotonic()
             assert all(heartbeat.still_owned(lease) for lease in leases)
             assert time.monotonic() - start < 2 * heartbeat_module.ASK_SECONDS
-            relay.mend()
+            relay.restore()
 
     def test_it_goes_on_after_redis_was_away(self, relay: Relay) -> None:
         client = self.connected(relay, "0.1")
@@ -205,7 +205,7 @@ class TestRedisAway:
             heartbeat.hold([lease])
             relay.cut_off()
             time.sleep(0.8)
-            relay.mend()
+            relay.restore()
             time.sleep(1.5)
             assert [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
             assert heartbeat.still_owned(lease)

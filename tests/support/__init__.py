@@ -1,1 +1,1 @@
-"""What several tests share: servers, samples, worlds. No test stands here."""
+"""Helpers that several tests share: servers, samples, assertions. Contains no tests."""

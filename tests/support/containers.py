@@ -1,4 +1,4 @@
-"""Runs in containers, seen as `tests.support.run_tools` sees runs as processes."""
+"""Runs in containers, with the interface that `tests.support.run_tools` has for runs as processes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Container:
     process: subprocess.Popen[str]
 
     def wait(self) -> Ended:
-        """Return how it ended."""
+        """Wait for the container to end and return the result."""
         output, errors = self.process.communicate(timeout=CONTAINER_SECONDS)
         return Ended(self.process.returncode, output, errors)
 
     def execute(self, *command: str) -> str:
-        """Return what a command prints that runs inside, beside PID 1."""
+        """Run a command inside the container and return its output."""
         return self.engine.podman("exec", self.name, *command)
 
     def terminate(self) -> None:
@@ -40,26 +40,26 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Starts containers of the image beside the service's servers."""
+    """Starts containers of the image that use the servers of `service`."""
 
     engine: Engine
     service: Service
 
     def start(self, *arguments: str, limits: Limits | None = None, **more: str) -> Container:
-        """Start a container with these arguments and further variables."""
+        """Start a container with these arguments and additional environment variables."""
         ours = {name: value for name, value in self.service.environment.items() if _OURS.fullmatch(name)}
         name = f"spottmee-test-{uuid.uuid4().hex[:12]}"
         process = self.engine.start(name, arguments, ours | more, limits or Limits())
         return Container(name, self.engine, process)
 
     def command(self, *arguments: str, limits: Limits | None = None, **more: str) -> Ended:
-        """Return how a container with these arguments ends."""
+        """Run a container with these arguments to its end and return the result."""
         return self.start(*arguments, limits=limits, **more).wait()
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait for something to become true; fail the test where it does not in time."""
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Wait until `condition` is true; fail the test if it is not within `seconds`."""
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for: {what}"
         time.sleep(0.02)

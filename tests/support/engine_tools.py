@@ -1,4 +1,4 @@
-"""What the tests of the engine share: InsightFace's own answers, and how ours are compared with them."""
+"""Helpers for tests of the engine: InsightFace's own results, and the comparison of ours with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODEL = default_model_dir()
 
 @cache
 def originals() -> Path:
-    """Return a folder with the default pack's original files, kept for as long as the tests run."""
+    """Return a folder with the original files of the default pack, which exists for the whole session."""
     folder = Path(tempfile.mkdtemp(prefix="spottmee-originals-"))
     known = KNOWN["buffalo_sc"]
     for names in (known.detectors, (known.recogniser,)):
@@ -31,22 +31,22 @@ def originals() -> Path:
 
 @cache
 def reference() -> Any:
-    """Return InsightFace's `FaceAnalysis` over them."""
+    """Return InsightFace's `FaceAnalysis` with the original files."""
     return proof.reference_analysis(originals())
 
 
 def expected(image: Image) -> list[Any]:
-    """Return InsightFace's own answer."""
+    """Return the faces that InsightFace itself finds."""
     return proof.reference_faces(reference(), image)
 
 
 def analyse(engine: Engine, image: Image) -> list[Face]:
-    """Return the engine's answer for one image."""
+    """Return the faces that the engine finds in one image."""
     return engine.submit(lambda: image).result(120)
 
 
 def assert_same(theirs: Sequence[Any], ours: Sequence[Face], name: str) -> None:
-    """Check that our faces of one image are InsightFace's: as many, in the same order, within the proof's bounds."""
+    """Check that our faces of one image equal InsightFace's, in the same order, within the proof's tolerances."""
     assert len(ours) == len(theirs), name
     for their_face, our_face in zip(theirs, ours, strict=True):
         assert np.abs(their_face.bbox - our_face.box).max() <= proof.MAX_PIXELS, name

@@ -1,4 +1,4 @@
-"""Small graphs, and whether they compute the same after graph passes."""
+"""Small ONNX graphs, and a check that they compute the same outputs after graph passes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(
     opset: int,
     rank: int = 4,
 ) -> onnx.ModelProto:
-    """Return a model that reads `x` of this shape; whole numbers among the weights stay what they are."""
+    """Return a model with the input `x` of this shape; int64 weights stay int64, all others become float32."""
     floats = TensorProto.FLOAT
     graph = helper.make_graph(
         list(nodes),

@@ -1,4 +1,4 @@
-"""What sockets that listen on loopback have in common in tests."""
+"""The common base of test servers that listen on a socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 
 
 class Listener:
-    """Listens for the time of a `with` block. Each connection is given to `_take`, then `_end` closes what is left."""
+    """Listens for the duration of a `with` block, and passes each connection to `_take`; `_end` closes what is left."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -18,11 +18,11 @@ class Listener:
         self.port: int = self._listener.getsockname()[1]
 
     def _take(self, client: socket.socket) -> None:
-        """Do something with a connection, and return soon: the next one waits."""
+        """Handle a connection without blocking: the next one is accepted only after this returns."""
         raise NotImplementedError
 
     def _end(self) -> None:
-        """Close the connections."""
+        """Close the remaining connections."""
         raise NotImplementedError
 
     def _accept(self) -> None:
@@ -44,8 +44,8 @@ class Listener:
         self._end()
 
 
-def led_on(client: socket.socket, port: int) -> socket.socket | None:
-    """Return a connection to `port` of loopback; where nobody listens there, close the client's."""
+def connect_upstream(client: socket.socket, port: int) -> socket.socket | None:
+    """Return a connection to `port` on loopback; if nothing listens there, close the client's and return None."""
     try:
         return socket.create_connection(("127.0.0.1", port))
     except OSError:
@@ -54,7 +54,7 @@ def led_on(client: socket.socket, port: int) -> socket.socket | None:
 
 
 def close(end: socket.socket) -> None:
-    """Wake whoever waits for the socket, and close it."""
+    """Shut the socket down, which wakes threads blocked on it, and close it."""
     with suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
     end.close()

@@ -1,4 +1,4 @@
-"""An image server that behaves as its paths say: missing, broken, slow, too large, or not an image at all."""
+"""An image server whose paths select its behaviour: missing, broken, slow, too large, or not an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OddServer(Serving):
         self._server.requests = self.requests
 
     def url(self, path: str) -> str:
-        """Return the URL of a file or a behaviour, not encoded."""
+        """Return the URL of a file or a behaviour, not URL-encoded."""
         return f"http://127.0.0.1:{self._server.server_port}/{path}"
 
 
@@ -76,4 +76,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""

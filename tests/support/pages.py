@@ -1,4 +1,4 @@
-"""The documentation as the tests read it: its pages, and the blocks of shell commands on them."""
+"""Extracts the blocks of shell commands from the pages of the documentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHELLS = ("sh", "bash", "shell", "console")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block. `reason` says why its commands cannot run in a test; None where they can."""
+    """A fenced block. `reason` says why its commands cannot run in a test; None if they can."""
 
     page: Path
     language: str
@@ -25,21 +25,21 @@ class Block:
 
 
 def name_of(page: Path) -> str:
-    """Return the path of a page inside the repository."""
+    """Return the path of a page relative to the repository's root."""
     return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path) -> list[Block]:
-    """Return every fenced block of a page, in its order."""
+    """Return every fenced block of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [Block(page, found["language"], found["text"], found["reason"]) for found in _BLOCK.finditer(text)]
 
 
 def shell_blocks(page: Path) -> list[Block]:
-    """Return the blocks of shell commands of a page, in their order."""
+    """Return the blocks of shell commands of a page, in order."""
     return [block for block in blocks(page) if block.language in _SHELLS]
 
 
 def script(page: Path) -> str:
-    """Return the commands of a page that can run, as one script; empty where it has none."""
+    """Return the commands of a page that can run in a test, as one script; empty if there are none."""
     return "\n".join(block.text for block in shell_blocks(page) if block.reason is None)

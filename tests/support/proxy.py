@@ -1,4 +1,4 @@
-"""A proxy that can break a connection to PostgreSQL at any message, before or after the server has seen it."""
+"""A proxy that can break a connection to PostgreSQL at any message, before or after the server receives it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 
-from tests.support.listening import Listener, close, led_on
+from tests.support.listening import Listener, close, connect_upstream
 
-# ReadyForQuery: the server has done all that it was asked for (PostgreSQL protocol 3.0, message formats).
+# ReadyForQuery: the server has completed all requests (PostgreSQL protocol 3.0, message formats).
 _READY = re.compile(rb"Z\x00\x00\x00\x05[ITE]\Z")
 QUIET_SECONDS = 0.1
 
 
 class Verdict(Enum):
-    """What happens to a message of the client, and to its connection."""
+    """How the proxy treats a message of the client, and its connection."""
 
     PASS = "pass"
     LOSE_REQUEST = "lose request"  # the server never sees it
-    LOSE_REPLY = "lose reply"  # the server does it, the client never hears of it
+    LOSE_REPLY = "lose reply"  # the server executes it, but the client never receives the reply
 
 
 class Proxy(Listener):
-    """Listens on loopback and forwards to `port`. `judge` is asked about every message, counted from 1."""
+    """Listens on loopback and forwards to `port`. `judge` decides about each message, numbered from 1."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
@@ -36,17 +36,17 @@ class Proxy(Listener):
         self._sockets: list[socket.socket] = []
 
     def url(self, url: str) -> str:
-        """Return `url` led through this proxy."""
+        """Return `url` with this proxy in place of the server."""
         return re.sub(r":\d+/([^?]*)", rf":{self.port}/\1?sslmode=disable&gssencmode=disable", url, count=1)
 
     def watch(self, judge: Callable[[int], Verdict]) -> None:
-        """Count from 1 again and ask `judge` from now on."""
+        """Number the messages from 1 again, and use `judge` from now on."""
         with self._lock:
             self.messages = 0
             self.judge = judge
 
     def _take(self, client: socket.socket) -> None:
-        server = led_on(client, self._upstream)
+        server = connect_upstream(client, self._upstream)
         if server is None:
             return
         self._sockets += [client, server]
@@ -66,7 +66,7 @@ class Proxy(Listener):
                     link.mute = True
                 link.server.sendall(data)
                 if verdict is Verdict.LOSE_REPLY:
-                    # A part of a pipeline has no end of its own: then the server is done when it says no more.
+                    # Inside a pipeline there is no ReadyForQuery: the server is done when it has been silent.
                     link.done.wait(QUIET_SECONDS)
                     break
         link.close()
@@ -77,7 +77,7 @@ class Proxy(Listener):
 
 
 class _Link:
-    """One connection through the proxy. While `mute`, the client hears nothing; `done` says that the server is."""
+    """One connection through the proxy. While `mute`, no reply reaches the client; `done` is set at ReadyForQuery."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server

@@ -1,4 +1,4 @@
-"""What the tests of the queue share: queues of several owners, and time that passes when it is told to."""
+"""Helpers for tests of the queue: queues of several owners, control of lease times, and the state in Redis."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def queue_of(
 
 
 def closing_clients(monkeypatch: pytest.MonkeyPatch, module: str) -> Iterator[None]:
-    """Close in the end what `connect` of a module has returned meanwhile.
+    """Close the clients that `connect` of a module returned during the test.
 
-    A client that the collector finds first warns, in whichever test that happens.
+    A client that is garbage-collected without being closed raises a warning, in whichever test is running then.
     """
     clients: list[Redis] = []
 
@@ -54,7 +54,7 @@ def push(redis: Redis, payloads: Iterable[bytes], name: str = NAME) -> None:
 
 
 def pass_time(redis: Any, seconds: float, name: str = NAME) -> None:
-    """Let `seconds` pass for the leases: their ends are that much nearer (or, negative, the clock is set back)."""
+    """Let `seconds` pass for the leases by moving their expiry; negative seconds set the clock back."""
     past = round(seconds * 1000)
     for key in (keys.leases(name), keys.parked(name)):
         for lease_id, score in redis.zrange(key, 0, -1, withscores=True):
@@ -66,7 +66,7 @@ def pass_time(redis: Any, seconds: float, name: str = NAME) -> None:
 
 @dataclass(frozen=True)
 class Places:
-    """Where every payload of a list is, as Redis has it."""
+    """Where each payload of a list is in Redis."""
 
     waiting: list[bytes]
     leased: dict[str, bytes]
@@ -79,15 +79,15 @@ class Places:
 
 
 def places(redis: Any, name: str = NAME) -> Places:
-    """Look into the keys themselves, not through the code under test."""
+    """Read the keys directly, not through the code under test."""
     claimed = redis.hgetall(keys.claimed(name))
     scored = {raw.decode() for raw in redis.zrange(keys.leases(name), 0, -1)}
     payloads = {k.decode().removesuffix(":payload"): v for k, v in claimed.items() if k.endswith(b":payload")}
     parked = {raw.decode() for raw in redis.zrange(keys.parked(name), 0, -1)}
     assert set(payloads) == scored | parked, "a lease without a payload, or a payload without a lease"
-    assert {k.decode().rpartition(":")[0] for k in claimed} == set(payloads), "something is left of a lease"
-    waited_for = {raw.decode() for raw in redis.scan_iter(keys.pending(name, "*"))}
-    assert waited_for == {keys.pending(name, one) for one in parked}, "a set of photos that nothing waits for"
+    assert {k.decode().rpartition(":")[0] for k in claimed} == set(payloads), "an ended lease left fields behind"
+    pending = {raw.decode() for raw in redis.scan_iter(keys.pending(name, "*"))}
+    assert pending == {keys.pending(name, one) for one in parked}, "a set of pending photos without a parked job"
     buried = [raw.decode() for raw in redis.zrange(keys.dead_index(name), 0, -1)]
     return Places(
         waiting=redis.lrange(keys.list_key(name), 0, -1),

@@ -1,8 +1,8 @@
-"""Plays back what a real API server has answered (recordings/*.json, made by tests/e2e/record.py).
+"""Plays back the responses of a real Kubernetes API server (recordings/*.json, made by tests/e2e/record.py).
 
-Each recording is one command's conversation. A request is known by its method and path; the answers to equal
-requests come in the recorded order, and the last one again and again. The name that a debug Job had when it was
-recorded is replaced by the one that it has now.
+Each recording contains the requests of one command. A request is identified by its method and path. Responses to equal
+requests are played in the recorded order, and the last one repeatedly. The recorded name of a debug Job is replaced by
+its current name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _JOB_NAME = re.compile(r"party-debug-[0-9a-f]{5}\b")
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request, and how it was answered."""
+    """A request and its response."""
 
     method: str
     path: str
@@ -35,16 +35,16 @@ class Exchange:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What a request is known by."""
+        """What identifies a request: its method and path, independent of the Job's name."""
         return self.method, _JOB_NAME.sub("JOB", self.path)
 
     def document(self) -> dict[str, object]:
-        """Return the exchange as it is kept."""
+        """Return the exchange as the recording contains it."""
         return asdict(self)
 
 
 class RecordedApi(Serving):
-    """An HTTP server on loopback that answers from one recording. `requests` is what it was asked, with bodies."""
+    """An HTTP server on loopback that plays back one recording; `requests` lists the received requests with bodies."""
 
     def __init__(self, scene: str) -> None:
         document = json.loads((FOLDER / f"{scene}.json").read_text(encoding="utf-8"))
@@ -73,22 +73,22 @@ class RecordedApi(Serving):
             do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - names of http.server
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that it listens on."""
         return int(self._server.server_port)
 
     def forget(self, part: str) -> None:
-        """Answer no request whose path holds `part`."""
+        """Drop the recorded responses to requests whose path contains `part`."""
         self._answers = {key: found for key, found in self._answers.items() if part not in key[1]}
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, str]:
-        """Return status and text of the answer."""
+        """Return status and body of the next recorded response; 500 if there is none."""
         with self._lock:
             self.requests.append((method, path, body))
             if method == "POST" and body and body.get("kind") == "Job":
@@ -103,7 +103,7 @@ class RecordedApi(Serving):
 
 @contextmanager
 def kubeconfig(port: int) -> Iterator[Path]:
-    """Yield a kubeconfig that leads to an API server on loopback, without TLS."""
+    """Yield a kubeconfig for an API server on loopback, without TLS."""
     document = {
         "apiVersion": "v1",
         "kind": "Config",

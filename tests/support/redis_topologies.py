@@ -1,4 +1,4 @@
-"""Real servers in the shapes that Redis is run in: sentinel with a replica, a cluster, and behind TLS."""
+"""Real servers in the usual topologies of Redis: sentinel with a replica, a cluster, and behind TLS."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tests.support.listening import Listener, close
 PATIENCE_SECONDS = 30.0
 
 
-def wait_until(what: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait until `what` returns something true; an exception of redis counts as not yet."""
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait until `condition` returns a true value; a `RedisError` counts as false."""
 
     deadline = time.monotonic() + seconds
     while True:
         with suppress(RedisError):
-            if what():
+            if condition():
                 return
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"the condition was still false after {seconds:g} s"
         time.sleep(0.02)
 
 
@@ -40,7 +40,7 @@ def opened(server: EmbeddedServer, **options: Any) -> Redis:
 
 
 class EmbeddedSentinel(EmbeddedServer):
-    """One sentinel that watches `master` alone: it is its own majority."""
+    """One sentinel that monitors `master`, with a quorum of one."""
 
     name = "sentinel"
 
@@ -61,7 +61,7 @@ class EmbeddedSentinel(EmbeddedServer):
         configuration.write_text("\n".join(lines) + "\n")
         self._spawn([str(valkey_binary()), str(configuration), "--sentinel"])
         self._wait(lambda: b"+monitor master photos" in self.log.read_bytes())
-        # It looks at its servers every ten seconds otherwise, and waits as long before it demotes an old master.
+        # By default it polls its servers every ten seconds, and waits as long before it demotes an old master.
         with opened(self, password=self._password) as client:
             client.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 100, "ASK-PERIOD", 100, "PUBLISH-PERIOD", 100)
 
@@ -75,10 +75,10 @@ class Sentinels:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            at_once = ["--repl-diskless-sync-delay", "0"]
-            self.master = stack.enter_context(EmbeddedRedis(arguments=at_once))
+            no_delay = ["--repl-diskless-sync-delay", "0"]
+            self.master = stack.enter_context(EmbeddedRedis(arguments=no_delay))
             self.replica = stack.enter_context(
-                EmbeddedRedis(arguments=[*at_once, "--replicaof", "127.0.0.1", str(self.master.port)])
+                EmbeddedRedis(arguments=[*no_delay, "--replicaof", "127.0.0.1", str(self.master.port)])
             )
             self.sentinel = stack.enter_context(EmbeddedSentinel(self.master, password=self._password))
             wait_until(lambda: opened(self.replica).info("replication")["master_link_status"] == "up")
@@ -96,7 +96,7 @@ class Sentinels:
         return "'master-link-status': 'ok'" in str(found)
 
     def synchronise(self) -> None:
-        """Wait until the replica has all that the master has."""
+        """Wait until the replica has all writes of the master."""
         assert int(opened(self.master).wait(1, 5000)) == 1
 
     def __exit__(
@@ -106,7 +106,7 @@ class Sentinels:
 
 
 class Cluster:
-    """Three masters, and a replica for the one that `key` belongs to."""
+    """Three masters, and a replica of the one that stores `key`."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -124,12 +124,12 @@ class Cluster:
             for node in nodes[1:]:
                 bus = node.bus_port
                 clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-            wait_until(lambda: all(_says(client, "cluster_known_nodes", "4") for client in clients))
+            wait_until(lambda: all(_reports(client, "cluster_known_nodes", "4") for client in clients))
             slot = int(clients[0].execute_command("CLUSTER", "KEYSLOT", self._key))
             self.master = masters[slot * 3 // 16384]
             master_id = opened(self.master).execute_command("CLUSTER", "MYID")
             wait_until(lambda: clients[3].execute_command("CLUSTER", "REPLICATE", master_id))
-            wait_until(lambda: all(_says(client, "cluster_state", "ok") for client in clients))
+            wait_until(lambda: all(_reports(client, "cluster_state", "ok") for client in clients))
             wait_until(lambda: clients[3].info("replication")["master_link_status"] == "up")
             self._stack = stack.pop_all()
         return self
@@ -149,7 +149,7 @@ class Cluster:
 
 
 class ClusterNode(EmbeddedRedis):
-    """One node; its bus port is chosen, because port + 10000 may be no port at all."""
+    """One node with a chosen bus port, because the default, port + 10000, may not be a valid port."""
 
     def __init__(self, bus_port: int) -> None:
         super().__init__(
@@ -161,15 +161,15 @@ class ClusterNode(EmbeddedRedis):
         self.bus_port = bus_port
 
 
-def _says(client: Any, name: str, value: str) -> bool:
+def _reports(client: Any, name: str, value: str) -> bool:
     answer: dict[str, str] = client.execute_command("CLUSTER INFO")
     return answer[name] == value
 
 
 class Relay(Listener):
-    """Listens on loopback and forwards to `port`, with TLS where a context is given. It can be cut off.
+    """Listens on loopback and forwards to `port`, with TLS if a context is given. It can cut all connections.
 
-    `port` is looked up for each connection: a name that moves on to another server.
+    `port` is called for each connection, like a name whose address changes.
     """
 
     def __init__(self, port: Callable[[], int], context: ssl.SSLContext | None = None) -> None:
@@ -177,7 +177,7 @@ class Relay(Listener):
         self._upstream = port
         self._context = context
         self._ends: list[socket.socket] = []
-        self.lose_replies = 0  # so many of the next replies are read and never passed on, and the connection ends
+        self.lose_replies = 0  # how many of the next replies are dropped, together with their connection
         self.cut = False
 
     def _take(self, client: socket.socket) -> None:
@@ -191,7 +191,7 @@ class Relay(Listener):
             if self._context is not None:
                 client = self._context.wrap_socket(client, server_side=True)
             server = socket.create_connection(("127.0.0.1", self._upstream()))
-        except OSError:  # no TLS, or not with a certificate of ours
+        except OSError:  # the client did not use TLS, or rejected the certificate
             close(client)
             return
         self._ends += [client, server]
@@ -201,7 +201,7 @@ class Relay(Listener):
         close(client)
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
-        """Forward both ways in one thread, which is all that a TLS connection may be used from."""
+        """Forward both ways in a single thread: a TLS connection must not be used from two."""
         while True:
             waiting = isinstance(client, ssl.SSLSocket) and client.pending()
             for source in [client] if waiting else select.select([client, server], [], [])[0]:
@@ -217,13 +217,13 @@ class Relay(Listener):
                     client.sendall(data)
 
     def cut_off(self) -> None:
-        """End every connection and accept no other until `mend`."""
+        """Close every connection and accept no other until `restore`."""
         self.cut = True
         for end in self._ends:
             close(end)
         self._ends.clear()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         self.cut = False
 
     def _end(self) -> None:
@@ -231,7 +231,7 @@ class Relay(Listener):
 
 
 def server_context(authority: trustme.CA, *, clients: trustme.CA | None = None) -> ssl.SSLContext:
-    """Return a server's TLS with a certificate for 127.0.0.1; with `clients`, only theirs are let in."""
+    """Return a server's TLS context for 127.0.0.1; with `clients`, it requires a certificate of that authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     if clients is not None:
@@ -241,7 +241,7 @@ def server_context(authority: trustme.CA, *, clients: trustme.CA | None = None) 
 
 
 def acl_line(page: str) -> str:
-    """Return the ACL line of docs/reference/redis-keys.md, in its code block."""
+    """Return the ACL line in the code block of docs/reference/redis-keys.md."""
     found = re.search(r"^user (\S+) on .*$", page, re.MULTILINE)
     assert found, "docs/reference/redis-keys.md shows no ACL line"
     return found[0]

@@ -1,4 +1,4 @@
-"""What the tests of the command line share: the API's side, an image server, and runs by subprocess."""
+"""Helpers for tests of the command line: the API's side, and `spottmee-worker` as a subprocess."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN_SECONDS = 120
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: its exit code, what it printed, and its log lines."""
+    """The result of a command: its exit code, its output, and its log."""
 
     code: int
     output: str
@@ -39,7 +39,7 @@ class Ended:
         return [json.loads(line) for line in self.errors.splitlines()]
 
     def lines(self, **values: object) -> list[dict[str, Any]]:
-        """Return the log lines that carry these values."""
+        """Return the log lines with these values."""
         return [line for line in self.log if values.items() <= line.items()]
 
 
@@ -53,7 +53,7 @@ class Service:
     environment: Mapping[str, str]
 
     def command(self, *arguments: str, **more: str) -> Ended:
-        """Return how `spottmee-worker` ends with these arguments and these further variables."""
+        """Run `spottmee-worker` with these arguments and additional environment variables; return the result."""
         process = self.start(*arguments, **more)
         output, errors = process.communicate(timeout=RUN_SECONDS)
         return Ended(process.returncode, output, errors)
@@ -70,23 +70,23 @@ class Service:
         )
 
     def run(self, *arguments: str, **more: str) -> Ended:
-        """Run until the lists are drained; a run that does not end with 0 fails the test."""
+        """Run until the lists are empty; fail the test unless the exit code is 0."""
         ended = self.command("run", *arguments, **more)
         assert ended.code == 0, ended.errors
         return ended
 
     def faces(self, photo_id: str) -> int:
-        """Return how many faces of a photo are stored."""
+        """Return the number of stored faces of a photo."""
         row = self.connection.execute("SELECT count(*) FROM faces WHERE photo_id = %s", (photo_id,)).fetchone()
         assert row is not None
         return int(row[0])
 
     def status(self, photo_id: str) -> str | None:
-        """Return the status of a photo, None where it does not exist."""
+        """Return the status of a photo, None if it does not exist."""
         return self.api.statuses().get(photo_id)
 
     def leftovers(self) -> dict[str, int]:
-        """Return how many jobs of each list are waiting, leased, or dead letters."""
+        """Return how many jobs of each list are waiting, leased or dead letters, without zeros."""
         counts = {}
         for name in ("compare", "process"):
             counts[f"{name} waiting"] = self.redis.llen(f"face_embeddings:{name}")
@@ -99,7 +99,7 @@ class Service:
 
 @contextmanager
 def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service]:
-    """Yield the service over an emptied Redis and a fresh database."""
+    """Yield the service with an empty Redis and a fresh database."""
     environment = {
         **os.environ,
         "REDIS_URL": redis_url,

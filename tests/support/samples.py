@@ -1,4 +1,4 @@
-"""Images of every kind that the contract names, made here: small, and with something to see in every corner."""
+"""Generated images of every format in the contract: small, and without symmetry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-WIDTH, HEIGHT = 61, 43  # odd, so that no corner and no block of a codec is like another
+WIDTH, HEIGHT = 61, 43  # odd, and not a multiple of a codec's block size
 EXIF = b"Exif\0\0"
 
 
 @cache
 def scene(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Return a picture with smooth parts, edges and no symmetry."""
+    """Return a picture with smooth areas, edges and no symmetry."""
     generator = np.random.default_rng(7)
     coarse = generator.integers(0, 255, (7, 9, 3), np.uint8)
     pixels = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)).copy()
@@ -27,7 +27,7 @@ def scene(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    """Return `image` as a file of `kind`."""
+    """Return `image` as a file in the format `kind`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -38,7 +38,7 @@ def jpeg(**options: object) -> bytes:
 
 
 def tiff(orientation: int, order: str = "<", *, before: Sequence[bytes] = (), kind: int = 3, count: int = 1) -> bytes:
-    """Return an EXIF block's TIFF part, with `before` as entries ahead of the orientation."""
+    """Return the TIFF part of an EXIF block, with the entries `before` ahead of the orientation."""
     value = struct.pack(f"{order}HH", orientation, 0) if kind == 3 else struct.pack(f"{order}I", orientation)
     entries = [*before, struct.pack(f"{order}HHI", 0x0112, kind, count) + value]
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
@@ -51,7 +51,7 @@ def segment(marker: int, content: bytes) -> bytes:
 
 
 def with_segments(data: bytes, *segments: bytes) -> bytes:
-    """Return a JPEG with `segments` before all others."""
+    """Return a JPEG with `segments` inserted before all others."""
     return data[:2] + b"".join(segments) + data[2:]
 
 
@@ -65,13 +65,13 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2, interlaced: int = 0) -> bytes:
-    """Return a PNG of these chunks, which may be wrong in any way."""
+    """Return a PNG of these chunks, which need not be valid."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *chunks, chunk(b"IEND", b"")])
 
 
 def interlaced_png() -> bytes:
-    """Return an interlaced PNG (Adam7; ISO/IEC 15948, section 8.2). Pillow writes none."""
+    """Return an interlaced PNG (Adam7; ISO/IEC 15948, section 8.2), which Pillow cannot write."""
     pixels = np.asarray(scene())
     rows = b""
     for top, left, down, right in (
@@ -94,7 +94,7 @@ def png16() -> bytes:
 
 
 def ycck() -> bytes:
-    """Return a CMYK JPEG as Photoshop writes them: Adobe's marker, inverted, YCCK."""
+    """Return a CMYK JPEG as Photoshop writes it: with Adobe's marker, inverted, in YCCK."""
     return encoded(scene().convert("CMYK"), "JPEG", quality=88)
 
 
@@ -111,7 +111,7 @@ def exif_webp(orientation: int) -> bytes:
 
 
 def photos() -> dict[str, bytes]:
-    """Return every kind of image that must decode."""
+    """Return an image of every kind that must be decodable, by name."""
     grey, alpha = scene().convert("L"), scene().convert("RGBA")
     alpha.putalpha(grey)
     palette = scene().convert("P", palette=Image.Palette.ADAPTIVE, colors=50)

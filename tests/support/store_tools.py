@@ -1,4 +1,4 @@
-"""What the tests of the store share: the API's table, databases ready for use, and made-up faces."""
+"""Helpers for tests of the store: connections, photos, and random faces."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ CREATE TABLE face_embeddings (
 
 
 def opened(url: str) -> Session:
-    """Return a connection as the runner makes them."""
+    """Return a connection like the runner's own."""
     return connect(url, seconds=5, application_name="test")
 
 
 @dataclass
 class Face:
-    """A made-up face with the attributes of `runner.faces.engine.Face`."""
+    """A random face with the attributes of `runner.faces.engine.Face`."""
 
     embedding: NDArray[np.float32]
     score: float = 0.875
@@ -51,7 +51,7 @@ def unit(values: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def faces(count: int, seed: int = 0) -> list[Face]:
-    """Return `count` faces that resemble nobody."""
+    """Return `count` random faces, dissimilar to each other."""
     return [Face(row) for row in unit(np.random.default_rng(seed).standard_normal((count, 512)))]
 
 
@@ -76,7 +76,7 @@ def statuses(connection: Session) -> dict[str, str]:
 
 
 def stored_faces(connection: Session) -> list[tuple[str, int]]:
-    """Return photo and index of every face of `MODEL`."""
+    """Return the photo id and the index of every stored face of `MODEL`."""
     rows = connection.query(
         "SELECT photo_id, face_index FROM {faces}.faces WHERE model = %s ORDER BY 1, 2", (MODEL,)
     ).fetchall()
@@ -84,18 +84,18 @@ def stored_faces(connection: Session) -> list[tuple[str, int]]:
 
 
 def round_trips(connection: Session, trace: Path, work: Callable[[], Result]) -> tuple[int, Result]:
-    """Return how often `work` waited for the server, and what it returned."""
+    """Return the number of round trips of `work` to the server, and its result."""
     with trace.open("w") as file:
         connection.pgconn.trace(file.fileno())
         result = work()
         connection.pgconn.untrace()
-    # A line begins with a timestamp, then F for what is sent or B for what comes back: F to B is a wait.
+    # Each line has a timestamp, then F for a message sent or B for one received: F followed by B is a round trip.
     directions = "".join(re.findall(r"^[0-9-]+ [0-9:.]+\t([FB])\t", trace.read_text(), re.MULTILINE))
     return directions.count("FB"), result
 
 
 class Runner:
-    """A runner's view of the API's database and that of the embeddings; where the URLs are one, one connection."""
+    """A runner's connections to the API's database and the embeddings database; a single one if the URLs are equal."""
 
     def __init__(self, api_url: str, faces_url: str) -> None:
         self.api_url, self.faces_url = api_url, faces_url

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-SIZES = (1, 4, 10)  # numbers an anchor: score, box, landmarks
+SIZES = (1, 4, 10)  # numbers per anchor: score, box, landmarks
 
 
 def detector(path: Path, *, side: int | str = "side", outputs: int = 9) -> Path:
-    """Write a detector: convolutions at strides 8, 16 and 32 with two anchors a cell."""
+    """Write a detector: convolutions with strides 8, 16 and 32, and two anchors per cell."""
     random = np.random.default_rng(1)
     nodes, weights, names = [], [], []
     for size in SIZES:
@@ -35,7 +35,7 @@ def detector(path: Path, *, side: int | str = "side", outputs: int = 9) -> Path:
 
 
 def recogniser(path: Path, *, size: int = 512, side: int = 112) -> Path:
-    """Write a recogniser that makes `size` numbers of the mean colour."""
+    """Write a recogniser that computes `size` numbers from the mean colour."""
     weight = numpy_helper.from_array(np.random.default_rng(2).normal(size=(3, size)).astype(np.float32), "w")
     nodes = [
         helper.make_node("GlobalAveragePool", ["x"], ["mean"]),

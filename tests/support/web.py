@@ -1,4 +1,4 @@
-"""Web servers on loopback that misbehave in any way a test needs, and names that resolve as a test says."""
+"""Web servers on loopback that misbehave as a test requires, and host names that resolve as a test requires."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LIMIT = 100_000
 
 
 def ok(body: bytes = PICTURE, *headers: str, status: str = "200 OK") -> bytes:
-    """Return a proper answer with a length."""
+    """Return a valid response with a Content-Length."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 class Web(Listener):
-    """Serves on `address` for the time of a `with` block.
+    """Serves on `address` for the duration of a `with` block.
 
-    What it does with a request is said by path: bytes are sent, a callable gets the connection and the request and
-    does as it likes. `keep` keeps connections open for further requests. Every request line and head is recorded.
+    `answers` maps a path to its response: bytes are sent, a callable receives the connection and the request. `keep`
+    keeps connections open for further requests. Every request line and head is recorded.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Web(Listener):
         self._open: list[socket.socket] = []
 
     def url(self, path: str = "/", host: str = "") -> str:
-        """Return the URL of `path`, under the address itself or another host name."""
+        """Return the URL of `path` with the server's address or another host name."""
         name = host or (f"[{self.address}]" if ":" in self.address else self.address)
         return f"{'https' if self._tls else 'http'}://{name}:{self.port}{path}"
 
@@ -105,7 +105,7 @@ def _head(connection: socket.socket) -> str:
 
 
 def drip(data: bytes, pause: float, *, first: bytes = b"") -> Exchange:
-    """Send `first`, then a byte of `data` at a time, again and again, until the client is gone."""
+    """Send `first`, then `data` byte by byte with pauses, repeatedly, until the client disconnects."""
 
     def exchange(connection: socket.socket, _request: str) -> None:
         connection.sendall(first)
@@ -118,7 +118,7 @@ def drip(data: bytes, pause: float, *, first: bytes = b"") -> Exchange:
 
 
 def flood(data: bytes, *, first: bytes = b"") -> Exchange:
-    """Send `first`, then `data` again and again, until the client is gone."""
+    """Send `first`, then `data` repeatedly, until the client disconnects."""
 
     def exchange(connection: socket.socket, _request: str) -> None:
         connection.sendall(first)
@@ -129,7 +129,7 @@ def flood(data: bytes, *, first: bytes = b"") -> Exchange:
 
 
 def hang(first: bytes = b"", seconds: float = 20.0) -> Exchange:
-    """Send `first`, then nothing more, without closing."""
+    """Send `first`, then nothing for `seconds`, without closing the connection."""
 
     def exchange(connection: socket.socket, _request: str) -> None:
         connection.sendall(first)
@@ -139,7 +139,7 @@ def hang(first: bytes = b"", seconds: float = 20.0) -> Exchange:
 
 
 def reset(first: bytes = b"") -> Exchange:
-    """Send `first`, then break the connection as a crashed server does."""
+    """Send `first`, then reset the connection, as a crashed server does."""
 
     def exchange(connection: socket.socket, _request: str) -> None:
         connection.sendall(first)
@@ -150,7 +150,7 @@ def reset(first: bytes = b"") -> Exchange:
 
 
 def tunnel(connection: socket.socket, request: str) -> None:
-    """Do as a proxy does: connect, and carry bytes both ways."""
+    """Act as an HTTP proxy: connect to the target and forward bytes both ways."""
     host, _, port = request.split(" ")[1].rpartition(":")
     with socket.create_connection((host.strip("[]"), int(port))) as upstream:
         connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -172,9 +172,9 @@ def _carry(source: socket.socket, sink: socket.socket) -> None:
 def names(
     monkeypatch: pytest.MonkeyPatch, table: Mapping[str, Sequence[str] | Callable[[], Sequence[str]]]
 ) -> Iterator[list[str]]:
-    """Let the names of `table` resolve to its addresses; yield what has been asked for, in order.
+    """Make the names of `table` resolve to its addresses; yield the list of names looked up, in order.
 
-    Only names go through the table. Addresses in any spelling are the system's to read, as ever.
+    Only names use the table; the system still parses addresses, in any notation.
     """
     real = socket.getaddrinfo
     asked: list[str] = []
@@ -204,7 +204,7 @@ def fetcher(
     hosts: tuple[str, ...] = (),
     proxy: str = "",
 ) -> Fetcher:
-    """Return a fetcher with limits that a test has time for. `closed_fetchers` closes it."""
+    """Return a fetcher with limits short enough for a test. `closed_fetchers` closes it."""
     made = Fetcher(
         FetchLimits(connect, first_byte, total, most), allow_private=private, allowed_hosts=hosts, proxy_url=proxy
     )
@@ -217,7 +217,7 @@ _made: list[Fetcher] = []
 
 @pytest.fixture(autouse=True)
 def closed_fetchers() -> Iterator[None]:
-    """Close what `fetcher` has made, in every module that imports this."""
+    """Close the fetchers that `fetcher` returned, in every module that imports this fixture."""
     yield
     while _made:
         _made.pop().close()

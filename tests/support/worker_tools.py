@@ -1,4 +1,4 @@
-"""What the tests of settlement and worker loop share: a handler that records, with a real queue around it."""
+"""Helpers for tests of the settlement and the worker loop: a handler that records its calls, on a real queue."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Load = Callable[[], Any]
 
 
 class Recorder:
-    """A handler that records what it is given; `refuse` names the error of a payload that no batch may contain.
+    """A handler that records its tasks; `refuse` returns the error of a task that makes its batch fail.
 
-    `open` holds the payloads between `read` and `conclude`, and `seen_together` how it looked at each `read`.
+    `open` contains the payloads between `read` and `conclude`, and `seen_together` its contents at each `read`.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Recorder:
         self.seen_together: list[set[bytes]] = []
 
     def kind(self) -> Kind:
-        """Return a kind of job whose payloads are their own jobs."""
+        """Return a kind of job whose payload is used without decoding."""
         return Kind(
             queue=NAME,
             noun="photo",
@@ -96,7 +96,7 @@ class Recorder:
 
 
 class SettlementBench:
-    """A settlement with its queue, as a run has it."""
+    """A settlement with its queue, as in a run."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self.redis = redis
@@ -116,7 +116,7 @@ class SettlementBench:
         )
 
     def held(self, *payloads: bytes, attempt: int = 1) -> list[AnyTask]:
-        """Push the payloads and claim them as their `attempt`th."""
+        """Push the payloads and claim them, with this attempt count."""
         push(self.redis, payloads)
         for _ in range(attempt - 1):
             for lease in self.queue.claim(len(payloads)):
@@ -133,7 +133,7 @@ class SettlementBench:
 
 
 class LoopBench(SettlementBench):
-    """A worker loop with everything around it; `compute` is what the engine would do."""
+    """A worker loop with its collaborators; `compute` stands in for the engine."""
 
     def __init__(self, redis: Redis, **variables: str) -> None:
         servers = {"REDIS_URL": "redis://h/0", "DATABASE_URL": "postgresql://h/d"}
