@@ -1,4 +1,4 @@
-"""`make faults`: run every campaign whole, and write `fault-out/faults.json` and a table."""
+"""`make faults`: run all fault-injection campaigns in full, and write `fault-out/faults.json` and a table."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tests.faults.pictures import kinds
 
 
 def main() -> int:
-    """Run what was asked for and return 0 when everything held."""
+    """Run the selected campaigns and return 0 if all of them pass."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("names", nargs="*", help="campaigns to run; without any, all of them")
-    parser.add_argument("--out", type=Path, default=Path("fault-out"), help="where to write (default: fault-out)")
-    parser.add_argument("--short", action="store_true", help="as few jobs as `make test` runs")
-    parser.add_argument("--list", action="store_true", help="only show the names")
+    parser.add_argument("names", nargs="*", help="campaigns to run (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("fault-out"), help="output folder (default: fault-out)")
+    parser.add_argument("--short", action="store_true", help="with as few jobs as in `make test`")
+    parser.add_argument("--list", action="store_true", help="list the campaigns and exit")
     args = parser.parse_args()
     with ExitStack() as stack:
         chosen = [*campaigns(), _on_disk(stack)]
         unknown = set(args.names) - {campaign.name for campaign in chosen}
         if unknown:
-            parser.error(f"no such campaign: {', '.join(sorted(unknown))} (--list shows them)")
+            parser.error(f"no such campaign: {', '.join(sorted(unknown))} (--list shows all)")
         if args.list:
-            print("\n".join(f"{campaign.name:<34} {campaign.title}" for campaign in chosen))
+            print("\n".join(f"{campaign.name:<36} {campaign.title}" for campaign in chosen))
             return 0
         chosen = [c for c in chosen if c.name in (args.names or {c.name}) and (c.short or not args.short)]
         return _run(chosen, args.out, short=args.short)
@@ -50,21 +50,21 @@ def _run(chosen: list[Campaign], out: Path, *, short: bool) -> int:
         rows.append(summary_row(campaign.name, campaign.title, verdict.counts, verdict.wrong))
         path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
         failed += bool(verdict.wrong)
-        told = ", ".join(f"{count} {name}" for name, count in verdict.counts.get("faults", {}).items())
-        print(f"          {'WRONG' if verdict.wrong else 'held'}: {told}; {verdict.counts}", flush=True)
-        for sentence in verdict.wrong[:8]:
-            print(f"          - {sentence}", flush=True)
+        injected = ", ".join(f"{count} {name}" for name, count in verdict.counts.get("faults", {}).items())
+        print(f"          {'FAILED' if verdict.wrong else 'passed'}: {injected}; {verdict.counts}", flush=True)
+        for violation in verdict.wrong[:8]:
+            print(f"          - {violation}", flush=True)
     order = {campaign.name: number for number, campaign in enumerate(campaigns())}
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
     (out / "faults.md").write_text(table(rows), "utf-8")
-    print(f"{len(rows)} campaigns, {sum(row['passed'] for row in rows)} held: {path}, {out / 'faults.md'}")
+    print(f"{sum(row['passed'] for row in rows)} of {len(rows)} campaigns passed: {path}, {out / 'faults.md'}")
     return 1 if failed else 0
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Return the rows as a table of Markdown."""
-    lines = ["| fault | jobs | runs | what happened | exits | retried, released, lost | buried | held |"]
+    """Return the rows as a Markdown table."""
+    lines = ["| fault | jobs | runs | faults seen | exit codes | retried, released, lost | dead letters | passed |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for row in rows:
 
@@ -83,7 +83,7 @@ def table(rows: list[dict[str, object]]) -> str:
             pairs("faults"),
             pairs("exits"),
             f"{count('retried')}, {count('released')}, {count('lost')}",
-            pairs("buried"),
+            pairs("dead letters"),
             "yes" if row["passed"] else "NO",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,4 +1,4 @@
-"""The campaigns: what happens, to how many jobs, and what may be left behind."""
+"""The campaigns: which fault is injected into how many jobs, and which deviations are allowed afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from demo.servers import NOBODY
 from tests.faults import faults
 from tests.faults.checker import KILLED, TERMINATED, Allowed, Verdict, check
 from tests.faults.gate import State
-from tests.faults.pictures import Kind, Mood
+from tests.faults.pictures import Behaviour, Kind
 from tests.faults.world import Fault, Setup, World
 
 POISON = "too_many_attempts"
@@ -25,10 +25,10 @@ FETCH = ("fetch_failed", "fetch_timeout")
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """One fault, the jobs that meet it, and what is allowed. `short` is what `make test` runs of it, if anything.
+    """One fault, the number of jobs, and the allowed deviations. `short` are the numbers for `make test`, if any.
 
-    `happened` names what must have been seen at least once, or the campaign has shown nothing. `examine` looks at
-    the world before its servers end, for what this campaign alone asks.
+    `happened` names the events that must occur at least once, or the campaign proves nothing. `examine` checks what is
+    specific to this campaign, before the servers stop.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Campaign:
 
 
 def run(campaign: Campaign, pictures: Mapping[str, Kind], *, short: bool = False) -> Verdict:
-    """Run one campaign on servers of its own and return what was seen."""
+    """Run one campaign on servers of its own and return the verdict."""
     photos, comparisons = (campaign.short or (0, 0)) if short else (campaign.photos, campaign.comparisons)
     started = time.monotonic()
     with World(pictures, campaign.setup, short=short) as world:
@@ -68,7 +68,7 @@ def run(campaign: Campaign, pictures: Mapping[str, Kind], *, short: bool = False
             campaign.examine(world, verdict)
         seen = world.seen + world.faults_noted()
         for name in campaign.happened:
-            verdict.expect(seen[name], f"what the campaign is about has not happened: {name}")
+            verdict.expect(seen[name], f"the fault was never injected: {name}")
         if verdict.wrong:
             verdict.counts["logs"] = _kept_logs(world, campaign.name)
     verdict.counts["seconds"] = round(time.monotonic() - started, 1)
@@ -76,14 +76,14 @@ def run(campaign: Campaign, pictures: Mapping[str, Kind], *, short: bool = False
 
 
 def _choose(world: World, subjects: Sequence[str], *, first: bool) -> None:
-    """Let these jobs meet the fault, at their first attempt only or at every one."""
+    """Inject the fault into these jobs, at their first attempt only or at every attempt."""
     path = world.folder / "subjects"
     path.write_text("\n".join(subjects), "utf-8")
     world.scaler.environment |= {"FAULT_SUBJECTS": str(path), "FAULT_FIRST": "1" if first else ""}
 
 
 def _kept_logs(world: World, name: str) -> str:
-    """Copy the runners' logs to where a person can read them."""
+    """Copy the logs of the runners and PostgreSQL to a folder that is kept, and return it."""
     folder = Path(tempfile.mkdtemp(prefix=f"spottmee-faults-{name}-"))
     for path in [*world.folder.glob("*.log"), *world.folder.glob("*.out"), world.postgres.log]:
         (folder / path.name).write_bytes(path.read_bytes())
@@ -129,7 +129,7 @@ def _deleted_at(point: str, action: str = "delete", *, short: int = 0, separate:
 
 
 def _then_swept(world: World) -> Iterator[float]:
-    """Run `spottmee-worker sweep` when all is done: rows deleted after the photo was stored leave faces until then."""
+    """Run `spottmee-worker sweep` at the end: it removes the faces of rows deleted after their photo was stored."""
     yield 1.0
     while not world.scaler.idle():
         yield 0.2
@@ -142,11 +142,11 @@ def _then_swept(world: World) -> Iterator[float]:
     assert sweeping.returncode == 0, "the sweep failed"
 
 
-# One job that hurts
+# Poison jobs
 
 
 def _mark(share: int = 40) -> Callable[[World], None]:
-    """Mark one photo in `share` as the ones that meet the fault, at every attempt."""
+    """Select one photo in `share` for the fault, at every attempt."""
 
     def prepare(world: World) -> None:
         ids = [photo_id for photo_id, kind in world.jobs.photos.items() if kind.status == "READY"]
@@ -158,24 +158,24 @@ def _mark(share: int = 40) -> Callable[[World], None]:
 
 
 def _only_marked_failed(reason: str) -> Callable[[World, Verdict], None]:
-    """Nothing but what was marked may have failed: no job takes its neighbours with it."""
+    """Check that only marked jobs failed: a poison job must not fail the other jobs of its batch."""
 
     def examine(world: World, verdict: Verdict) -> None:
-        buried = verdict.counts["buried"].get(reason, 0)
-        verdict.expect(buried == world.seen["marked"], f"{buried} were buried, {world.seen['marked']} were marked")
+        buried = verdict.counts["dead letters"].get(reason, 0)
+        verdict.expect(buried == world.seen["marked"], f"{buried} dead letters, but {world.seen['marked']} marked jobs")
 
     return examine
 
 
 def _huge(world: World) -> None:
-    """Put photos among the others that need more memory than there is."""
+    """Upload some photos that need more memory than is available, among others."""
     world.seen["marked"] = len(world.upload(3, names=["huge"]))
     world.upload(40)
 
 
 @contextmanager
 def small_disk(megabytes: int) -> Iterator[Path]:
-    """Mount a disk of that size, for PostgreSQL's user. Needs root; raises `OSError` where it may not mount."""
+    """Mount a disk of that size for PostgreSQL's user. Raises `OSError` if mounting is not permitted (needs root)."""
     folder = Path(tempfile.mkdtemp(prefix="spottmee-disk-"))
     try:
         done = subprocess.run(
@@ -216,7 +216,7 @@ def _on_disk(disk: Path) -> Callable[[World], None]:
 
 
 def disk_campaign(disk: Path) -> Campaign:
-    """Return the campaign whose tables lie on `disk`."""
+    """Return the campaign whose tables are stored on `disk`."""
     return Campaign(
         "postgres-disk-full",
         "PostgreSQL's disk full, twice for 6 s",
@@ -233,27 +233,27 @@ def disk_campaign(disk: Path) -> Campaign:
 
 
 def _few_extra_starts(world: World, verdict: Verdict) -> None:
-    """At most one more start for every kill than the burst needs by itself."""
+    """Check that each kill causes at most one additional start."""
     needed = -(-len(world.jobs) // world.setup.jobs_per_runner)
     extra = len(world.scaler.runners) - needed
     verdict.counts["extra starts"] = extra
     killed = world.seen["kill -9"]
-    verdict.expect(extra <= killed, f"{extra} runners more than {needed} were started for {killed} kills")
-    verdict.expect(not verdict.counts["buried"].get(POISON), "a job was buried that only met kills")
+    verdict.expect(extra <= killed, f"{extra} runners more than the needed {needed} were started after {killed} kills")
+    verdict.expect(not verdict.counts["dead letters"].get(POISON), "a job became a dead letter only because of kills")
 
 
 def _no_serialisation_failure(world: World, verdict: Verdict) -> None:
-    """Every transaction of a runner asks for READ COMMITTED itself."""
+    """Check that every transaction of a runner is READ COMMITTED."""
     text = world.postgres.log.read_text("utf-8", "replace")
     verdict.expect("could not serialize access" not in text, "a transaction was not READ COMMITTED")
 
 
 def campaigns() -> list[Campaign]:
-    """Return every campaign but the one that needs a disk of its own."""
+    """Return all campaigns except the one that needs a disk of its own."""
     return [
         Campaign(
             "kill-random",
-            "kill -9 of a random runner, at random moments",
+            "kill -9 a random runner at random times",
             photos=220,
             comparisons=40,
             short=(60, 10),
@@ -272,14 +272,14 @@ def campaigns() -> list[Campaign]:
         _killed_at("after_store", separate=True),
         _killed_at("after_acknowledge"),
         replace(
-            _killed_at("before_bury"),
-            setup=Setup(fault=_point("before_bury", share=0.6)),
+            _killed_at("before_dead_letter"),
+            setup=Setup(fault=_point("before_dead_letter", share=0.6)),
         ),
         _killed_at("after_claim", comparisons=True),
         _killed_at("after_answer", comparisons=True, short=30),
         Campaign(
             "oom-kill",
-            "OOM kill: photos of 60 million pixels in a memory cgroup of 270 MB",
+            "OOM kill: photos of 60 megapixels in a memory cgroup of 270 MB",
             photos=160,
             setup=Setup(fault={"FAULT_MEMORY": str(270 << 20)}),
             prepare=_huge,
@@ -288,7 +288,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "oom-kill-poison",
-            "one job in forty kills its runner, at every attempt",
+            "one job in 40 kills its runner at every attempt",
             photos=240,
             short=(40, 0),
             setup=Setup(fault=_point("in_decode"), max_runners=2),
@@ -299,7 +299,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "malloc-fails",
-            "malloc fails: photos of 60 million pixels under RLIMIT_AS",
+            "malloc fails: photos of 60 megapixels under RLIMIT_AS",
             photos=160,
             setup=Setup(fault={"FAULT_ADDRESS_SPACE": str(900 << 20)}),
             prepare=_huge,
@@ -313,14 +313,14 @@ def campaigns() -> list[Campaign]:
             comparisons=40,
             short=(60, 10),
             fault=faults.terminations(20),
-            # A process that Python is still starting in has no handler yet: it ends as any does, with nothing claimed.
+            # While Python is starting, there is no signal handler yet: SIGTERM ends the process, with nothing claimed.
             allowed=Allowed(codes=(0, TERMINATED)),
             happened=("SIGTERM",),
             examine=_quick_ends,
         ),
         Campaign(
             "redis-restart",
-            "Redis killed and restarted, AOF on",
+            "Redis killed and restarted, with AOF",
             photos=220,
             comparisons=40,
             short=(60, 10),
@@ -334,23 +334,23 @@ def campaigns() -> list[Campaign]:
             "Redis refuses connections for 20 s",
             photos=220,
             comparisons=40,
-            fault=faults.unreachable("redis", State.SHUT),
+            fault=faults.unreachable("redis", State.REFUSED),
             allowed=OUTAGE,
         ),
         Campaign(
-            "redis-dark",
-            "Redis answers nothing for 20 s",
+            "redis-unresponsive",
+            "Redis does not respond for 20 s",
             photos=220,
             comparisons=40,
-            fault=faults.unreachable("redis", State.DARK),
+            fault=faults.unreachable("redis", State.UNRESPONSIVE),
             allowed=OUTAGE,
         ),
         Campaign(
             "redis-refused-impatient",
-            "Redis refuses connections for 8 s, RUNNER_CONNECT_SECONDS=1",
+            "Redis refuses connections for 8 s, with RUNNER_CONNECT_SECONDS=1",
             photos=200,
             setup=Setup(environment={"RUNNER_CONNECT_SECONDS": "1"}),
-            fault=faults.unreachable("redis", State.SHUT, seconds=8, after=1.5),
+            fault=faults.unreachable("redis", State.REFUSED, seconds=8, after=1.5),
             allowed=OUTAGE,
         ),
         Campaign(
@@ -364,7 +364,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "redis-failover",
-            "failover to a replica that lacks the last 1.5 s of writes",
+            "failover to a replica without the last 1.5 s of writes",
             photos=220,
             comparisons=40,
             short=(80, 20),
@@ -374,7 +374,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "postgres-restart",
-            "PostgreSQL restarted with -m immediate, fsync on",
+            "PostgreSQL restarted with -m immediate, with fsync",
             photos=220,
             comparisons=40,
             short=(60, 10),
@@ -385,7 +385,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "postgres-restart-two-databases",
-            "PostgreSQL restarted with -m immediate, fsync on, two databases",
+            "PostgreSQL restarted with -m immediate, with fsync, two databases",
             photos=220,
             setup=Setup(durable=True, separate=True),
             fault=faults.postgres_restarts(4),
@@ -397,23 +397,23 @@ def campaigns() -> list[Campaign]:
             "PostgreSQL refuses connections for 20 s",
             photos=220,
             comparisons=40,
-            fault=faults.unreachable("postgres", State.SHUT),
+            fault=faults.unreachable("postgres", State.REFUSED),
             allowed=OUTAGE,
         ),
         Campaign(
-            "postgres-dark",
-            "PostgreSQL answers nothing for 20 s",
+            "postgres-unresponsive",
+            "PostgreSQL does not respond for 20 s",
             photos=220,
             comparisons=40,
-            fault=faults.unreachable("postgres", State.DARK),
+            fault=faults.unreachable("postgres", State.UNRESPONSIVE),
             allowed=OUTAGE,
         ),
         Campaign(
             "postgres-refused-impatient",
-            "PostgreSQL refuses connections for 8 s, RUNNER_CONNECT_SECONDS=1",
+            "PostgreSQL refuses connections for 8 s, with RUNNER_CONNECT_SECONDS=1",
             photos=200,
             setup=Setup(environment={"RUNNER_CONNECT_SECONDS": "1"}),
-            fault=faults.unreachable("postgres", State.SHUT, seconds=8, after=1.5),
+            fault=faults.unreachable("postgres", State.REFUSED, seconds=8, after=1.5),
             allowed=OUTAGE,
         ),
         Campaign(
@@ -431,11 +431,11 @@ def campaigns() -> list[Campaign]:
             setup=Setup(postgres=("max_connections=14", "superuser_reserved_connections=0")),
             fault=faults.no_connections(6),
             allowed=OUTAGE,
-            happened=("connections used up", "refused: too many clients"),
+            happened=("connections exhausted", "refused: too many clients"),
         ),
         Campaign(
             "postgres-deadlock",
-            "deadlocks with another client of the table",
+            "deadlocks with another client",
             photos=220,
             setup=Setup(postgres=("deadlock_timeout=300ms",)),
             fault=faults.deadlocks(8),
@@ -444,7 +444,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "postgres-serialisation",
-            "REPEATABLE READ as the server's default, beside another writer",
+            "REPEATABLE READ as the server's default, with a concurrent writer",
             photos=220,
             setup=Setup(postgres=("default_transaction_isolation=repeatable read",)),
             fault=faults.concurrent_updates,
@@ -453,30 +453,30 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "images-errors",
-            "a third of the image server's answers fails, for 6 s",
+            "a third of the image server's responses fail, for 6 s",
             photos=220,
-            fault=faults.image_server(Mood.ERRORS, 6),
+            fault=faults.image_server(Behaviour.ERRORS, 6),
             allowed=Allowed(reasons=FETCH),
         ),
         Campaign(
             "images-down",
-            "image server down for 3 s",
+            "the image server is down for 3 s",
             photos=220,
             setup=Setup(environment={"RUNNER_RETRY_SECONDS": "2"}),
-            fault=faults.image_server(Mood.DOWN, 3),
+            fault=faults.image_server(Behaviour.DOWN, 3),
             allowed=Allowed(reasons=FETCH),
         ),
         Campaign(
             "images-slow",
-            "every third answer of the image server drips past RUNNER_FETCH_SECONDS=1, for 10 s",
+            "a third of the image server's responses take longer than RUNNER_FETCH_SECONDS=1, for 10 s",
             photos=200,
             setup=Setup(environment={"RUNNER_FETCH_SECONDS": "1"}),
-            fault=faults.image_server(Mood.SLOW, 10),
+            fault=faults.image_server(Behaviour.SLOW, 10),
             allowed=Allowed(reasons=FETCH),
         ),
         Campaign(
             "stuck",
-            "native code that does not come back, for one photo in forty",
+            "native code that never returns, for one photo in 40",
             photos=200,
             setup=Setup(
                 fault=_point("in_decode", "hang"), environment={"RUNNER_PHOTO_SECONDS": "2", "RUNNER_THREADS": "2"}
@@ -488,7 +488,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "frozen",
-            "native code that does not come back and keeps the interpreter, for one photo in eighty",
+            "native code that never returns and never releases the GIL, for one photo in 80",
             photos=160,
             setup=Setup(
                 fault={**_point("in_decode", "freeze"), "FAULT_HUNG_SECONDS": "6"},
@@ -500,8 +500,8 @@ def campaigns() -> list[Campaign]:
             happened=("in_decode freeze",),
         ),
         Campaign(
-            "two-holders",
-            "runners stopped for longer than their leases last, then let go on",
+            "two-owners",
+            "runners paused with SIGSTOP for longer than their leases, then continued",
             photos=240,
             comparisons=40,
             setup=Setup(environment={"RUNNER_LEASE_SECONDS": "2"}),
@@ -511,10 +511,10 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "early-selfies",
-            "selfies 0 to 60 s after an upload of 2,000 photos, with kill -9, deletions and a failing image server",
+            "selfies up to 60 s after an upload of 2,000 photos, with kill -9, deletions and image server errors",
             photos=2000,
             short=(120, 0),
-            # Innocent jobs outlive so many kills: what is to be seen is who waits for them.
+            # Enough attempts for valid jobs to survive the kills: this campaign is about the guests who wait for them.
             setup=Setup(jobs_per_runner=50, environment={"RUNNER_MAX_ATTEMPTS": "8"}),
             fault=_both(faults.early_selfies, _then_swept),
             allowed=Allowed(codes=(0, KILLED), reasons=(POISON, *FETCH), deleted=True),
@@ -524,7 +524,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "deleted-any-time",
-            "a quarter of the photo rows deleted at random moments",
+            "a quarter of the photo rows deleted at random times",
             photos=220,
             fault=_both(faults.deletions_from_outside(0.25), _then_swept),
             allowed=Allowed(deleted=True),
@@ -532,7 +532,7 @@ def campaigns() -> list[Campaign]:
         ),
         Campaign(
             "wrong-database",
-            "five runs of another deployment, with its own database, on the same Redis",
+            "five runs of another deployment, with a different database, on the same Redis",
             photos=120,
             setup=Setup(max_runners=1),
             fault=faults.runs_of_another_deployment(5),
@@ -547,7 +547,7 @@ def campaigns() -> list[Campaign]:
         _deleted_at("between_databases", "delete_and_kill", short=40),
         Campaign(
             "every-runner-killed-once",
-            "every runner of a burst of 200 jobs killed once, at a random moment",
+            "every runner of a burst of 200 jobs killed once, at a random time",
             photos=200,
             short=(200, 0),
             setup=Setup(jobs_per_runner=50, max_runners=4),
@@ -560,7 +560,7 @@ def campaigns() -> list[Campaign]:
 
 
 def _waited_for_their_album(world: World, verdict: Verdict) -> None:
-    """Guests were really early: most of them had to wait, and nobody's selfie was computed at every look."""
+    """Check that at least half of the guests had to wait for their album."""
     lines = [line for line in world.logs() if line.get("event") == "comparison"]
     parked = {line["comparison"] for line in lines if line["outcome"] == "parked"}
     verdict.counts["guests that waited"] = len(parked)
@@ -568,7 +568,7 @@ def _waited_for_their_album(world: World, verdict: Verdict) -> None:
 
 
 def _both(*together: Fault) -> Fault:
-    """Let faults happen one after the other."""
+    """Return a fault that runs these faults one after the other."""
 
     def fault(world: World) -> Iterator[float]:
         for one in together:
@@ -578,10 +578,10 @@ def _both(*together: Fault) -> Fault:
 
 
 def _quick_ends(world: World, verdict: Verdict) -> None:
-    slowest = world.seen["slowest end, ms"]
-    verdict.expect(slowest < 10_000, f"a runner took {slowest} ms to end after SIGTERM")
+    slowest = world.seen["slowest exit, ms"]
+    verdict.expect(slowest < 10_000, f"a runner took {slowest} ms to exit after SIGTERM")
 
 
 def summary_row(name: str, title: str, counts: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
-    """Return what the report says of one campaign."""
+    """Return the result of one campaign for the report."""
     return {"name": name, "title": title, **counts, "passed": not wrong, "wrong": wrong}

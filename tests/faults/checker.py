@@ -1,4 +1,4 @@
-"""What must be true after every campaign, whatever has happened."""
+"""The invariants that must hold after every campaign, whatever fault was injected."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What a campaign may leave behind, beyond a perfect end.
+    """Which deviations from a perfect result a campaign allows.
 
-    `reasons` are the words of dead letters that a good photo or comparison may end with; `codes` how runners may
-    end; `deleted` says that rows may be gone; `lossy` that Redis itself has lost writes, so that counts differ.
+    `reasons` are the error codes with which valid photos and comparisons may become dead letters; `codes` the allowed
+    exit codes of runners; `deleted` allows missing rows; `lossy` means that Redis lost writes, so that counts differ.
     """
 
     reasons: Collection[str] = ()
@@ -44,19 +44,19 @@ class Allowed:
 
 @dataclass(slots=True)
 class Verdict:
-    """`wrong` is empty where everything holds; `counts` is what was seen."""
+    """The violated invariants (`wrong` is empty if all hold), and the counts for the report."""
 
     wrong: list[str] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
-    def expect(self, holds: object, sentence: str) -> None:
-        """Note the sentence unless it holds."""
+    def expect(self, holds: object, violation: str) -> None:
+        """Record `violation` unless `holds` is true."""
         if not holds:
-            self.wrong.append(sentence)
+            self.wrong.append(violation)
 
 
 def check(world: World, allowed: Allowed) -> Verdict:
-    """Look at both databases, Redis and every runner."""
+    """Check both databases, Redis and every runner."""
     verdict = Verdict()
     letters = {name: _letters(world, name) for name in ("process", "compare")}
     with world.database("api") as api, world.faces_database() as faces:
@@ -66,11 +66,11 @@ def check(world: World, allowed: Allowed) -> Verdict:
     for name in ("process", "compare"):
         claimed = world.redis.hlen(keys.claimed(name))
         depth = world.scaler.depth(name)
-        verdict.expect(depth == (0, 0), f"{name}: {depth} left on list and leases")
-        verdict.expect(claimed == 0, f"{name}: {claimed} fields left of leases")
+        verdict.expect(depth == (0, 0), f"{name}: {depth} jobs left waiting and leased")
+        verdict.expect(claimed == 0, f"{name}: {claimed} fields of ended leases left")
         parked = world.redis.zcard(keys.parked(name))
         verdict.expect(parked == 0, f"{name}: {parked} jobs left parked")
-    verdict.expect(not world.living(), "a runner still runs")
+    verdict.expect(not world.living(), "a runner is still running")
     for runner in world.scaler.runners:
         _check_runner(runner, allowed, verdict)
     _check_sums(world, letters, allowed, verdict)
@@ -80,7 +80,7 @@ def check(world: World, allowed: Allowed) -> Verdict:
         "runs": len(world.scaler.runners),
         "exits": {str(code): count for code, count in sorted(world.exits().items())},
         "faults": dict(world.faults_noted() + world.seen),
-        "buried": dict(Counter(str(letter.reason) for found in letters.values() for letter in found.values())),
+        "dead letters": dict(Counter(str(letter.reason) for found in letters.values() for letter in found.values())),
         **{
             ending: sum(runner.summary.get(ending, 0) for runner in world.scaler.runners)
             for ending in ("succeeded", "gone", "retried", "parked", "released", "lost")
@@ -90,7 +90,7 @@ def check(world: World, allowed: Allowed) -> Verdict:
 
 
 def _letters(world: World, name: str) -> Letters:
-    """Return subject → dead letter, its payload read to know whose it is."""
+    """Return photo id or comparison id → dead letter."""
     letters = DeadLetters(world.redis, name)
     found = {}
     for letter in letters.all():
@@ -111,30 +111,30 @@ def _check_photos(
         if photo_id in statuses:
             what = f"photo {photo_id} ({kind.name}) is {statuses[photo_id]}"
             faces_found, letter = stored.get(photo_id, []), letters.get(photo_id)
-            for sentence in _faults_of_photo(kind, statuses[photo_id], faces_found, letter, allowed):
-                verdict.wrong.append(f"{what}, {sentence}")
+            for violation in _violations_of_photo(kind, statuses[photo_id], faces_found, letter, allowed):
+                verdict.wrong.append(f"{what}, {violation}")
         else:
-            verdict.expect(allowed.deleted, f"photo {photo_id} is gone")
+            verdict.expect(allowed.deleted, f"the row of photo {photo_id} is missing")
     orphans = [photo_id for photo_id in stored if photo_id not in statuses]
-    verdict.expect(not orphans, f"faces without a photo: {orphans}")
+    verdict.expect(not orphans, f"faces of photos that do not exist: {orphans}")
     verdict.counts["statuses"] = dict(sorted(Counter(statuses[i] for i in world.jobs.photos if i in statuses).items()))
     verdict.counts["deleted"] = sum(photo_id not in statuses for photo_id in sent)
 
 
-def _faults_of_photo(
+def _violations_of_photo(
     kind: Kind, status: str, indexes: list[int], letter: Letter | None, allowed: Allowed
 ) -> Iterator[str]:
     if indexes != list(range(len(kind.people) if status == "READY" else 0)):
-        yield f"with the faces {indexes}"
+        yield f"but has the faces {indexes}"
     if status == "FAILED" and kind.status != "FAILED":
         if not letter or letter.reason not in allowed.reasons:
-            yield f"with the dead letter {letter}"
+            yield f"but has the dead letter {letter}"
     elif status != kind.status:
-        yield f"and not {kind.status}"
+        yield f"not {kind.status}"
     if allowed.lossy:
         return
     if (status == "FAILED") != (letter is not None):
-        yield f"and its dead letter is {letter}"
+        yield f"but has the dead letter {letter}"
 
 
 def _check_comparisons(world: World, api: Api, letters: Letters, allowed: Allowed, verdict: Verdict) -> None:
@@ -159,7 +159,7 @@ def _check_comparisons(world: World, api: Api, letters: Letters, allowed: Allowe
 
 
 def _check_early(world: World, api: Api, job_id: str, *, letters: Letters, allowed: Allowed, verdict: Verdict) -> None:
-    """The first final answer has every photo that is READY in the end, and beside it only what was deleted."""
+    """Check that the first final answer contains every matching photo that ends READY, and else only deleted ones."""
     person, album, statuses = world.jobs.comparisons[job_id], world.jobs.albums[job_id], api.statuses()
     shown = [photo_id for photo_id in album if person in world.jobs.photos[photo_id].people]
     ready = {photo_id for photo_id in shown if statuses.get(photo_id) == "READY"}
@@ -168,41 +168,46 @@ def _check_early(world: World, api: Api, job_id: str, *, letters: Letters, allow
         verdict.counts["guests with a dead letter"] = verdict.counts.get("guests with a dead letter", 0) + 1
         return
     whole = answer is not None and answer == [p for p in shown if p in ready or (p in world.deleted and p in answer)]
-    verdict.expect(whole, f"guest {job_id} ({person}): {len(answer or ())} matches, {len(ready)} photos are READY")
-    verdict.expect(detail.get("complete") is True, f"guest {job_id} ({person}): {detail.get('pending')} were pending")
+    verdict.expect(whole, f"guest {job_id} ({person}): {len(answer or ())} matches, but {len(ready)} photos are READY")
+    verdict.expect(
+        detail.get("complete") is True, f"guest {job_id} ({person}): pending photos: {detail.get('pending')}"
+    )
     verdict.counts["complete answers"] = verdict.counts.get("complete answers", 0) + whole
 
 
 def _check_runner(runner: Runner, allowed: Allowed, verdict: Verdict) -> None:
     what = f"{runner.log.stem} (exit code {runner.exit_code})"
     code, summary = runner.exit_code, runner.summary
-    verdict.expect(code in allowed.codes, f"{what} is no end that was to be expected: {_tail(runner)}")
+    verdict.expect(code in allowed.codes, f"{what}: unexpected exit code: {_tail(runner)}")
     if code == KILLED or code not in _REASONS:
         return
-    verdict.expect(summary, f"{what} printed no summary: {_tail(runner)}")
+    verdict.expect(summary, f"{what}: printed no summary: {_tail(runner)}")
     if summary:
         settled = sum(summary[ending] for ending in _ENDINGS)
-        verdict.expect(summary["claimed"] == settled + summary["unsettled"], f"{what} does not add up: {summary}")
-        verdict.expect(summary["unsettled"] == 0 or code != 0, f"{what} left work and says it is done: {summary}")
-        verdict.expect(summary["reason"] in _REASONS[code], f"{what} gives the reason {summary['reason']}")
+        verdict.expect(summary["claimed"] == settled + summary["unsettled"], f"{what}: does not add up: {summary}")
+        verdict.expect(summary["unsettled"] == 0 or code != 0, f"{what}: left jobs unsettled: {summary}")
+        verdict.expect(summary["reason"] in _REASONS[code], f"{what}: unexpected reason {summary['reason']}")
     text = runner.log.read_text("utf-8", "replace")
-    verdict.expect("Traceback" not in text, f"{what} showed a traceback: {_tail(runner)}")
+    verdict.expect("Traceback" not in text, f"{what}: logged a traceback: {_tail(runner)}")
 
 
 def _check_sums(world: World, letters: dict[str, Letters], allowed: Allowed, verdict: Verdict) -> None:
-    """What the runners say that they ended is what was sent, less what the killed never told."""
-    told = Counter[str]()
+    """Check that the runners' summaries add up to the jobs sent, except those of killed runners, which print none."""
+    sums = Counter[str]()
     for runner in world.scaler.runners:
-        told.update({ending: runner.summary.get(ending, 0) for ending in _ENDINGS})
-    ended, sent = told["succeeded"] + told["gone"] + told["buried"], len(world.jobs)
-    verdict.expect(allowed.lossy or ended <= sent, f"{ended} jobs ended, and {sent} were sent")
+        sums.update({ending: runner.summary.get(ending, 0) for ending in _ENDINGS})
+    ended, sent = sums["succeeded"] + sums["gone"] + sums["buried"], len(world.jobs)
+    verdict.expect(allowed.lossy or ended <= sent, f"{ended} jobs ended, but only {sent} were sent")
     silent = any(not runner.summary for runner in world.scaler.runners)
-    # An answer of Redis that is lost with the connection leaves a job done that is told as lost.
+    # If Redis's reply is lost with the connection, the runner counts a job as lost that is in fact acknowledged.
     verdict.expect(
-        silent or allowed.lossy or ended + told["lost"] >= sent, f"{sent} jobs were sent, and only {ended} ended"
+        silent or allowed.lossy or ended + sums["lost"] >= sent, f"{sent} jobs were sent, but only {ended} ended"
     )
     dead = sum(len(found) for found in letters.values())
-    verdict.expect(silent or allowed.lossy or told["buried"] <= dead, f"{told['buried']} buried, {dead} dead letters")
+    verdict.expect(
+        silent or allowed.lossy or sums["buried"] <= dead,
+        f"the summaries count {sums['buried']} dead letters, but there are {dead}",
+    )
 
 
 def _tail(runner: Runner) -> str:

@@ -1,16 +1,17 @@
-"""The real runner, with one fault put between two of its steps. Run as a script, with the runner's own arguments.
+"""The real runner, with a fault injected between two of its steps. Run as a script, with the runner's own arguments.
 
-Production code has no hook for this: real functions are wrapped here, and then `runner.cli.main` runs. What is to
-happen comes in the environment:
+Production code has no hooks for this: this script wraps the real functions, and then calls `runner.cli.main`. The
+fault is defined by environment variables:
 
-FAULT_POINT    where: a key of `POINTS`
-FAULT_ACTION   what: a key of `ACTIONS`
-FAULT_SHARE    which share of the jobs that pass the point meets the fault; only at their first attempt
-FAULT_NOTES    a file that gets a line for every fault that happened
+FAULT_POINT    where to inject the fault: a key of `_points()`
+FAULT_ACTION   the fault: a key of `ACTIONS`
+FAULT_SHARE    the share of the jobs at this point that are affected, at their first attempt only
+FAULT_NOTES    a file to which each injected fault appends a line
 FAULT_DATABASE the API's database, for `delete`
-FAULT_SUBJECTS a file of ids, one a line: these alone meet the fault; with FAULT_FIRST at their first attempt only
-FAULT_MEMORY   bytes: the process puts itself into a memory cgroup of this size, so that the kernel's OOM killer
-               ends it as it ends a container; FAULT_ADDRESS_SPACE limits it by RLIMIT_AS instead, so that malloc fails
+FAULT_SUBJECTS a file of ids, one per line: only these are affected; with FAULT_FIRST, at their first attempt only
+FAULT_MEMORY   bytes: the process enters a memory cgroup of this size, so that the kernel's OOM killer ends it like a
+               container; FAULT_ADDRESS_SPACE sets RLIMIT_AS instead, so that malloc fails
+FAULT_HUNG_SECONDS  shorter limits for a hung or frozen run
 
 Modules of the runner are imported inside functions here: the memory limits must apply to their imports too, and a
 process without a fault must import them in the runner's own order.
@@ -35,15 +36,15 @@ _RANDOM = random.Random(os.getpid())
 _ATTEMPTS: dict[str, int] = {}  # photo id or job id → the attempt that this process has claimed
 _BY_URL: dict[str, str] = {}
 _BY_BYTES: dict[int, str] = {}
-_KEPT: list[bytes] = []  # so that no two of them have the same id
+_KEPT: list[bytes] = []  # keeps the objects alive, so that no two of them have the same id
 _DELETE = (
     "import psycopg, sys; psycopg.connect(sys.argv[1], autocommit=True)"
     ".execute('DELETE FROM \"Photo\" WHERE id = ANY(%s)', (sys.argv[2:],))"
 )
 
 
-def meets(subjects: Iterable[str]) -> list[str]:
-    """Return those of the photos (or comparisons) whose turn it is to meet the fault."""
+def affected(subjects: Iterable[str]) -> list[str]:
+    """Return the photos (or comparisons) that the fault is to affect now."""
     chosen = os.environ.get("FAULT_SUBJECTS")
     if chosen:
         marked, first = set(Path(chosen).read_text("utf-8").split()), bool(os.environ.get("FAULT_FIRST"))
@@ -59,7 +60,7 @@ def note(text: str) -> None:
 
 def kill(_: list[str]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-    threading.Event().wait()  # the signal may take a moment to arrive
+    threading.Event().wait()  # until the signal arrives
 
 
 def _deletion(subjects: list[str]) -> subprocess.Popen[bytes]:
@@ -68,7 +69,7 @@ def _deletion(subjects: list[str]) -> subprocess.Popen[bytes]:
 
 
 def delete(subjects: list[str]) -> None:
-    """Delete the rows; where this process itself holds them locked, as soon as it lets go."""
+    """Delete the rows; if this process holds locks on them, they are deleted once it releases the locks."""
     deletion = _deletion(subjects)
     if os.environ["FAULT_POINT"] != "between_databases":
         deletion.wait()
@@ -80,7 +81,7 @@ def delete_and_kill(subjects: list[str]) -> None:
 
 
 def hang(_: list[str]) -> None:
-    """Do not come back from native code, which leaves the interpreter to the other threads and hears no signal."""
+    """Never return from native code that has released the GIL: other threads run, but no signal handler does."""
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
     libc.pthread_mutex_init(mutex, None)
     for _again in range(2):
@@ -88,7 +89,7 @@ def hang(_: list[str]) -> None:
 
 
 def freeze(_: list[str]) -> None:
-    """Do not come back from native code, which keeps the interpreter for itself."""
+    """Never return from native code that holds the GIL: no other thread runs."""
     libc = ctypes.PyDLL(None)
     while True:
         libc.sleep(1000)
@@ -103,12 +104,12 @@ ACTIONS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def strike(subjects: Iterable[str]) -> None:
-    """Let the fault happen, if one of the subjects meets it."""
-    met = meets(subjects)
-    if met:
-        note(f"{os.environ['FAULT_POINT']} {os.environ['FAULT_ACTION']} {','.join(met)}")
-        ACTIONS[os.environ["FAULT_ACTION"]](met)
+def inject(subjects: Iterable[str]) -> None:
+    """Inject the fault, if it affects one of the subjects."""
+    chosen = affected(subjects)
+    if chosen:
+        note(f"{os.environ['FAULT_POINT']} {os.environ['FAULT_ACTION']} {','.join(chosen)}")
+        ACTIONS[os.environ["FAULT_ACTION"]](chosen)
 
 
 def _wrap(owner: Any, name: str, before: Callable[..., None] | None, after: Callable[..., None] | None) -> None:
@@ -127,7 +128,7 @@ def _wrap(owner: Any, name: str, before: Callable[..., None] | None, after: Call
 
 
 def _remember(leases: Any, *_: Any, **__: Any) -> None:
-    """Keep which attempt each job is at, under the id that the other points know it by."""
+    """Record the attempt of each job by photo id or comparison id, which the other points use."""
     from runner.worker.messages import decode_compare, decode_process
 
     for lease in leases:
@@ -149,7 +150,7 @@ def _subjects(leases: Any) -> list[str]:
 
 
 def _points() -> dict[str, Callable[[], None]]:
-    """Return name → what puts the fault there."""
+    """Return the name of each point → the function that injects the fault there."""
     from runner.images.fetch import Fetcher
     from runner.queue.leases import LeaseQueue
     from runner.store.photos import PhotoTable
@@ -164,26 +165,26 @@ def _points() -> dict[str, Callable[[], None]]:
         from runner.images import decode as module
 
         _wrap(Fetcher, "fetch", None, fetched)
-        _wrap(module, "decode", lambda data, **_: strike([_BY_BYTES[id(data)]]), None)
+        _wrap(module, "decode", lambda data, **_: inject([_BY_BYTES[id(data)]]), None)
 
     return {
-        "after_claim": lambda: _wrap(LeaseQueue, "claim", None, lambda leases, *_, **__: strike(_subjects(leases))),
-        "after_begin": lambda: _wrap(Stores, "begin", None, lambda _, __, ids: strike(ids)),
-        "after_fetch": lambda: _wrap(Fetcher, "fetch", None, lambda _, __, url: strike([_BY_URL[url]])),
+        "after_claim": lambda: _wrap(LeaseQueue, "claim", None, lambda leases, *_, **__: inject(_subjects(leases))),
+        "after_begin": lambda: _wrap(Stores, "begin", None, lambda _, __, ids: inject(ids)),
+        "after_fetch": lambda: _wrap(Fetcher, "fetch", None, lambda _, __, url: inject([_BY_URL[url]])),
         "in_decode": in_decode,
-        "before_store": lambda: _wrap(Stores, "store", lambda _, outcomes, __: strike(outcomes), None),
-        "between_databases": lambda: _wrap(PhotoTable, "finish", lambda _, statuses: strike(statuses), None),
-        "after_store": lambda: _wrap(Stores, "store", None, lambda _, __, outcomes, ___: strike(outcomes)),
-        "after_answer": lambda: _wrap(ResultStore, "answer", None, lambda _, __, job_id, *___: strike([job_id])),
-        "before_bury": lambda: _wrap(LeaseQueue, "bury", lambda _, lease, *__: strike(_subjects([lease])), None),
+        "before_store": lambda: _wrap(Stores, "store", lambda _, outcomes, __: inject(outcomes), None),
+        "between_databases": lambda: _wrap(PhotoTable, "finish", lambda _, statuses: inject(statuses), None),
+        "after_store": lambda: _wrap(Stores, "store", None, lambda _, __, outcomes, ___: inject(outcomes)),
+        "after_answer": lambda: _wrap(ResultStore, "answer", None, lambda _, __, job_id, *___: inject([job_id])),
+        "before_dead_letter": lambda: _wrap(LeaseQueue, "bury", lambda _, lease, *__: inject(_subjects([lease])), None),
         "after_acknowledge": lambda: _wrap(
-            LeaseQueue, "acknowledge_many", None, lambda _, __, leases: strike(_subjects(leases))
+            LeaseQueue, "acknowledge_many", None, lambda _, __, leases: inject(_subjects(leases))
         ),
     }
 
 
 def _limit_memory(size: int) -> None:
-    """Enter a memory cgroup of `size` bytes of its own, of version 1 or 2."""
+    """Create and enter a memory cgroup of `size` bytes, of version 1 or 2."""
     version1 = Path("/sys/fs/cgroup/memory")
     parent, limit = (version1, "memory.limit_in_bytes") if version1.exists() else (version1.parent, "memory.max")
     group = parent / f"spottmee-faults-{os.getpid()}"
@@ -193,7 +194,7 @@ def _limit_memory(size: int) -> None:
 
 
 def main() -> int:
-    """Put the fault in its place and run the command line."""
+    """Install the fault and run the command line."""
     if size := os.environ.get("FAULT_MEMORY"):
         _limit_memory(int(size))
     if size := os.environ.get("FAULT_ADDRESS_SPACE"):

@@ -1,4 +1,4 @@
-"""What happens to the world during a campaign; each fault is a generator that yields seconds."""
+"""The faults that a campaign injects from outside. Each is a generator that yields the seconds until its next step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import psycopg
 from demo.api import create_table
 from runner.queue import keys
 from tests.faults.gate import State
-from tests.faults.pictures import Mood
+from tests.faults.pictures import Behaviour
 from tests.faults.world import Fault, World
 
 UNREACHABLE_SECONDS = 20.0
 
 
 def kills(world: World) -> Iterator[float]:
-    """Kill a random runner at random moments, once for every twelve jobs."""
+    """Kill a random runner at random times, one kill per twelve jobs."""
     while world.seen["kill -9"] < len(world.jobs) // 12 and _work_left(world):
         yield world.random.uniform(0.2, 1.2)
         living = world.living()
@@ -32,7 +32,7 @@ def kills(world: World) -> Iterator[float]:
 
 
 def every_runner_killed_once(world: World) -> Iterator[float]:
-    """Kill each runner of the first burst once, at a random moment of its work."""
+    """Kill each runner of the first burst once, at a random time during its work."""
     while not world.scaler.runners:
         yield 0.05
     first = list(world.scaler.runners)
@@ -47,7 +47,7 @@ def every_runner_killed_once(world: World) -> Iterator[float]:
 
 
 def terminations(count: int) -> Fault:
-    """Send SIGTERM to a random runner, `count` times, and note how long the slowest took to end."""
+    """Send SIGTERM to a random runner, `count` times, and record how long the slowest took to exit."""
 
     def fault(world: World) -> Iterator[float]:
         slowest = 0.0
@@ -63,13 +63,13 @@ def terminations(count: int) -> Fault:
             while runner.process.poll() is None:
                 yield 0.02
             slowest = max(slowest, time.monotonic() - sent)
-            world.seen["slowest end, ms"] = round(slowest * 1000)
+            world.seen["slowest exit, ms"] = round(slowest * 1000)
 
     return fault
 
 
 def pauses(count: int, seconds: float) -> Fault:
-    """Stop a runner for longer than its leases last, and let it go on: then two runners have the same jobs in hand."""
+    """Pause a runner for longer than its leases, then continue it: two runners then have the same jobs in flight."""
 
     def fault(world: World) -> Iterator[float]:
         while world.seen["SIGSTOP"] < count and _work_left(world):
@@ -89,7 +89,7 @@ def pauses(count: int, seconds: float) -> Fault:
 
 
 def early_selfies(world: World) -> Iterator[float]:
-    """Let guests come during the first minute of an upload, while runners die, photos go and images fail."""
+    """Send selfies in the first minute after an upload, while runners are killed, photos deleted, and images fail."""
     photos = list(world.jobs.photos)
     people = sorted({person for kind in world.jobs.photos.values() for person in kind.people})
     span, guests = world.scaled(60), world.times(40)
@@ -108,16 +108,16 @@ def early_selfies(world: World) -> Iterator[float]:
             os.kill(world.random.choice(living).process.pid, signal.SIGKILL)
             world.seen["kill -9"] += 1
             next_kill = now + world.random.uniform(2.0, 8.0)
-        world.images.mood = Mood.ERRORS if 0.2 * span < now < 0.3 * span else Mood.WELL
+        world.images.behaviour = Behaviour.ERRORS if 0.2 * span < now < 0.3 * span else Behaviour.NORMAL
         yield 0.1
-    world.images.mood = Mood.WELL
+    world.images.behaviour = Behaviour.NORMAL
 
 
 # Redis
 
 
 def redis_restarts(count: int) -> Fault:
-    """Kill Redis and start it again with its append-only file, `count` times."""
+    """Kill Redis and start it again from its append-only file, `count` times."""
 
     def fault(world: World) -> Iterator[float]:
         for _ in range(world.times(count)):
@@ -131,7 +131,7 @@ def redis_restarts(count: int) -> Fault:
 
 
 def unreachable(server: str, state: State, *, seconds: float = UNREACHABLE_SECONDS, after: float = 2.0) -> Fault:
-    """Let nobody reach redis or postgres for `seconds`."""
+    """Make redis or postgres unreachable for `seconds`."""
 
     def fault(world: World) -> Iterator[float]:
         gate = world.redis_gate if server == "redis" else world.postgres_gate
@@ -145,7 +145,7 @@ def unreachable(server: str, state: State, *, seconds: float = UNREACHABLE_SECON
 
 
 def redis_full(seconds: float) -> Fault:
-    """Let Redis refuse what needs memory, twice for `seconds`."""
+    """Make Redis reject commands that need memory, twice for `seconds`."""
 
     def fault(world: World) -> Iterator[float]:
         for _ in range(world.times(2)):
@@ -161,15 +161,15 @@ def redis_full(seconds: float) -> Fault:
 
 
 def failover(world: World) -> Iterator[float]:
-    """Promote a replica that lacks the last writes, and lead everybody to it; the old primary is gone."""
+    """Promote a replica that lacks the last writes, and redirect all clients to it; the old primary is killed."""
     replica = world.replica()
-    world.redis.wait(1, 2000)  # what the API has pushed is there: losing that would be no runner's fault
+    world.redis.wait(1, 2000)  # so that no job pushed by the API is lost, which would not be the runner's fault
     waiting = sum(world.redis.llen(keys.list_key(name)) for name in ("process", "compare"))
     while sum(world.redis.llen(keys.list_key(name)) for name in ("process", "compare")) > 0.8 * waiting:
         yield 0.02
     replica.client.replicaof("NO", "ONE")
     before = world.redis.info("commandstats")["cmdstat_eval"]["calls"]
-    yield 1.5  # the primary still serves the runners, and all of that is lost
+    yield 1.5  # the primary still serves the runners, and their writes are lost
     after = world.redis.info("commandstats")["cmdstat_eval"]["calls"]
     world.seen["scripts of runners lost"] = int(after) - int(before)
     world.redis_server.kill()
@@ -197,7 +197,7 @@ def postgres_restarts(count: int) -> Fault:
 
 
 def read_only(seconds: float) -> Fault:
-    """Let PostgreSQL refuse every write, twice for `seconds`."""
+    """Make PostgreSQL reject every write, twice for `seconds`."""
 
     def fault(world: World) -> Iterator[float]:
         with world.database("postgres") as connection:
@@ -217,7 +217,7 @@ def read_only(seconds: float) -> Fault:
 
 
 def no_connections(seconds: float) -> Fault:
-    """Take every connection of PostgreSQL and break those of the runners, twice for `seconds`."""
+    """Close the runners' connections to PostgreSQL and occupy every connection, twice for `seconds`."""
 
     def fault(world: World) -> Iterator[float]:
         for _ in range(world.times(2)):
@@ -230,7 +230,7 @@ def no_connections(seconds: float) -> Fault:
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ '^spottmee'"
                     )
                     taken.append(connection)
-            world.seen["connections used up"] += 1
+            world.seen["connections exhausted"] += 1
             yield world.scaled(seconds)
             for connection in taken:
                 connection.close()
@@ -241,7 +241,7 @@ def no_connections(seconds: float) -> Fault:
 
 
 def deadlocks(count: int) -> Fault:
-    """Lock photos in the other order than runners do, until PostgreSQL has ended `count` of them, or of us."""
+    """Lock photos in the opposite order to the runners, until PostgreSQL has resolved `count` deadlocks."""
 
     def fault(world: World) -> Iterator[float]:
         with world.database("api") as connection, world.database("api") as looking:
@@ -255,7 +255,7 @@ def deadlocks(count: int) -> Fault:
                 ).fetchall()
                 high, low = rows[: len(rows) // 2], rows[len(rows) // 2 :]
                 with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
-                    # A backend looks for a deadlock once, when it has waited for so long: the runner shall find it.
+                    # A backend checks for a deadlock after waiting this long: the runner's backend must be the first.
                     connection.execute("SET LOCAL deadlock_timeout = '10s'")
                     for row in high:
                         connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', row)
@@ -277,7 +277,7 @@ def concurrent_updates(world: World) -> Iterator[float]:
     with world.database("api") as connection:
         connection.execute("SET default_transaction_isolation = 'read committed'")
         while _work_left(world):
-            # Held for a moment: a runner that began meanwhile finds a row that is newer than its snapshot.
+            # Locked for a moment: a runner that began meanwhile finds a row newer than its snapshot.
             with connection.transaction():
                 done = connection.execute("""UPDATE "Photo" SET size = size + 1 WHERE status = 'PROCESSING'""")
                 world.seen["concurrent update"] += done.rowcount
@@ -286,12 +286,12 @@ def concurrent_updates(world: World) -> Iterator[float]:
 
 
 def disk_full(disk: Path, seconds: float) -> Fault:
-    """Fill the disk that `disk` is mounted on, twice for `seconds`."""
+    """Fill the disk mounted at `disk`, twice for `seconds`."""
 
     def fault(world: World) -> Iterator[float]:
         ballast = disk / "ballast"
         for number in range(world.times(2)):
-            yield 1.5 if number else 0.2  # a quick machine is done with a short campaign soon
+            yield 1.5 if number else 0.2  # a fast machine finishes a short campaign soon
             with ballast.open("wb") as file, suppress(OSError):
                 while True:
                     file.write(b"\0" * 65536)
@@ -305,26 +305,26 @@ def disk_full(disk: Path, seconds: float) -> Fault:
     return fault
 
 
-# The image server, and the photos themselves
+# The image server and the photos
 
 
-def image_server(mood: Mood, seconds: float) -> Fault:
-    """Let the image server behave badly for `seconds`."""
+def image_server(behaviour: Behaviour, seconds: float) -> Fault:
+    """Make the image server misbehave for `seconds`."""
 
     def fault(world: World) -> Iterator[float]:
         yield 0.5
-        world.images.mood = mood
+        world.images.behaviour = behaviour
         yield world.scaled(seconds)
-        world.images.mood = Mood.WELL
+        world.images.behaviour = Behaviour.NORMAL
         for name, count in world.images.answers.items():
             if name != "200":
-                world.seen[f"answers: {name}"] = count
+                world.seen[f"responses: {name}"] = count
 
     return fault
 
 
 def deletions_from_outside(share: float) -> Fault:
-    """Delete a share of the photos at random moments."""
+    """Delete a share of the photos at random times."""
 
     def fault(world: World) -> Iterator[float]:
         chosen = [photo_id for photo_id in world.jobs.photos if world.random.random() < share]
@@ -338,7 +338,7 @@ def deletions_from_outside(share: float) -> Fault:
 
 
 def runs_of_another_deployment(count: int) -> Fault:
-    """Let runs whose DATABASE_URL is another deployment's take jobs, one after the other, beside the right ones."""
+    """Start runs with the DATABASE_URL of another deployment one after the other, in addition to the correct ones."""
 
     def fault(world: World) -> Iterator[float]:
         with world.database("api") as connection:
@@ -355,9 +355,9 @@ def runs_of_another_deployment(count: int) -> Fault:
             while process.poll() is None:
                 yield 0.1
             summary = json.loads(process.communicate()[0].splitlines()[-1])
-            assert not summary["gone"], f"jobs of photos that exist were ended: {summary}"
+            assert not summary["gone"], f"jobs of existing photos were acknowledged as deleted: {summary}"
             world.seen[f"exit code {process.returncode} of another deployment's run"] += 1
-            world.seen["jobs that it gave back"] += summary["released"]
+            world.seen["jobs that it released"] += summary["released"]
 
     return fault
 

@@ -1,4 +1,4 @@
-"""A gate in front of a server: open, shut (connections are refused and broken) or dark (nothing gets through)."""
+"""A TCP proxy in front of a server that can refuse connections, or let nothing through."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from tests.support.listening import Listener, close, connect_upstream
 
 
 class State(Enum):
-    """What the gate does with a connection."""
+    """How the gate treats connections."""
 
     OPEN = "open"
-    SHUT = "shut"  # as a server that is down: broken off, and refused
-    DARK = "dark"  # as a network that swallows everything: connected, and never answered
+    REFUSED = "refused"  # like a server that is down: connections are closed, and new ones refused
+    UNRESPONSIVE = "unresponsive"  # like a network that drops everything: connected, without any response
 
 
 class Gate(Listener):
-    """Listens on loopback and forwards to `port`, which may change; connections go where it then leads."""
+    """Listens on loopback and forwards to `port`; `upstream` may be changed for later connections."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
         self.upstream = port
         self._state = State.OPEN
-        self._lit = threading.Event()
-        self._lit.set()
+        self._responsive = threading.Event()
+        self._responsive.set()
         self._sockets: list[socket.socket] = []
 
     def set(self, state: State) -> None:
-        """Change the state, also for what is connected."""
+        """Change the state, also for existing connections."""
         self._state = state
-        if state is State.DARK:
-            self._lit.clear()
+        if state is State.UNRESPONSIVE:
+            self._responsive.clear()
         else:
-            self._lit.set()
-        if state is State.SHUT:
+            self._responsive.set()
+        if state is State.REFUSED:
             self.break_off()
 
     def break_off(self) -> None:
-        """Break every connection."""
+        """Close every connection."""
         for end in self._sockets:
             close(end)
         self._sockets.clear()
 
     def _take(self, client: socket.socket) -> None:
-        if self._state is State.SHUT:
+        if self._state is State.REFUSED:
             client.close()
             return
         server = connect_upstream(client, self.upstream)
@@ -59,10 +59,10 @@ class Gate(Listener):
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 18):
-                self._lit.wait()
+                self._responsive.wait()
                 target.sendall(data)
         close(source)
         close(target)
 
     def _end(self) -> None:
-        self.set(State.SHUT)
+        self.set(State.REFUSED)

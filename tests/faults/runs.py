@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and how long after it was told to."""
+    """The result of a run; `seconds` is how long it took to end."""
 
     code: int
     summary: dict[str, Any]
@@ -20,6 +20,7 @@ class Ended:
 
 
 def end(process: subprocess.Popen[str], seconds: float) -> Ended:
+    """Wait up to `seconds` for a run to end, and check that its summary adds up."""
     started = time.monotonic()
     try:
         output, errors = process.communicate(timeout=seconds)

@@ -1,4 +1,4 @@
-"""The campaigns that are short enough for `make test`; `make faults` runs all of them whole."""
+"""Shortened fault-injection campaigns; `make faults` runs all of them in full."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def pictures() -> Mapping[str, Kind]:
 
 
 @pytest.mark.parametrize("name", [campaign.name for campaign in campaigns() if campaign.short])
-def test_nothing_is_lost(name: str, pictures: Mapping[str, Kind]) -> None:
+def test_a_fault_loses_no_job(name: str, pictures: Mapping[str, Kind]) -> None:
     campaign = next(campaign for campaign in campaigns() if campaign.name == name)
     verdict = run(campaign, pictures, short=True)
     assert verdict.wrong == [], verdict.counts
 
 
-def test_nothing_is_lost_on_a_full_disk(pictures: Mapping[str, Kind]) -> None:
+def test_a_full_disk_loses_no_job(pictures: Mapping[str, Kind]) -> None:
     try:
         with small_disk(48) as disk:
             verdict = run(disk_campaign(disk), pictures, short=True)
     except OSError as error:
-        pytest.skip(f"a small disk needs root and the right to mount a tmpfs: {error}")
+        pytest.skip(f"the small disk needs root and permission to mount a tmpfs: {error}")
     assert verdict.wrong == [], verdict.counts

@@ -1,4 +1,4 @@
-"""How a run ends: on SIGTERM, when servers are away, and when code does not come back."""
+"""How a run ends: on SIGTERM, when servers are unreachable, and when native code never returns."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.faults.runs import end
 from tests.faults.world import Setup, World
 
 DRAIN_SECONDS = 1.0
-# What the run adds to RUNNER_DRAIN_SECONDS before its last resort has ended it: 1.5 s, and what a busy machine takes.
+# After RUNNER_DRAIN_SECONDS, the run's last resort ends it within 1.5 s; the rest allows for a busy machine.
 REST_SECONDS = 2.5
 KINDS = ["Ada", "Ben", "nobody"]
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    """One world for all tests of this module, whose runners are started by hand; in the end nothing is lost."""
+    """One world for all tests of this module, which start their own runners; checks at the end that no job is lost."""
     environment = {
         "RUNNER_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}",
         "RUNNER_LEASE_SECONDS": "2",
-        "RUNNER_MAX_ATTEMPTS": "20",  # many runners end here with the same photos in hand
+        "RUNNER_MAX_ATTEMPTS": "20",  # many runners of these tests end with the same photos in flight
     }
     with World(kinds(), Setup(environment=environment)) as world:
         yield world
@@ -41,7 +41,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def photos(world: World) -> Iterator[list[str]]:
-    """Photos on the list, before what earlier tests have left; afterwards all gates are open."""
+    """Photos pushed ahead of those that earlier tests left on the list; opens all gates at the end."""
     left = world.redis.lrange(PROCESS_LIST, 0, -1)
     world.redis.delete(PROCESS_LIST)
     ids = world.upload(8, names=KINDS)
@@ -58,36 +58,36 @@ def run(world: World, fault: Mapping[str, str] | None = None) -> subprocess.Pope
 
 
 def begun(world: World, photos: list[str]) -> bool:
-    """Return whether a run has these photos in hand."""
+    """Return whether a run is processing some of these photos."""
     with world.database("api") as connection:
         query = """SELECT 1 FROM "Photo" WHERE id = ANY(%s) AND status = 'PROCESSING'"""
         return connection.execute(query, (photos,)).fetchone() is not None
 
 
-def until(true: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 30
-    while not true():
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 @pytest.mark.usefixtures("photos")
-def test_sigterm_while_starting(world: World) -> None:
+def test_sigterm_during_startup_loses_no_job(world: World) -> None:
     for after in range(20, 900, 80):  # milliseconds
         process = run(world)
         time.sleep(after / 1000)
         process.terminate()
         ended = end(process, DRAIN_SECONDS + REST_SECONDS)
-        # Before Python has installed a handler, the signal ends the process as it ends any: nothing was claimed yet.
+        # Until Python has installed a handler, the signal ends the process, which has not claimed anything yet.
         assert ended.code in (0, -15), ended.errors
         assert ended.code == -15 or ended.summary["reason"] in ("signal", "empty", "max_jobs")
 
 
-@pytest.mark.parametrize("state", [State.SHUT, State.DARK])
+@pytest.mark.parametrize("state", [State.REFUSED, State.UNRESPONSIVE], ids=lambda state: state.value)
 @pytest.mark.parametrize("server", ["redis_gate", "postgres_gate"])
 @pytest.mark.usefixtures("photos")
-def test_sigterm_while_a_server_is_away_at_the_start(world: World, server: str, state: State) -> None:
+def test_sigterm_ends_a_run_that_cannot_reach_a_server_at_startup(world: World, server: str, state: State) -> None:
     gate: Gate = getattr(world, server)
     gate.set(state)
     process = run(world)
@@ -96,16 +96,14 @@ def test_sigterm_while_a_server_is_away_at_the_start(world: World, server: str, 
     process.terminate()
     ended = end(process, DRAIN_SECONDS + REST_SECONDS)
     assert (ended.code, ended.summary["reason"], ended.summary["unsettled"]) == (0, "signal", 0), ended.errors
-    # What was taken ahead of PostgreSQL is given back.
+    # A job that was claimed before PostgreSQL was reached is released.
     assert ended.summary["claimed"] == ended.summary["released"]
     assert (ended.summary["claimed"] == 0) == (server == "redis_gate")
 
 
-@pytest.mark.parametrize("state", [State.SHUT, State.DARK])
+@pytest.mark.parametrize("state", [State.REFUSED, State.UNRESPONSIVE], ids=lambda state: state.value)
 @pytest.mark.parametrize("server", ["redis_gate", "postgres_gate"])
-def test_sigterm_while_a_server_is_away_in_the_middle(
-    world: World, photos: list[str], server: str, state: State
-) -> None:
+def test_sigterm_ends_a_run_that_has_lost_a_server(world: World, photos: list[str], server: str, state: State) -> None:
     process = run(world)
     until(lambda: begun(world, photos), process)
     getattr(world, server).set(state)
@@ -113,7 +111,7 @@ def test_sigterm_while_a_server_is_away_in_the_middle(
     process.terminate()
     ended = end(process, DRAIN_SECONDS + REST_SECONDS)
     assert ended.summary["reason"] == "signal"
-    if server == "postgres_gate":  # the leases are in Redis: they are given back
+    if server == "postgres_gate":  # the leases are in Redis, which can release them
         assert ended.code == 0, ended.errors
         assert ended.summary["released"] > 0
     else:
@@ -122,7 +120,7 @@ def test_sigterm_while_a_server_is_away_in_the_middle(
 
 
 @pytest.mark.usefixtures("photos")
-def test_sigterm_while_the_main_thread_is_in_native_code(world: World) -> None:
+def test_sigterm_ends_a_run_whose_main_thread_is_in_native_code(world: World) -> None:
     process = run(world, {"FAULT_POINT": "before_store", "FAULT_ACTION": "hang", "FAULT_SHARE": "1"})
     until(lambda: "before_store hang" in world.faults_noted(), process)
     process.terminate()
@@ -132,7 +130,7 @@ def test_sigterm_while_the_main_thread_is_in_native_code(world: World) -> None:
 
 
 @pytest.mark.usefixtures("photos")
-def test_a_main_thread_that_does_not_come_back_ends_the_run(world: World) -> None:
+def test_a_hung_main_thread_ends_the_run(world: World) -> None:
     fault = {"FAULT_POINT": "before_store", "FAULT_ACTION": "hang", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-27"}
     ended = end(run(world, fault), 30)
     assert ended.code == UnreachableError.exit_code, ended.errors
@@ -141,10 +139,10 @@ def test_a_main_thread_that_does_not_come_back_ends_the_run(world: World) -> Non
     assert ended.summary["unsettled"] == 0
 
 
-def test_postgresql_that_never_answers_again_ends_the_run(world: World, photos: list[str]) -> None:
+def test_an_unresponsive_postgresql_ends_the_run(world: World, photos: list[str]) -> None:
     process = run(world, {"FAULT_HUNG_SECONDS": "-27"})
     until(lambda: begun(world, photos), process)
-    world.postgres_gate.set(State.DARK)
+    world.postgres_gate.set(State.UNRESPONSIVE)
     ended = end(process, 30)
     assert ended.code == UnreachableError.exit_code, ended.errors
     assert ended.summary["reason"] == "hung"
@@ -152,17 +150,17 @@ def test_postgresql_that_never_answers_again_ends_the_run(world: World, photos: 
 
 
 @pytest.mark.usefixtures("photos")
-def test_native_code_that_keeps_the_interpreter_ends_the_process(world: World) -> None:
+def test_native_code_that_never_releases_the_gil_ends_the_process(world: World) -> None:
     fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "freeze", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-27"}
     ended = end(run(world, fault), 30)
     assert ended.code == 1
-    assert "Timeout" in ended.errors  # faulthandler shows where every thread stands
+    assert "Timeout" in ended.errors  # faulthandler prints the stack of every thread
     assert "crashing_runner" in ended.errors
-    time.sleep(2)  # nobody could give the leases back
+    time.sleep(2)  # nothing could release the leases: they must expire
 
 
 @pytest.mark.usefixtures("photos")
-def test_a_photo_that_does_not_come_back_ends_the_run_and_hurts_no_other(world: World) -> None:
+def test_a_photo_that_hangs_ends_the_run_and_costs_no_other_photo_an_attempt(world: World) -> None:
     world.environment["RUNNER_PHOTO_SECONDS"] = "1"
     fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "hang", "FAULT_SHARE": "1"}
     ended = end(run(world, fault), 30)

@@ -1,4 +1,4 @@
-"""Recovery needs nobody: what a dead runner held is waited for, taken over and finished by runners alone."""
+"""Recovery without an operator: runners wait for the jobs of dead runners, take them over and finish them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demo.api import COMPARE_LIST
 from runner.queue import keys
 from runner.queue.heartbeat import Heartbeat
 from runner.queue.leases import LeaseQueue
-from tests.faults.pictures import Mood, kinds
+from tests.faults.pictures import Behaviour, kinds
 from tests.faults.runs import Ended, end
 from tests.faults.world import Setup, World
 
@@ -28,12 +28,12 @@ def servers() -> Iterator[World]:
 
 @pytest.fixture
 def world(servers: World) -> World:
-    """A world with nothing in Redis, whose runners are started by hand."""
+    """A world with an empty Redis, in which tests start their own runners."""
     servers.redis.flushall()
     servers.jobs.photos.clear()
     servers.jobs.comparisons.clear()
     servers.notes.write_text("", "utf-8")
-    servers.images.mood = Mood.WELL
+    servers.images.behaviour = Behaviour.NORMAL
     return servers
 
 
@@ -47,7 +47,7 @@ def run(world: World, *arguments: str, queue: str = "process", **environment: st
 
 
 def dead_runner(world: World, name: str, seconds: float, *, owner: str = "dead/1") -> LeaseQueue:
-    """Return the queue of a runner that claims, and is never heard of again."""
+    """Return the queue of a runner that never renews its leases."""
     return LeaseQueue(world.redis, name, owner=owner, lease_seconds=seconds, max_attempts=3)
 
 
@@ -59,7 +59,7 @@ def all_final(world: World) -> bool:
     return {row[0] for row in rows} <= {"READY", "NO_FACES_FOUND"} and world.scaler.depth("process") == (0, 0)
 
 
-def test_a_runner_on_an_empty_list_waits_for_what_a_dead_one_held(world: World) -> None:
+def test_a_run_on_an_empty_list_waits_for_the_leases_of_a_dead_runner(world: World) -> None:
     world.upload(5, names=KINDS)
     assert len(dead_runner(world, "process", 4).claim(5)) == 5
     ended = run(world, RUNNER_LEASE_SECONDS="4")
@@ -67,16 +67,16 @@ def test_a_runner_on_an_empty_list_waits_for_what_a_dead_one_held(world: World) 
     assert all_final(world)
 
 
-def test_it_waits_for_a_retry_that_a_dead_runner_has_left(world: World) -> None:
+def test_a_run_waits_for_the_delayed_retry_of_a_dead_runner(world: World) -> None:
     world.upload(1, names=KINDS)
     dead = dead_runner(world, "process", 1)
     assert dead.retry(dead.claim(1)[0], 5, "fetch_failed")
-    ended = run(world, RUNNER_LEASE_SECONDS="1")  # longer than any lease: nobody lives who would renew it
+    ended = run(world, RUNNER_LEASE_SECONDS="1")  # the retry is due later than any lease of a live runner would be
     assert (ended.code, ended.summary["succeeded"]) == (0, 1), ended.errors
     assert all_final(world)
 
 
-def test_it_waits_no_longer_than_it_takes_to_see_that_a_holder_lives(world: World) -> None:
+def test_a_run_stops_waiting_once_it_sees_that_the_owner_of_a_lease_is_alive(world: World) -> None:
     world.upload(5, names=KINDS)
     alive = dead_runner(world, "process", 6, owner="alive/1")
     with Heartbeat([alive]) as heartbeat:
@@ -88,7 +88,7 @@ def test_it_waits_no_longer_than_it_takes_to_see_that_a_holder_lives(world: Worl
         assert not alive.renew(leases)
 
 
-def test_waiting_is_bounded(world: World) -> None:
+def test_waiting_for_other_leases_is_bounded_by_the_longest_retry_delay(world: World) -> None:
     world.upload(1, names=KINDS)
     dead_runner(world, "process", 3000).claim(1)
     ended = run(world, RUNNER_LEASE_SECONDS="3000", RUNNER_RETRY_MAX_SECONDS="2")
@@ -96,7 +96,7 @@ def test_waiting_is_bounded(world: World) -> None:
     assert 2 <= ended.summary["seconds"] < 8
 
 
-def test_the_pod_that_replaces_a_dead_pod_of_the_same_job_takes_over_at_once(world: World) -> None:
+def test_a_replacement_pod_of_the_same_job_takes_over_the_leases_at_once(world: World) -> None:
     world.upload(12, names=KINDS)
     world.environment |= {"RUNNER_OWNER": "job-7", "RUNNER_LEASE_SECONDS": "600"}
     try:
@@ -113,14 +113,14 @@ def test_the_pod_that_replaces_a_dead_pod_of_the_same_job_takes_over_at_once(wor
 
 
 @pytest.mark.parametrize("most", ["6", "50"])
-def test_a_run_never_leaves_its_own_retries_behind(world: World, most: str) -> None:
+def test_a_run_completes_its_own_retries_before_it_ends(world: World, most: str) -> None:
     world.upload(6, names=KINDS)
-    world.images.mood = Mood.DOWN
+    world.images.behaviour = Behaviour.DOWN
     process = world.command("run", "--queues", "process", "--max-jobs", most)
-    while world.images.answers["broken off"] < 6:
+    while world.images.answers["closed"] < 6:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    world.images.mood = Mood.WELL
+    world.images.behaviour = Behaviour.NORMAL
     ended = end(process, 60)
     assert ended.code == 0, ended.errors
     assert ended.summary["retried"] >= 6
@@ -130,14 +130,14 @@ def test_a_run_never_leaves_its_own_retries_behind(world: World, most: str) -> N
     world.images.answers.clear()
 
 
-def test_retries_of_a_run_do_not_make_it_take_more_than_it_may(world: World) -> None:
+def test_retries_do_not_make_a_run_exceed_its_maximum_of_jobs(world: World) -> None:
     world.upload(12, names=KINDS)
-    world.images.mood = Mood.DOWN
+    world.images.behaviour = Behaviour.DOWN
     process = world.command("run", "--queues", "process", "--max-jobs", "4")
-    while world.images.answers["broken off"] < 4:
+    while world.images.answers["closed"] < 4:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    world.images.mood = Mood.WELL
+    world.images.behaviour = Behaviour.NORMAL
     ended = end(process, 60)
     world.images.answers.clear()
     assert ended.summary["succeeded"] == 4, ended.errors
@@ -145,10 +145,10 @@ def test_retries_of_a_run_do_not_make_it_take_more_than_it_may(world: World) -> 
     assert world.scaler.depth("process") == (8, 0)
 
 
-def test_a_run_that_watches_an_answer_goes_on_claiming(world: World) -> None:
+def test_a_run_that_watches_a_result_key_keeps_claiming(world: World) -> None:
     world.prepare_comparisons()
     first, second = _comparison(world, "first"), _comparison(world, "second")
-    world.redis.rpush(COMPARE_LIST, first)  # INITIATED never comes: watched for RUNNER_INITIATED_SECONDS
+    world.redis.rpush(COMPARE_LIST, first)  # INITIATED is never set: the key is watched for RUNNER_INITIATED_SECONDS
     process = world.command("run", "--queues", "compare")
     while not (world.redis.get(keys.match_result("first")) or b"").startswith(b"["):
         assert process.poll() is None, process.communicate()

@@ -1,4 +1,4 @@
-"""The world of one campaign: real servers, real photos, runners started by KEDA's formula, and a fault that happens."""
+"""The environment of one campaign: real servers, real photos, runners started by KEDA's formula, and a fault."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from tests.faults.pictures import SELFIE, Kind, PictureServer
 
 LAUNCHER = Path(__file__).with_name("crashing_runner.py")
 TURN_SECONDS = 0.05
-REFERENCE = 12  # photos that comparisons look through, stored before the fault
+REFERENCE = 12  # photos that selfies are compared with, stored before the fault
 
-# A fault is a generator: it does something to the world, and yields the seconds until its next turn.
+# A fault is a generator: it acts on the world, and yields the seconds until its next step.
 Fault = Callable[["World"], Iterator[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What differs between campaigns. `environment` is the runner's, `fault` that of `crashing_runner`."""
+    """What differs between campaigns. `environment` is for the runner, `fault` for `crashing_runner`."""
 
     separate: bool = False  # two databases
     appendonly: bool = False
@@ -53,9 +53,9 @@ class Setup:
 
 @dataclass(slots=True)
 class Jobs:
-    """What was sent: photo id → picture, comparison → person.
+    """The jobs sent: photo id → picture, comparison id → person.
 
-    `albums` are the photos of the comparisons that were sent while those were being processed.
+    `albums` contains the photo ids of each comparison that was sent while its photos were still being processed.
     """
 
     photos: dict[str, Kind] = field(default_factory=dict)
@@ -68,14 +68,14 @@ class Jobs:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A Redis that follows the world's."""
+    """A replica of the world's Redis."""
 
     server: EmbeddedRedis
     client: Redis
 
 
 class World:
-    """Use it in a `with` block, in the main thread: the servers and the runners die with that."""
+    """Use it in a `with` block in the main thread: the servers and runners end when that thread does."""
 
     def __init__(self, pictures: Mapping[str, Kind], setup: Setup, *, short: bool = False) -> None:
         self.setup = setup
@@ -85,8 +85,8 @@ class World:
         self.jobs = Jobs()
         self.reference = Jobs()
         self.deleted: set[str] = set()
-        self.finals: dict[str, list[str]] = {}  # the first final answer of those with an album, as a guest sees it
-        self.seen: Counter[str] = Counter()  # what has happened, by name
+        self.finals: dict[str, list[str]] = {}  # comparison id → its first final answer, as a guest sees it
+        self.seen: Counter[str] = Counter()  # how often each event occurred
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -99,7 +99,7 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-        if "FAULT_MEMORY" in self.setup.fault:  # what the runners have put themselves into, empty by now
+        if "FAULT_MEMORY" in self.setup.fault:  # the runners' cgroups, empty by now
             for pattern in ("memory/spottmee-faults-*", "spottmee-faults-*"):
                 for group in Path("/sys/fs/cgroup").glob(pattern):
                     group.rmdir()
@@ -149,23 +149,23 @@ class World:
         stack.callback(self.scaler.stop)
 
     def scaled(self, seconds: float) -> float:
-        """Return how long something takes that takes `seconds` in a whole campaign."""
+        """Return `seconds` scaled to the length of the campaign: a third in a short one."""
         return seconds / 3 if self.short else seconds
 
     def times(self, count: int) -> int:
-        """Return how often something happens that happens `count` times in a whole campaign."""
+        """Return `count` scaled to the length of the campaign: a quarter, and at least 1, in a short one."""
         return max(1, count // 4) if self.short else count
 
     def database(self, name: str) -> Connection:
-        """Return a connection around the gate."""
+        """Return a connection that bypasses the gate."""
         return psycopg.connect(self.postgres.database_url(name), autocommit=True)
 
     def faces_database(self) -> Connection:
-        """Return a connection to the database that holds the faces."""
+        """Return a connection to the database with the faces."""
         return self.database("faces" if self.setup.separate else "api")
 
     def replica(self) -> Replica:
-        """Start a replica of Redis and wait until it follows; it ends with the world."""
+        """Start a replica of Redis and wait until it is connected; it stops with the world."""
         self.redis.config_set("repl-diskless-sync-delay", 0)
         follow = ["--replicaof", "127.0.0.1", str(self.redis_server.port)]
         server = self._stack.enter_context(EmbeddedRedis(arguments=follow))
@@ -175,7 +175,7 @@ class World:
         return Replica(server, client)
 
     def command(self, *arguments: str, fault: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a runner of one's own."""
+        """Start a runner independently of the scaler."""
         command = [sys.executable, str(LAUNCHER), *arguments]
         environment = {**self.environment, **self.fault, **(fault or {})}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -188,7 +188,7 @@ class World:
     # Sending
 
     def upload(self, count: int, *, names: Sequence[str] = ()) -> list[str]:
-        """Send `count` photos, of `names` or of everything that is no selfie and not huge; return their ids."""
+        """Send `count` photos of the pictures `names` (default: all but selfies and `huge`); return their ids."""
         chosen = names or [name for name in self.pictures if not name.startswith(SELFIE) and name != "huge"]
         sent = self._upload([chosen[number % len(chosen)] for number in range(count)])
         self.jobs.photos |= sent
@@ -201,13 +201,13 @@ class World:
             return {photo_id: self.pictures[names[int(number)]] for number, photo_id in api.upload(urls).items()}
 
     def prepare_comparisons(self) -> None:
-        """Store the photos that comparisons look through, without any fault."""
+        """Store the photos that selfies are compared with, before the fault."""
         people = [name.removeprefix(SELFIE) for name in self.pictures if name.startswith(SELFIE)]
         self.reference.photos = self._upload([people[number % len(people)] for number in range(REFERENCE)])
         self._command("run", "--queues", "process", "--max-jobs", str(REFERENCE))
 
     def compare(self, count: int) -> None:
-        """Send `count` comparisons with the stored photos."""
+        """Send `count` comparisons with the photos of `prepare_comparisons`."""
         people = [name.removeprefix(SELFIE) for name in self.pictures if name.startswith(SELFIE)]
         with self.database("api") as connection:
             api = Api(self.redis, connection)
@@ -229,16 +229,16 @@ class World:
         self.deleted.add(photo_id)
 
     def poll(self) -> None:
-        """Look at the answers as the guests do: they stop at the first final one."""
+        """Poll the answers like the guests, who stop at the first final one."""
         for job_id in self.jobs.albums.keys() - self.finals.keys():
             value = self.redis.get(keys.match_result(job_id))
             if value is not None and value not in (b"INITIATED", b"PROCESSING"):
                 self.finals[job_id] = json.loads(value)
 
-    # Playing
+    # Running
 
     def play(self, fault: Fault | None = None, *, seconds: float = 400) -> None:
-        """Let the scaler and the fault work until nothing is left to do. Raises `AssertionError` after `seconds`."""
+        """Run the scaler and the fault until no job is left. Raises `AssertionError` after `seconds`."""
         began = time.monotonic()
         turns = fault(self) if fault is not None else iter(())
         next_turn: float | None = 0.0
@@ -252,34 +252,34 @@ class World:
                 self.poll()
                 if next_turn is None and self.scaler.idle():
                     return
-            assert now - began < seconds, f"not done after {seconds:g} s: {self.where()}"
+            assert now - began < seconds, f"jobs left after {seconds:g} s: {self.where()}"
             time.sleep(TURN_SECONDS)
 
     def where(self) -> str:
-        """Return how things stand, for a message."""
+        """Return the current state, for a message."""
         depths = {name: self.scaler.depth(name) for name in ("compare", "process")}
         running = [runner.process.pid for runner in self.living()]
         return f"(waiting, leased) {depths}, running {running}, seen {dict(self.seen)}, exits {self.exits()}"
 
     def living(self) -> list[Runner]:
-        """Return the runners that have not ended."""
+        """Return the runners that are still running."""
         return [runner for runner in self.scaler.runners if runner.process.poll() is None]
 
     def exits(self) -> Counter[int]:
-        """Return how often a runner ended with which code."""
+        """Return how many runners ended with each exit code."""
         return Counter(runner.exit_code for runner in self.scaler.runners if runner.exit_code is not None)
 
     def faults_noted(self) -> Counter[str]:
-        """Return how many faults `crashing_runner` has met, by point and action."""
+        """Return how many faults `crashing_runner` has injected, by point and action."""
         lines = self.notes.read_text("utf-8").splitlines()
         return Counter(" ".join(line.split()[:2]) for line in lines)
 
     def noted_subjects(self) -> set[str]:
-        """Return the photos that have met a fault."""
+        """Return the photos that a fault has affected."""
         return {one for line in self.notes.read_text("utf-8").splitlines() for one in line.split()[2].split(",")}
 
     def logs(self) -> Iterator[dict[str, object]]:
-        """Yield every line that the runners have logged."""
+        """Yield every log line of the runners."""
         for runner in self.scaler.runners:
             for line in runner.log.read_text("utf-8", "replace").splitlines():
                 with suppress(ValueError):
