@@ -13,7 +13,7 @@ from demo.api import Api
 
 @dataclass(frozen=True)
 class Backends:
-    """Redis and PostgreSQL, as this machine and the pods reach them."""
+    """Redis and PostgreSQL at addresses that both this machine and the pods can reach."""
 
     redis: Redis
     redis_url: str
@@ -22,7 +22,7 @@ class Backends:
     api: Api
 
     def leftovers(self) -> dict[str, int]:
-        """Return how many jobs of each list are waiting, leased, or dead letters."""
+        """Return how many jobs of each list are waiting, leased or dead letters, without zeros."""
         client: Any = self.redis
         counts = {}
         for name in ("compare", "process"):

@@ -1,7 +1,7 @@
-"""The binaries of a real control plane and of KEDA's operator, built from the Go module proxy into .cache/e2e.
+"""Builds the binaries of a real control plane and of KEDA's operator from the Go module proxy, into .cache/e2e.
 
-`python -m tests.e2e.build` builds what is missing; it needs Go and, on 2 idle cores, about a quarter of an hour.
-The modules are pinned: Kubernetes by tests/e2e/tools/go.sum, KEDA by its hash below and its own go.sum.
+`python -m tests.e2e.build` builds what is missing. It needs Go and, on 2 idle cores, about a quarter of an hour. The
+modules are pinned: Kubernetes by tests/e2e/tools/go.sum, KEDA by the hash below and its own go.sum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEDA_MODULE = "github.com/kedacore/keda/v2"
 KEDA_VERSION = "v2.21.0"
 KEDA_SUM = "h1:R6z2HZvstK4RLUMxroNACzBj74xGxt3kG59b5Xc+Xps="
 
-_MISSING = "make e2e builds it (needs Go, and about a quarter of an hour)"
+_MISSING = "build it with `make e2e` (needs Go, and about a quarter of an hour)"
 
 
 class BuildError(Exception):
@@ -33,12 +33,12 @@ class BuildError(Exception):
 
 
 def missing() -> str | None:
-    """Return what there is to say where the control plane has not been built, or None where it has."""
+    """Return a message if the control plane has not been built, else None."""
     return None if CONTROL_PLANE.exists() else f"there is no control plane in {CACHE.relative_to(ROOT)}: {_MISSING}"
 
 
 def missing_keda() -> str | None:
-    """Return what there is to say where KEDA has not been built, or None where it has."""
+    """Return a message if KEDA has not been built, else None."""
     return None if KEDA.exists() and CRDS.exists() else f"there is no KEDA in {CACHE.relative_to(ROOT)}: {_MISSING}"
 
 
@@ -57,12 +57,12 @@ def build_control_plane() -> None:
 
 
 def build_keda() -> None:
-    """Build KEDA's operator, and keep the CRDs of the same version beside it."""
+    """Build KEDA's operator, and store the CRDs of the same version with it."""
     if KEDA.exists() and CRDS.exists():
         return
     found = json.loads(_go("mod", "download", "-json", f"{KEDA_MODULE}@{KEDA_VERSION}", cwd=TOOLS))
     if found["Sum"] != KEDA_SUM:
-        raise BuildError(f"KEDA {KEDA_VERSION} has the hash {found['Sum']}, and {KEDA_SUM} was expected")
+        raise BuildError(f"KEDA {KEDA_VERSION} has the hash {found['Sum']}, but {KEDA_SUM} was expected")
     source = Path(found["Dir"])
     CRDS.mkdir(parents=True, exist_ok=True)
     for crd in (source / "config" / "crd" / "bases").glob("*.yaml"):
@@ -90,7 +90,7 @@ def _go_build(folder: Path, package: str, to: Path, marks: list[str]) -> None:
 
 def _go(*arguments: str, cwd: Path) -> str:
     if shutil.which("go") is None:
-        raise BuildError("go is not installed (https://go.dev/dl, 1.26 or newer)")
+        raise BuildError("go is not installed: install Go 1.26 or newer (https://go.dev/dl)")
     environment = {**os.environ, "CGO_ENABLED": "0"}
     done = subprocess.run(
         ["nice", "-n", "15", "go", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: the site once a session, and for each test a namespace, servers and values."""
+"""Fixtures of the end-to-end tests: the site once per session, and a namespace, servers and values for each test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave these tests out of `make test`; who names this folder without a site is told what is missing."""
+    """Deselect these tests unless this folder is named, where they are skipped with the reason if there is no site."""
     if any("e2e" in argument for argument in config.args):
         return
     here = [item for item in items if item.path.parent == Path(__file__).parent]
@@ -43,7 +43,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def namespace(site: Site) -> Iterator[str]:
-    """A namespace of the test alone."""
+    """A namespace for this test only."""
     name = f"e2e-{uuid.uuid4().hex[:8]}"
     site.kubectl("create", "namespace", name)
     levels = [f"pod-security.kubernetes.io/{what}=restricted" for what in ("enforce", "warn")]
@@ -52,7 +52,7 @@ def namespace(site: Site) -> Iterator[str]:
         lambda: (
             site.kubectl("--namespace", name, "get", "serviceaccount", "default", check=False).count("default") == 1
         ),
-        "",
+        "the default service account",
     )
     yield name
     site.kubectl("delete", "namespace", name, "--wait=false")
@@ -76,7 +76,7 @@ def backends(site: Site, request: pytest.FixtureRequest) -> Iterator[Backends]:
 
 @pytest.fixture
 def values(site: Site, backends: Backends) -> dict[str, Any]:
-    """Values of the chart for small pods that are started quickly."""
+    """Chart values for small pods that start quickly."""
     redis = urlsplit(backends.redis_url)
     repository, _, tag = site.image.rpartition(":")
     each = {
@@ -90,7 +90,7 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
         "image": {"repository": repository, "tag": tag},
         "redis": {"host": redis.hostname, "port": redis.port or 6379, "database": int(redis.path.strip("/") or 0)},
         "database": {"url": backends.database_url},
-        # Pods and KEDA of the own control plane are processes of this machine: loopback is where its Redis is.
+        # On the tests' own control plane, pods and KEDA are local processes, which reach Redis on loopback.
         "checkCluster": site.control_plane is None,
         "settings": {"RUNNER_ALLOW_PRIVATE_URLS": True, "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
         "queues": {"process": {**each}, "compare": {**each}},
@@ -107,7 +107,7 @@ def images(site: Site, album: Album) -> Iterator[ImageServer]:
 
 @pytest.fixture
 def release(site: Site, namespace: str, values: dict[str, Any]) -> Iterator[str]:
-    """The chart, installed under the name that is returned."""
+    """The name of an installed release of the chart."""
     name = "party"
     site.helm("install", name, str(CHART), "--namespace", namespace, "--wait", "--timeout", "3m", values=values)
     yield name

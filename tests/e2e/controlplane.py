@@ -1,6 +1,6 @@
 """A real control plane on loopback: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, and KEDA.
 
-Nodes are made by `kubelet.py`. Everything dies with the process that started it.
+Nodes are processes of `kubelet.py`. Everything ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.e2e.build import CONTROL_PLANE, KEDA
 READY_SECONDS = 120.0
 TOKEN = "e2e-administrator"
 
-# The controllers that Jobs, their pods and a chart need; the others would only take processor time.
+# The controllers that Jobs, their pods and a chart need; the others would only use CPU time.
 CONTROLLERS = (
     "job-controller", "cronjob-controller", "garbage-collector-controller", "namespace-controller",
     "serviceaccount-controller", "serviceaccount-token-controller", "root-ca-certificate-publisher-controller",
@@ -36,7 +36,7 @@ CONTROLLERS = (
 
 
 class Daemon:
-    """One process that runs until it is stopped; its output goes to a file."""
+    """One process that runs until it is stopped; its output goes to a log file."""
 
     def __init__(
         self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
@@ -55,13 +55,13 @@ class Daemon:
             )
 
     def check(self) -> None:
-        """Raise where the process has ended."""
+        """Raise `RuntimeError` if the process has ended."""
         if self.process.poll() is not None:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{tail}")
+            raise RuntimeError(f"{self.name} exited with code {self.process.returncode}:\n{tail}")
 
     def stop(self) -> None:
-        """Stop, unless it has ended; kill what does not stop in time."""
+        """Stop the process if it is running; kill it if it does not stop in time."""
         if self.process.poll() is not None:
             return
         self.process.send_signal(signal.SIGTERM)
@@ -71,13 +71,13 @@ class Daemon:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process at once."""
         self.process.kill()
         self.process.wait()
 
 
 class ControlPlane:
-    """Started by entering it; `kubeconfig` is an administrator's, and so is that of `keda`."""
+    """Runs for the duration of a `with` block; `kubeconfig` has administrator rights, and KEDA uses it too."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"spottmee-server-{os.getpid()}-e2e-"))
@@ -90,14 +90,14 @@ class ControlPlane:
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Daemon:
-        """Start one more process that ends with the control plane."""
+        """Start another process, which stops with the control plane."""
         daemon = self.daemons[name] = Daemon(name, command, self.folder, environment)
         self._stack.callback(daemon.stop)
         return daemon
 
     def start_keda(self) -> Daemon:
-        """Start KEDA's operator and wait until it is ready; its CRDs must be there."""
-        certificates = self.folder / "keda"  # of its metrics service, which nothing here asks
+        """Start KEDA's operator and wait until it is ready; its CRDs must exist."""
+        certificates = self.folder / "keda"  # for its metrics service, which nothing uses here
         certificates.mkdir()
         for source, name in ((self.certificate, "ca.crt"), (self.certificate, "tls.crt"), (self.key, "tls.key")):
             shutil.copyfile(source, certificates / name)
@@ -149,7 +149,7 @@ class ControlPlane:
                 f"--controllers={','.join(CONTROLLERS)}",
                 f"--service-account-private-key-file={key}",
                 f"--root-ca-file={self.certificate}",
-                # A lost node is noticed in seconds.
+                # Detect a lost node within seconds.
                 "--node-monitor-period=1s", "--node-monitor-grace-period=12s",
             ],
         )  # fmt: skip
@@ -178,7 +178,7 @@ class ControlPlane:
             for daemon in self.daemons.values():
                 daemon.check()
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the control plane was not ready in {READY_SECONDS:g} s")
+                raise RuntimeError(f"the control plane was not ready after {READY_SECONDS:g} s")
             time.sleep(0.1)
 
 
@@ -187,7 +187,7 @@ def _is_ok(request: urllib.request.Request, certificate: Path | None = None) -> 
         context = ssl.create_default_context(cafile=certificate) if certificate else None
         with urllib.request.urlopen(request, timeout=2, context=context) as answer:
             return bool(answer.status == 200)
-    except OSError:  # the certificate may be half written too
+    except OSError:  # not listening yet, or the certificate is only partly written
         return False
 
 

@@ -1,11 +1,11 @@
-"""A node in small: takes the pods that the scheduler binds to it and runs their containers as local processes.
+"""A minimal kubelet: takes the pods that the scheduler binds to its node and runs their containers as local processes.
 
-`python -m tests.e2e.kubelet --node NAME --image NAME=PROGRAM …`. What it does as a kubelet does: environment from
-literals, ConfigMaps, Secrets and the downward API; Secret, ConfigMap, projected and emptyDir volumes, the token of the
-service account among them (also as a kubeconfig, for its usual path cannot be mounted over); phases,
-container states, exit codes, termination messages; SIGTERM, grace period, SIGKILL; logs for the API server; node
-lease and status. What it does not: images (a name stands for a program of this machine), isolation (paths of
-mounts are rewritten in arguments and variables instead of being mounted), limits, probes, init containers, exec.
+`python -m tests.e2e.kubelet --node NAME --image NAME=PROGRAM …`. It supports: environment variables from literals,
+ConfigMaps, Secrets and the downward API; Secret, ConfigMap, projected and emptyDir volumes, including service account
+tokens (also as a kubeconfig, because nothing can be mounted at their usual path); phases, container states, exit codes
+and termination messages; SIGTERM, grace period and SIGKILL; logs for the API server; node lease and status. It does
+not support: images (each name maps to a program on this machine), isolation (mount paths are rewritten in arguments
+and variables instead of being mounted), limits, probes, init containers, exec.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ Object = dict[str, Any]
 POLL_SECONDS = 0.2
 LEASE_SECONDS = 3.0
 _CLONE_NEWUTS = 0x04000000  # linux/sched.h
-_MESSAGE_BYTES = 4096  # the longest termination message of one container
+_MESSAGE_BYTES = 4096  # the maximum length of a container's termination message
 _TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
 _VARIABLE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 
 
 class PullError(Exception):
-    """An image stands for no program here."""
+    """The image has no program on this machine."""
 
 
 class Node:
-    """One node: registered, kept alive, and its pods run until `stop`."""
+    """One node: registers, renews its lease, and runs its pods until `stop`."""
 
     def __init__(self, name: str, programs: Mapping[str, list[str]], certificate: Path, key: Path) -> None:
         self.name = name
@@ -64,7 +64,7 @@ class Node:
         self._server = _log_server(self, certificate, key)
 
     def serve(self) -> None:
-        """Run until the process is told to stop."""
+        """Run until the process is terminated."""
         self._register()
         renewed = 0.0
         while True:
@@ -72,10 +72,10 @@ class Node:
                 self._renew()
                 renewed = time.monotonic()
             with suppress(ApiException):
-                self._look()
+                self._synchronise()
             time.sleep(POLL_SECONDS)
 
-    def _look(self) -> None:
+    def _synchronise(self) -> None:
         answer = self.core.list_pod_for_all_namespaces(field_selector=f"spec.nodeName={self.name}")
         for pod in plain(answer)["items"]:
             uid = pod["metadata"]["uid"]
@@ -84,7 +84,7 @@ class Node:
                 known = self.pods[uid] = Pod(self, pod)
                 known.start()
             if pod["metadata"].get("deletionTimestamp"):
-                if known is None:  # of an earlier life of this node
+                if known is None:  # from before this node was restarted
                     known = self.pods[uid] = Pod(self, pod)
                 known.terminate(float(pod["metadata"].get("deletionGracePeriodSeconds") or 0))
 
@@ -126,7 +126,7 @@ class Node:
                 self._leases.create_namespaced_lease("kube-node-lease", lease)
 
     def stop(self) -> None:
-        """End every process of the node."""
+        """Kill every process of the node."""
         for pod in self.pods.values():
             pod.kill()
         self._server.shutdown()
@@ -134,7 +134,7 @@ class Node:
 
 
 class Pod(threading.Thread):
-    """One pod with one container, from its volumes to its last status."""
+    """One pod with one container, from its volumes to its final status."""
 
     def __init__(self, node: Node, pod: Object) -> None:
         super().__init__(daemon=True, name=pod["metadata"]["name"])
@@ -173,7 +173,7 @@ class Pod(threading.Thread):
             self.ended.set()
 
     def terminate(self, grace_seconds: float) -> None:
-        """Do what a deletion asks for, once, without waiting."""
+        """Start the deletion of the pod, once, without waiting for it."""
         with self._lock:
             if self._terminating:
                 return
@@ -199,8 +199,8 @@ class Pod(threading.Thread):
             self._process.kill()
 
     def _prepared(self) -> tuple[list[str] | None, dict[str, str]]:
-        """Return command and environment as soon as everything they need is there; None where the pod is deleted."""
-        told = ""
+        """Wait for everything that the pod refers to; return its command and environment, None if it is deleted."""
+        reported = ""
         while not self._terminating:
             try:
                 return self._command(), self._environment()
@@ -208,9 +208,9 @@ class Pod(threading.Thread):
                 pull = isinstance(error, PullError)
                 reason = "ImagePullBackOff" if pull else "ContainerCreating"
                 message = str(error) if pull else str(getattr(error, "reason", ""))
-                if message != told:
+                if message != reported:
                     self._report("Pending", {"waiting": {"reason": reason, "message": message}})
-                    told = message
+                    reported = message
                 time.sleep(0.5)
         return None, {}
 
@@ -220,8 +220,8 @@ class Pod(threading.Thread):
         name = image.partition("@")[0].rpartition("/")[2].partition(":")[0]
         program = self.container.get("command") or self.node.programs.get(name)
         if program is None:
-            raise PullError(f"no program stands for the image {image}")
-        return [_rewritten(word, mounts) for word in [*program, *(self.container.get("args") or [])]]
+            raise PullError(f"the image {image} has no program on this machine")
+        return [_rewritten(part, mounts) for part in [*program, *(self.container.get("args") or [])]]
 
     def _environment(self) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -375,7 +375,7 @@ class Pod(threading.Thread):
 
 
 def _rewritten(text: str, mounts: Mapping[str, str]) -> str:
-    """Point every path of a mount to where this machine has it; /tmp stays, as any process has one."""
+    """Replace each mount path by its folder on this machine, except /tmp, which exists here too."""
     for path, folder in mounts.items():
         if path != "/tmp":
             text = re.sub(rf"(?<![\w/]){re.escape(path)}(?![\w-])", folder.replace("\\", r"\\"), text)
@@ -383,7 +383,7 @@ def _rewritten(text: str, mounts: Mapping[str, str]) -> str:
 
 
 def _write_kubeconfig(folder: Path) -> Path:
-    """Write a kubeconfig that uses the token in `folder`, beside it."""
+    """Write a kubeconfig to `folder` that uses the token there."""
     server = api.Configuration.get_default_copy().host
     cluster = {"server": server, "certificate-authority": str(folder / "ca.crt")}
     document = {
@@ -400,7 +400,7 @@ def _write_kubeconfig(folder: Path) -> Path:
 
 
 def _set_hostname(name: str) -> None:
-    """Give the process a host name of its own, as a pod has: the worker tells places apart by it."""
+    """Give the process a host name of its own, like a pod's: the worker identifies itself by it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWUTS) == 0:
         encoded = name.encode()[:64]
@@ -408,7 +408,7 @@ def _set_hostname(name: str) -> None:
 
 
 def _log_server(node: Node, certificate: Path, key: Path) -> ThreadingHTTPServer:
-    """Serve the logs as a kubelet does: GET /containerLogs/NAMESPACE/POD/CONTAINER."""
+    """Serve the logs like a kubelet: GET /containerLogs/NAMESPACE/POD/CONTAINER."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -422,7 +422,7 @@ def _log_server(node: Node, certificate: Path, key: Path) -> ThreadingHTTPServer
                 follow(found[-1], self.wfile.write, lasting="follow=true" in query)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -434,7 +434,7 @@ def _log_server(node: Node, certificate: Path, key: Path) -> ThreadingHTTPServer
 
 
 def follow(pod: Pod, write: Callable[[bytes], object], *, lasting: bool) -> None:
-    """Write the log of a pod, and what comes to it until the pod ends."""
+    """Write the log of a pod; if `lasting`, follow it until the pod ends."""
     with pod.log.open("rb") as log, suppress(OSError):
         while True:
             ended = pod.ended.is_set()
@@ -447,7 +447,7 @@ def follow(pod: Pod, write: Callable[[bytes], object], *, lasting: bool) -> None
 
 
 def plain(answer: Any) -> Object:
-    """Return an answer of the client as YAML would have it."""
+    """Return a response of the client as plain data, with the field names of YAML."""
     found: Object = api.ApiClient().sanitize_for_serialization(answer)
     return found
 

@@ -1,7 +1,7 @@
-"""Records what a real API server answers to `debug` and `status`, for the tests that run without one.
+"""Records the responses of a real API server to `debug` and `status`, for the tests that run without one.
 
-`python -m tests.e2e.record` starts the control plane, installs the chart, plays each scene through a proxy, and
-writes tests/support/recordings/SCENE.json. `tests/support/recorded_api.py` plays them back.
+`python -m tests.e2e.record` starts the control plane, installs the chart, runs each scene through a proxy, and writes
+tests/support/recordings/SCENE.json. `tests/support/recorded_api.py` plays them back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENVIRONMENT = {"REDIS_URL": "", "DATABASE_URL": ""}
 
 
 class Recorder:
-    """A proxy in front of an API server; `exchanges` is what went through it."""
+    """A proxy in front of an API server that records `exchanges`."""
 
     def __init__(self, url: str, certificate: Path, token: str) -> None:
         self.exchanges: list[Exchange] = []
@@ -67,13 +67,13 @@ class Recorder:
             do_GET = do_POST = do_DELETE = _forward  # noqa: N815 - names of http.server
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def write(self, scene: str) -> None:
-        """Write what was recorded since the last time."""
+        """Write the exchanges recorded since the last call."""
         document = {
             "from": f"Kubernetes {KUBERNETES_VERSION}, KEDA {KEDA_VERSION}; python -m tests.e2e.record",
             "exchanges": [exchange.document() for exchange in _without_repetitions(self.exchanges)],
@@ -86,7 +86,7 @@ class Recorder:
 
 
 def _without_repetitions(exchanges: list[Exchange]) -> Iterator[Exchange]:
-    """Leave out what a poll was told already: the last answer is played again and again anyway."""
+    """Omit repeated responses to a poll: playback repeats the last one anyway."""
     last: dict[tuple[str, str], str] = {}
     for exchange in exchanges:
         if last.get(exchange.key) != exchange.answer:
@@ -95,7 +95,7 @@ def _without_repetitions(exchanges: list[Exchange]) -> Iterator[Exchange]:
 
 
 def _tidy(text: str) -> str:
-    """Leave out who wrote which field, a third of every object."""
+    """Remove managedFields, which are a third of every object."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, dict):
@@ -136,22 +136,22 @@ def main() -> int:
         assert plane is not None
 
         recorder = Recorder(plane.url, plane.certificate, TOKEN)
-        site_of = _proxied(site, recorder, stack)
+        worker = _proxied(site, recorder, stack)
         there = ("debug", "--photo", "there", "-n", NAMESPACE)
         scenes: dict[str, Callable[[], int]] = {
-            "debug-succeeds": lambda: site_of("debug", "--photo", "gone", "--url", "http://x/y.jpg", "-n", NAMESPACE),
-            "debug-is-buried": lambda: site_of(*there, "--url", "file:///x"),
-            "no-template": lambda: site_of("debug", "--photo", "x", "--url", "http://x/y.jpg", "-n", "default"),
+            "debug-succeeds": lambda: worker("debug", "--photo", "gone", "--url", "http://x/y.jpg", "-n", NAMESPACE),
+            "debug-is-buried": lambda: worker(*there, "--url", "file:///x"),
+            "no-template": lambda: worker("debug", "--photo", "x", "--url", "http://x/y.jpg", "-n", "default"),
         }
         expected = {"debug-succeeds": 5, "debug-is-buried": 5, "no-template": 6}
         for scene, play in scenes.items():
             code = play()
             assert code == expected[scene], (scene, code)
             recorder.write(scene)
-        site_of(*there, "--url", "file:///x", "--keep")
+        worker(*there, "--url", "file:///x", "--keep")
         wait(lambda: len(_conditions(site)) == 2, "KEDA's conditions")
         recorder.exchanges.clear()
-        assert site_of("status", "-n", NAMESPACE, "--release", "party") == 2
+        assert worker("status", "-n", NAMESPACE, "--release", "party") == 2
         recorder.write("status")
         site.kubectl("create", "serviceaccount", "helper", "--namespace", NAMESPACE)
         token = site.kubectl("create", "token", "helper", "--namespace", NAMESPACE).strip()
@@ -165,7 +165,7 @@ def main() -> int:
         stranger.write("unauthorized")
         record_readiness(site, recorder)
         site.helm("upgrade", "party", str(CHART), "--namespace", NAMESPACE, "--reuse-values", values=_unpullable())
-        assert site_of(*there, "--url", "file:///x", "--timeout", "6") == 6
+        assert worker(*there, "--url", "file:///x", "--timeout", "6") == 6
         recorder.write("image-cannot-be-pulled")
     with ControlPlane() as bare, ExitStack() as stack:
         recorder = Recorder(bare.url, bare.certificate, TOKEN)
@@ -177,7 +177,7 @@ def main() -> int:
 
 
 def record_readiness(site: Site, recorder: Recorder) -> None:
-    """Record what `doctor` reads of ScaledJobs that are READY, and of one whose Redis KEDA cannot resolve."""
+    """Record what `doctor` reads about ScaledJobs that are READY, and about one whose Redis KEDA cannot resolve."""
     assert _settled(recorder) == "party-compare READY, party-process READY"
     recorder.write("scaled-jobs-ready")
     patch = [{"op": "replace", "path": "/spec/triggers/0/metadata/address", "value": "redis:6379"}]
@@ -188,7 +188,7 @@ def record_readiness(site: Site, recorder: Recorder) -> None:
 
 
 def record_unseen(site: Site, recorder: Recorder) -> None:
-    """Record what `doctor` reads where there are ScaledJobs and no operator that looks at them."""
+    """Record what `doctor` reads about ScaledJobs that no operator has seen."""
     site.kubectl("create", "--filename", str(CRDS))
     wait(lambda: "scaledjobs" in site.kubectl("api-resources", "--api-group=keda.sh"), "KEDA's CRDs")
     site.kubectl("create", "namespace", NAMESPACE)
@@ -200,27 +200,27 @@ def record_unseen(site: Site, recorder: Recorder) -> None:
 
 
 def _settled(recorder: Recorder) -> str:
-    """Read until KEDA's verdict stands, and then what is recorded."""
+    """Wait until KEDA's status is settled, and then record reading it; return the result."""
     _read(recorder)
     recorder.exchanges.clear()
     return _read(recorder)
 
 
 def _read(recorder: Recorder) -> str:
-    """Ask twice: with the client that people have, and with that of a pod's service account."""
+    """Run the check with a pod's service account and with a user's kubeconfig; return the last result."""
     port = recorder.server.server_port
     readers = ServiceAccountReader("127.0.0.1", port, NAMESPACE, "", None), None
-    said = ""
+    result = ""
     for reader in readers:
         with kubeconfig(port) as config, pytest.MonkeyPatch.context() as patch:
             patch.setenv("KUBECONFIG", str(config))
             opened_reader = reader or open_reader(context=None, namespace=NAMESPACE)
             for names in (["party-compare", "party-process"], []):
                 try:
-                    said = check(opened_reader, names=names, release=None if names else "party")
+                    result = check(opened_reader, names=names, release=None if names else "party")
                 except CheckFailedError as error:
-                    said = error.detail
-    return said
+                    result = error.detail
+    return result
 
 
 def _unpullable() -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Where the end-to-end tests take place: a control plane of their own, or a cluster that was given to them.
+"""Where the end-to-end tests run: on a control plane of their own, or on an existing cluster.
 
-Given with `make e2e` and these variables; the cluster must be one that may be installed into and drained:
+These variables make `make e2e` use an existing cluster, in which the tests install releases and drain nodes:
 
     E2E_KUBECONFIG     a kubeconfig; its current context is used
-    E2E_IMAGE          the worker's image, REPOSITORY:TAG, as the nodes find it
-    E2E_HOST           an address of this machine that pods reach, where the photos are served (kind: 172.18.0.1)
-    E2E_REDIS_URL      an empty Redis that pods, KEDA and this machine reach
-    E2E_DATABASE_URL   a PostgreSQL with pgvector and the API's table, likewise; its photos are deleted before each test
-    E2E_DRAIN=1        allow draining the node of a pod (it is uncordoned afterwards)
-    E2E_NETWORK_POLICY=1   the cluster's network plug-in enforces NetworkPolicy: what the chart's lets through is tried
+    E2E_IMAGE          the worker's image, REPOSITORY:TAG, which the nodes can pull or already have
+    E2E_HOST           an address of this machine that pods can reach, to serve the photos (kind: 172.18.0.1)
+    E2E_REDIS_URL      an empty Redis that pods, KEDA and this machine can reach
+    E2E_DATABASE_URL   a PostgreSQL with pgvector and the API's table, likewise; each test deletes its photos first
+    E2E_DRAIN=1        permit draining a node (it is uncordoned afterwards)
+    E2E_NETWORK_POLICY=1   the cluster's network plug-in enforces NetworkPolicy: test the chart's policy too
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "spottmee-worker"
 NODES = ("node-a", "node-b")
 COMMAND_SECONDS = 300
-GIVEN = ("E2E_KUBECONFIG", "E2E_IMAGE", "E2E_HOST", "E2E_REDIS_URL", "E2E_DATABASE_URL")
+REQUIRED = ("E2E_KUBECONFIG", "E2E_IMAGE", "E2E_HOST", "E2E_REDIS_URL", "E2E_DATABASE_URL")
 
 Object = dict[str, Any]
 
 
 @dataclass
 class Site:
-    """A cluster, with helm and kubectl. `no_keda` and `no_drain` say why something cannot be done here."""
+    """A cluster, with helm and kubectl. `no_keda` and `no_drain` say why something is not possible here."""
 
     kubeconfig: Path
     image: str
@@ -50,7 +50,7 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
 
     def kubectl(self, *arguments: str, check: bool = True, text: str | None = None) -> str:
-        """Return what kubectl prints."""
+        """Return kubectl's output."""
         return self._run([str(ensure(KUBECTL)), *arguments], check=check, text=text)
 
     def get(self, *arguments: str) -> list[Object]:
@@ -59,13 +59,13 @@ class Site:
         return found
 
     def helm(self, *arguments: str, tool: Tool = HELM_4, check: bool = True, values: object = None) -> str:
-        """Return what helm prints; `values` go to its standard input."""
+        """Return helm's output; `values` are passed on its standard input."""
         extra = [] if values is None else ["--values", "-"]
         text = None if values is None else json.dumps(values)
         return self._run([str(ensure(tool)), *arguments, *extra], check=check, text=text)
 
     def worker(self, *arguments: str, text: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        """Return how `spottmee-worker` ends, with this cluster's kubeconfig."""
+        """Run `spottmee-worker` with this cluster's kubeconfig and return the result."""
         return subprocess.run(
             [sys.executable, "-m", "runner", *arguments],
             env={**os.environ, "KUBECONFIG": str(self.kubeconfig), **more},
@@ -77,7 +77,7 @@ class Site:
         )
 
     def start_node(self, name: str) -> Daemon:
-        """Start a node of the own control plane."""
+        """Start a node of the tests' own control plane."""
         assert self.control_plane is not None
         plane = self.control_plane
         program = Path(sys.executable).parent / "spottmee-worker"
@@ -98,20 +98,20 @@ class Site:
 
 
 def unavailable() -> str | None:
-    """Return why no site can be had, or None."""
+    """Return why there is no site, or None."""
     if "E2E_KUBECONFIG" in os.environ:
-        absent = [name for name in GIVEN if not os.environ.get(name)]
-        return f"a given cluster also needs {', '.join(absent)} (see tests/e2e/site.py)" if absent else None
+        absent = [name for name in REQUIRED if not os.environ.get(name)]
+        return f"with E2E_KUBECONFIG, also set {', '.join(absent)} (see tests/e2e/site.py)" if absent else None
     if not os.environ.get("E2E"):
-        return "the end-to-end tests run in `make e2e`, which builds a control plane for them"
+        return "run the end-to-end tests with `make e2e`, which builds a control plane for them"
     return build.missing()
 
 
 @contextmanager
 def opened() -> Iterator[Site]:
-    """Yield the given cluster, or an own control plane with two nodes and, where it was built, KEDA."""
+    """Yield the existing cluster, or a new control plane with two nodes and, if it has been built, KEDA."""
     if "E2E_KUBECONFIG" in os.environ:
-        yield _given()
+        yield _existing()
         return
     with ControlPlane() as plane:
         site = Site(plane.kubeconfig, "spottmee-worker:e2e", control_plane=plane, no_keda=build.missing_keda())
@@ -130,13 +130,13 @@ def opened() -> Iterator[Site]:
         yield site
 
 
-def _given() -> Site:
+def _existing() -> Site:
     environment: Mapping[str, str] = os.environ
     site = Site(Path(environment["E2E_KUBECONFIG"]), environment["E2E_IMAGE"], host=environment["E2E_HOST"])
     operators = site.get("deployments", "--all-namespaces", "--selector", "app.kubernetes.io/name=keda-operator")
     ready = any(item["status"].get("readyReplicas") for item in operators)
     site.no_keda = None if ready else "KEDA's operator is not running in this cluster"
-    site.no_drain = None if environment.get("E2E_DRAIN") == "1" else "E2E_DRAIN=1 is not set: no node is drained"
+    site.no_drain = None if environment.get("E2E_DRAIN") == "1" else "E2E_DRAIN=1 is not set, so no node is drained"
     return site
 
 
@@ -145,7 +145,7 @@ def _is_ready(node: Object) -> bool:
 
 
 def wait(holds: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
-    """Return what `holds` returns as soon as that is true; fail after `seconds`."""
+    """Wait until `holds` returns a true value and return it; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The service on Kubernetes: a burst is scaled up for, drained and scaled to zero, whatever happens to its pods."""
+"""The service on Kubernetes: a burst is scaled up, processed and scaled to zero, whatever happens to its pods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.e2e.site import CHART, Object, Site, wait
 
 PROCESS = "app.kubernetes.io/component=process"
 BURST = 12
-DRAIN_SECONDS = 240.0
+BURST_SECONDS = 240.0
 
 
 @pytest.fixture(autouse=True)
@@ -28,20 +28,20 @@ def _needs_keda(site: Site) -> None:
 
 @dataclass(frozen=True)
 class Burst:
-    """The API's side: many photos at once."""
+    """Uploads many photos at once, like the API."""
 
     backends: Backends
     images: ImageServer
     album: Album
 
     def upload(self, count: int = BURST) -> list[str]:
-        """Upload `count` photos, the album's over and over, and return their ids."""
+        """Upload `count` photos, repeating those of the album, and return their ids."""
         names = [photo.name for photo in self.album.photos]
         urls = {f"{number}": self.images.url(names[number % len(names)]) for number in range(count)}
         return list(self.backends.api.upload(urls).values())
 
-    def is_drained(self, photos: list[str]) -> bool:
-        """Return whether every photo is done, and nothing is left in Redis."""
+    def is_complete(self, photos: list[str]) -> bool:
+        """Return whether every photo is processed, and no job is left in Redis."""
         statuses = self.backends.api.statuses()
         ended = all(statuses[photo] in {"READY", "NO_FACES_FOUND"} for photo in photos)
         return ended and not self.backends.leftovers()
@@ -49,7 +49,7 @@ class Burst:
 
 @pytest.fixture(scope="module")
 def slow_images(site: Site, album: Album) -> Iterator[ImageServer]:
-    """Images that take their time: what is done to a pod is done to one at work."""
+    """Slow images, so that the tests can disturb a pod while it works."""
     photos = {photo.name: photo.data for photo in album.photos}
     with ImageServer(photos, host=site.host, seconds=4.0) as server:
         yield server
@@ -77,10 +77,10 @@ def _unfinished(site: Site, namespace: str) -> list[str]:
     return [job["metadata"]["name"] for job in _jobs(site, namespace) if not finished(job)]
 
 
-def _drained_to_zero(site: Site, namespace: str, burst: Burst, photos: list[str]) -> None:
-    wait(lambda: burst.is_drained(photos), "every photo to be done, and nothing left in Redis", DRAIN_SECONDS)
+def _assert_completion_and_scale_to_zero(site: Site, namespace: str, burst: Burst, photos: list[str]) -> None:
+    wait(lambda: burst.is_complete(photos), "every photo to be processed, and no job left in Redis", BURST_SECONDS)
     wait(lambda: not _unfinished(site, namespace), "the Jobs to end", 60)
-    assert not _pods(site, namespace), "scaled to zero"
+    assert not _pods(site, namespace), "the pool is not scaled to zero"
     failed = [job["metadata"]["name"] for job in _jobs(site, namespace) if job["status"].get("succeeded") != 1]
     assert not failed
 
@@ -95,20 +95,20 @@ def _summaries(site: Site, namespace: str) -> list[dict[str, Any]]:
     return [json.loads(state["message"]) for state in ended]
 
 
-def test_a_burst_is_scaled_up_for_drained_and_scaled_to_zero(
+def test_a_burst_is_scaled_up_processed_and_scaled_to_zero(
     site: Site, namespace: str, release: str, burst: Burst
 ) -> None:
     assert _jobs(site, namespace) == []
     backends, photos = burst.backends, burst.upload()
     most = wait(lambda: len(_jobs(site, namespace)), "a Job")
-    _drained_to_zero(site, namespace, burst, photos)
+    _assert_completion_and_scale_to_zero(site, namespace, burst, photos)
     count = len(_jobs(site, namespace))
-    assert most <= count <= 4, "ceil(12 / 4), and one more at most where a poll fell between two claims"
+    assert most <= count <= 4, "more than ceil(12 / 4) Jobs, plus one for a poll between two claims"
     summaries = _summaries(site, namespace)
     assert sum(summary["photos"] for summary in summaries) == BURST
     assert all(summary["claimed"] <= 4 and summary["unsettled"] == 0 for summary in summaries)
 
-    # A guest, while nothing runs: the other list wakes up by itself.
+    # A guest's comparison, while no pod runs, starts one for the other list.
     selfie = burst.album.selfies[0]
     job = backends.api.compare(selfie.data, photos)
     wait(lambda: backends.api.result(job), "the guest's photos", 60)
@@ -122,12 +122,12 @@ def test_a_burst_is_scaled_up_for_drained_and_scaled_to_zero(
     assert answered["job"] == answered["pod"].rpartition("-")[0]
 
 
-def test_a_killed_pod_loses_nothing(site: Site, namespace: str, release: str, burst: Burst) -> None:
+def test_a_killed_pod_loses_no_job(site: Site, namespace: str, release: str, burst: Burst) -> None:
     photos = burst.upload()
-    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "work in a pod")
+    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "a pod with leased jobs")
     names = [found["metadata"]["name"] for found in _pods(site, namespace)]
     site.kubectl("--namespace", namespace, "delete", "pod", names[0], "--grace-period=0", "--force")
-    _drained_to_zero(site, namespace, burst, photos)
+    _assert_completion_and_scale_to_zero(site, namespace, burst, photos)
     assert release
 
 
@@ -135,46 +135,44 @@ def test_an_upgrade_during_a_burst_leaves_running_jobs_alone(
     site: Site, namespace: str, release: str, values: dict[str, Any], burst: Burst
 ) -> None:
     photos = burst.upload()
-    wait(lambda: _pods(site, namespace), "a pod at work")
+    wait(lambda: _pods(site, namespace), "a running pod")
     before = {pod["metadata"]["name"] for pod in _pods(site, namespace)}
     changed = copy.deepcopy(values)
     changed["podLabels"] = {"generation": "second"}
     site.helm("upgrade", release, str(CHART), "--namespace", namespace, values=changed)
-    _drained_to_zero(site, namespace, burst, photos + burst.upload())
+    _assert_completion_and_scale_to_zero(site, namespace, burst, photos + burst.upload())
     ended = {pod["metadata"]["name"]: pod for pod in _pods(site, namespace, "Succeeded")}
-    assert before <= ended.keys(), "a Job that ran was ended by the upgrade"
+    assert before <= ended.keys(), "the upgrade ended a running Job"
     assert any(pod["metadata"]["labels"].get("generation") == "second" for pod in ended.values())
 
 
-def test_a_drained_node_loses_nothing_and_costs_no_attempt(
-    site: Site, namespace: str, release: str, burst: Burst
-) -> None:
+def test_draining_a_node_loses_no_job_and_fails_no_job(site: Site, namespace: str, release: str, burst: Burst) -> None:
     if site.no_drain:
         pytest.skip(site.no_drain)
     photos = burst.upload()
-    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "work in a pod")
+    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "a pod with leased jobs")
     node = _pods(site, namespace)[0]["spec"]["nodeName"]
     selector = f"app.kubernetes.io/instance={release}"
     try:
         flags = ("--force", "--delete-emptydir-data", "--timeout=90s")
         assert "evicted" in site.kubectl("drain", node, "--pod-selector", selector, *flags)
-        _drained_to_zero(site, namespace, burst, photos)
+        _assert_completion_and_scale_to_zero(site, namespace, burst, photos)
     finally:
         site.kubectl("uncordon", node)
-    assert not any(job["status"].get("failed") for job in _jobs(site, namespace)), "a disruption is no failure"
+    assert not any(job["status"].get("failed") for job in _jobs(site, namespace)), "a disruption counted as a failure"
 
 
-def test_a_lost_node_loses_nothing(site: Site, namespace: str, release: str, burst: Burst) -> None:
-    """The node vanishes with its pods, as in a power cut; the cloud's controller then removes the Node."""
+def test_a_lost_node_loses_no_job(site: Site, namespace: str, release: str, burst: Burst) -> None:
+    """The node vanishes with its pods, as in a power cut, and the cloud's controller then removes the Node."""
     if site.control_plane is None:
-        pytest.skip("nodes are pulled out of the tests' own control plane alone")
+        pytest.skip("only nodes of the tests' own control plane are killed")
     photos = burst.upload()
-    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "work in a pod")
+    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "a pod with leased jobs")
     node = _pods(site, namespace)[0]["spec"]["nodeName"]
     site.control_plane.daemons[node].kill()
     site.kubectl("delete", "node", node, "--wait=false")
     try:
-        wait(lambda: burst.is_drained(photos), "every photo to be done by the other pods", DRAIN_SECONDS)
+        wait(lambda: burst.is_complete(photos), "the other pods to process every photo", BURST_SECONDS)
     finally:
         site.start_node(node)
     assert release

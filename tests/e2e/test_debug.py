@@ -1,4 +1,4 @@
-"""`debug` and `status` against a real API server, from the template in the cluster to the Job's removal."""
+"""`debug` and `status` on a real API server, from the template in the cluster to the removal of the Job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEBUG = "app.kubernetes.io/component=debug"
 
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
-    """The same release, but only debug runs take jobs."""
+    """The same release with both lists paused, so that only debug runs take jobs."""
     quiet = copy.deepcopy(values)
     for name in ("process", "compare"):
         quiet["queues"][name]["paused"] = True
@@ -35,12 +35,12 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def release_site(site: Site, namespace: str, release: str) -> tuple[Site, str]:
-    """The site and the namespace in which the chart is installed."""
+    """The site, and the namespace of the installed chart."""
     return site, namespace
 
 
 def _leftovers(site: Site, namespace: str) -> list[str]:
-    """Return what is left of debug runs; what is being deleted is given its time."""
+    """Return the objects of debug runs that still exist, after waiting up to 30 s for their deletion."""
     deadline = time.monotonic() + 30
     while True:
         items = site.get("jobs,secrets,pods", "--namespace", namespace, "--selector", DEBUG)
@@ -49,7 +49,7 @@ def _leftovers(site: Site, namespace: str) -> list[str]:
         time.sleep(0.25)
 
 
-def test_a_debug_run_does_one_job_and_cleans_up(
+def test_a_debug_run_processes_one_job_and_cleans_up(
     site: Site, namespace: str, release: str, backends: Backends, images: ImageServer
 ) -> None:
     photos = backends.api.upload({name: images.url(name) for name in ("office.png", "Cleo & friends.jpg")})
@@ -62,20 +62,20 @@ def test_a_debug_run_does_one_job_and_cleans_up(
     assert outcome["summary"]["photos"] == 1
     assert outcome["job"].startswith(f"{release}-debug-")
     logged = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"time"')]
-    assert [line["photo"] for line in logged if line.get("outcome")] == [wanted], "its log was followed"
+    assert [line["photo"] for line in logged if line.get("outcome")] == [wanted], "the log was not followed"
     assert backends.api.statuses() == {photos["office.png"]: "UPLOADED", wanted: "READY"}
-    assert backends.leftovers() == before, "the lists are as they were"
+    assert backends.leftovers() == before, "the lists have changed"
     assert _leftovers(site, namespace) == []
 
 
-def test_a_selfie_of_megabytes_reaches_the_job_and_is_seen_nowhere(
+def test_a_selfie_of_megabytes_reaches_the_job_and_appears_nowhere_else(
     release_site: tuple[Site, str], backends: Backends, images: ImageServer, album: Album
 ) -> None:
     site, namespace = release_site
     photos = backends.api.upload({"Cleo & friends.jpg": images.url("Cleo & friends.jpg")})
     site.worker("debug", "--photo", *photos.values(), "-n", namespace, REDIS_URL=backends.redis_url)
     selfie = next(selfie.data for selfie in album.selfies if selfie.person == "Cleo")
-    # What follows the end of a JPEG is not looked at; this makes three Secrets of it.
+    # Bytes after the end of a JPEG are ignored; these make the payload large enough for three Secrets.
     large = base64.b64encode(selfie + b"\xff\xd9" + os.urandom(1_500_000) + b"\xff\xd9").decode()
     payload = json.dumps({"jobId": "guest", "storedIds": list(photos.values()), "selfie": large, "threshold": None})
     done = site.worker("debug", "--job", "-", "-n", namespace, "--keep", "--json", text=payload)
@@ -85,12 +85,12 @@ def test_a_selfie_of_megabytes_reaches_the_job_and_is_seen_nowhere(
     everything = site.kubectl("get", "jobs,pods,events", "--namespace", namespace, "--output", "yaml")
     assert sample not in everything + done.stdout + done.stderr
     name = json.loads(done.stdout)["job"]
-    assert site.get("secrets", "--namespace", namespace, "--selector", DEBUG) == [], "--keep keeps no payload"
+    assert site.get("secrets", "--namespace", namespace, "--selector", DEBUG) == [], "--keep kept the payload"
     assert f"describe job {name}" in done.stderr
     site.kubectl("delete", "job", name, "--namespace", namespace)
 
 
-def test_a_job_that_fails_says_why(site: Site, namespace: str, release: str, backends: Backends) -> None:
+def test_debug_reports_why_a_job_failed(site: Site, namespace: str, release: str, backends: Backends) -> None:
     backends.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('there')")
     done = site.worker("debug", "--photo", "gone", "--url", "http://127.0.0.1:1/x.jpg", "-n", namespace)
     assert (done.returncode, done.stdout.partition(":")[0]) == (5, "gone")
@@ -102,7 +102,7 @@ def test_a_job_that_fails_says_why(site: Site, namespace: str, release: str, bac
     assert release
 
 
-def test_a_configuration_error_is_told_by_exit_code_and_reason(
+def test_debug_reports_a_configuration_error_with_its_exit_code(
     site: Site, namespace: str, values: dict[str, Any]
 ) -> None:
     values["settings"]["RUNNER_MODEL_DIR"] = "/nonexistent"
@@ -114,7 +114,7 @@ def test_a_configuration_error_is_told_by_exit_code_and_reason(
     site.helm("uninstall", "party", "--namespace", namespace)
 
 
-def test_an_image_that_cannot_be_pulled_is_waited_for_no_longer_than_asked(
+def test_debug_waits_for_an_image_pull_no_longer_than_its_timeout(
     site: Site, namespace: str, values: dict[str, Any]
 ) -> None:
     values["image"]["repository"] = "registry.invalid/nothing"
@@ -130,7 +130,7 @@ def test_an_image_that_cannot_be_pulled_is_waited_for_no_longer_than_asked(
     site.helm("uninstall", "party", "--namespace", namespace)
 
 
-def test_ctrl_c_cleans_up(site: Site, namespace: str, values: dict[str, Any]) -> None:
+def test_ctrl_c_removes_the_debug_job(site: Site, namespace: str, values: dict[str, Any]) -> None:
     values["image"]["repository"] = "registry.invalid/nothing"
     values["migration"]["enabled"] = False
     site.helm("install", "party", str(CHART), "--namespace", namespace, values=values)
@@ -147,7 +147,7 @@ def test_ctrl_c_cleans_up(site: Site, namespace: str, values: dict[str, Any]) ->
     site.helm("uninstall", "party", "--namespace", namespace)
 
 
-def test_without_a_template_or_rights_it_says_what_to_do(
+def test_without_a_template_or_permissions_debug_says_what_to_do(
     site: Site, namespace: str, release: str, tmp_path: Path
 ) -> None:
     job = ("debug", "--photo", "x", "--url", "http://x/y.jpg")
@@ -171,7 +171,7 @@ def test_without_a_template_or_rights_it_says_what_to_do(
     site.kubectl("create", *binding, "--namespace", namespace)
     wait(
         lambda: "yes" in site.kubectl("auth", "can-i", "create", "jobs", "-n", namespace, "--as", account, check=False),
-        "it",
+        "the permissions of the service account",
     )
     allowed = site.worker(*job, "-n", namespace, KUBECONFIG=kubeconfig)
     assert allowed.returncode == 0, allowed.stderr
@@ -179,7 +179,7 @@ def test_without_a_template_or_rights_it_says_what_to_do(
 
 
 def _as_account(site: Site, namespace: str, folder: Path) -> Path:
-    """Return a kubeconfig of the service account `helper`."""
+    """Return a kubeconfig for the service account `helper`."""
     token = site.kubectl("create", "token", "helper", "--namespace", namespace).strip()
     document = json.loads(site.kubectl("config", "view", "--raw", "--output", "json"))
     for user in document["users"]:
@@ -189,7 +189,7 @@ def _as_account(site: Site, namespace: str, folder: Path) -> Path:
     return path
 
 
-def test_a_run_by_hand_from_the_template(
+def test_a_job_created_from_the_template_by_hand_processes_one_job(
     site: Site, namespace: str, release: str, backends: Backends, images: ImageServer
 ) -> None:
     photos = backends.api.upload({name: images.url("office.png") for name in ("first", "second")})
@@ -203,24 +203,24 @@ def test_a_run_by_hand_from_the_template(
     site.kubectl("--namespace", namespace, "delete", "job", "debug-1")
 
 
-def test_dry_run_prints_what_the_server_accepts_and_no_payload(site: Site, namespace: str, release: str) -> None:
+def test_dry_run_prints_a_valid_object_without_its_payload(site: Site, namespace: str, release: str) -> None:
     arguments = ("debug", "--photo", "x", "--url", "http://secret/y.jpg", "--dry-run", "-n", namespace)
     done = site.worker(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     job, secret = json.loads(done.stdout)["items"]
     assert "secret/y" not in done.stdout
     assert list(secret["data"].values()) == ["<46 bytes, not shown: it may hold a selfie>"]
-    said = site.kubectl(
+    output = site.kubectl(
         "create", "--dry-run=server", "--validate=strict", "-n", namespace, "-f", "-", text=json.dumps(job)
     )
-    assert "created" in said
+    assert "created" in output
     rendered = site.helm("template", release, str(CHART), "--namespace", namespace)
     offline = site.worker(*arguments, "--template", "-", text=rendered, KUBECONFIG="/nonexistent")
     assert offline.returncode == 0, offline.stderr
     assert offline.stdout.startswith("apiVersion: batch/v1\nkind: Job\n")
 
 
-def test_status_shows_both_halves(
+def test_status_shows_redis_and_the_cluster(
     site: Site, namespace: str, release: str, backends: Backends, images: ImageServer
 ) -> None:
     backends.api.upload({"office.png": images.url("office.png")})

@@ -1,4 +1,4 @@
-"""What the exit codes of a run mean to its Job: a configuration error ends it at once, a passing one is tried again."""
+"""The effect of a run's exit code on its Job: a configuration error fails it at once, a transient error is retried."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from demo.servers import free_port
 from tests.e2e.backends import Backends
 from tests.e2e.site import CHART, Object, Site, wait
 
-# What is wrong → the exit code, and the reason and number of pods with which Kubernetes gives the Job up.
+# Fault → values, exit code, and the reason and number of pods with which Kubernetes fails the Job.
 WRONG: dict[str, tuple[dict[str, Any], int, str, int]] = {
     "no model": ({"settings": {"RUNNER_MODEL_DIR": "/nonexistent"}}, 4, "PodFailurePolicy", 1),
-    "no photo": ({}, 7, "PodFailurePolicy", 1),
+    "wrong database": ({}, 7, "PodFailurePolicy", 1),
     "no database": ({"settings": {"RUNNER_CONNECT_SECONDS": 0}, "backoffLimit": 1}, 75, "BackoffLimitExceeded", 2),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_exit_codes_and_the_pod_failure_policy(
+def test_the_pod_failure_policy_follows_the_exit_code(
     site: Site, namespace: str, values: dict[str, Any], backends: Backends, wrong: str
 ) -> None:
     changes, code, reason, pods = WRONG[wrong]
@@ -46,8 +46,8 @@ def test_exit_codes_and_the_pod_failure_policy(
     site.helm("uninstall", "party", "--namespace", namespace)
     assert _failure(failed) == reason
     assert failed["status"]["failed"] == pods
-    # A run takes its first job before it knows the database, and gives it back: a lease that is due at once.
-    assert backends.leftovers() in ({"process waiting": 1}, {"process leased": 1}), "the job is kept"
+    # A run claims its first job before it checks the database, and then releases it: the lease expires at once.
+    assert backends.leftovers() in ({"process waiting": 1}, {"process leased": 1}), "the job was lost"
     backends.redis.delete(*backends.redis.keys("*face_embeddings:process*"))
 
 

@@ -1,4 +1,4 @@
-"""The chart against a real API server, by helm 3 and helm 4: install, upgrade, rollback, test, uninstall."""
+"""The chart on a real API server, with helm 3 and helm 4: install, upgrade, rollback, test, uninstall."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ def _names(site: Site, namespace: str, release: str) -> set[str]:
 
 
 @HELMS
-def test_install_upgrade_rollback_uninstall(
+def test_a_release_can_be_installed_upgraded_rolled_back_and_uninstalled(
     site: Site, namespace: str, values: dict[str, Any], backends: Backends, helm: Tool
 ) -> None:
     if site.control_plane is not None:
         backends.connection.execute("DROP TABLE IF EXISTS faces, spottmee_schema CASCADE")
     where = ("--namespace", namespace, "--wait", "--timeout", "3m")
     site.helm("install", "party", str(CHART), *where, tool=helm, values=values)
-    assert backends.connection.execute("SELECT to_regclass('faces')").fetchone() == ("faces",), "the hook migrates"
+    assert backends.connection.execute("SELECT to_regclass('faces')").fetchone() == ("faces",), (
+        "the hook did not migrate"
+    )
     names = _names(site, namespace, "party")
     assert {"ScaledJob party-process", "ScaledJob party-compare", "CronJob party-debug", "ConfigMap party"} <= names
     assert _length(site, namespace, "party-process") == "4"
@@ -56,21 +58,21 @@ def test_install_upgrade_rollback_uninstall(
     assert _length(site, namespace, "party-process") == "4"
     assert _names(site, namespace, "party") == names
 
-    # The test pod runs `doctor` against the very servers, and asks KEDA about the ScaledJobs.
+    # The test pod runs `doctor` with the same servers, and reads KEDA's status of the ScaledJobs.
     tested = site.helm("test", "party", "--namespace", namespace, "--timeout", "2m", "--logs", tool=helm)
     assert "Succeeded" in tested
     if site.no_keda is None:
         assert "party-compare READY, party-process READY" in tested
     account = site.kubectl("--namespace", namespace, "get", "roles,rolebindings,serviceaccounts", "--output", "name")
-    assert "party-test" not in account, "what helm test needs is there for its time alone"
+    assert "party-test" not in account, "helm test left its permissions behind"
     site.kubectl("--namespace", namespace, "delete", "pod", "party-test")
 
     site.helm("uninstall", "party", *where, tool=helm)
-    wait(lambda: not _names(site, namespace, "party"), "everything of the release to be gone")
+    wait(lambda: not _names(site, namespace, "party"), "all objects of the release to be deleted")
 
 
 @HELMS
-def test_two_releases_in_one_namespace_one_with_the_longest_name(
+def test_two_releases_share_a_namespace_even_with_the_longest_name(
     site: Site, namespace: str, values: dict[str, Any], helm: Tool
 ) -> None:
     where = ("--namespace", namespace, "--timeout", "3m")
@@ -80,7 +82,7 @@ def test_two_releases_in_one_namespace_one_with_the_longest_name(
     assert len(jobs) == 4
     assert {job["metadata"]["labels"]["app.kubernetes.io/instance"] for job in jobs} == {"party", LONG_NAME}
     debug = site.get("cronjobs", "--namespace", namespace, "--selector", f"app.kubernetes.io/instance={LONG_NAME}")
-    # Kubernetes itself names the pods of a Job made from it: there must be room.
+    # Kubernetes derives the names of a Job's pods from its own: there must be room for the suffix.
     cron_job = debug[0]["metadata"]["name"]
     site.kubectl(
         "--namespace", namespace, "create", "job", f"{cron_job}-by-hand"[:63].rstrip("-"), f"--from=cronjob/{cron_job}"
@@ -89,28 +91,28 @@ def test_two_releases_in_one_namespace_one_with_the_longest_name(
     site.helm("uninstall", "party", "--namespace", namespace, tool=helm)
     assert len(site.get("scaledjobs", "--namespace", namespace)) == 2
     site.helm("uninstall", LONG_NAME, "--namespace", namespace, tool=helm)
-    wait(lambda: not site.get("scaledjobs", "--namespace", namespace), "the ScaledJobs to be gone")
+    wait(lambda: not site.get("scaledjobs", "--namespace", namespace), "the ScaledJobs to be deleted")
 
 
 def _debug_pods(site: Site, namespace: str) -> list[dict[str, Any]]:
     return site.get("pods", "--namespace", namespace, "--selector", "app.kubernetes.io/component=debug")
 
 
-def test_nothing_that_is_installed_breaks_pod_security_or_strict_validation(
+def test_every_object_passes_strict_validation_and_pod_security(
     site: Site, namespace: str, release: str, values: dict[str, Any]
 ) -> None:
-    """The server itself validates, unknown fields refused; a pod that is not "restricted" would be a warning."""
+    """The server itself validates and rejects unknown fields; a pod that is not "restricted" causes a warning."""
     rendered = site.helm("template", release, str(CHART), "--namespace", namespace, values=values)
     # A dry run creates no account for the test pod to have.
     site.kubectl("--namespace", namespace, "create", "serviceaccount", f"{release}-test")
     for tool in (KUBECTL_OLD, KUBECTL):
         strictly = ("--dry-run=server", "--validate=strict", "--warnings-as-errors", "--namespace", namespace)
-        said = site._run([str(ensure(tool)), "apply", *strictly, "-f", "-"], check=True, text=rendered)
-        assert "party-debug" in said
+        output = site._run([str(ensure(tool)), "apply", *strictly, "-f", "-"], check=True, text=rendered)
+        assert "party-debug" in output
 
 
-def test_the_rights_in_the_handbook_are_enough(site: Site, namespace: str) -> None:
-    """The Role of docs/how-to/debugging.md is taken by the server as it stands there; the debug tests use it."""
+def test_the_server_accepts_the_documented_role(site: Site, namespace: str) -> None:
+    """The Role in docs/how-to/debugging.md, which the tests of `debug` use, is valid as it is."""
 
     site.kubectl("--namespace", namespace, "create", "-f", "-", text=role())
     assert "spottmee-worker-debug" in site.kubectl("--namespace", namespace, "get", "roles")

@@ -1,4 +1,4 @@
-"""What is missing in the cluster is named before anything is created, instead of an install that waits for ever."""
+"""An install names the objects that are missing in the cluster before it creates anything."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def test_missing_secrets_and_keys_are_named(site: Site, namespace: str, values: 
     redis = values["redis"] | {"auth": {"enabled": True, "existingSecret": "redis"}}
     own = values | {"checkCluster": True, "database": {}, "redis": redis}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "30s")
-    said = site.helm(*install, tool=helm, values=own, check=False)
-    assert f"the Secret party is missing: kubectl --namespace {namespace} create secret generic party" in said
-    assert "the Secret redis is missing" in said
+    output = site.helm(*install, tool=helm, values=own, check=False)
+    assert f"the Secret party is missing: kubectl --namespace {namespace} create secret generic party" in output
+    assert "the Secret redis is missing" in output
     site.kubectl("--namespace", namespace, "create", "secret", "generic", "party", "--from-literal=OTHER=1")
-    said = site.helm(*install, tool=helm, values=own, check=False)
-    assert "the Secret party has no key DATABASE_URL: add it" in said
+    output = site.helm(*install, tool=helm, values=own, check=False)
+    assert "the Secret party has no key DATABASE_URL: add it" in output
     assert site.get("scaledjobs,configmaps", "--namespace", namespace, "--selector", "app.kubernetes.io/name") == []
     without = own | {"checkCluster": False, "migration": {"enabled": False}}
     assert "STATUS: deployed" in site.helm(*install, tool=helm, values=without)
@@ -32,7 +32,7 @@ def test_missing_secrets_and_keys_are_named(site: Site, namespace: str, values: 
 def test_missing_classes_are_named_unless_the_chart_creates_them(
     site: Site, namespace: str, values: dict[str, Any], helm: Tool
 ) -> None:
-    name = f"{namespace}-photos"  # PriorityClasses are the whole cluster's
+    name = f"{namespace}-photos"  # PriorityClasses are cluster-scoped
     gpu = {"count": 1, "runtimeClassName": f"{namespace}-nvidia"}
     process = values["queues"]["process"] | {"priorityClassName": name, "gpu": gpu}
     own = values | {"checkCluster": True, "queues": values["queues"] | {"process": process}}
@@ -52,10 +52,10 @@ def test_missing_classes_are_named_unless_the_chart_creates_them(
 
 
 @HELMS
-def test_what_is_looked_for_is_got_by_name(
+def test_the_check_of_the_cluster_gets_objects_by_name_and_needs_no_list_permission(
     site: Site, namespace: str, values: dict[str, Any], helm: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """helm's user need not be allowed to list Secrets for the chart's sake. helm's own records are ConfigMaps here."""
+    """Listing Secrets is not permitted to helm's user here; helm stores its own records in ConfigMaps."""
     site.kubectl("--namespace", namespace, "create", "secret", "generic", "party", "--from-literal=DATABASE_URL=x")
     rules = [
         *("--verb=get", "--resource=secrets", "--resource=configmaps", "--resource=serviceaccounts"),

@@ -1,4 +1,4 @@
-"""The chart's NetworkPolicy where a network plug-in enforces it: what a pod of the release reaches."""
+"""The chart's NetworkPolicy on a cluster that enforces it: which addresses a pod of the release can reach."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from demo.images import ImageServer
 from tests.e2e.site import CHART, Site, wait
 
-# Connects to each HOST:PORT. The rules for a new pod are there a moment after its start.
+# Connects to each HOST:PORT. The rules for a new pod take effect shortly after its start.
 PROBE = """
 import socket, sys, time
 time.sleep(5)
@@ -32,7 +32,7 @@ LABELS = {
 
 
 def _probe(site: Site, namespace: str, name: str, labels: dict[str, str], places: list[str]) -> dict[str, bool]:
-    """Return which of the places a pod with these labels reaches."""
+    """Return for each HOST:PORT whether a pod with these labels can reach it."""
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     pod: dict[str, Any] = {
         "apiVersion": "v1",
@@ -64,14 +64,14 @@ def _probe(site: Site, namespace: str, name: str, labels: dict[str, str], places
 
     wait(ended, f"the pod {name}")
     lines = site.kubectl("--namespace", namespace, "logs", name).splitlines()
-    return {place: word == "reached" for place, word in (line.split() for line in lines)}
+    return {place: result == "reached" for place, result in (line.split() for line in lines)}
 
 
 def test_a_pod_of_the_release_reaches_its_servers_and_nothing_private(
     site: Site, namespace: str, values: dict[str, Any], images: ImageServer
 ) -> None:
     if os.environ.get("E2E_NETWORK_POLICY") != "1":
-        pytest.skip("E2E_NETWORK_POLICY=1 is not set: it says that the given cluster enforces NetworkPolicy")
+        pytest.skip("E2E_NETWORK_POLICY=1 is not set, which says that the cluster enforces NetworkPolicy")
     redis, database = (urlsplit(os.environ[name]) for name in ("E2E_REDIS_URL", "E2E_DATABASE_URL"))
     own = values | {"networkPolicy": {"enabled": True, "imagePorts": [80, 443, urlsplit(images.url("x")).port]}}
     site.helm("install", "party", str(CHART), "--namespace", namespace, "--timeout", "3m", values=own)
@@ -80,8 +80,8 @@ def test_a_pod_of_the_release_reaches_its_servers_and_nothing_private(
     places = [*servers, *private]
     assert _probe(site, namespace, "other", {"app": "other"}, places) == dict.fromkeys(places, True)
     found = _probe(site, namespace, "of-the-release", LABELS, places)
-    # The name of the Kubernetes API is resolved all the same: the cluster's DNS is allowed.
+    # The name of the Kubernetes API is still resolved, because the cluster's DNS is allowed.
     assert found == dict.fromkeys(servers, True) | dict.fromkeys(private, False)
     tested = site.helm("test", "party", "--namespace", namespace, "--timeout", "3m", "--logs")
-    assert "party-compare READY, party-process READY" in tested, "the test pod alone reaches the Kubernetes API"
+    assert "party-compare READY, party-process READY" in tested, "the test pod could not reach the Kubernetes API"
     site.helm("uninstall", "party", "--namespace", namespace)

@@ -1,4 +1,4 @@
-"""Pausing a list with the commands of the chart's notes: no Job starts until it goes on."""
+"""Pausing a list with the commands of the chart's notes: no Job starts until the list is resumed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from tests.e2e.backends import Backends
 from tests.e2e.site import CHART, Site, wait
 
-POLLS = 5  # KEDA looks once a second here
+POLLS = 5  # KEDA polls once a second here
 
 
-def test_a_paused_list_waits_and_goes_on(
+def test_a_paused_list_starts_no_job_until_it_is_resumed(
     site: Site, namespace: str, values: dict[str, Any], backends: Backends
 ) -> None:
     if site.no_keda:
@@ -25,12 +25,15 @@ def test_a_paused_list_waits_and_goes_on(
     where = ("--namespace", namespace, "--wait", "--timeout", "3m")
     printed = site.helm("install", "party", str(CHART), *where, values=values)
     commands = {
-        word: shlex.split(command)
-        for word, command in re.findall(r"^(Pause|Go on) +kubectl (.+)$", printed, re.MULTILINE)
+        action: shlex.split(command)
+        for action, command in re.findall(r"^(Pause|Go on) +kubectl (.+)$", printed, re.MULTILINE)
     }
     site.kubectl(*commands["Pause"])
-    wait(lambda: all(_condition(item, "Paused") for item in site.get("scaledjobs", "--namespace", namespace)), "pause")
-    # A photo that the API has deleted since, beside another: claimed, looked up and acknowledged without an image.
+    wait(
+        lambda: all(_condition(item, "Paused") for item in site.get("scaledjobs", "--namespace", namespace)),
+        "KEDA to pause",
+    )
+    # The job of a photo that has been deleted since: it is claimed, looked up and acknowledged, without an image.
     backends.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('another')")
     job = json.dumps({"imageUrl": "http://gone/1.jpg", "id": str(uuid.uuid4())})
     backends.redis.rpush("face_embeddings:process", job)
@@ -39,7 +42,7 @@ def test_a_paused_list_waits_and_goes_on(
     assert site.get("jobs", *process) == []
     assert backends.leftovers() == {"process waiting": 1}
     site.kubectl(*commands["Go on"])
-    wait(lambda: site.get("jobs", *process) and not backends.leftovers(), "the paused job to be done")
+    wait(lambda: site.get("jobs", *process) and not backends.leftovers(), "the paused job to be processed")
     site.helm("uninstall", "party", "--namespace", namespace)
 
 

@@ -1,4 +1,4 @@
-"""KEDA itself finds Redis where the chart says it is, and so does the runner: in every shape that Redis is run in."""
+"""Both KEDA itself and the runner connect to Redis as the chart configures it, in each topology."""
 
 from __future__ import annotations
 
@@ -64,26 +64,29 @@ def cluster() -> Iterator[Topology]:
 @pytest.mark.parametrize(
     "topology", [user_and_database, tls_with_client_certificate, sentinels_with_a_password, cluster]
 )
-def test_keda_and_the_runner_drain_the_same_lists(
+def test_keda_scales_and_the_runner_processes_the_same_lists(
     site: Site, namespace: str, values: dict[str, Any], backends: Backends, topology: Callable[[], Any]
 ) -> None:
     if site.no_keda:
         pytest.skip(site.no_keda)
     if site.control_plane is None:
-        pytest.skip("a given cluster reaches the Redis that was given with it, not those that are started here")
+        pytest.skip("an existing cluster cannot reach the Redis servers that this test starts")
     with topology() as (redis, client):
         site.helm(
             *("install", "party", str(CHART), "--namespace", namespace, "--wait", "--timeout", "3m"),
             values=values | {"redis": redis, "queues": values["queues"] | {"compare": {"enabled": False}}},
         )
-        # A photo that the API has deleted since, beside another: claimed, looked up and acknowledged without an image.
+        # The job of a photo that has been deleted since: it is claimed, looked up and acknowledged, without an image.
         backends.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('another')")
         client.rpush(keys.list_key("process"), json.dumps({"imageUrl": "http://gone/1.jpg", "id": str(uuid.uuid4())}))
         where = ("--namespace", namespace, "--selector", "app.kubernetes.io/component=process")
-        wait(lambda: [job for job in site.get("jobs", *where) if job["status"].get("succeeded")], "a Job of KEDA's")
+        wait(
+            lambda: [job for job in site.get("jobs", *where) if job["status"].get("succeeded")],
+            "a Job that KEDA started",
+        )
         assert client.llen(keys.list_key("process")) == 0
         assert client.zcard(keys.leases("process")) == 0
-        assert backends.leftovers() == {}, "the other Redis was left alone"
+        assert backends.leftovers() == {}, "the default Redis was used"
         (scaled,) = site.get("scaledjobs", *where)
         ready = {item["type"]: item["status"] for item in scaled["status"]["conditions"]}
         assert ready["Ready"] == "True"
