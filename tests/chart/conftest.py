@@ -1,4 +1,4 @@
-"""Both helms, as a parameter of every test that renders."""
+"""Fixtures of the chart's tests: helm and kubectl, and both versions of helm as a parameter."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tools import binaries
 
 @pytest.fixture(scope="session", autouse=True)
 def _tools() -> None:
-    """Fetch helm and kubectl before the first test. Only another kind of machine is a reason to leave them out."""
+    """Fetch helm and kubectl before the first test; skip only on a platform that they are not fetched for."""
     if not binaries.is_supported():
         pytest.skip(
-            "helm and kubectl are fetched as x86-64 Linux binaries (tools/binaries.py); this is another machine"
+            "helm and kubectl are fetched as x86-64 Linux binaries (tools/binaries.py); this is another platform"
         )
     for tool in binaries.TOOLS:
         binaries.ensure(tool)

@@ -17,18 +17,18 @@ from tests.support.shared_files import CRDS
 def keda_validator(kind: str) -> Draft7Validator:
     path = CRDS / f"keda.sh_{kind.lower()}s.yaml"
     if not path.exists():
-        pytest.skip(f"KEDA's CRDs are not here: put config/crd/bases/{path.name} of KEDA into {_shown(CRDS)}")
+        pytest.skip(f"KEDA's CRDs are missing: copy config/crd/bases/{path.name} of KEDA to {_shown(CRDS)}")
     crd = yaml.safe_load(path.read_text(encoding="utf-8"))
     (version,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1alpha1")
     return Draft7Validator(closed(version["schema"]["openAPIV3Schema"]))
 
 
 def _shown(path: Path) -> str:
-    return f"../{path.parent.name}/{path.name} beside the repository"
+    return f"../{path.parent.name}/{path.name} (next to the repository)"
 
 
 def closed(schema: Any) -> Any:
-    """Return an OpenAPI schema of a CRD as a JSON schema that refuses unknown fields, as a strict API server does."""
+    """Return an OpenAPI schema of a CRD as a JSON schema that rejects unknown fields, like a strict API server."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):

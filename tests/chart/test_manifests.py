@@ -1,4 +1,4 @@
-"""k8s/ and keda/ are what the chart renders, and kustomize makes of them what it should."""
+"""k8s/ and keda/ equal what the chart renders, and kustomize builds valid objects from them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def without_namespace(objects: dict[tuple[str, str], Object]) -> dict[tuple[str,
 
 
 def in_any_order(node: Any) -> Any:
-    """Sort lists of named things, such as variables and volumes: kustomize puts what a patch adds first."""
+    """Sort lists of named items, such as variables and volumes: kustomize puts the items of a patch first."""
     if isinstance(node, dict):
         return {key: in_any_order(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -66,17 +66,17 @@ def test_the_rendered_files_are_current() -> None:
         for path in (binaries.ROOT / folder).rglob("*")
         if path.is_file() and path.read_text(encoding="utf-8").startswith(manifests.HEADER)
     }
-    assert rendered == set(wanted), "rendered once, and no longer"
+    assert rendered == set(wanted), "a rendered file is no longer rendered"
 
 
 @KUBECTLS
-def test_base_and_keda_are_the_chart(kubectl: binaries.Tool) -> None:
+def test_base_and_keda_equal_the_chart(kubectl: binaries.Tool) -> None:
     found = kustomized(manifests.BASE, kubectl) | kustomized(manifests.KEDA, kubectl)
     assert found == manifests.plain({})
 
 
 @KUBECTLS
-def test_production_is_the_chart_with_its_values(kubectl: binaries.Tool) -> None:
+def test_the_production_overlay_equals_the_chart_with_its_values(kubectl: binaries.Tool) -> None:
     values = yaml.safe_load((binaries.ROOT / manifests.PRODUCTION / "values.yaml").read_text(encoding="utf-8"))
     found = kustomized(manifests.PRODUCTION, kubectl)
     classes = {key for key in found if key[0] == "PriorityClass"}
@@ -98,20 +98,20 @@ def test_production_is_the_chart_with_its_values(kubectl: binaries.Tool) -> None
 
 @EVERY_FOLDER
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_kubernetes_accepts_what_kustomize_makes(folder: str, version: str) -> None:
+def test_kubernetes_accepts_the_objects_of_kustomize(folder: str, version: str) -> None:
     for item in kustomized(folder).values():
         if not item["apiVersion"].startswith("keda.sh/"):
             kubernetes_validate.validate(item, version, strict=True)
 
 
 @pytest.mark.parametrize("folder", [LAPTOP, manifests.PRODUCTION])
-def test_keda_accepts_what_kustomize_makes(folder: str) -> None:
+def test_keda_accepts_the_objects_of_kustomize(folder: str) -> None:
     for item in kustomized(folder).values():
         if item["apiVersion"].startswith("keda.sh/"):
             assert [error.message for error in keda_validator(item["kind"]).iter_errors(item)] == []
 
 
-def test_the_laptop_has_everything_that_the_worker_asks_for() -> None:
+def test_the_laptop_overlay_provides_everything_that_the_worker_needs() -> None:
     found = kustomized(LAPTOP)
     config = found["ConfigMap", "spottmee-worker"]["data"]
     assert config == {"REDIS_URL": "redis://redis.spottmee.svc:6379/0", "RUNNER_ALLOW_PRIVATE_URLS": "true"}
@@ -125,8 +125,8 @@ def test_the_laptop_has_everything_that_the_worker_asks_for() -> None:
 
 
 @pytest.mark.parametrize("folder", [LAPTOP, manifests.PRODUCTION])
-def test_an_image_is_chosen_in_one_line(folder: str, tmp_path: Path) -> None:
-    """`images:` of an overlay reaches the ScaledJobs too, which kustomize does not know."""
+def test_images_of_an_overlay_applies_to_scaled_jobs_too(folder: str, tmp_path: Path) -> None:
+    """Kustomize does not know the fields of ScaledJobs by itself."""
     overlay = binaries.ROOT / ".cache" / f"kustomize-{tmp_path.name}"
     overlay.mkdir(parents=True)
     image = "spottmee-worker" if folder == LAPTOP else "registry.example.org/spottmee-worker"
@@ -148,7 +148,7 @@ def test_an_image_is_chosen_in_one_line(folder: str, tmp_path: Path) -> None:
     assert f"image: {image}:" not in text
 
 
-def test_the_laptops_table_is_the_apis(empty_database_url: str, database_url: str) -> None:
+def test_the_table_of_the_laptop_overlay_equals_the_apis(empty_database_url: str, database_url: str) -> None:
     sql = (binaries.ROOT / LAPTOP / "photo-table.sql").read_text(encoding="utf-8")
     columns = (
         "SELECT column_name, data_type, udt_name, is_nullable, column_default, datetime_precision"

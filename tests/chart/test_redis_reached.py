@@ -1,7 +1,7 @@
-"""The environment that the chart gives a pod reaches real servers, and KEDA's triggers reach the same lists.
+"""The environment that the chart gives a pod connects to real servers, and KEDA's triggers connect to the same lists.
 
-KEDA itself is not here: its triggers are read as its redis scalers read them (metadata, then the parameters of the
-TriggerAuthentication), and asked for the same counts: a script that looks at the type, then LLEN or ZCARD.
+KEDA itself does not run here: the tests read its triggers like its redis scalers (metadata, then the parameters of the
+TriggerAuthentication), and count like them: with a script that checks the type, then LLEN or ZCARD.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from tools import binaries
 from tools.render import Object, Rendered, environment, render
 
 AWKWARD = "p@ss:w/ö%41 #?&$(HOME)\"'\\"
-WITHOUT_QUOTES = AWKWARD.rstrip("\"'\\")  # the sentinel's configuration file quotes it
+WITHOUT_QUOTES = AWKWARD.rstrip("\"'\\")  # because the sentinel's configuration file needs quotes around it
 COUNT = "return redis.call(redis.call('TYPE', KEYS[1]).ok == 'zset' and 'ZCARD' or 'LLEN', KEYS[1])"
 PAGES = binaries.ROOT / "docs"
 MOUNT = "/etc/redis-tls"
 
 
 def played(values: Object, tmp_path: Path) -> tuple[int, int]:
-    """Push three jobs, claim two, as the pod would; return what KEDA counts for list and leases."""
+    """Push three jobs and claim two with the pod's environment; return KEDA's counts of the list and the leases."""
     objects = render(binaries.HELM_4, {"database": {"url": "postgresql://db/api"}, "checkCluster": False, **values})
     (job,) = (item for item in objects.of_kind("ScaledJob") if item["metadata"]["name"] == "faces-process")
     given = environment(job["spec"]["jobTargetRef"]["template"], objects)
     for name, text in (objects.find("Secret", "faces-inline")["stringData"]).items():
-        (tmp_path / name).write_text(text)  # the kubelet mounts them
+        (tmp_path / name).write_text(text)  # in place of the mounted Secret
     given["REDIS_URL"] = given["REDIS_URL"].replace(MOUNT, str(tmp_path))
     client = connect(settings.load(given | {"RUNNER_CONNECT_SECONDS": "10"}))
     try:
@@ -87,7 +87,7 @@ def _keda_client(kind: str, metadata: Object, parameters: Object, options: dict[
 
 
 def _allow(server: EmbeddedRedis) -> None:
-    """Let in the documented user with an awkward password, and the default user no longer."""
+    """Create the documented user, with an awkward password, and disable the default user."""
     _, name, *rules = acl_line((PAGES / "reference" / "redis-keys.md").read_text(encoding="utf-8")).split()
     (more,) = re.findall(
         r"An ACL user needs .*?\n\n", (PAGES / "how-to" / "kubernetes.md").read_text(encoding="utf-8"), re.DOTALL
@@ -99,7 +99,7 @@ def _allow(server: EmbeddedRedis) -> None:
     client.execute_command("ACL", "SETUSER", "default", "off")
 
 
-def test_a_user_with_an_awkward_password_and_a_database(tmp_path: Path) -> None:
+def test_both_connect_with_a_user_an_awkward_password_and_a_database(tmp_path: Path) -> None:
     with EmbeddedRedis() as server:
         _allow(server)
         values = {
@@ -112,7 +112,7 @@ def test_a_user_with_an_awkward_password_and_a_database(tmp_path: Path) -> None:
         assert played({"redis": values}, tmp_path) == (1, 2)
 
 
-def test_tls_with_an_authority_and_a_client_certificate_of_ones_own(tmp_path: Path) -> None:
+def test_both_connect_by_tls_with_a_private_authority_and_a_client_certificate(tmp_path: Path) -> None:
     authority, clients = trustme.CA(), trustme.CA()
     certificate = clients.issue_cert("runner@example.org")
     with (
@@ -133,7 +133,7 @@ def test_tls_with_an_authority_and_a_client_certificate_of_ones_own(tmp_path: Pa
         assert played({"redis": values}, tmp_path) == (1, 2)
 
 
-def test_sentinels_with_a_password_of_their_own(tmp_path: Path) -> None:
+def test_both_connect_by_sentinels_with_a_password_of_their_own(tmp_path: Path) -> None:
     with Sentinels(password=WITHOUT_QUOTES) as servers:
         values = {
             "mode": "sentinel",
@@ -147,7 +147,7 @@ def test_sentinels_with_a_password_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_cluster(tmp_path: Path) -> None:
+def test_both_connect_to_a_cluster(tmp_path: Path) -> None:
     with Cluster(keys.list_key("process")) as cluster:
         nodes = [f"127.0.0.1:{node.port}" for node in cluster.nodes[:2]]
         assert played({"redis": {"mode": "cluster", "nodes": nodes}}, tmp_path) == (1, 2)

@@ -1,4 +1,4 @@
-"""What the chart renders: the same objects under both helms, and what the design asks of them."""
+"""The objects that the chart renders: the same with both versions of helm, and as the design requires."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_both_helms_render_the_same_objects(case: str) -> None:
         )
 
 
-def test_the_oldest_kubernetes_gets_the_same(helm_tool: binaries.Tool) -> None:
+def test_the_oldest_kubernetes_gets_the_same_objects(helm_tool: binaries.Tool) -> None:
     assert render(helm_tool, {}, kube=OLDEST) == render(helm_tool, {})
 
 
@@ -70,7 +70,7 @@ def test_every_object_and_pod_is_labelled(case: str) -> None:
 
 
 class TestNames:
-    def test_they_are_the_releases(self) -> None:
+    def test_objects_are_named_after_the_release(self) -> None:
         assert {(item["kind"], item["metadata"]["name"]) for item in rendered().objects} == {
             ("ConfigMap", "faces"),
             ("CronJob", "faces-debug"),
@@ -101,7 +101,7 @@ class TestNames:
 
     @pytest.mark.parametrize("release", ["true", "1e3"])
     @EVERY_CASE
-    def test_a_name_that_yaml_takes_for_something_else(self, case: str, release: str) -> None:
+    def test_a_release_name_that_yaml_could_misread_stays_a_string(self, case: str, release: str) -> None:
         objects = rendered(case, release=release)
         names = [item["metadata"]["name"] for item in objects.objects]
         assert all(isinstance(name, str) for name in names)
@@ -109,16 +109,16 @@ class TestNames:
             assert pod["metadata"]["labels"]["app.kubernetes.io/instance"] == release
             assert isinstance(pod["spec"]["serviceAccountName"], str)
 
-    def test_two_releases_in_one_namespace_share_nothing(self) -> None:
+    def test_two_releases_in_one_namespace_share_no_object(self) -> None:
         def names(release: str) -> set[tuple[str, str]]:
             objects = rendered("everything", release=release).objects
             names = {(item["kind"], item["metadata"]["name"]) for item in objects}
-            return {(kind, name) for kind, name in names if kind != "PriorityClass"}  # the cluster's, by its name
+            return {(kind, name) for kind, name in names if kind != "PriorityClass"}  # cluster-scoped
 
         assert not names("faces") & names("faces-2")
         assert not names(LONGEST) & names(LONGEST[:-1] + "x")
 
-    def test_policies_select_their_own_release_alone(self) -> None:
+    def test_a_network_policy_selects_only_its_own_release(self) -> None:
         objects = rendered("everything", release="faces-2")
         policy = objects.find("NetworkPolicy", "faces-2")
         selector = policy["spec"]["podSelector"]["matchLabels"]
@@ -132,7 +132,9 @@ class TestScaling:
     def test_each_list_is_scaled_by_list_and_leases_together(self, case: str) -> None:
         for name, item in scaled_jobs(rendered(case)).items():
             spec = item["spec"]
-            assert spec["scalingStrategy"] == {"multipleScalersCalculation": "sum"}, "and no strategy: the default one"
+            assert spec["scalingStrategy"] == {"multipleScalersCalculation": "sum"}, (
+                "the default strategy is not in use"
+            )
             assert spec["rollout"] == {"strategy": "gradual"}
             lists = [trigger["metadata"]["listName"] for trigger in spec["triggers"]]
             assert lists == [keys.list_key(name), keys.leases(name)]
@@ -141,7 +143,7 @@ class TestScaling:
                 assert trigger["metadata"]["activationListLength"] == "0"
 
     @EVERY_CASE
-    def test_keda_counts_for_a_pod_what_the_pod_takes(self, case: str) -> None:
+    def test_kedas_list_length_equals_the_jobs_of_a_pod(self, case: str) -> None:
         objects = rendered(case)
         for name, item in scaled_jobs(objects).items():
             environment_of = environment(item["spec"]["jobTargetRef"]["template"], objects)
@@ -149,11 +151,11 @@ class TestScaling:
             assert lengths == {environment_of["RUNNER_MAX_JOBS"]}
             assert environment_of["RUNNER_QUEUES"] == name
 
-    def test_the_jobs_of_a_burst_follow_the_formula(self) -> None:
+    def test_the_number_of_jobs_for_a_burst_follows_the_formula(self) -> None:
         length = int(scaled_jobs(rendered())["process"]["spec"]["triggers"][0]["metadata"]["listLength"])
         assert [ceil(waiting / length) for waiting in (0, 1, 50, 51, 200)] == [0, 1, 1, 2, 4]
 
-    def test_a_paused_or_disabled_list(self) -> None:
+    def test_a_paused_list_is_annotated_and_a_disabled_list_is_omitted(self) -> None:
         found = scaled_jobs(rendered("one-list"))
         assert list(found) == ["process"]
         assert found["process"]["metadata"]["annotations"] == {"autoscaling.keda.sh/paused": "true"}
@@ -167,7 +169,7 @@ class TestScaling:
 
 class TestJobs:
     @EVERY_CASE
-    def test_disruptions_do_not_count_and_configuration_faults_end_the_job(self, case: str) -> None:
+    def test_disruptions_are_ignored_and_configuration_errors_fail_the_job(self, case: str) -> None:
         for item in scaled_jobs(rendered(case)).values():
             job = item["spec"]["jobTargetRef"]
             ignored, failed = job["podFailurePolicy"]["rules"]
@@ -184,7 +186,7 @@ class TestJobs:
             assert job["ttlSecondsAfterFinished"] == 3600
 
     @EVERY_CASE
-    def test_kubernetes_waits_longer_than_the_runner(self, case: str) -> None:
+    def test_the_grace_period_and_deadline_exceed_the_runners_own_limits(self, case: str) -> None:
         objects = rendered(case)
         for item in scaled_jobs(objects).values():
             job = item["spec"]["jobTargetRef"]
@@ -193,7 +195,7 @@ class TestJobs:
             assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= drain + 5
             assert job["activeDeadlineSeconds"] > limit + drain
 
-    def test_a_pod_says_who_it_is(self) -> None:
+    def test_a_pod_knows_its_name_node_and_job(self) -> None:
         for name, pod in rendered().pods():
             given = variables(pod)
             assert given["POD_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
@@ -203,7 +205,7 @@ class TestJobs:
                 assert given["RUNNER_OWNER"]["valueFrom"] == given["JOB_NAME"]["valueFrom"] == job
                 assert given["RUNNER_TERMINATION_LOG"]["value"] == "/dev/termination-log"
 
-    def test_the_debug_template_never_runs_by_itself(self) -> None:
+    def test_the_debug_template_is_suspended(self) -> None:
         template = rendered().find("CronJob", "faces-debug")
         assert template["spec"]["suspend"] is True
         given = variables(template["spec"]["jobTemplate"]["spec"]["template"])
@@ -221,7 +223,7 @@ class TestJobs:
         assert pod["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", "memory": "512Mi"}
 
     @EVERY_CASE
-    def test_the_test_pod_asks_the_doctor_about_every_scaled_job(self, case: str) -> None:
+    def test_the_test_pod_runs_doctor_with_every_scaled_job(self, case: str) -> None:
         objects = rendered(case)
         (pod,) = objects.of_kind("Pod")
         assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
@@ -234,7 +236,7 @@ class TestJobs:
             assert parsed.scaled_job == [item["metadata"]["name"] for item in objects.of_kind("ScaledJob")]
 
     @EVERY_CASE
-    def test_the_test_pods_account_may_read_its_scaled_jobs_and_why_they_fail_and_no_more(self, case: str) -> None:
+    def test_the_test_pods_account_may_only_read_its_scaled_jobs_and_events(self, case: str) -> None:
         objects = rendered(case)
         (pod,) = objects.of_kind("Pod")
         name = pod["metadata"]["name"]
@@ -255,12 +257,12 @@ class TestJobs:
         for kind in ("ServiceAccount", "Role", "RoleBinding"):
             annotations = objects.find(kind, name)["metadata"]["annotations"]
             assert annotations["helm.sh/hook"] == "test"
-            assert int(annotations["helm.sh/hook-weight"]) < 0, "before the pod"
+            assert int(annotations["helm.sh/hook-weight"]) < 0, "not created before the pod"
             assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
 
 
 class TestPlacement:
-    def test_a_gpu_pod(self) -> None:
+    def test_a_gpu_pod_gets_its_resources_and_placement(self) -> None:
         spec = scaled_jobs(rendered("gpu"))["process"]["spec"]["jobTargetRef"]["template"]["spec"]
         assert spec["runtimeClassName"] == "nvidia"
         assert spec["priorityClassName"] == "batch"
@@ -273,13 +275,13 @@ class TestPlacement:
         assert container["image"] == f"registry.example.org/spottmee-worker:{__version__}-gpu@sha256:{'0' * 64}"
         assert spec["imagePullSecrets"] == [{"name": "registry"}]
 
-    def test_the_other_list_keeps_its_own(self) -> None:
+    def test_the_placement_of_one_list_does_not_affect_the_other(self) -> None:
         spec = scaled_jobs(rendered("gpu"))["compare"]["spec"]["jobTargetRef"]["template"]["spec"]
         assert spec["priorityClassName"] == "urgent"
         assert not {"runtimeClassName", "nodeSelector", "tolerations", "affinity"} & set(spec)
         assert "nvidia.com/gpu" not in spec["containers"][0]["resources"]["limits"]
 
-    def test_settings_reach_the_runner_as_they_were_written(self) -> None:
+    def test_settings_reach_the_runner_unchanged(self) -> None:
         objects = rendered("gpu")
         process = scaled_jobs(objects)["process"]["spec"]["jobTargetRef"]["template"]
         loaded = settings.load(environment(process, objects) | {"DATABASE_URL": "postgresql://db/api"})
@@ -288,7 +290,7 @@ class TestPlacement:
 
 
 def _violations(pod: Object) -> Iterator[str]:
-    """What Pod Security "restricted" refuses (https://kubernetes.io/docs/concepts/security/pod-security-standards/)."""
+    """Yield what violates Pod Security "restricted" (kubernetes.io/docs/concepts/security/pod-security-standards/)."""
     spec = pod["spec"]
     if spec["securityContext"].get("runAsNonRoot") is not True or spec["securityContext"].get("runAsUser") == 0:
         yield "may run as root"
@@ -315,7 +317,7 @@ class TestSecurity:
         assert {name: list(_violations(pod)) for name, pod in pods.items()} == {name: [] for name in pods}
 
     @EVERY_CASE
-    def test_no_pod_has_a_token_or_writes_to_its_image(self, case: str) -> None:
+    def test_only_the_test_pod_has_a_token_and_no_pod_has_a_writable_root_file_system(self, case: str) -> None:
         objects = rendered(case)
         for account in objects.of_kind("ServiceAccount"):
             assert account["automountServiceAccountToken"] is False
@@ -327,11 +329,11 @@ class TestSecurity:
             assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
             assert container["resources"]["limits"]["memory"]
 
-    def test_a_cluster_may_choose_the_user(self) -> None:
+    def test_the_user_can_be_left_to_the_cluster(self) -> None:
         for _, pod in rendered("openshift").pods():
             assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["spec"]["securityContext"])
 
-    def test_the_network_policy_lets_through_what_is_needed(self) -> None:
+    def test_the_network_policy_allows_what_is_needed(self) -> None:
         policy = rendered("everything").find("NetworkPolicy", "faces")
         assert policy["spec"]["ingress"] == []
         dns, servers, images, extra = policy["spec"]["egress"]
@@ -345,12 +347,12 @@ class TestSecurity:
         assert {"10.0.0.0/8", "169.254.0.0/16"} <= set(images["to"][0]["ipBlock"]["except"])
         assert extra["ports"] == [{"port": 3128, "protocol": "TCP"}]
 
-    def test_the_network_policy_of_sentinels_names_their_ports_and_the_masters(self) -> None:
+    def test_the_network_policy_allows_the_ports_of_sentinels_and_master(self) -> None:
         policy = rendered("sentinel").find("NetworkPolicy", "faces")
         assert [port["port"] for port in policy["spec"]["egress"][1]["ports"]] == [26379, 6379, 5432]
 
-    def test_only_the_clusters_dns_is_asked(self) -> None:
-        """A resolver elsewhere would be a way out for data."""
+    def test_the_network_policy_allows_only_the_clusters_own_dns(self) -> None:
+        """A resolver elsewhere could be used to exfiltrate data."""
         dns = rendered("sentinel").find("NetworkPolicy", "faces")["spec"]["egress"][0]
         assert dns["to"] == [
             {
@@ -359,8 +361,8 @@ class TestSecurity:
             }
         ]
 
-    def test_the_policy_lets_out_to_the_addresses_that_the_runner_fetches_from(self) -> None:
-        """Both are asked at the borders of every network that either of them knows."""
+    def test_the_network_policy_allows_the_same_public_addresses_as_the_runner(self) -> None:
+        """Checked at the boundaries of every network that either of them lists."""
         blocks = [
             peer["ipBlock"] for peer in rendered("sentinel").find("NetworkPolicy", "faces")["spec"]["egress"][2]["to"]
         ]
@@ -369,20 +371,20 @@ class TestSecurity:
         known = [*refused, *allowed, *ssrf._REFUSED_4, *ssrf._REFUSED_6]
         known += [ip_network(text) for text in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "fc00::/7")]
         known += [ip_network(text) for text in ("fe80::/10", "ff00::/8", "100::/64", "8.8.8.0/24", "2a00:1450::/32")]
-        borders = {number for network in known for number in _borders(network)}
-        # NAT64 and 6to4 carry IPv4 addresses, some of them public: the runner looks inside, a policy cannot.
+        boundaries = {number for network in known for number in _boundaries(network)}
+        # NAT64 and 6to4 addresses contain IPv4 addresses, some of them public: only the runner can check those.
         carriers = [ip_network("64:ff9b::/96"), ip_network("2002::/16")]
         seen = {True: 0, False: 0}
-        for address in borders:
-            lets_out = any(address in network for network in allowed) and not any(address in net for net in refused)
+        for address in boundaries:
+            is_allowed = any(address in network for network in allowed) and not any(address in net for net in refused)
             if any(address in carrier for carrier in carriers):
-                assert not lets_out, address
+                assert not is_allowed, address
             else:
-                assert lets_out == ssrf.is_public(address), address
-            seen[lets_out] += 1
+                assert is_allowed == ssrf.is_public(address), address
+            seen[is_allowed] += 1
         assert min(seen.values()) > 20
 
-    def test_the_test_pod_alone_reaches_the_kubernetes_api(self) -> None:
+    def test_only_the_test_pod_may_reach_the_kubernetes_api(self) -> None:
         policy = rendered("sentinel").find("NetworkPolicy", "faces-test")
         assert policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
         assert policy["spec"]["policyTypes"] == ["Egress"]
@@ -390,8 +392,8 @@ class TestSecurity:
         assert policy["metadata"]["annotations"]["helm.sh/hook"] == "test"
 
 
-def _borders(network: IPv4Network | IPv6Network) -> Iterator[IPv4Address | IPv6Address]:
-    """Yield the first and last address of a network, and those just outside of it."""
+def _boundaries(network: IPv4Network | IPv6Network) -> Iterator[IPv4Address | IPv6Address]:
+    """Yield the first and the last address of a network, and those just outside it."""
     first, last = int(network.network_address), int(network.broadcast_address)
     for number in (first - 1, first, last, last + 1):
         if 0 <= number < 1 << network.max_prefixlen:
@@ -399,8 +401,8 @@ def _borders(network: IPv4Network | IPv6Network) -> Iterator[IPv4Address | IPv6A
 
 
 class TestHook:
-    def test_a_hook_needs_nothing_that_is_not_there_yet(self) -> None:
-        """On a first install the chart's own objects come after its hooks."""
+    def test_a_hook_refers_to_no_object_that_does_not_exist_yet(self) -> None:
+        """On a first install, the chart's other objects are created after its hooks."""
         for case, values in CASES.items():
             objects = rendered(case)
             if not objects.of_kind("Job"):
@@ -422,9 +424,11 @@ class TestHook:
             if case == "tls-inline":
                 assert environment({"spec": spec}, objects)["EMBEDDINGS_DATABASE_URL"].startswith("postgresql://faces@")
                 secret = objects.find("Secret", "faces-migrate")
-                assert set(secret["stringData"]) == {"DATABASE_URL", "EMBEDDINGS_DATABASE_URL"}, "and nothing else"
+                assert set(secret["stringData"]) == {"DATABASE_URL", "EMBEDDINGS_DATABASE_URL"}, (
+                    "the Secret has other keys"
+                )
 
-    def test_what_a_hook_brings_comes_first_and_goes_again(self) -> None:
+    def test_objects_of_a_hook_are_created_before_its_job_and_deleted_afterwards(self) -> None:
         objects = rendered("tls-inline")
         weights = {
             item["kind"]: int(item["metadata"]["annotations"]["helm.sh/hook-weight"])
@@ -437,14 +441,14 @@ class TestHook:
             assert annotations["helm.sh/hook"] == "pre-install,pre-upgrade"
             assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
 
-    def test_the_hooks_account_has_the_clouds_annotations_too(self) -> None:
+    def test_the_service_account_of_the_hook_has_the_same_annotations(self) -> None:
         for name in ("faces", "faces-migrate"):
             account = rendered("everything").find("ServiceAccount", name)
             assert account["metadata"]["annotations"]["iam.example.org/role"] == "faces"
 
 
 class TestRedis:
-    """KEDA and the runner get the same Redis, in every mode."""
+    """KEDA and the runner use the same Redis, in every mode."""
 
     @EVERY_CASE
     def test_address_database_and_tls_agree(self, case: str) -> None:
@@ -464,7 +468,7 @@ class TestRedis:
                 assert (metadata.get("unsafeSsl") == "true") == (query.get("ssl_cert_reqs") == "none")
 
     @EVERY_CASE
-    def test_credentials_come_from_the_same_place(self, case: str) -> None:
+    def test_credentials_come_from_the_same_secrets(self, case: str) -> None:
         objects = rendered(case)
         made = objects.of_kind("TriggerAuthentication") + objects.of_kind("ClusterTriggerAuthentication")
         targets = {
@@ -503,7 +507,7 @@ class TestRedis:
         ("host", "written"),
         [
             ("redis", "redis.party.svc"),
-            ("redis.data", "redis.data"),  # NAME.NAMESPACE: the search list of every pod has svc.cluster.local
+            ("redis.data", "redis.data"),  # NAME.NAMESPACE: every pod searches svc.cluster.local
             ("redis.data.svc", "redis.data.svc"),
             ("redis-0.redis.data", "redis-0.redis.data"),
             ("cache.example.org", "cache.example.org"),
@@ -511,7 +515,7 @@ class TestRedis:
         ],
     )
     def test_a_host_without_a_dot_is_a_service_of_the_releases_namespace(self, host: str, written: str) -> None:
-        """KEDA's operator would look it up in its own namespace."""
+        """KEDA's operator would otherwise resolve it in its own namespace."""
         nodes = [f"{host}:7000", "other:7001"]
         for values, addresses in (
             ({"host": host}, f"{written}:6379"),
@@ -526,7 +530,7 @@ class TestRedis:
                 for trigger in item["spec"]["triggers"]:
                     assert trigger["metadata"]["addresses" if "nodes" in values else "address"] == addresses
 
-    def test_authentication_of_the_company(self) -> None:
+    def test_an_existing_authentication_is_used_instead_of_an_own_one(self) -> None:
         objects = rendered("existing-authentication")
         assert not objects.of_kind("ClusterTriggerAuthentication")
         reference = scaled_jobs(objects)["process"]["spec"]["triggers"][0]["authenticationRef"]
@@ -540,7 +544,7 @@ class TestRedis:
             environment(dict(objects.pods())["faces-process"], objects)["REDIS_URL"] == "redis://redis.party.svc:6379/0"
         )
 
-    def test_no_secret_outside_of_secrets(self) -> None:
+    def test_no_credential_appears_outside_of_secrets(self) -> None:
         values = CASES["tls-inline"]
         hidden = [values["redis"]["auth"]["password"], values["redis"]["tls"]["privateKey"], values["database"]["url"]]
         for item in rendered("tls-inline").objects:
@@ -550,7 +554,7 @@ class TestRedis:
 
 
 def _certificates(pod: Object, objects: Rendered) -> dict[str, tuple[str, str]]:
-    """Return KEDA's parameter → (Secret, key) for each file that the URL names, through the volume that has it."""
+    """Return KEDA's parameter → (Secret, key) for each file that the URL names, looked up in the mounted volume."""
     query = dict(parse_qsl(urlsplit(environment(pod, objects)["REDIS_URL"]).query))
     options = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
     wanted = {parameter: query[option] for parameter, option in options.items() if option in query}
@@ -563,7 +567,7 @@ def _certificates(pod: Object, objects: Rendered) -> dict[str, tuple[str, str]]:
 
 
 def notes(case: str) -> str:
-    """Return what an install prints. Only helm 4 shows it without a cluster."""
+    """Return the notes of an install. Only helm 4 prints them without a cluster."""
     arguments = ["--values", str(CASE_FILES / f"{case}.yaml")] if case != "defaults" else []
     printed = helm(
         binaries.HELM_4, "install", "faces", str(CHART), "--namespace", "party", "--dry-run=client", *arguments
@@ -572,10 +576,10 @@ def notes(case: str) -> str:
 
 
 @EVERY_CASE
-def test_the_notes_print_commands_that_work(case: str) -> None:
+def test_the_notes_contain_only_valid_commands(case: str) -> None:
     printed = notes(case)
-    for word in ("Check", "Watch", "Pause", "Go on", "Requeue"):
-        assert re.search(rf"^{word}  ", printed, re.MULTILINE)
+    for action in ("Check", "Watch", "Pause", "Go on", "Requeue"):
+        assert re.search(rf"^{action}  ", printed, re.MULTILINE)
     commands = [line.partition("spottmee-worker ")[2] for line in printed.splitlines() if "  spottmee-worker " in line]
     assert [command.split()[0] for command in commands if "debug" not in command] == ["status", "dead", "dead"]
     for command in commands:

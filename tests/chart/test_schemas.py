@@ -1,4 +1,4 @@
-"""Every rendered object against Kubernetes' own schemas, oldest and newest, and KEDA's; unknown fields are refused."""
+"""Every rendered object is valid by the schemas of the oldest and newest Kubernetes, and of KEDA, in strict mode."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVERY_CASE = pytest.mark.parametrize("case", CASES)
 
 
 def builtin_objects(case: str) -> list[Object]:
-    """Return what Kubernetes itself must accept: every object of its own kinds, and KEDA's Jobs as KEDA makes them."""
+    """Return the objects of built-in kinds, and the Jobs that KEDA creates from the ScaledJobs."""
     found = []
     for item in render(binaries.HELM_4, CASES[case]).objects:
         if item["kind"] == "ScaledJob":
@@ -41,7 +41,7 @@ def test_kubernetes_accepts_every_object(case: str, version: str) -> None:
         assert kubernetes_validate.validate(item, version, strict=True) == version
 
 
-def test_kubernetes_schemas_are_strict() -> None:
+def test_kubernetes_schemas_reject_unknown_fields() -> None:
     job = next(item for item in builtin_objects("defaults") if item["kind"] == "Job")
     for path in (["spec"], ["spec", "template", "spec"], ["spec", "template", "spec", "containers", 0]):
         broken: Any = copy.deepcopy(job)
@@ -53,7 +53,7 @@ def test_kubernetes_schemas_are_strict() -> None:
             kubernetes_validate.validate(broken, NEWEST, strict=True)
 
 
-def test_the_newest_version_is_the_newest_that_is_known() -> None:
+def test_the_newest_tested_version_is_the_latest_known_one() -> None:
     assert kubernetes_validate.latest_version() == f"{NEWEST}.0", (
         "render.NEWEST, Chart.yaml and the docs name the newest"
     )
@@ -71,7 +71,7 @@ def test_keda_accepts_every_object(case: str) -> None:
         assert [error.message for error in keda_validator(item["kind"]).iter_errors(item)] == []
 
 
-def test_both_kinds_of_authentication_are_among_them() -> None:
+def test_the_cases_contain_both_kinds_of_authentication() -> None:
     kinds = {item["kind"] for case in CASES for item in keda_objects(case)}
     assert kinds == {"ScaledJob", "TriggerAuthentication", "ClusterTriggerAuthentication"}
 
@@ -90,7 +90,7 @@ def test_both_kinds_of_authentication_are_among_them() -> None:
     ],
     ids=lambda part: ".".join(map(str, part)) if isinstance(part, tuple) else None,
 )
-def test_kedas_schemas_are_strict(path: tuple[str | int, ...], value: object) -> None:
+def test_kedas_schemas_reject_invalid_fields(path: tuple[str | int, ...], value: object) -> None:
     item = copy.deepcopy(next(item for item in keda_objects("defaults") if item["kind"] == "ScaledJob"))
     target: Any = item
     for key in path[:-1]:

@@ -1,4 +1,4 @@
-"""Values that make no sense are refused, with a message that says what to do; the schema is closed and complete."""
+"""Invalid values are rejected with a message that says what to do; the schema is closed and complete."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ DEFAULTS = yaml.safe_load(VALUES_TEXT)
 PEM = "-----BEGIN CERTIFICATE-----"
 GPU_LIMIT = {"limits": {"nvidia.com/gpu": 1}}
 
-# Values → what the message must say. The chart's own messages are the same under both helms; those of the schema
-# are helm's, and the pattern fits both wordings.
-NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
+# Values → a pattern for the message. The chart's own messages are the same with both versions of helm; those of the
+# schema are helm's, and the pattern matches both wordings.
+INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": ({"replicas": 3}, r"replicas.* not allowed"),
-    "an unknown key below": ({"redis": {"hots": "redis"}}, r"hots.* not allowed"),
-    "an unknown key of a list": ({"queues": {"process": {"jobPerPod": 5}}}, r"jobPerPod.* not allowed"),
-    "an unknown list": ({"queues": {"train": {"enabled": True}}}, r"train.* not allowed"),
+    "an unknown nested key": ({"redis": {"hots": "redis"}}, r"hots.* not allowed"),
+    "an unknown key of a queue": ({"queues": {"process": {"jobPerPod": 5}}}, r"jobPerPod.* not allowed"),
+    "an unknown queue": ({"queues": {"train": {"enabled": True}}}, r"train.* not allowed"),
     "an unknown setting": ({"settings": {"RUNNER_LEASE_SECOND": 30}}, r"RUNNER_LEASE_SECOND.* not allowed"),
     "a setting out of range": ({"settings": {"RUNNER_CLAIM_SIZE": 0}}, r"RUNNER_CLAIM_SIZE.*\b1\b"),
-    "a setting of another kind": ({"settings": {"RUNNER_LEASE_SECONDS": "soon"}}, r"RUNNER_LEASE_SECONDS.*number"),
+    "a setting of the wrong type": ({"settings": {"RUNNER_LEASE_SECONDS": "soon"}}, r"RUNNER_LEASE_SECONDS.*number"),
     "an unknown log level": ({"settings": {"RUNNER_LOG_LEVEL": "loud"}}, r"RUNNER_LOG_LEVEL.*debug.*warning"),
-    "a toleration misspelt": (
+    "a misspelt toleration": (
         {"queues": {"process": {"tolerations": [{"keys": "gpu"}]}}},
         r"keys.* not allowed",
     ),
     "text for a number": ({"queues": {"compare": {"maxReplicas": "many"}}}, r"maxReplicas.*integer"),
-    "half a job": ({"queues": {"process": {"jobsPerPod": 1.5}}}, r"jobsPerPod.*integer"),
+    "a fraction of a job": ({"queues": {"process": {"jobsPerPod": 1.5}}}, r"jobsPerPod.*integer"),
     "a null block": ({"queues": {"process": {"gpu": None}}}, r"gpu"),
     "an unknown flavour": ({"image": {"flavour": "tpu"}}, r"flavour.*cpu.*gpu"),
     "an unknown mode": ({"redis": {"mode": "sharded"}}, r"mode.*standalone.*sentinel.*cluster"),
@@ -47,7 +47,7 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "a tag with a space": ({"image": {"tag": "1.0 beta"}}, r"tag"),
     "a negative deadline": ({"queues": {"process": {"activeDeadlineSeconds": -1}}}, r"activeDeadlineSeconds"),
     "root": ({"podSecurityContext": {"runAsUser": 0}}, r"runAsUser"),
-    "N of 0": (
+    "no jobs per pod": (
         {"queues": {"process": {"jobsPerPod": 0}}},
         r"queues\.process\.jobsPerPod is 0: a pod takes at least 1 job; to stop the list set queues\.process\.enabled",
     ),
@@ -57,24 +57,24 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"queues": {"process": {"minReplicas": 5, "maxReplicas": 2}}},
         r"minReplicas is 5, above maxReplicas \(2\): lower it, or raise maxReplicas",
     ),
-    "pods that end at once for ever": (
+    "a minimum of pods without idle time": (
         {"queues": {"compare": {"minReplicas": 1}}},
         r"minReplicas is 1, and RUNNER_IDLE_SECONDS is 0: .*; set queues\.compare\.settings\.RUNNER_IDLE_SECONDS",
     ),
-    "grace below the drain": (
+    "a grace period below the shutdown time": (
         {"queues": {"compare": {"shutdownSeconds": 40}}},
         r"terminationGracePeriodSeconds is 30, below shutdownSeconds \+ 5 \(45\): .*, or lower shutdownSeconds",
     ),
-    "deadline below the run": (
+    "a deadline below the time of a run": (
         {"queues": {"process": {"activeDeadlineSeconds": 900}}},
         r"activeDeadlineSeconds is 900, not above maxSeconds \+ shutdownSeconds \(908\): .*, or lower maxSeconds",
     ),
-    "a run of no time": ({"queues": {"process": {"maxSeconds": 0}}}, r"maxSeconds must be from 1 to 86400"),
+    "a run without time": ({"queues": {"process": {"maxSeconds": 0}}}, r"maxSeconds must be from 1 to 86400"),
     "a GPU with the CPU image": (
         {"queues": {"process": {"gpu": {"count": 1}}}},
         r"gpu\.count is 1, and image\.flavour is cpu: set image\.flavour to gpu .* or the count to 0",
     ),
-    "a GPU class without GPU": (
+    "a GPU runtime class without a GPU": (
         {"queues": {"process": {"gpu": {"runtimeClassName": "nvidia"}}}},
         r"gpu\.count is 0: set the count, or leave the class empty",
     ),
@@ -82,13 +82,13 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"image": {"flavour": "gpu"}, "queues": {"process": {"resources": GPU_LIMIT}}},
         r"resources\.limits has nvidia\.com/gpu: set queues\.process\.gpu\.count instead",
     ),
-    "no list at all": (
+    "all queues disabled": (
         {"queues": {"process": {"enabled": False}, "compare": {"enabled": False}}},
         r"none of them is enabled, so nothing would ever run: enable process, compare or both",
     ),
-    "a URL for the host": ({"redis": {"host": "redis://redis"}}, r"redis\.host is no host name alone"),
+    "a URL as host": ({"redis": {"host": "redis://redis"}}, r"redis\.host is no host name alone"),
     "no host": ({"redis": {"host": ""}}, r"redis\.host is empty: name the host"),
-    "loopback": (
+    "a loopback host": (
         {"redis": {"host": "localhost"}},
         r"redis\.host has \"localhost\", which is each pod itself, .*: name",
     ),
@@ -96,7 +96,7 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"redis": {"host": "127.0.0.1"}},
         r"has \"127\.0\.0\.1\", which is each pod itself, .*: name",
     ),
-    "a pod of a headless Service, as its own namespace has it": (
+    "a pod of a headless Service without its namespace": (
         {"redis": {"mode": "sentinel", "nodes": ["redis-0.redis.data.svc:26379", "redis-1.redis:26379"]}},
         r"redis\.nodes has \"redis-1\.redis\"\. .* KEDA's operator runs in another: write redis-1\.redis\.party\.svc",
     ),
@@ -105,7 +105,10 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         r"redis\.host has \"redis\.svc\", which lacks the namespace: write redis\.party\.svc, or another",
     ),
     "a final dot": ({"redis": {"host": "redis."}}, r"redis\.host has \"redis\.\", which is not a host name: write"),
-    "nodes of a standalone": ({"redis": {"nodes": ["a:1"]}}, r"redis\.nodes are for the modes sentinel and cluster"),
+    "nodes without a mode": (
+        {"redis": {"nodes": ["a:1"]}},
+        r"redis\.nodes are for the modes sentinel and cluster",
+    ),
     "sentinels without nodes": ({"redis": {"mode": "sentinel"}}, r"list the sentinels as host:port"),
     "a node without port": (
         {"redis": {"mode": "cluster", "nodes": ["redis-0"]}},
@@ -119,23 +122,23 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"redis": {"mode": "cluster", "nodes": ["a:6379"], "database": 3}},
         r"redis\.database is 3, and a cluster has only database 0: set it to 0",
     ),
-    "sentinels of no master": (
+    "sentinels without a master": (
         {"redis": {"mode": "sentinel", "nodes": ["a:26379"], "sentinel": {"master": ""}}},
         r"redis\.sentinel\.master is empty: give the name",
     ),
-    "a password, not enabled": (
+    "a password without authentication": (
         {"redis": {"auth": {"password": "hidden"}}},
         r"redis\.auth\.enabled is false, .*: set redis\.auth\.enabled to true, or leave them empty",
     ),
-    "inline and existing": (
+    "an inline password and an existing Secret": (
         {"redis": {"auth": {"enabled": True, "password": "hidden", "existingSecret": "redis"}}},
         r"redis\.auth\.password and redis\.auth\.existingSecret are both set: keep one of them",
     ),
-    "two users": (
+    "two user names": (
         {"redis": {"username": "a", "auth": {"enabled": True, "usernameKey": "user"}}},
         r"redis\.username and redis\.auth\.usernameKey are both set: keep one of them",
     ),
-    "a sentinel's password elsewhere": (
+    "a sentinel password without sentinels": (
         {"redis": {"sentinel": {"auth": {"enabled": True}}}},
         r"redis\.mode is standalone: set redis\.mode to sentinel, or leave redis\.sentinel alone",
     ),
@@ -151,11 +154,11 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"redis": {"tls": {"enabled": True, "existingSecret": "tls", "certificateKey": "tls.crt"}}},
         r"certificateKey and redis\.tls\.privateKeyKey belong together: set both or neither",
     ),
-    "a Secret for nothing": (
+    "a Secret without keys": (
         {"redis": {"tls": {"enabled": True, "existingSecret": "tls"}}},
         r"none of its keys is named: set redis\.tls\.caKey",
     ),
-    "an authority never asked": (
+    "an authority without verification": (
         {"redis": {"tls": {"enabled": True, "skipVerify": True, "existingSecret": "tls", "caKey": "ca.crt"}}},
         r"skipVerify accepts any certificate, .*: leave one of them out",
     ),
@@ -163,7 +166,7 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"database": {"url": "postgresql://u:hidden@db/x", "existingSecret": "api"}},
         r"database\.url and database\.existingSecret are both set: keep one of them",
     ),
-    "another kind of database": (
+    "an unsupported database": (
         {"embeddingsDatabase": {"url": "mysql://u:hidden@db/x"}},
         r"embeddingsDatabase\.url must begin with postgresql://",
     ),
@@ -171,12 +174,15 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"image": {"repository": "registry:5000/worker:1.0"}},
         r"put what follows the name into image\.tag or image\.digest",
     ),
-    "no digest": ({"image": {"digest": "sha256:abc"}}, r"image\.digest is .*: it is sha256: with 64 hexadecimal"),
-    "the chart's own variable": (
+    "a bad digest": (
+        {"image": {"digest": "sha256:abc"}},
+        r"image\.digest is .*: it is sha256: with 64 hexadecimal",
+    ),
+    "a variable that the chart sets": (
         {"extraEnv": [{"name": "REDIS_URL", "value": "redis://other"}]},
         r"extraEnv has REDIS_URL, which the chart sets: use redis instead",
     ),
-    "the chart's own setting": (
+    "a setting that the chart sets": (
         {"settings": {"RUNNER_MAX_JOBS": 5}},
         r"settings has RUNNER_MAX_JOBS, which the chart sets: use queues\.\*\.jobsPerPod instead",
     ),
@@ -184,39 +190,39 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
         {"queues": {"process": {"settings": {"RUNNER_PROXY_URL": "http://u:hidden@proxy"}}}},
         r"queues\.process\.settings has RUNNER_PROXY_URL, .*: give it in extraEnv, from a Secret",
     ),
-    "a Secret where KEDA cannot see it": (
+    "a Secret that KEDA cannot read": (
         {
             "keda": {"authentication": {"kind": "ClusterTriggerAuthentication"}},
             "redis": {"auth": {"enabled": True, "password": "hidden"}},
         },
         r"use existing Secrets with copies in KEDA's namespace, or TriggerAuthentication",
     ),
-    "a label that finds pods": (
+    "a label that selects pods": (
         {"podLabels": {"app.kubernetes.io/instance": "other"}},
         r"podLabels has app\.kubernetes\.io/instance, .*: choose another key",
     ),
-    "a name that is none": ({"fullnameOverride": "My_Faces"}, r"fullnameOverride is \"My_Faces\": a name has"),
-    "a class without nodes": (
+    "an invalid name": ({"fullnameOverride": "My_Faces"}, r"fullnameOverride is \"My_Faces\": a name has"),
+    "a priority class that gets no nodes": (
         {"priorityClasses": [{"name": "bulk", "value": -100}]},
         r"priorityClasses has bulk with the value -100: the cluster autoscaler adds no node for pods below -10, ",
     ),
-    "a class twice": (
+    "a duplicate priority class": (
         {"priorityClasses": [{"name": "bulk", "value": 1}, {"name": "bulk", "value": 2}]},
         r"priorityClasses has bulk twice: keep one of them",
     ),
-    "a class without value": ({"priorityClasses": [{"name": "bulk"}]}, r"value"),
-    "a network that is not one": ({"networkPolicy": {"privateNetworks": ["fc00"]}}, r"privateNetworks"),
-    "no port of DNS": ({"networkPolicy": {"dnsPorts": []}}, r"dnsPorts"),
-    "annotations of nobody": (
+    "a priority class without a value": ({"priorityClasses": [{"name": "bulk"}]}, r"value"),
+    "an invalid network": ({"networkPolicy": {"privateNetworks": ["fc00"]}}, r"privateNetworks"),
+    "no DNS port": ({"networkPolicy": {"dnsPorts": []}}, r"dnsPorts"),
+    "annotations of an account that is not created": (
         {"serviceAccount": {"create": False, "annotations": {"a": "b"}}},
         r"annotate the existing account, or set create to true",
     ),
 }
 
 
-@pytest.mark.parametrize("name", NONSENSE)
-def test_nonsense_is_refused_with_what_to_do(helm_tool: binaries.Tool, name: str) -> None:
-    values, expected = NONSENSE[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_values_are_rejected_with_what_to_do(helm_tool: binaries.Tool, name: str) -> None:
+    values, expected = INVALID[name]
     with pytest.raises(HelmError) as caught:
         render(helm_tool, values)
     message = str(caught.value)
@@ -224,16 +230,16 @@ def test_nonsense_is_refused_with_what_to_do(helm_tool: binaries.Tool, name: str
     assert "hidden" not in message
 
 
-def test_every_fault_is_named_at_once(helm_tool: binaries.Tool) -> None:
+def test_all_errors_are_reported_together(helm_tool: binaries.Tool) -> None:
     values = {"redis": {"host": ""}, "queues": {"process": {"jobsPerPod": 0}, "compare": {"shutdownSeconds": 60}}}
     with pytest.raises(HelmError) as caught:
         render(helm_tool, values)
-    for words in ("redis.host is empty", "process.jobsPerPod is 0", "compare.terminationGracePeriodSeconds is 30"):
-        assert words in str(caught.value)
+    for message in ("redis.host is empty", "process.jobsPerPod is 0", "compare.terminationGracePeriodSeconds is 30"):
+        assert message in str(caught.value)
 
 
-def test_as_part_of_another_chart(helm_tool: binaries.Tool, tmp_path: Path) -> None:
-    """helm hands a subchart `global` too, which a closed schema must let through."""
+def test_the_chart_can_be_a_subchart(helm_tool: binaries.Tool, tmp_path: Path) -> None:
+    """helm passes `global` to a subchart too, which the closed schema must allow."""
     parent = tmp_path / "party"
     shutil.copytree(CHART, parent / "charts" / CHART.name)
     (parent / "Chart.yaml").write_text("apiVersion: v2\nname: party\nversion: 1.0.0\n")
@@ -243,7 +249,7 @@ def test_as_part_of_another_chart(helm_tool: binaries.Tool, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("case", cases())
-def test_lint_finds_nothing(helm_tool: binaries.Tool, case: str) -> None:
+def test_helm_lint_finds_nothing(helm_tool: binaries.Tool, case: str) -> None:
     arguments = [] if case == "defaults" else ["--values", str(CHART.parents[1] / f"tests/chart/values/{case}.yaml")]
     assert "0 chart(s) failed" in helm(helm_tool, "lint", "--strict", str(CHART), *arguments)
 
@@ -251,7 +257,7 @@ def test_lint_finds_nothing(helm_tool: binaries.Tool, case: str) -> None:
 SECURITY_CONTEXTS = {("podSecurityContext",), ("containerSecurityContext",)}
 
 
-def test_the_schema_knows_every_value_and_no_other() -> None:
+def test_the_schema_contains_exactly_the_values() -> None:
     known = chart_docs.entries(VALUES_TEXT)
     blocks = [(), *(entry.path for entry in known if entry.is_block)]
     assert len(blocks) > 15
@@ -273,7 +279,7 @@ def test_every_object_of_the_schema_is_closed() -> None:
 @pytest.mark.parametrize(
     "path", [entry.path for entry in chart_docs.entries(VALUES_TEXT) if entry.is_block], ids=".".join
 )
-def test_no_block_takes_an_unknown_key(path: tuple[str, ...]) -> None:
+def test_no_block_accepts_an_unknown_key(path: tuple[str, ...]) -> None:
     values = json.loads(json.dumps(DEFAULTS))
     block = values
     for key in path:

@@ -17,12 +17,12 @@ def test_missing_secrets_and_keys_are_named(site: Site, namespace: str, values: 
     redis = values["redis"] | {"auth": {"enabled": True, "existingSecret": "redis"}}
     own = values | {"checkCluster": True, "database": {}, "redis": redis}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "30s")
-    output = site.helm(*install, tool=helm, values=own, check=False)
-    assert f"the Secret party is missing: kubectl --namespace {namespace} create secret generic party" in output
-    assert "the Secret redis is missing" in output
+    said = site.helm(*install, tool=helm, values=own, check=False)
+    assert f"the Secret party is missing: kubectl --namespace {namespace} create secret generic party" in said
+    assert "the Secret redis is missing" in said
     site.kubectl("--namespace", namespace, "create", "secret", "generic", "party", "--from-literal=OTHER=1")
-    output = site.helm(*install, tool=helm, values=own, check=False)
-    assert "the Secret party has no key DATABASE_URL: add it" in output
+    said = site.helm(*install, tool=helm, values=own, check=False)
+    assert "the Secret party has no key DATABASE_URL: add it" in said
     assert site.get("scaledjobs,configmaps", "--namespace", namespace, "--selector", "app.kubernetes.io/name") == []
     without = own | {"checkCluster": False, "migration": {"enabled": False}}
     assert "STATUS: deployed" in site.helm(*install, tool=helm, values=without)

@@ -1,4 +1,4 @@
-"""Fixtures of the image's tests: the engine, the image built once a session, and the service around it."""
+"""Fixtures of the image's tests: the container engine, the image, built once per session, and the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def image(engine: Engine) -> str:
-    """The image, built by `make image` over the stand-in base."""
+    """The image, built by `make image` on the stand-in base."""
     done = engine.build()
     assert done.returncode == 0, done.stderr[-3000:]
     return IMAGE
@@ -40,9 +40,9 @@ def filesystem(engine: Engine, image: str) -> Iterator[Path]:
 
 @pytest.fixture
 def cluster(engine: Engine, image: str, redis: Redis, redis_url: str, database_url: str) -> Iterator[Cluster]:
-    """Containers of the image beside a real Redis and a real, migrated PostgreSQL."""
-    with service(redis, redis_url, database_url) as beside:
-        yield Cluster(engine, beside)
+    """Containers of the image with a real Redis and a real, migrated PostgreSQL."""
+    with service(redis, redis_url, database_url) as servers:
+        yield Cluster(engine, servers)
     engine.remove_containers()
 
 
@@ -50,7 +50,7 @@ def cluster(engine: Engine, image: str, redis: Redis, redis_url: str, database_u
 def empty_cluster(
     engine: Engine, image: str, redis: Redis, redis_url: str, empty_database_url: str
 ) -> Iterator[Cluster]:
-    """The same beside a PostgreSQL in which nothing has been made yet."""
-    with service(redis, redis_url, empty_database_url) as beside:
-        yield Cluster(engine, beside)
+    """The same with an empty PostgreSQL database."""
+    with service(redis, redis_url, empty_database_url) as servers:
+        yield Cluster(engine, servers)
     engine.remove_containers()

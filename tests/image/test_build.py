@@ -1,4 +1,4 @@
-"""How the image is built: the same every time, from what its arguments say, and from nothing else."""
+"""The build of the image: reproducible, and from nothing but its arguments and sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _layers(engine: Engine, image: str) -> list[str]:
     return layers
 
 
-def test_a_second_build_from_nothing_gives_the_same_layers(engine: Engine, image: str) -> None:
+def test_a_second_build_without_cache_gives_the_same_layers(engine: Engine, image: str) -> None:
     again = f"{IMAGE}-again"
     done = engine.build("--no-cache", image=again)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -28,7 +28,7 @@ def test_a_second_build_from_nothing_gives_the_same_layers(engine: Engine, image
 
 
 @pytest.mark.usefixtures("image")
-def test_the_revision_is_that_of_this_build_where_every_layer_is_cached(engine: Engine) -> None:
+def test_the_revision_is_current_even_if_every_layer_is_cached(engine: Engine) -> None:
     for revision in ("one", "another"):
         done = engine.build(image=f"{IMAGE}-revision", REVISION=revision)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -38,7 +38,7 @@ def test_the_revision_is_that_of_this_build_where_every_layer_is_cached(engine: 
 
 
 @pytest.mark.usefixtures("image")
-def test_a_pack_from_a_folder_of_this_computer(engine: Engine, filesystem: Path, tmp_path: Path) -> None:
+def test_a_local_folder_with_genuine_files_can_be_the_pack(engine: Engine, filesystem: Path, tmp_path: Path) -> None:
     baked = f"{IMAGE}-pack"
     for path in wheel_folder().glob("*.onnx"):
         shutil.copy(path, tmp_path)
@@ -67,11 +67,11 @@ def test_a_pack_from_a_folder_of_this_computer(engine: Engine, filesystem: Path,
         ({"PACK_SOURCE": "/src/pyproject.toml", "PACK_SHA256": "0" * 64}, "was expected: it is another file"),
     ],
 )
-def test_a_wrong_argument_ends_the_build_with_what_is_wrong(
+def test_an_invalid_argument_fails_the_build_with_the_reason(
     engine: Engine, variables: dict[str, str], message: str
 ) -> None:
     said = ""
-    for _ in range(3):  # buildah's chroot isolation loses the last lines of a program that fails at once, now and then
+    for _ in range(3):  # with chroot isolation, buildah sometimes loses the last lines of a program that fails at once
         done = engine.build(image=f"{IMAGE}-wrong", **variables)
         assert done.returncode != 0
         said += done.stderr + done.stdout
@@ -81,7 +81,7 @@ def test_a_wrong_argument_ends_the_build_with_what_is_wrong(
     assert "Traceback" not in said
 
 
-def test_nothing_but_the_sources_reaches_the_build(engine: Engine, tmp_path: Path) -> None:
+def test_the_build_context_contains_only_the_sources(engine: Engine, tmp_path: Path) -> None:
     recipe = tmp_path / "Dockerfile"
     recipe.write_text("FROM scratch\nCOPY . /context/\n")
     seen = f"{IMAGE}-context"

@@ -1,4 +1,4 @@
-"""What is in the image, and above all what is not. Read from its unpacked file system."""
+"""What the image contains, and what it must not contain, read from its unpacked file system."""
 
 from __future__ import annotations
 
@@ -50,23 +50,25 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def test_it_is_small(engine: Engine, image: str, filesystem: Path) -> None:
-    assert int(engine.podman("image", "inspect", image, "--format", "{{.Size}}")) <= MOST_BYTES, "the sum of its layers"
+def test_the_image_is_small(engine: Engine, image: str, filesystem: Path) -> None:
+    assert int(engine.podman("image", "inspect", image, "--format", "{{.Size}}")) <= MOST_BYTES, (
+        "the layers are too large"
+    )
     inodes = {(info.st_dev, info.st_ino): info.st_size for info in map(Path.lstat, _files(filesystem))}
     assert 250_000_000 < sum(inodes.values()) <= MOST_BYTES
 
 
-def test_it_brings_one_headless_opencv_and_nothing_that_no_run_needs(packages: Path) -> None:
+def test_it_contains_one_headless_opencv_and_no_package_that_no_run_needs(packages: Path) -> None:
     names = {path.name.lower() for path in packages.iterdir()}
     assert [path.name for path in packages.glob("opencv*.dist-info")] == ["opencv_python_headless-5.0.0.93.dist-info"]
     assert [path.parent.name for path in packages.rglob("cv2*.so")] == ["cv2"]
     assert "onnxruntime" in names
-    unwanted = [name for name in names for word in NOT_FOR_RUNS if name == word or name.startswith(f"{word}-")]
+    unwanted = [name for name in names for other in NOT_FOR_RUNS if name == other or name.startswith(f"{other}-")]
     assert unwanted == []
     assert not {"demo", "tools", "benchmarks", "tests"} & names
 
 
-def test_it_brings_no_compiler_and_no_cache(filesystem: Path) -> None:
+def test_it_contains_no_compiler_and_no_cache(filesystem: Path) -> None:
     folders = ("bin", "sbin", "usr/bin", "usr/sbin", "usr/local/bin", f"{HOME}/bin")
     programs = {path.name for folder in folders for path in (filesystem / folder).glob("*")}
     assert {"python3", "spottmee-worker"} <= programs
@@ -78,11 +80,11 @@ def test_it_brings_no_compiler_and_no_cache(filesystem: Path) -> None:
         assert [path for path in _files(filesystem / folder) if path.name != "lock"] == [], folder
 
 
-def test_no_program_gives_the_rights_of_another_user(filesystem: Path) -> None:
+def test_no_program_is_setuid_or_setgid(filesystem: Path) -> None:
     assert [path for path in _files(filesystem) if path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID)] == []
 
 
-def test_everything_of_ours_is_roots_readable_by_all_and_of_one_date(filesystem: Path) -> None:
+def test_our_files_belong_to_root_are_readable_by_all_and_have_one_date(filesystem: Path) -> None:
     paths = [filesystem / HOME, *(filesystem / HOME).rglob("*")]
     assert len(paths) > 1000
     for path in paths:
@@ -93,7 +95,7 @@ def test_everything_of_ours_is_roots_readable_by_all_and_of_one_date(filesystem:
             assert info.st_mode & 0o044 == 0o044, path
 
 
-def test_every_module_is_compiled_and_needs_no_look_at_its_source(filesystem: Path, packages: Path) -> None:
+def test_every_module_is_compiled_without_checks_of_its_source(filesystem: Path, packages: Path) -> None:
     sources = [path for path in packages.rglob("*.py") if path.parent.name != "__pycache__"]
     assert len(sources) > 300
     for source in sources:
@@ -103,7 +105,7 @@ def test_every_module_is_compiled_and_needs_no_look_at_its_source(filesystem: Pa
     assert list((standard.parent / "__pycache__").glob("decoder.cpython-*.pyc"))
 
 
-def test_the_package_brings_every_file_of_the_repository(packages: Path) -> None:
+def test_the_package_contains_every_file_of_the_repository(packages: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "runner"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     expected = {name for name in listed.splitlines() if (ROOT / name).exists() and not name.startswith("demo/")}
     assert {Path(name).suffix for name in expected} >= {".py", ".lua", ".sql"}
@@ -111,7 +113,7 @@ def test_the_package_brings_every_file_of_the_repository(packages: Path) -> None
         assert (packages / name).read_bytes() == (ROOT / name).read_bytes(), name
 
 
-def test_the_model_is_the_pack_that_was_baked(filesystem: Path) -> None:
+def test_the_model_is_a_valid_baked_pack(filesystem: Path) -> None:
     folder = filesystem / HOME / "share" / "spottmee-worker" / "model"
     manifest = pack.read_manifest(folder)
     assert manifest.pack == "buffalo_sc"
@@ -122,17 +124,17 @@ def test_the_model_is_the_pack_that_was_baked(filesystem: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"manifest.json", manifest.detector.heads, *named}
 
 
-def test_its_configuration_is_that_of_a_restricted_job(config: dict[str, Any]) -> None:
+def test_its_configuration_suits_a_restricted_job(config: dict[str, Any]) -> None:
     user, _, group = config["User"].partition(":")
     assert int(user) >= 10000
     assert int(group) >= 10000
-    assert config["Entrypoint"] == [f"/{HOME}/bin/spottmee-worker"]  # the exec form: PID 1 is Python, no shell
+    assert config["Entrypoint"] == [f"/{HOME}/bin/spottmee-worker"]  # the exec form: PID 1 is Python, not a shell
     assert config["Cmd"] == ["run"]
     assert config["StopSignal"] == "SIGTERM"
     assert not [item for item in config["Env"] if item.startswith(("PIP_", "REDIS", "DATABASE"))]
 
 
-def test_its_labels_say_what_it_is(config: dict[str, Any]) -> None:
+def test_its_labels_name_version_revision_flavour_and_pack(config: dict[str, Any]) -> None:
     labels = config["Labels"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert labels["org.opencontainers.image.title"] == "spottmee-worker"
@@ -143,7 +145,7 @@ def test_its_labels_say_what_it_is(config: dict[str, Any]) -> None:
     assert "non-commercial" in labels["spottmee-worker.pack.licence"]
 
 
-def test_nothing_of_the_build_is_in_its_history(engine: Engine, image: str) -> None:
+def test_its_history_shows_no_secret_and_no_build_step(engine: Engine, image: str) -> None:
     history = engine.podman("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
     assert "COPY" in history
-    assert not [word for word in ("secret", "CERTIFICATE", "pip ") if word in history]
+    assert not [text for text in ("secret", "CERTIFICATE", "pip ") if text in history]

@@ -1,4 +1,4 @@
-"""The files around the image, by the checkers of their kinds: Dockerfile, compose.yaml, workflows."""
+"""The Dockerfile, compose.yaml and the workflows pass their linters, and agree with the code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from runner.cli import COMMANDS
 from runner.settings import Settings
 from tools.image_base import ROOT
 
-# Run by `go run MODULE@VERSION`: neither is on PyPI as a program.
+# Run with `go run MODULE@VERSION`, because PyPI has neither program.
 ACTIONLINT = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
-COMPOSE = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2"  # what `docker compose config` reads files with
+COMPOSE = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2"  # the parser of `docker compose config`
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 _COLUMNS = """
 SELECT column_name, udt_name, is_nullable FROM information_schema.columns
@@ -43,13 +43,13 @@ def _tool(name: str) -> str:
 
 def _go(module: str) -> list[str]:
     if shutil.which("go") is None:
-        pytest.skip(f"go is not installed, and {module} is built with it: apt-get install golang-go")
+        pytest.skip(f"{module} needs Go, which is not installed: apt-get install golang-go")
     return ["go", "run", module]
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     assert json.loads(_check([_tool("hadolint"), "--format=json", "--failure-threshold=style", "Dockerfile"])) == []
-    assert "hadolint ignore" not in (ROOT / "Dockerfile").read_text(), "no exception is needed"
+    assert "hadolint ignore" not in (ROOT / "Dockerfile").read_text(), "the Dockerfile has an exception"
 
 
 def test_the_workflows_are_valid() -> None:
@@ -58,8 +58,8 @@ def test_the_workflows_are_valid() -> None:
     _check([*_go(ACTIONLINT), "-shellcheck=", "-pyflakes=", *workflows])
 
 
-def test_the_workflows_give_nothing_away() -> None:
-    """zizmor: credentials left in the work tree, permissions wider than needed, expressions inside scripts."""
+def test_the_workflows_leak_no_credentials_or_permissions() -> None:
+    """zizmor finds credentials left in the work tree, excessive permissions, and expressions inside scripts."""
     _check([_tool("zizmor"), "--offline", "--quiet", "--pedantic", ".github/workflows"])
 
 
@@ -74,14 +74,14 @@ def test_workflows_call_only_targets_that_exist() -> None:
     called = {
         target
         for path in WORKFLOWS
-        for words in re.findall(r"\bmake ((?:[a-z0-9-]+ ?)+)", path.read_text())
-        for target in words.split()
+        for targets_of_call in re.findall(r"\bmake ((?:[a-z0-9-]+ ?)+)", path.read_text())
+        for target in targets_of_call.split()
     }
     assert {"lint", "test", "image", "image-test"} <= called <= targets
 
 
-def test_make_image_takes_docker_only_where_its_engine_answers() -> None:
-    """A docker command without an engine, as on a machine that talks to a remote one, is no builder."""
+def test_make_image_uses_docker_only_if_its_engine_responds() -> None:
+    """A docker command without an engine, as on a machine that uses a remote one, cannot build."""
     docker = shutil.which("docker")
     answers = (
         docker is not None and subprocess.run([docker, "version"], capture_output=True, check=False).returncode == 0
@@ -90,14 +90,14 @@ def test_make_image_takes_docker_only_where_its_engine_answers() -> None:
     assert command.split()[:2] == (["docker", "build"] if answers else ["buildah", "build"])
 
 
-def test_make_image_refuses_a_flavour_that_there_is_not() -> None:
+def test_make_image_rejects_an_unknown_flavour() -> None:
     done = subprocess.run(["make", "image", "FLAVOUR=tpu"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "FLAVOUR is tpu: it must be cpu or gpu" in done.stderr
 
 
-def test_compose_reads_the_file() -> None:
-    """By the library that `docker compose config` reads it with."""
+def test_compose_accepts_the_file() -> None:
+    """Checked with the library that `docker compose config` uses."""
     services = json.loads(_check([*_go(COMPOSE), "-format=json", "compose.yaml"]))["services"]
     assert set(services) == {"redis", "postgres", "migrate", "runner"}
     for name in ("migrate", "runner"):
@@ -119,7 +119,7 @@ def test_compose_uses_settings_and_commands_that_exist() -> None:
             settings.load(_interpolated(environment), {named[flag]: value for flag, value in pairs})
 
 
-def test_compose_gives_the_database_the_table_of_the_api(database_url: str, empty_database_url: str) -> None:
+def test_compose_creates_the_same_table_as_the_api(database_url: str, empty_database_url: str) -> None:
     document: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute(document["configs"]["photo.sql"]["content"])

@@ -1,4 +1,4 @@
-"""The image at work: as a restricted pod, against a real Redis and a real PostgreSQL."""
+"""Runs in containers of the image, restricted like a pod, with a real Redis and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,42 +25,44 @@ TOO_LITTLE = Limits(memory="200m")
 
 @pytest.fixture(scope="module")
 def huge() -> Iterator[ImageServer]:
-    """A photo of 99 megapixels, 296 MB decoded: more than TOO_LITTLE is, no trouble for the usual limit."""
+    """A photo of 99 megapixels, 296 MB decoded: more than TOO_LITTLE, and within the usual limit."""
     with ImageServer({"huge.jpg": jpeg(cv2.resize(landscape(), (12200, 8100)), quality=60)}) as server:
         yield server
 
 
-def test_from_an_empty_database_to_matches(empty_cluster: Cluster, album: Album, images: ImageServer) -> None:
-    cluster, beside = empty_cluster, empty_cluster.service
-    api.create_table(beside.connection)
-    assert cluster.command("run").code == 3, "the schema is not there yet"
+def test_a_new_database_is_migrated_filled_and_matched(
+    empty_cluster: Cluster, album: Album, images: ImageServer
+) -> None:
+    cluster, service = empty_cluster, empty_cluster.service
+    api.create_table(service.connection)
+    assert cluster.command("run").code == 3, "the missing schema was not noticed"
     assert cluster.command("migrate").code == 0
     checked = cluster.command("doctor")
     assert checked.code == 0, checked.output
-    uploaded = beside.api.upload({photo.name: images.url(photo.name) for photo in album.photos})
+    uploaded = service.api.upload({photo.name: images.url(photo.name) for photo in album.photos})
     ended = cluster.command("run")
     assert ended.code == 0, ended.errors
     assert ended.summary["claimed"] == len(album.photos)
     names = {photo_id: name for name, photo_id in uploaded.items()}
-    assert {names[photo]: status for photo, status in beside.api.statuses().items()} == {
+    assert {names[photo]: status for photo, status in service.api.statuses().items()} == {
         photo.name: photo.status for photo in album.photos
     }
-    jobs = {selfie: beside.api.compare(selfie.data, list(names)) for selfie in album.selfies}
+    jobs = {selfie: service.api.compare(selfie.data, list(names)) for selfie in album.selfies}
     assert cluster.command("run", "--queues", "compare").summary["comparisons"] == len(jobs)
     for selfie, job in jobs.items():
-        matched = [names[photo_id] for photo_id in beside.api.result(job) or []]
+        matched = [names[photo_id] for photo_id in service.api.result(job) or []]
         assert matched == album.expectation(selfie), selfie.name
-    assert set(beside.leftovers()) <= {"process dead"}  # the broken photos
+    assert set(service.leftovers()) <= {"process dead"}  # the broken photos
 
 
 @pytest.mark.parametrize("user", ["1000650000:0", "7:7"])
-def test_any_user_will_do(cluster: Cluster, images: ImageServer, user: str) -> None:
+def test_the_image_runs_as_any_user(cluster: Cluster, images: ImageServer, user: str) -> None:
     cluster.service.api.upload({"team.jpg": images.url("team.jpg")})
     ended = cluster.command("run", limits=Limits(user=user))
     assert (ended.code, ended.summary["succeeded"]) == (0, 1), ended.errors
 
 
-def test_sigterm_ends_it_in_time_and_gives_back_what_had_not_begun(
+def test_sigterm_ends_a_run_in_time_and_releases_jobs_that_had_not_started(
     cluster: Cluster, album: Album, images: ImageServer
 ) -> None:
     jobs = 40
@@ -82,12 +84,12 @@ def test_sigterm_ends_it_in_time_and_gives_back_what_had_not_begun(
     assert (ended.code, ended.summary["retried"]) == (0, 0), ended.errors
     assert set(cluster.service.api.statuses().values()) == {"READY"}
     assert cluster.service.leftovers() == {}
-    assert time.monotonic() - started < 120, "released leases are due at once"
+    assert time.monotonic() - started < 120, "the next run had to wait for the released leases"
 
 
-def test_sigterm_while_it_waits_for_work(cluster: Cluster) -> None:
+def test_sigterm_ends_a_run_that_waits_for_jobs(cluster: Cluster) -> None:
     container = cluster.start("run", "--idle-seconds", "120", RUNNER_LOG_LEVEL="debug")
-    wait_until(lambda: int(cluster.service.redis.info("clients")["connected_clients"]) > 1, "it is connected")
+    wait_until(lambda: int(cluster.service.redis.info("clients")["connected_clients"]) > 1, "the run is connected")
     time.sleep(0.5)
     container.terminate()
     sent = time.monotonic()
@@ -96,13 +98,13 @@ def test_sigterm_while_it_waits_for_work(cluster: Cluster) -> None:
     assert time.monotonic() - sent < TERMINATION_SECONDS
 
 
-def test_the_next_container_finishes_what_an_out_of_memory_kill_left(
+def test_the_next_container_finishes_the_jobs_of_an_oom_killed_one(
     cluster: Cluster, images: ImageServer, huge: ImageServer
 ) -> None:
     uploaded = cluster.service.api.upload({"team.jpg": images.url("team.jpg"), "huge.jpg": huge.url("huge.jpg")})
     killed = cluster.command("run", limits=TOO_LITTLE, RUNNER_LEASE_SECONDS="3")
     assert killed.code == OOM_KILLED, killed.errors
-    assert cluster.service.leftovers()["process leased"] >= 1, "leases outlive the container"
+    assert cluster.service.leftovers()["process leased"] >= 1, "the leases did not outlive the container"
     ended = cluster.command("run", RUNNER_LEASE_SECONDS="3")
     assert ended.code == 0, ended.errors
     statuses = cluster.service.api.statuses()
@@ -113,7 +115,7 @@ def test_the_next_container_finishes_what_an_out_of_memory_kill_left(
     assert cluster.service.leftovers() == {}
 
 
-def test_a_replacement_pod_of_the_same_job_takes_over_at_once(cluster: Cluster, huge: ImageServer) -> None:
+def test_a_replacement_pod_of_the_same_job_takes_over_its_leases_at_once(cluster: Cluster, huge: ImageServer) -> None:
     cluster.service.api.upload({"huge.jpg": huge.url("huge.jpg")})
     killed = cluster.command("run", limits=TOO_LITTLE, RUNNER_OWNER="job-7", RUNNER_LEASE_SECONDS="600")
     assert killed.code == OOM_KILLED, killed.errors
@@ -131,7 +133,7 @@ def test_every_command_starts_in_the_image(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("models", "bake", "--pack", "buffalo_sc"), ("models", "verify")])
-def test_baking_is_refused_with_what_to_do_instead(cluster: Cluster, arguments: tuple[str, ...]) -> None:
+def test_baking_in_the_image_fails_with_what_to_do_instead(cluster: Cluster, arguments: tuple[str, ...]) -> None:
     ended = cluster.command(*arguments)
     assert ended.code == 4
     assert "InsightFace is not installed" in ended.errors
@@ -146,18 +148,18 @@ def test_logs_are_json_lines_and_the_summary_is_the_last_line(cluster: Cluster, 
     assert json.loads(ended.output)["photos"] == 1
 
 
-def test_it_says_which_server_is_away(cluster: Cluster) -> None:
+def test_an_unreachable_server_is_named_by_its_setting(cluster: Cluster) -> None:
     ended = cluster.command("run", REDIS_URL="redis://127.0.0.1:1/0", RUNNER_CONNECT_SECONDS="1")
     assert ended.code == 75
     assert "Redis could not be used (REDIS_URL)" in ended.errors
 
 
-def test_a_look_into_a_running_container(cluster: Cluster, images: ImageServer) -> None:
-    """`inspect` and `doctor` by exec, as `kubectl exec` runs them; `status` from a container of its own."""
+def test_a_running_container_can_be_inspected(cluster: Cluster, images: ImageServer) -> None:
+    """With `inspect` and `doctor` inside, as by `kubectl exec`, and `status` in a container of its own."""
     for _ in range(40):
         cluster.service.api.upload({"twelve megapixels.jpg": images.url("twelve megapixels.jpg")})
     container = cluster.start("run", "--max-jobs", "40")
-    wait_until(lambda: cluster.service.leftovers().get("process leased", 0) > 0, "something is leased")
+    wait_until(lambda: cluster.service.leftovers().get("process leased", 0) > 0, "a job is leased")
     seen = json.loads(container.execute("spottmee-worker", "inspect", "--json"))
     assert seen["leases"], seen
     assert "ok" in container.execute("spottmee-worker", "doctor")
@@ -168,7 +170,7 @@ def test_a_look_into_a_running_container(cluster: Cluster, images: ImageServer) 
     assert container.wait().code == 0
 
 
-def test_what_needs_a_cluster_says_so(cluster: Cluster) -> None:
+def test_debug_without_a_cluster_says_so(cluster: Cluster) -> None:
     ended = cluster.command("debug", "--dry-run", "--job", '{"id": "x", "imageUrl": "https://example.com/x.jpg"}')
     assert ended.code == 6
     assert "Traceback" not in ended.errors

@@ -1,6 +1,6 @@
 // The control plane of Kubernetes as one program: `controlplane kube-apiserver …`, `… kube-controller-manager …`,
-// `… kube-scheduler …` and `… etcd …` take the same flags as the programs of that name. One link instead of four
-// saves minutes and 300 MB. `controlplane key` prints a new RSA key, for signing service accounts' tokens.
+// `… kube-scheduler …` and `… etcd …` take the same flags as the programs of these names. Linking one program instead
+// of four saves minutes and 300 MB. `controlplane key` prints a new RSA key for signing service account tokens.
 package main
 
 import (
