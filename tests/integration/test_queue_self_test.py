@@ -77,7 +77,7 @@ def test_all_missing_commands_are_named_at_once(redis: Redis, limited: Redis) ->
     assert missing(limited) == set(lacking)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
 def test_a_missing_key_pattern_is_named(pattern: str, redis: Redis, limited: Redis) -> None:
     redis.execute_command("ACL", "SETUSER", WORDS[1], "resetkeys", *(PATTERNS - {pattern}))
     assert missing(limited) == {pattern}
