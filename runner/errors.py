@@ -17,6 +17,13 @@ ENCODING_ADVICE = (
     "special characters in a user name or password (/ # ? @ : %) must be %-encoded: / is %2F, # is %23, ? is %3F"
 )
 
+# What to do about photos that row-level security hides.
+ROW_SECURITY_ADVICE = (
+    "let the role of DATABASE_URL bypass it (ALTER ROLE … BYPASSRLS), or give it policies for SELECT and UPDATE with "
+    "USING (true)"
+)
+NO_VISIBLE_ROW = f'row-level security hides every row of "Photo" from this role: {ROW_SECURITY_ADVICE}'
+
 
 class SpottmeeError(Exception):
     """Something went wrong."""

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from runner.errors import PhotosInvisibleError, RunnerError
+from runner.errors import NO_VISIBLE_ROW, ROW_SECURITY_ADVICE, PhotosInvisibleError, RunnerError
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -31,11 +31,8 @@ class Check:
         return {"name": self.name, "ok": self.error is None, "finding": self.error or self.finding}
 
 
-def examine(settings: Settings, scaled_jobs: Callable[[], str] | None = None) -> list[Check]:
-    """Look at all of it; a failure never keeps the others from being looked at.
-
-    `scaled_jobs` looks at those of the cluster, where one was asked for.
-    """
+def examine(settings: Settings) -> list[Check]:
+    """Look at all of it; a failure never keeps the others from being looked at."""
     looks: dict[str, Callable[[Settings], str]] = {
         "Redis": _redis,
         "API database": _photos,
@@ -43,8 +40,6 @@ def examine(settings: Settings, scaled_jobs: Callable[[], str] | None = None) ->
         "model": _model,
         "hardware": _hardware,
     }
-    if scaled_jobs is not None:
-        looks["ScaledJobs"] = lambda _: scaled_jobs()
     return [_look(name, look, settings) for name, look in looks.items()]
 
 
@@ -122,13 +117,13 @@ def _seen_photos(database: Database) -> tuple[list[str], str]:
     PhotoTable(connection).check()
     seen = visibility.look(connection)
     if seen.filtered and not seen.any_row:
-        raise PhotosInvisibleError(visibility.NOTHING_UNDER_ROW_SECURITY)
+        raise PhotosInvisibleError(NO_VISIBLE_ROW)
     version = connection.info.server_version // 10000
     found = [f'PostgreSQL {version}, table "Photo" found in schema "{connection.schemas.photos}"']
     if not seen.any_row:
         found.append("it is empty: runs give their jobs back until it has a photo")
     if seen.filtered:
-        found.append(f"row-level security may hide rows, and hidden photos count as deleted: {visibility.ADVICE}")
+        found.append(f"row-level security may hide rows, and hidden photos count as deleted: {ROW_SECURITY_ADVICE}")
     return found, visibility.identity(connection, database.address)
 
 

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from runner.errors import PhotosInvisibleError
+from runner.errors import ROW_SECURITY_ADVICE, PhotosInvisibleError
 from runner.store.session import Session
 
 TABLE = '"Photo"'
-ADVICE = (
-    "let the role of DATABASE_URL bypass it (ALTER ROLE … BYPASSRLS), or give it policies for SELECT and UPDATE with "
-    "USING (true)"
-)
-NOTHING_UNDER_ROW_SECURITY = f"no row of {TABLE} is visible to this role under row-level security: {ADVICE}"
 
 # A policy counts as open where its condition is the constant true. PostgreSQL says nothing about which rows any
 # other condition hides.
@@ -67,7 +62,7 @@ def require_all(session: Session) -> None:
     if look(session).filtered:
         raise PhotosInvisibleError(
             f"row-level security may hide rows of {TABLE} from this role, and hidden photos would count as deleted: "
-            f"{ADVICE}. Nothing was changed"
+            f"{ROW_SECURITY_ADVICE}. Nothing was changed"
         )
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from runner.errors import PhotosInvisibleError
-from runner.store.visibility import ADVICE, NOTHING_UNDER_ROW_SECURITY
+from runner.errors import NO_VISIBLE_ROW, ROW_SECURITY_ADVICE, PhotosInvisibleError
 
 if TYPE_CHECKING:
     from runner.queue.databases import KnownDatabases
@@ -54,13 +53,13 @@ class VisibilityGuard:
         many = len(self._missing) > 1
         none = f"none of {len(self._missing)} photos is there" if many else "the photo is not there"
         if not seen.any_row and seen.filtered:
-            return NOTHING_UNDER_ROW_SECURITY
+            return NO_VISIBLE_ROW
         if not seen.any_row:
             return (
                 f'the table "Photo" is empty: {_SAME_DEPLOYMENT}. If all photos were deleted, the next upload ends this'
             )
         if many and seen.filtered:
-            return f"{none}, and row-level security may hide them: {ADVICE}"
+            return f"{none}, and row-level security may hide them: {ROW_SECURITY_ADVICE}"
         return self._unknown(none, many=many)
 
     def _unknown(self, none: str, *, many: bool) -> str | None:

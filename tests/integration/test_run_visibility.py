@@ -121,7 +121,7 @@ def test_row_security_that_hides_every_photo_stops_the_run(
     restricted: Service, service: Service, server: OddServer, role: str
 ) -> None:
     photos = _upload(service, server, 4)
-    _stopped(restricted.command("run"), 4, "is visible to this role under row-level security")
+    _stopped(restricted.command("run"), 4, "row-level security hides every row")
     _all_are_there(service, photos)
     for command in ("SELECT", "UPDATE"):
         service.connection.execute(OPEN.format(command, role).encode())
@@ -134,7 +134,7 @@ def test_a_policy_for_one_command_alone_shows_no_photo(
 ) -> None:
     photos = _upload(service, server, 2)
     service.connection.execute(OPEN.format(command, role).encode())
-    _stopped(restricted.command("run"), 2, "is visible to this role under row-level security")
+    _stopped(restricted.command("run"), 2, "row-level security hides every row")
     _all_are_there(service, photos)
 
 
@@ -142,7 +142,7 @@ def test_one_hidden_photo_alone_in_the_list_stops_the_run_where_none_is_visible(
     restricted: Service, service: Service, server: OddServer
 ) -> None:
     photos = _upload(service, server, 1)
-    _stopped(restricted.command("run"), 1, "is visible to this role under row-level security")
+    _stopped(restricted.command("run"), 1, "row-level security hides every row")
     _all_are_there(service, photos)
 
 
@@ -300,7 +300,7 @@ def test_doctor_says_what_the_role_sees(
     assert (code, finding.partition("; ")[2].partition(":")[0]) == (0, "it is empty")
     photo = _upload(service, server, 1)
     code, finding = _api_database(restricted)
-    assert (code, "is visible to this role under row-level security" in finding) == (INVISIBLE, True)
+    assert (code, "row-level security hides every row" in finding) == (INVISIBLE, True)
     service.connection.execute(f'CREATE POLICY ours ON "Photo" TO {role} USING (size = 0)'.encode())
     code, finding = _api_database(restricted)
     assert (code, "row-level security may hide rows" in finding) == (0, True)
