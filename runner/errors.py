@@ -1,8 +1,8 @@
-"""Every error of the project: one hierarchy, with exit codes and stable words.
+"""All exceptions of the project, in one hierarchy, with their exit codes and error codes.
 
-Two families. A `RunnerError` ends the command, with its `exit_code`. A `JobError` ends one job and never the
-run: its `word` is the stable name that result details, dead letters and logs carry, and its type says whether
-trying again can help. The docstring of a class is the message; a detail may follow it.
+There are two families. A `RunnerError` ends the command with its `exit_code`. A `JobError` ends one job and never the
+run: its `word` is the stable error code in results, dead letters and logs, and its type decides whether the job is
+retried. The docstring of a class is its message; a detail may follow it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from runner.output import printable
 
-# What every message about a malformed URL ends with; it repeats no part of the URL.
+# The end of every message about a malformed URL. It repeats no part of the URL, which may hold a password.
 ENCODING_ADVICE = (
     "special characters in a user name or password (/ # ? @ : %) must be %-encoded: / is %2F, # is %23, ? is %3F"
 )
@@ -26,7 +26,7 @@ NO_VISIBLE_ROW = f'row-level security hides every row of "Photo" from this role:
 
 
 class SpottmeeError(Exception):
-    """Something went wrong."""
+    """An error occurred."""
 
     word: ClassVar[str] = "error"
 
@@ -35,15 +35,15 @@ class SpottmeeError(Exception):
         self.detail = detail
 
     def __str__(self) -> str:
-        """Return the sentence of the class and, where given, what it happened to, as one printable line."""
-        sentence = " ".join((inspect.getdoc(type(self)) or "").split())
-        return printable(f"{sentence.rstrip('.')}: {self.detail}" if self.detail else sentence)
+        """Return the message of the class and the detail, if there is one, as one printable line."""
+        message = " ".join((inspect.getdoc(type(self)) or "").split())
+        return printable(f"{message.rstrip('.')}: {self.detail}" if self.detail else message)
 
 
 def place(error: BaseException) -> str:
-    """Return file and line at which `error` was raised: all of an unforeseen error that may be told.
+    """Return the file and line at which `error` was raised.
 
-    Its message may hold anything, a selfie or a password among it.
+    Nothing else of an unexpected error is shown: its message may contain a selfie or a password.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -52,31 +52,31 @@ def place(error: BaseException) -> str:
 
 
 class RunnerError(SpottmeeError):
-    """The command could not do its work."""
+    """The command failed."""
 
     exit_code: ClassVar[int] = 1
 
 
 class SettingsError(RunnerError):
-    """The settings are wrong."""
+    """The settings are not valid."""
 
     word = "settings"
     exit_code = 2
 
 
 class MissingRightError(SettingsError):
-    """The Redis user of REDIS_URL lacks a right."""
+    """The Redis user in REDIS_URL lacks a permission."""
 
     word = "redis_right_missing"
 
     def __init__(self, grant: str, cause: str) -> None:
-        """Keep what `ACL SETUSER` has to grant: words such as +hset or ~face_embeddings:*."""
+        """Keep what `ACL SETUSER` has to grant, such as +hset or ~face_embeddings:*."""
         super().__init__(f"grant {grant} (ACL in docs/reference/redis-keys.md); {cause}")
         self.grant = grant
 
 
 class UsageError(RunnerError):
-    """The command cannot do what its arguments ask for."""
+    """The command cannot run with these arguments."""
 
     word = "usage"
     exit_code = 2
@@ -97,21 +97,21 @@ class ModelError(RunnerError):
 
 
 class CheckFailedError(RunnerError):
-    """The command ran, and what it checked does not hold."""
+    """The command did not succeed."""
 
     word = "check_failed"
     exit_code = 5
 
 
 class UnreachableError(RunnerError):
-    """A server could not be reached; trying again later can help."""
+    """A server is unreachable; try again later."""
 
     word = "unreachable"
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class RedisUnreachableError(UnreachableError):
-    """Redis could not be used (REDIS_URL)."""
+    """Redis is unavailable (REDIS_URL)."""
 
     word = "redis_unreachable"
 
@@ -123,13 +123,13 @@ class RedisFullError(RedisUnreachableError):
 
 
 class RedisRefusedError(RunnerError):
-    """Redis answered an operation on a list with an error that trying again does not change."""
+    """Redis rejected an operation on a queue, and a retry would not help."""
 
     word = "redis_refused"
 
 
 class DatabaseUnreachableError(UnreachableError):
-    """PostgreSQL could not be used."""
+    """PostgreSQL is unavailable."""
 
     word = "database_unreachable"
 
@@ -142,58 +142,58 @@ class ClusterError(RunnerError):
 
 
 class PhotosInvisibleError(RunnerError):
-    """Photos cannot be seen in the API's table (DATABASE_URL)."""
+    """Photos are not visible in the API's table (DATABASE_URL)."""
 
     word = "photos_invisible"
     exit_code = 7
 
 
 class StuckError(RunnerError):
-    """A job did not come back from native code; the run ended so that another runner can take it over."""
+    """Native code did not return for a job; the run ended so that another runner can retry it."""
 
     word = "stuck"
     exit_code = 76
 
 
 class JobError(SpottmeeError):
-    """The job could not be done."""
+    """The job failed."""
 
     transient: ClassVar[bool] = False
-    # False where the job ended as it should all the same: there is no dead letter for it.
+    # False if the outcome is a regular one: the job becomes no dead letter.
     is_fault: ClassVar[bool] = True
-    # The photo id or job id, where there is no decoded job to ask and the payload still shows one.
+    # The photo id or job id of a payload that could not be decoded, if one can be read from it.
     subject: str | None = None
 
 
 class PermanentJobError(JobError):
-    """The job can never be done."""
+    """The job failed permanently."""
 
 
 class TransientJobError(JobError):
-    """The job could not be done now."""
+    """The job failed, and can be retried."""
 
     transient = True
 
 
 class InvalidJobError(PermanentJobError):
-    """The payload is no valid job."""
+    """The payload is not a valid job."""
 
     word = "invalid_job"
 
     def __init__(self, detail: str, *, subject: str | None = None) -> None:
-        """Keep the `subject`, where it is known."""
+        """Keep the `subject`, if it is known."""
         super().__init__(detail)
         self.subject = subject
 
 
 class PoisonJobError(PermanentJobError):
-    """The job ended its runner too many times."""
+    """The job has used up its attempts without a result: its runner died."""
 
     word = "too_many_attempts"
 
 
 class ExpiredJobError(PermanentJobError):
-    """The comparison waited for longer than its result would have been kept."""
+    """The comparison expired: it waited longer than a result is kept."""
 
     word = "expired"
 
@@ -206,7 +206,7 @@ class PhotoGoneError(PermanentJobError):
 
 
 class LeaseLostError(TransientJobError):
-    """Another runner has taken the lease over; this one's work on the job was dropped."""
+    """Another runner has taken over the lease; the work of this runner was discarded."""
 
     word = "lease_lost"
 
@@ -218,7 +218,7 @@ class ForbiddenUrlError(PermanentJobError):
 
 
 class ImageMissingError(PermanentJobError):
-    """The image server says that the image is not there."""
+    """The image does not exist on its server."""
 
     word = "image_missing"
 
@@ -248,7 +248,7 @@ class ImageTooManyPixelsError(PermanentJobError):
 
 
 class ImageUndecodableError(PermanentJobError):
-    """The bytes are no image that can be decoded."""
+    """The file is not an image that can be decoded."""
 
     word = "image_undecodable"
 
@@ -272,7 +272,7 @@ class OutOfMemoryError(TransientJobError):
 
 
 class UnstorableError(PermanentJobError):
-    """The database refuses what was computed for this photo."""
+    """The database rejects the embeddings of this photo."""
 
     word = "unstorable"
 
@@ -285,6 +285,6 @@ class NoFaceInSelfieError(PermanentJobError):
 
 
 class UnexpectedJobError(TransientJobError):
-    """Something unforeseen went wrong."""
+    """An unexpected error occurred."""
 
     word = "unexpected"

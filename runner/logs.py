@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines on standard error, or text where a person reads along on a terminal."""
+"""The log of a run on standard error: JSON lines, or text on a terminal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from runner.errors import place
 from runner.output import json_text, printable
 
 LOGGER_NAME = "spottmee"
-# Inside a pod every line says where it comes from; the chart sets these from the downward API.
-_PLACE = {"pod": "POD_NAME", "job": "JOB_NAME", "node": "NODE_NAME"}
+# Every line from a pod carries its origin; the chart sets these variables from the downward API.
+_ORIGIN = {"pod": "POD_NAME", "job": "JOB_NAME", "node": "NODE_NAME"}
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
 
@@ -22,8 +22,8 @@ def configure(log_format: str, level: str) -> logging.Logger:
     logger = logging.getLogger(LOGGER_NAME)
     handler = logging.StreamHandler(sys.stderr)
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
-    place = {name: os.environ[variable] for name, variable in _PLACE.items() if os.environ.get(variable)}
-    handler.setFormatter(TextFormatter() if as_text else JsonFormatter(place))
+    origin = {name: os.environ[variable] for name, variable in _ORIGIN.items() if os.environ.get(variable)}
+    handler.setFormatter(TextFormatter() if as_text else JsonFormatter(origin))
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
@@ -40,11 +40,11 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, event, the place, and what the event carries."""
+    """One JSON object per line: time (RFC 3339, UTC), level, event, origin, and the fields of the event."""
 
-    def __init__(self, place: dict[str, str]) -> None:
+    def __init__(self, origin: dict[str, str]) -> None:
         super().__init__()
-        self._place = place
+        self._origin = origin
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`."""
@@ -53,7 +53,7 @@ class JsonFormatter(logging.Formatter):
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **self._place,
+            **self._origin,
             **_extras(record),
         }
         if error := _error(record):
@@ -62,7 +62,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A short line for people: time of day, level where it matters, event, and its values."""
+    """A short line for a terminal: time of day, level above info, event, and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`."""
@@ -76,12 +76,12 @@ class TextFormatter(logging.Formatter):
 
 
 def _error(record: logging.LogRecord) -> str | None:
-    """Return type and place of the exception that a record carries. Its message may hold anything."""
+    """Return the type and place of the exception of a record, without its message, which may hold a secret."""
     error = record.exc_info[1] if record.exc_info else None
     return None if error is None else f"{type(error).__name__} at {place(error)}"
 
 
 def _value(value: object) -> str:
-    """Return `value` as it stands behind its name: in quotation marks where it could be read as another value."""
+    """Return `value` as text, in quotation marks if it could be mistaken for several fields."""
     text = printable(str(value))
     return json_text(text, ascii_only=False) if "  " in text or "=" in text or text.startswith('"') else text

@@ -1,7 +1,7 @@
-"""What is written to a terminal, a pipe or a log: text from outside can neither control a terminal nor forge a line.
+"""Output to terminals, pipes and logs, in which untrusted text can neither control a terminal nor forge a line.
 
-Ids, file names, host names and messages of servers come from outside. Every command prints through `line`, `problem`
-and `document`, the log formats with `printable` and `json_text`, and every message of an error passes `printable`.
+Ids, file names, host names and messages of servers are untrusted. Every command prints with `line`, `problem` and
+`document`; logs are formatted with `printable` and `json_text`; messages of errors are made `printable`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with every character that is not printable escaped as `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
+    r"""Return `text` with every non-printable character escaped as `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
 
-    Escaped are the control characters (C0, DEL, C1), line and paragraph separators, everything that changes the
-    direction of text or is invisible (Unicode categories Cc, Cf, Zl, Zp and unusual spaces), and lone surrogates.
+    These are control characters (C0, DEL, C1), line and paragraph separators, characters that change the direction of
+    text or are invisible (Unicode categories Cc, Cf, Zl, Zp and unusual spaces), and lone surrogates.
     """
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def json_text(document: Any, *, indent: int | None = None, ascii_only: bool = True) -> str:
-    """Return `document` as JSON in which every character that is not printable is escaped."""
+    """Return `document` as JSON in which every non-printable character is escaped."""
     text = json.dumps(document, indent=indent, ensure_ascii=ascii_only, default=str)
     if text.isprintable():
         return text
-    # Within strings json.dumps has escaped line feeds: those that are left are the layout.
+    # json.dumps has escaped the line feeds within strings: the remaining ones are layout.
     return "".join(_json_escaped(character) if character != "\n" else character for character in text)
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
-    """Return `text` without the `secrets`: a server may repeat what it was sent."""
+    """Return `text` without the `secrets`, which a server may have repeated."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "…")
     return text
@@ -49,7 +49,7 @@ def lines(texts: Iterable[str]) -> None:
 
 
 def problem(text: str) -> None:
-    """Print one line on standard error: progress, questions and errors, which belong in no pipe."""
+    """Print one line on standard error: progress and errors, which do not belong in a pipe."""
     print(printable(text), file=sys.stderr, flush=True)
 
 

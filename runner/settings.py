@@ -1,7 +1,7 @@
-"""The settings: environment and flags in, one frozen object out.
+"""The settings, read from environment variables and flags into one immutable object.
 
-`Settings` is the only place that names a setting. Its fields carry the variable, the flag, the parser and the
-sentence of help; the flags of the command line and docs/reference/settings.md are generated from them.
+`Settings` defines every setting: its fields carry the variable, the flag, the parser and the help text. The flags of
+the command line and docs/reference/settings.md are generated from them.
 """
 
 from __future__ import annotations
@@ -9,23 +9,21 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from runner.errors import ENCODING_ADVICE, SettingsError
 from runner.worker.kinds import KINDS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
 
 def default_model_dir() -> Path:
-    """Return where `make setup` and the image put the baked pack: beside the interpreter's own files."""
+    """Return the folder in the Python environment where `make setup` and the image put the baked pack."""
     return Path(sys.prefix) / "share" / "spottmee-worker" / "model"
 
 
@@ -76,7 +74,7 @@ def _words(value: str) -> tuple[str, ...]:
 def _queues(value: str) -> tuple[str, ...]:
     names = _words(value)
     if not names or set(names) - set(KINDS) or len(set(names)) != len(names):
-        message = f"must name queues among {', '.join(KINDS)}, each once, in order of precedence"
+        message = f"must list queues in order of precedence, each of {', '.join(KINDS)} at most once"
         raise ValueError(message)
     return names
 
@@ -103,7 +101,7 @@ def _redis_url(value: str) -> str:
 
 def _postgres_url(value: str) -> str:
     parts = _url(value, ("postgres", "postgresql"))
-    # libpq takes the first @ for the end of the password, and what follows it for the host.
+    # libpq ends the password at the first @, and takes the rest for the host.
     if not (parts.netloc or parts.path.strip("/")) or parts.netloc.count("@") > 1:
         raise _UrlError(_MALFORMED)
     postgres_conninfo(value)
@@ -115,13 +113,13 @@ def _proxy_url(value: str) -> str:
     if "," in parts.netloc.rpartition("@")[2]:
         raise _UrlError(_MALFORMED)
     if not parts.hostname or parts.port == 0:
-        message = "must be http://host:port, with a user and password where needed"
+        message = "must be http://host:port, with user and password if needed"
         raise _UrlError(message)
     return value
 
 
 class _UrlError(ValueError):
-    """A URL is not valid. The message repeats no part of it, as those of parsers do."""
+    """A URL is not valid. The message repeats no part of it, unlike those of parsers."""
 
 
 _MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
@@ -133,8 +131,8 @@ _LARGEST_PORT = 65_535
 def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
     """Return the parts of `value`, or raise `_UrlError`, whose message repeats no part of it.
 
-    An unencoded / # or ? in a password makes a parser take the beginning of the password for a host or a port, and
-    its end for a path or a query. What is left of the user information there is the @ behind it.
+    After an unencoded / # or ? in a password, a parser takes the beginning of the password for a host or a port, and
+    the rest for a path or a query. What betrays this is the @ in the path or the query.
     """
     try:
         parts = urlsplit(value)
@@ -151,7 +149,7 @@ def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
 
 
 def _is_host_and_port(text: str) -> bool:
-    """Return whether `text` is a host with or without a port."""
+    """Return whether `text` is a host, optionally with a port."""
     found = _HOST_AND_PORT.fullmatch(text)
     return found is not None and int(found[1] or 0) <= _LARGEST_PORT
 
@@ -165,121 +163,121 @@ def _setting(
     flag: str | None = None,
     secret: bool = False,
 ) -> Any:
-    """Describe a setting; a default of None makes it required. Defaults are written as a user would write them."""
+    """Describe a setting. Defaults are text, as a user would write them; None makes the setting required."""
     metadata = {"env": env, "help": help_, "parse": parse, "default": default, "flag": flag, "secret": secret}
     return field(metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything a command can be told. Built by `load`, never changed afterwards."""
+    """All settings. Built by `load`, and immutable."""
 
     redis_url: str = _setting(
         "REDIS_URL",
-        "Redis that holds the lists: redis:// or rediss://, with user, password and database number; "
-        "redis+sentinel:// and redis+cluster:// (rediss+…) name several hosts, separated by commas",
+        "URL of the Redis that holds the lists: redis:// or rediss:// (TLS), with user, password and database number; "
+        "redis+sentinel:// and redis+cluster:// (rediss+… for TLS) take several hosts, separated by commas",
         parse=_redis_url,
         default=None,
         secret=True,
     )
-    redis_username: str = _setting("REDIS_USERNAME", "the ACL user of Redis, before the one in REDIS_URL")
+    redis_username: str = _setting("REDIS_USERNAME", "ACL user for Redis; overrides the user in REDIS_URL")
     redis_password: str = _setting(
         "REDIS_PASSWORD",
-        "the password of Redis, before the one in REDIS_URL; any character as it is, where a URL needs %-encoding",
+        "password for Redis; overrides the password in REDIS_URL, and needs no %-encoding",
         secret=True,
     )
     redis_sentinel_username: str = _setting(
-        "REDIS_SENTINEL_USERNAME", "the ACL user of the sentinels themselves, where they ask for one"
+        "REDIS_SENTINEL_USERNAME", "ACL user for the sentinels themselves, if they require authentication"
     )
     redis_sentinel_password: str = _setting(
-        "REDIS_SENTINEL_PASSWORD", "the password of the sentinels themselves, where they ask for one", secret=True
+        "REDIS_SENTINEL_PASSWORD", "password for the sentinels themselves, if they require authentication", secret=True
     )
     database_url: str = _setting(
         "DATABASE_URL",
-        'PostgreSQL with the API\'s "Photo" table; ?schema= chooses the schema',
+        'URL of the PostgreSQL database with the API\'s table "Photo"; ?schema= selects the schema',
         parse=_postgres_url,
         default=None,
         secret=True,
     )
     embeddings_database_url: str = _setting(
         "EMBEDDINGS_DATABASE_URL",
-        "PostgreSQL with pgvector that holds the embeddings; without it, DATABASE_URL",
+        "URL of the PostgreSQL database (with pgvector) that holds the embeddings; default: DATABASE_URL",
         parse=_postgres_url,
         secret=True,
     )
     queues: tuple[str, ...] = _setting(
         "RUNNER_QUEUES",
-        "the lists to take jobs from, in order of precedence",
+        "queues to claim jobs from, in order of precedence",
         parse=_queues,
         default="compare,process",
         flag="--queues",
     )
     job: str = _setting(
         "RUNNER_JOB",
-        "one job to do instead of the lists' jobs: a file, a folder whose files are joined by name, or - for "
-        "standard input; its result is written as usual",
+        "process this one job instead of the queues: a file, a folder whose files are concatenated in order of their "
+        "names, or - for standard input; the result is stored as usual",
         flag="--job",
     )
     max_jobs: int = _setting(
         "RUNNER_MAX_JOBS",
-        "how many jobs this run takes at most; retries of its own are not counted again",
+        "maximum number of jobs of a run; its own retries of a job count once",
         parse=_whole(1, 1_000_000),
         default="50",
         flag="--max-jobs",
     )
     max_seconds: float = _setting(
         "RUNNER_MAX_SECONDS",
-        "after how many seconds this run claims nothing more",
+        "a run stops claiming jobs after this time",
         parse=_seconds(1, 86_400),
         default="900",
         flag="--max-seconds",
     )
     idle_seconds: float = _setting(
         "RUNNER_IDLE_SECONDS",
-        "how long empty lists are waited on before exiting",
+        "how long a run waits for new jobs when the queues are empty",
         parse=_seconds(0, 86_400),
         default="0",
         flag="--idle-seconds",
     )
     claim_size: int = _setting(
         "RUNNER_CLAIM_SIZE",
-        "how many jobs are leased at a time; what a crash makes wait for the lease to expire",
+        "maximum number of jobs in a claim; after a crash, as many may wait for their leases to expire",
         parse=_whole(1, 1000),
         default="8",
     )
     lease_seconds: float = _setting(
         "RUNNER_LEASE_SECONDS",
-        "how long a lease lasts without being renewed (it is renewed three times as often)",
+        "visibility timeout: a lease expires after this time unless it is renewed (a run renews it every third of it)",
         parse=_seconds(1, 3600),
         default="30",
     )
     max_attempts: int = _setting(
         "RUNNER_MAX_ATTEMPTS",
-        "after how many attempts a job is buried as a dead letter",
+        "a job that has failed in this many attempts is moved to the dead-letter queue",
         parse=_whole(1, 100),
         default="3",
     )
     retry_seconds: float = _setting(
         "RUNNER_RETRY_SECONDS",
-        "how long the first retry of a job waits; each later one twice as long, with jitter",
+        "delay before the first retry of a job; it doubles with every further retry, and has jitter",
         parse=_seconds(0, 3600),
         default="2",
     )
     retry_max_seconds: float = _setting(
         "RUNNER_RETRY_MAX_SECONDS",
-        "the longest wait before a retry, and how long a run waits for a lease that falls due",
+        "maximum delay before a retry, and how long a run waits for a retry or for a lease to expire",
         parse=_seconds(0, 3600),
         default="60",
     )
     drain_seconds: float = _setting(
         "RUNNER_DRAIN_SECONDS",
-        "how long jobs that have begun may take to finish after SIGTERM, before they are given back",
+        "graceful shutdown: after SIGTERM, jobs in progress may finish within this time; the rest are released",
         parse=_seconds(0, 3600),
         default="8",
     )
     connect_seconds: float = _setting(
         "RUNNER_CONNECT_SECONDS",
-        "how long an unreachable Redis or PostgreSQL is tried again before the run ends with exit code 75",
+        "how long to retry while Redis or PostgreSQL is unreachable; after that, the run ends with exit code 75",
         parse=_seconds(0, 3600),
         default="30",
     )
@@ -292,101 +290,101 @@ class Settings:
     )
     initiated_seconds: float = _setting(
         "RUNNER_INITIATED_SECONDS",
-        "how long a comparison waits for the API's late INITIATED, to overwrite it with the answer",
+        "how long a result is watched for the API's late INITIATED, which the result then overwrites",
         parse=_seconds(0, 60),
         default="10",
     )
     model_dir: Path = _setting(
         "RUNNER_MODEL_DIR",
-        "the baked model pack; without it, share/spottmee-worker/model beside the interpreter",
+        "folder of the baked model pack; default: share/spottmee-worker/model in the Python environment",
         parse=Path,
         flag="--model-dir",
     )
     threads: int = _setting(
         "RUNNER_THREADS",
-        "threads of inference; 0 follows the CPU limit of the container",
+        "threads for inference; 0: as many as the CPU limit of the container",
         parse=_whole(0, 256),
         default="0",
     )
     providers: tuple[str, ...] = _setting(
         "RUNNER_PROVIDERS",
-        "execution providers of onnxruntime, the first available one is taken: tensorrt, cuda, cpu; auto is that order",
+        "execution providers of ONNX Runtime, of which the first available one is used; auto: tensorrt, cuda, cpu",
         parse=_words,
         default="auto",
     )
     batch_size: int = _setting(
         "RUNNER_BATCH_SIZE",
-        "face crops a recogniser call; 0 chooses by provider (cpu 2, cuda and tensorrt 32)",
+        "face crops per recogniser call; 0: chosen by provider (cpu 2, cuda and tensorrt 32)",
         parse=_whole(0, 1024),
         default="0",
     )
     allow_private_urls: bool = _setting(
         "RUNNER_ALLOW_PRIVATE_URLS",
-        "whether images may be fetched from private, loopback and link-local addresses",
+        "SSRF protection: true allows image URLs with private, loopback and link-local addresses",
         parse=_flag,
         default="false",
     )
     allowed_hosts: tuple[str, ...] = _setting(
         "RUNNER_ALLOWED_HOSTS",
-        "host names that images may be fetched from even where their address is private, separated by commas",
+        "allow list: hosts, separated by commas, whose images may be fetched even from private addresses",
         parse=_words,
     )
     proxy_url: str = _setting(
         "RUNNER_PROXY_URL",
-        "HTTP proxy for fetching images; the environment's own proxy variables are ignored",
+        "HTTP proxy for image requests; the variables HTTP_PROXY and HTTPS_PROXY are ignored",
         parse=_proxy_url,
         secret=True,
     )
     fetch_connect_seconds: float = _setting(
         "RUNNER_FETCH_CONNECT_SECONDS",
-        "time limit for connecting to an image server",
+        "timeout for connecting to an image server",
         parse=_seconds(0.01, 600),
         default="5",
     )
     fetch_first_byte_seconds: float = _setting(
         "RUNNER_FETCH_FIRST_BYTE_SECONDS",
-        "time limit for the first byte of an image server's answer, and for every pause after it",
+        "timeout for the first byte of an image server's response, and for every pause after it",
         parse=_seconds(0.01, 600),
         default="10",
     )
     fetch_seconds: float = _setting(
         "RUNNER_FETCH_SECONDS",
-        "time limit for one image, redirects included",
+        "timeout for fetching an image, including redirects",
         parse=_seconds(0.01, 3600),
         default="30",
     )
     max_image_bytes: int = _setting(
         "RUNNER_MAX_IMAGE_BYTES",
-        "the largest image that is fetched or decoded, in bytes",
+        "maximum size of an image in bytes",
         parse=_whole(1, 2**31),
         default="33554432",
     )
     max_pixels: int = _setting(
         "RUNNER_MAX_PIXELS",
-        "the largest image that is decoded, in pixels (read from its header)",
+        "maximum size of an image in pixels (width times height, read from its header before decoding)",
         parse=_whole(1, 2**30),
         default="100000000",
     )
     max_faces: int = _setting(
         "RUNNER_MAX_FACES",
-        "the most faces a photo may show",
+        "maximum number of faces in a photo",
         parse=_whole(1, 10_000),
         default="1000",
     )
     photo_seconds: float = _setting(
         "RUNNER_PHOTO_SECONDS",
-        "time limit for decoding and inference of one photo; a native call stuck for longer ends the run",
+        "timeout for decoding and inference of a photo; the run ends if native code does not return",
         parse=_seconds(1, 3600),
         default="60",
     )
     owner: str = _setting(
         "RUNNER_OWNER",
-        "who owns the leases: the Kubernetes Job's name, so that a replacement pod takes them over at once; "
-        "without it, a name made for this process",
+        "owner of the leases; with the name of the Kubernetes Job, a replacement pod takes them over immediately; "
+        "default: a name that is unique to the process",
     )
     log_format: str = _setting(
         "RUNNER_LOG_FORMAT",
-        "json, text, or auto (text on a terminal)",
+        "json, text, or auto: text on a terminal, otherwise json",
         parse=_choice("auto", "json", "text"),
         default="auto",
     )
@@ -398,7 +396,7 @@ class Settings:
     )
     termination_log: str = _setting(
         "RUNNER_TERMINATION_LOG",
-        "a file that the summary is also written to: Kubernetes shows /dev/termination-log in the pod's status",
+        "file that the summary is also written to: Kubernetes shows /dev/termination-log in the pod's status",
     )
 
 
@@ -411,10 +409,10 @@ def load(
     *,
     required: tuple[str, ...] = REQUIRED_FOR_RUN,
 ) -> Settings:
-    """Return the settings of `environment`, with `flags` (field name → text) before it.
+    """Return the settings of `environment`, overridden by `flags` (field name → text).
 
-    An empty variable counts as unset, as Kubernetes manifests often leave them. Settings without a default that
-    are not in `required` stay empty. Raises one `SettingsError` that names every wrong or missing setting.
+    An empty variable counts as unset, because manifests often leave variables empty. Settings without a default stay
+    empty unless they are in `required`. Raises one `SettingsError`, which names every missing or invalid setting.
     """
     environment = os.environ if environment is None else environment
     flags = flags or {}
@@ -426,7 +424,7 @@ def load(
         text = flag if flag is not None else environment.get(about["env"], "").strip() or about["default"]
         name = about["flag"] if flag is not None else about["env"]
         if not text:
-            if item.name in required and not text:
+            if item.name in required:
                 faults.append(f"{name} is missing: {about['help']}")
             values[item.name] = _empty(item.name)
             continue
@@ -435,7 +433,7 @@ def load(
         except _UrlError as error:
             faults.append(f"{name} {error}")
         except ValueError as error:
-            faults.append(f"{name} {_MALFORMED}" if about["secret"] else f"{name} {error} (it is {text!r})")
+            faults.append(f"{name} {_MALFORMED}" if about["secret"] else f"{name} {error} (got {text!r})")
     if faults:
         raise SettingsError("; ".join(faults))
     values["embeddings_database_url"] = values["embeddings_database_url"] or values["database_url"]
@@ -445,7 +443,7 @@ def load(
 
 
 def _with_credentials(url: str, values: Mapping[str, Any]) -> str:
-    """Return `url` with the users and passwords that are settings of their own in it, %-encoded, before its own."""
+    """Return `url` with the users and passwords of the separate settings, %-encoded, in place of its own."""
     username, password = quote(values["redis_username"], safe=""), quote(values["redis_password"], safe="")
     parts = urlsplit(url)
     if username or password:
@@ -469,9 +467,9 @@ def _empty(name: str) -> object:
 def postgres_conninfo(url: str) -> tuple[str, str | None]:
     """Split a Prisma-style URL into what libpq accepts and the schema it names.
 
-    Prisma adds parameters of its own (https://www.prisma.io/docs/orm/overview/databases/postgresql), which libpq
-    rejects; `schema` names the schema of every table here and the others concern Prisma's own pool. Raises
-    `ValueError` where that cannot be the name of a schema.
+    libpq rejects Prisma's own parameters (https://www.prisma.io/docs/orm/overview/databases/postgresql): `schema`
+    names the schema of all tables, and the others configure Prisma's connection pool. Raises `ValueError` if the
+    name of the schema is not valid.
     """
     parts = urlsplit(url)
     schema: str | None = None
@@ -483,7 +481,7 @@ def postgres_conninfo(url: str) -> tuple[str, str | None]:
             kept.append((name, value))
     if schema is not None and (not schema.isprintable() or len(schema.encode()) > _MAX_IDENTIFIER_BYTES):
         message = (
-            f"names a schema (?schema=) that cannot be one: printable characters, {_MAX_IDENTIFIER_BYTES} bytes at most"
+            f"names an invalid schema (?schema=): use at most {_MAX_IDENTIFIER_BYTES} bytes of printable characters"
         )
         raise _UrlError(message)
     return urlunsplit(parts._replace(query=urlencode(kept))), schema

@@ -208,7 +208,7 @@ def test_a_context_that_does_not_exist(
 def test_an_invalid_payload_is_refused_before_anything_is_created(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["debug", "--job", '{"id": 5}']) == 5
     assert capsys.readouterr().err == (
-        "spottmee-worker: The command ran, and what it checked does not hold: The payload is no valid job: "
+        "spottmee-worker: The command did not succeed: The payload is not a valid job: "
         "id must be a non-empty string\n"
     )
 

@@ -342,7 +342,7 @@ def test_ordinary_exif_takes_the_quick_way() -> None:
     ids=range(38),
 )
 def test_what_is_no_image_says_what_it_is(data: bytes, sentence: str) -> None:
-    with pytest.raises(ImageUndecodableError, match="The bytes are no image that can be decoded: ") as caught:
+    with pytest.raises(ImageUndecodableError, match="The file is not an image that can be decoded: ") as caught:
         decoded(data)
     assert sentence in str(caught.value)
 

@@ -42,7 +42,7 @@ def test_payloads_without_a_usable_photo_id(payload: bytes) -> None:
     with pytest.raises(InvalidJobError) as caught:
         decode_process(payload)
     assert caught.value.subject is None
-    assert str(caught.value).startswith("The payload is no valid job: ")
+    assert str(caught.value).startswith("The payload is not a valid job: ")
 
 
 @pytest.mark.parametrize("url", ["absent", None, "", "  ", 5, ["https://h/x.jpg"], {}])
