@@ -53,7 +53,7 @@ def _leaves(kind: type[errors.JobError]) -> Iterator[type[errors.JobError]]:
 
 def command_reference() -> str:
     """Return a section for every command with its arguments, from the command line's parsers."""
-    return "\n\n".join(_sections(_parser(None)))
+    return "\n\n".join(_sections(_parser()))
 
 
 def _sections(parser: argparse.ArgumentParser, about: str = "") -> Iterator[str]:

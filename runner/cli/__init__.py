@@ -1,4 +1,4 @@
-"""The command line: one entry for every command, which imports only what that command needs."""
+"""The command line: finds the command that was typed, and imports only its module."""
 
 from __future__ import annotations
 
@@ -8,42 +8,57 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, NoReturn
 
+from runner import __version__
 from runner.core_dumps import disable_core_dumps
 from runner.errors import RunnerError, place
 from runner.output import printable, problem
 
-# Command → the module that has it, in the order of the help. A module offers `add_parser(subparsers)`, which sets
-# `run` (a function of the parsed arguments that returns the exit code) as a default of its parser.
+
+class Command(NamedTuple):
+    """A command's module and its line in `spottmee-worker --help`.
+
+    The module offers `add_parser(subparsers)`, which sets the default `run`: a function that takes the parsed arguments
+    and returns the exit code. Several commands may share a module, which then adds all of them.
+    """
+
+    module: str
+    help: str
+
+
+# In the order of the help. Only the module of the command that was typed is imported, so that it can import what it
+# needs at its top: Redis, PostgreSQL, Kubernetes and ONNX Runtime together take most of a second.
 COMMANDS = {
-    "run": "runner.cli.run",
-    "doctor": "runner.cli.run",
-    "migrate": "runner.cli.database",
-    "sweep": "runner.cli.database",
-    "import-legacy": "runner.cli.database",
-    "dead": "runner.cli.dead",
-    "models": "runner.cli.models",
-    "status": "runner.cli.cluster",
-    "debug": "runner.cli.cluster",
-    "inspect": "runner.cli.cluster",
+    "run": Command("runner.cli.run", "claim up to N jobs, finish them and exit"),
+    "doctor": Command("runner.cli.doctor", "check the settings, servers, schema and model pack that a run needs"),
+    "migrate": Command("runner.cli.database", "migrate the embeddings database to the schema of this version"),
+    "sweep": Command(
+        "runner.cli.database", "remove embeddings of deleted photos, and end comparisons that have expired"
+    ),
+    "import-legacy": Command("runner.cli.database", "copy the embeddings of the previous worker into this one's table"),
+    "dead": Command("runner.cli.dead", "list, show, requeue or purge dead letters"),
+    "models": Command("runner.cli.models", "bake, verify and list model packs"),
+    "status": Command("runner.cli.status", "show lists, runners, Jobs, pods and ScaledJobs"),
+    "debug": Command("runner.cli.debug", "run a single job, in the cluster or in this process, and show its outcome"),
+    "inspect": Command("runner.cli.inspect", "show the state of the run in this container (for kubectl exec)"),
 }
 
 LONGEST_ARGUMENT = 200
 
 EXIT_CODES = """exit codes:
-  0   done (also after SIGTERM: what had begun was finished or given back)
-  1   an error of this program itself, or a key of Redis that something else has written
-  2   wrong or missing settings or arguments
-  3   the embeddings database is not at the schema of this version: spottmee-worker migrate
-  4   the model pack is missing, damaged or not the right one
-  5   a check did not hold
-  6   the Kubernetes API could not be used
-  7   the photos cannot be seen in DATABASE_URL: wrong database, or row-level security; jobs were given back
-  75  Redis or PostgreSQL could not be reached in time, or did not answer before the end: try again later
-  76  native code did not return for one photo: its job is tried again
-  130 interrupted"""
+  0   success (also after SIGTERM: jobs in progress were finished or released)
+  1   an error in this program, or a Redis key that another program has written
+  2   a setting or argument is missing or not valid
+  3   the embeddings database does not have the schema of this version: run spottmee-worker migrate
+  4   the model pack is missing, damaged or not the expected one
+  5   a check or a job failed, or a named object does not exist
+  6   the Kubernetes API is unreachable, or refused a request
+  7   the photos in DATABASE_URL are not visible: wrong database, or row-level security; jobs were released
+  75  Redis or PostgreSQL is unreachable or did not answer in time: try again later
+  76  native code did not return for one photo: its job is retried
+  130 interrupted (Ctrl-C)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,28 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_core_dumps()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without UTF-8 must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
-    # Libraries log what servers say. Without a handler Python would print it raw on standard error.
+    # Libraries log messages from servers. Without a handler Python would print them unescaped on standard error.
     logging.getLogger().addHandler(logging.NullHandler())
     arguments = list(sys.argv[1:] if argv is None else argv)
-    chosen = next((word for word in arguments if not word.startswith("-")), None)
-    args = _parser(chosen).parse_args(arguments)
+    typed = next((argument for argument in arguments if not argument.startswith("-")), "")
+    args = _parser(COMMANDS.keys() & {typed}).parse_args(arguments)
     try:
         return int(args.run(args))
     except RunnerError as error:
         problem(f"spottmee-worker: {error}")
         return error.exit_code
-    except BrokenPipeError:  # the reader of a pipe has seen enough; Python would complain again when it flushes
+    except BrokenPipeError:  # the pipe's reader has gone; Python would report it again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001 - its message may hold anything, a password or a selfie among it
-        problem(f"spottmee-worker: {type(error).__name__} at {place(error)}; this is a defect: please report it")
+    except Exception as error:  # noqa: BLE001 - its message is not shown: it may hold a password or a selfie
+        problem(f"spottmee-worker: {type(error).__name__} at {place(error)}; this is a bug: please report it")
         return RunnerError.exit_code
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its messages repeat arguments, which may be a payload that the shell has taken apart."""
+    """A parser whose messages never repeat a payload: an unquoted one arrives as several arguments."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
@@ -83,20 +98,23 @@ class _Parser(argparse.ArgumentParser):
         super().error(shown)
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Return the parser of the chosen command, or of all of them for the help."""
+def _parser(complete: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """Return the parser, with the arguments of the commands in `complete`, and the names of all others for the help."""
     parser = _Parser(
         prog="spottmee-worker",
-        description="One-shot runner for face-embedding jobs. Every setting is an environment variable too; "
-        "`spottmee-worker COMMAND --help` explains each command.",
+        description="One-shot runner for face-embedding jobs. Settings are environment variables "
+        "(docs/reference/settings.md); `spottmee-worker COMMAND --help` explains a command.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    from runner import __version__
-
     parser.add_argument("--version", action="version", version=f"spottmee-worker {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    modules = [COMMANDS[chosen]] if chosen in COMMANDS else list(dict.fromkeys(COMMANDS.values()))
-    for name in modules:
-        importlib.import_module(name).add_parser(subparsers)
+    modules = {COMMANDS[name].module for name in complete}
+    for name, command in COMMANDS.items():
+        if name in subparsers.choices:  # its module has added it together with another command
+            continue
+        if command.module in modules:
+            importlib.import_module(command.module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=command.help)
     return parser

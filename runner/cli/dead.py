@@ -1,4 +1,4 @@
-"""`spottmee-worker dead list|show|requeue|purge`: dead letters, looked at, put back or dropped."""
+"""`spottmee-worker dead list|show|requeue|purge`: the dead-letter queue."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runner import output
 from runner import settings as settings_module
+from runner.cli import COMMANDS
 from runner.cli.output import columns
+from runner.cli.redact import shown
 from runner.errors import CheckFailedError, UsageError
+from runner.queue.client import opened
+from runner.queue.dead_letters import DeadLetters, Letter, Requeued
+from runner.queue.privacy import may_hold_selfie
 from runner.worker.kinds import KINDS
-
-if TYPE_CHECKING:
-    from runner.queue.dead_letters import DeadLetters, Letter
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])")
@@ -31,107 +33,114 @@ def add_parser(subparsers: Any) -> None:
     """Add `dead`."""
     dead = subparsers.add_parser(
         "dead",
-        help="list, show, put back or drop dead letters: jobs that could not be done",
-        description="A job that can never be done, or whose attempts are used up, becomes a dead letter: its payload, "
-        "why, when, after how many attempts, and which runner gave it up. Letters are kept for 30 days; payloads as "
-        "long, but those of comparisons, which hold a selfie, no longer than their result (59 minutes). Safe while "
-        "runners work. Settings: REDIS_URL, RUNNER_CONNECT_SECONDS.",
+        help=COMMANDS["dead"].help,
+        description="A job that fails permanently, or has used up its attempts, is moved to the dead-letter queue with "
+        "its payload, the reason, the time, the number of attempts and the runner. Dead letters are kept for 30 days, "
+        "and so are their payloads, except those of comparisons: they contain a selfie, and are deleted after 59 "
+        "minutes, before the result expires. Safe while runners work. Settings: REDIS_URL, RUNNER_CONNECT_SECONDS.",
         epilog="durations: 90s, 15m, 2h, 7d",
     )
     actions = dead.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     listing = actions.add_parser(
         "list",
-        help="the letters, the newest first",
-        description="Show dead letters, the newest first, without payloads.",
+        help="list dead letters, the newest first",
+        description="List dead letters, the newest first, without their payloads.",
     )
     _add_filters(listing)
     listing.add_argument(
-        "--limit", type=_whole, default=DEFAULT_LIMIT, metavar="N", help="how many at most; 0 for all (%(default)s)"
+        "--limit",
+        type=_whole,
+        default=DEFAULT_LIMIT,
+        metavar="N",
+        help="maximum number; 0 for all (default: %(default)s)",
     )
     listing.add_argument("--json", action="store_true", help="print one JSON array")
     listing.set_defaults(run=_list)
 
     show = actions.add_parser(
         "show",
-        help="all about letters, and their payloads without what is secret",
-        description="Show letters with their payloads. A selfie is never shown, only its length; of URLs neither "
-        "user nor query; of a payload that is no JSON object only size and sha256.",
+        help="show dead letters in full, with redacted payloads",
+        description="Show dead letters with their payloads, redacted: the length of a selfie instead of its content, "
+        "URLs without credentials and query, and only size and SHA-256 of a payload that is not a JSON object.",
     )
-    show.add_argument("ids", nargs="+", metavar="ID", help="as `dead list` shows them")
+    show.add_argument("ids", nargs="+", metavar="ID", help="ids, as shown by `dead list`")
     output = show.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON array")
     output.add_argument(
         "--payload",
         action="store_true",
-        help="write the payload of one process job to standard output as it is, byte for byte; refused for "
-        "comparisons and for whatever else may hold a selfie",
+        help="write the raw payload of one process job to standard output; refused for comparisons, and for any "
+        "payload that may contain a selfie",
     )
     show.set_defaults(run=_show)
 
     requeue = actions.add_parser(
         "requeue",
-        help="put jobs back at the end of their lists, as if they were new",
-        description="Put jobs back at the end of their lists, the oldest first, with no attempt counted. Each is "
-        "moved in one step. Exits 5 when a letter was not there or its payload is no longer kept.",
+        help="move jobs back to the end of their lists, as new jobs",
+        description="Move jobs from the dead-letter queue to the end of their lists, the oldest first, with the count "
+        "of attempts reset. Each move is atomic. Exits with 5 if a dead letter does not exist or its payload has "
+        "expired.",
     )
     _add_choice(requeue)
     requeue.set_defaults(run=_requeue)
 
     purge = actions.add_parser(
         "purge",
-        help="drop letters and their payloads for good",
-        description="Drop letters and their payloads for good. Asks first; without a terminal it needs --yes. Exits "
-        "5 when a letter was not there.",
+        help="delete dead letters and their payloads",
+        description="Delete dead letters and their payloads permanently. Asks for confirmation; without a terminal, "
+        "--yes is required. Exits with 5 if a dead letter does not exist.",
     )
     _add_choice(purge)
-    purge.add_argument("--yes", action="store_true", help="do not ask")
+    purge.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     purge.set_defaults(run=_purge)
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queue", choices=list(KINDS), help="only letters of this list")
+    parser.add_argument("--queue", choices=list(KINDS), help="only jobs of this queue")
     parser.add_argument(
-        "--reason", action="append", metavar="WORD", help="only letters with this reason; may be given again"
+        "--reason", action="append", metavar="CODE", help="only jobs with this error code; may be repeated"
     )
-    parser.add_argument("--older", type=_duration, metavar="TIME", help="only letters buried longer ago than this")
-    parser.add_argument("--newer", type=_duration, metavar="TIME", help="only letters buried more recently than this")
+    parser.add_argument("--older", type=_duration, metavar="TIME", help="only jobs that failed longer ago, such as 2h")
+    parser.add_argument(
+        "--newer", type=_duration, metavar="TIME", help="only jobs that failed more recently, such as 2h"
+    )
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", nargs="*", metavar="ID", help="as `dead list` shows them; or choose by filters")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="ids, as shown by `dead list`; or use the filters")
     _add_filters(parser)
-    parser.add_argument("--all", action="store_true", help="every letter (of --queue, where it is given)")
-    parser.add_argument("--limit", type=_whole, default=0, metavar="N", help="how many at most, the oldest first")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    parser.add_argument("--all", action="store_true", help="all dead letters (of --queue, if given)")
+    parser.add_argument(
+        "--limit", type=_whole, default=0, metavar="N", help="maximum number, the oldest first (default: all)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would happen, and change nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _duration(text: str) -> float:
     found = _DURATION.fullmatch(text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90s, 15m, 2h or 7d")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid duration: write 90s, 15m, 2h or 7d")
     return float(found[1]) * _UNITS[found[2]]
 
 
 def _whole(text: str) -> int:
     if not text.isdecimal() or len(text) > len("1000000000"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
 
 
 @contextmanager
 def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
     settings = settings_module.load(required=("redis_url",))
-    from runner.queue.client import opened
-    from runner.queue.dead_letters import DeadLetters
 
     with opened(settings) as redis:
         yield [DeadLetters(redis, name) for name in KINDS if queue in (None, name)]
 
 
 def _matching(boxes: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, Letter]]:
-    """Return the letters that the filters leave, the oldest first."""
+    """Return the dead letters that match the filters, the oldest first."""
     found = [
         (box, letter)
         for box in boxes
@@ -152,23 +161,21 @@ def _find(boxes: Sequence[DeadLetters], letter_id: str) -> tuple[DeadLetters, Le
 def _list(args: argparse.Namespace) -> int:
     with _open(args.queue) as boxes:
         found = _matching(boxes, args)
-        shown = found[::-1][: args.limit or None]
+        newest = found[::-1][: args.limit or None]
         if args.json:
-            _print_json([_document(box, letter) for box, letter in shown])
+            _print_json([_document(box, letter) for box, letter in newest])
             return 0
-        _print_table([letter for _, letter in shown])
+        _print_table([letter for _, letter in newest])
     reasons = Counter(letter.reason for _, letter in found)
-    told = ", ".join(f"{count} {word}" for word, count in reasons.most_common()) or "none"
-    cut = f"; the newest {len(shown)} are shown (--limit 0 shows all)" if len(shown) < len(found) else ""
-    output.problem(f"dead letters: {told}{cut}")
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
+    cut = f"; the newest {len(newest)} are shown (--limit 0 shows all)" if len(newest) < len(found) else ""
+    output.problem(f"dead letters: {counts}{cut}")
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
-    from runner.cli.redact import shown
-
     if args.payload and len(args.ids) != 1:
-        raise UsageError("--payload writes the payload of one letter: name one id")
+        raise UsageError("--payload takes exactly one id")
     documents: list[dict[str, Any]] = []
     missing: list[str] = []
     with _open() as boxes:
@@ -181,35 +188,35 @@ def _show(args: argparse.Namespace) -> int:
             payload = box.payload(letter_id)
             if args.payload:
                 if payload is None:
-                    raise CheckFailedError(f"the payload of {letter_id} is no longer kept")
+                    raise CheckFailedError(f"the payload of dead letter {letter_id} has expired")
                 _write_payload(letter, payload)
                 return 0
-            told = None if payload is None else shown(payload)
-            documents.append(_document(box, letter) | {"payload": told})
+            redacted = None if payload is None else shown(payload)
+            documents.append(_document(box, letter) | {"payload": redacted})
     if args.json:
         _print_json(documents)
     else:
         for document in documents:
             _print_letter(document)
     if missing:
-        raise CheckFailedError(f"there is no dead letter {', '.join(missing)}")
+        raise CheckFailedError(
+            f"there is no dead letter {', '.join(missing)}: `spottmee-worker dead list --limit 0` shows all ids"
+        )
     return 0
 
 
 def _write_payload(letter: Letter, payload: bytes) -> None:
-    from runner.queue.privacy import may_hold_selfie
-
     if KINDS[letter.queue].private or may_hold_selfie(payload):
-        raise UsageError(f"the payload of {letter.id} may hold a selfie, which is never written out")
+        raise UsageError(f"the payload of dead letter {letter.id} may contain a selfie: it is never written")
     if sys.stdout.isatty() and not payload.decode(errors="replace").isprintable():
-        raise UsageError(f"the payload of {letter.id} holds control characters: send it to a file or a pipe")
+        raise UsageError(
+            f"the payload of dead letter {letter.id} contains control characters: redirect it to a file or a pipe"
+        )
     sys.stdout.buffer.write(payload)
     sys.stdout.flush()
 
 
 def _requeue(args: argparse.Namespace) -> int:
-    from runner.queue.dead_letters import Requeued
-
     with _open(args.queue) as boxes:
         chosen, absent = _chosen(boxes, args)
         outcomes = dict.fromkeys(absent, "absent")
@@ -224,7 +231,7 @@ def _purge(args: argparse.Namespace) -> int:
     with _open(args.queue) as boxes:
         chosen, absent = _chosen(boxes, args)
         if chosen and not (args.dry_run or args.yes or _confirmed(len(chosen))):
-            output.problem("nothing was dropped")
+            output.problem("nothing was deleted")
             return 0
         outcomes = dict.fromkeys(absent, "absent")
         for box, letter in chosen:
@@ -236,16 +243,16 @@ def _purge(args: argparse.Namespace) -> int:
 def _chosen(
     boxes: Sequence[DeadLetters], args: argparse.Namespace
 ) -> tuple[list[tuple[DeadLetters, Letter]], list[str]]:
-    """Return the letters to act on, the oldest first, and the ids that are none."""
+    """Return the dead letters to act on, the oldest first, and the ids that do not exist."""
     filtered = args.reason or args.older is not None or args.newer is not None
     if not (args.ids or filtered or args.all):
-        raise UsageError("name letters by their ids, choose them by --reason, --older or --newer, or say --all")
+        raise UsageError("choose dead letters by id, by --reason, --older or --newer, or with --all")
     if args.all and (args.ids or filtered):
-        raise UsageError("--all goes with no id and no filter but --queue")
+        raise UsageError("--all cannot be combined with ids, --reason, --older or --newer")
     if not args.ids:
         return _matching(boxes, args)[: args.limit or None], []
     if filtered:
-        raise UsageError("ids go with no filter but --queue")
+        raise UsageError("ids cannot be combined with --reason, --older or --newer")
     found = {letter_id: _find(boxes, letter_id) for letter_id in dict.fromkeys(args.ids)}
     chosen = sorted((pair for pair in found.values() if pair is not None), key=lambda pair: pair[1].buried)
     return chosen[: args.limit or None], [letter_id for letter_id, pair in found.items() if pair is None]
@@ -253,8 +260,10 @@ def _chosen(
 
 def _confirmed(count: int) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError(f"{count} letters would be dropped for good: say --yes where nobody can be asked")
-    sys.stderr.write(f"Drop {count} dead letters and their payloads for good? [y/N] ")
+        raise UsageError(
+            f"{count} dead letters would be deleted, and there is no terminal to ask for confirmation: pass --yes"
+        )
+    sys.stderr.write(f"Delete {count} dead letters and their payloads permanently? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -266,13 +275,13 @@ def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> 
         _print_json({wanted: done, "dry_run": args.dry_run, "letters": outcomes})
     else:
         verb = f"would be {wanted}" if args.dry_run else f"{wanted}"
-        output.line(f"{done} of {len(outcomes)} letters {verb}")
+        output.line(f"{done} of {len(outcomes)} dead letters {verb}")
     if not failed:
         return 0
-    causes = {"absent": "there is no such letter (any more)", "expired": "the payload is no longer kept"}
+    causes = {"absent": "no such dead letter", "expired": "its payload has expired"}
     for letter_id, what in failed.items():
         output.problem(f"{letter_id}: {causes[what]}")
-    raise CheckFailedError(f"{len(failed)} letters could not be {wanted}")
+    raise CheckFailedError(f"{len(failed)} dead letters could not be {wanted}")
 
 
 def _document(box: DeadLetters, letter: Letter) -> dict[str, Any]:
@@ -295,7 +304,7 @@ def _print_json(document: Any) -> None:
 def _print_table(letters: Sequence[Letter]) -> None:
     if not letters:
         return
-    rows = [("ID", "QUEUE", "REASON", "ATTEMPTS", "BURIED", "BYTES", "DETAIL")]
+    rows = [("ID", "QUEUE", "REASON", "ATTEMPTS", "FAILED", "BYTES", "DETAIL")]
     rows += [
         (one.id, one.queue, one.reason, str(one.attempts), _moment(one.buried), str(one.bytes), one.detail)
         for one in letters
@@ -308,10 +317,10 @@ def _print_table(letters: Sequence[Letter]) -> None:
 def _print_letter(document: dict[str, Any]) -> None:
     for name, value in document.items():
         if name == "payload":
-            told = "no longer kept" if value is None else output.json_text(value, indent=2)
-            output.lines(f"{name:<16} {told}".splitlines())
+            text = "expired" if value is None else output.json_text(value, indent=2)
+            output.lines(f"{name:<16} {text}".splitlines())
         elif name == "payload_seconds":
-            output.line(f"{'payload kept':<16} {'no longer' if value is None else f'{value} s more'}")
+            output.line(f"{'payload expires':<16} {'expired' if value is None else f'in {value} s'}")
         else:
             output.line(f"{name:<16} {value}")
     output.line()

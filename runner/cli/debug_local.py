@@ -1,7 +1,8 @@
-"""`debug --local`: one job in this process, by the handlers of the run, with stores that write nothing."""
+"""`debug --local`: a single job in this process, by the handlers of a run, with stores that write nothing."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.errors import JobError, SettingsError
+from runner import output
+from runner.errors import CheckFailedError, JobError, SettingsError
 from runner.faces.engine import Engine, Face
 from runner.images.decode import decode
 from runner.images.fetch import Fetcher
@@ -29,51 +31,53 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class _ReadOnlyStores(Stores):
-    """Compares with what is stored, and says of everything else that it was stored."""
+    """Reads stored embeddings, and reports every write as done without doing it."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connect nothing: a photo needs no database."""
+        """Open no connection: a photo needs no database."""
         self.model = ""
         self._settings = settings
 
     def begin(self, photo_ids: Sequence[str]) -> set[str]:
-        """Return that every photo exists."""
+        """Report that every photo exists."""
         return set(photo_ids)
 
     def store(
         self,
         outcomes: Mapping[str, Sequence[FaceLike] | None],
-        still_owned: Callable[[str], bool],  # noqa: ARG002 - nobody else works on it
+        still_owned: Callable[[str], bool],  # noqa: ARG002 - no other run has this job
     ) -> dict[str, Stored]:
-        """Return that every outcome is stored."""
+        """Report that every outcome is stored."""
         return dict.fromkeys(outcomes, Stored.STORED)
 
     def match(self, selfie: NDArray[np.float32], stored_ids: Collection[str], threshold: float) -> Matches:
-        """Compare a selfie with an album. Raises `SettingsError` where no database is named."""
+        """Compare a selfie with an album. Raises `SettingsError` if no database is configured."""
         if not self._settings.embeddings_database_url:
-            raise SettingsError("EMBEDDINGS_DATABASE_URL or DATABASE_URL is missing: a comparison reads the embeddings")
+            raise SettingsError(
+                "EMBEDDINGS_DATABASE_URL is missing: set it (or DATABASE_URL): a comparison reads the embeddings"
+            )
         with Stores(self._settings, self.model, application_name="spottmee-worker debug") as stores:
             return stores.match(selfie, stored_ids, threshold)
 
 
-class _UnwrittenAnswers(ResultStore):
-    """Keeps the last answer instead of writing it."""
+class _DiscardedResults(ResultStore):
+    """Keeps the detail of the last result instead of writing the result to Redis."""
 
     def __init__(self) -> None:
-        """Connect nothing: there is no answer yet."""
+        """Open no connection."""
         self.detail: Mapping[str, Any] = {}
 
-    def answer(self, job_id: str, matched_ids: Sequence[str], detail: Mapping[str, Any]) -> bool:  # noqa: ARG002 - shown as the task's own
-        """Keep the detail; nothing has to be watched."""
+    def answer(self, job_id: str, matched_ids: Sequence[str], detail: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the task has them too
+        """Keep the detail; True: the result needs no further writes."""
         self.detail = detail
         return True
 
 
 @dataclass
 class Result:
-    """What came of the job: as far as it got, and its error where it got no further.
+    """The result of the job; if it failed, the results of the stages before, and the error.
 
-    `size` is width and height of the upright image in pixels; `scores` of a comparison are matched photo → cosine
+    `size` is the width and height of the upright image in pixels. `scores`, of a comparison, is matched photo → cosine
     similarity, in the order of the album.
     """
 
@@ -87,7 +91,7 @@ class Result:
 
     @property
     def subject(self) -> str | None:
-        """The id of the photo or comparison, where it is known."""
+        """The id of the photo or comparison, if it is known."""
         job, error = self.task.job, self.task.error
         if job is not None:
             return str(getattr(job, "photo_id", None) or job.job_id)
@@ -95,7 +99,7 @@ class Result:
 
     @property
     def milliseconds(self) -> dict[str, float]:
-        """Return stage → time it took."""
+        """Return stage → duration."""
         return {name: round(seconds * 1000, 1) for name, seconds in self.task.stages.items()}
 
     def document(self) -> dict[str, object]:
@@ -115,15 +119,15 @@ class Result:
         }
 
     def lines(self) -> Iterator[str]:
-        """Yield what a person reads."""
+        """Yield the result as plain text."""
         faces, error = self.task.faces, self.task.error
         times = ", ".join(f"{name} {value:g} ms" for name, value in self.milliseconds.items())
-        subject = f"{self.kind.noun} {self.subject or 'without a readable id'}"
+        subject = f"{self.kind.noun} {self.subject or '(no readable id)'}"
         if faces is None:
-            yield f"{subject}: no result ({times or 'nothing was begun'})"
+            yield f"{subject}: no result ({times or 'no stage was completed'})"
         else:
             width, height = self.size or (0, 0)
-            yield f"{subject}: {len(faces)} faces in {width}x{height} pixels with {self.model} ({times})"
+            yield f"{subject}: {len(faces)} faces in {width}x{height} pixels, model {self.model} ({times})"
         for number, face in enumerate(faces or (), 1):
             left, top, right, bottom = (float(value) for value in face.box)
             yield f"  face {number}: score {face.score:.3f}, box {left:.0f},{top:.0f} to {right:.0f},{bottom:.0f}"
@@ -137,15 +141,25 @@ class Result:
             yield f"  {error.word}: {error}"
 
 
-def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Result:
-    """Do the job; a `JobError` is part of the result.
+def debug_locally(payload: bytes, settings: Settings, args: argparse.Namespace) -> int:
+    """Process the job in this process, print its result, and return the exit code."""
+    result = run_locally(payload, settings, check_picture(args.out) if args.out else None)
+    if args.json:
+        output.document(result.document(), indent=2)
+    else:
+        output.lines(result.lines())
+    return CheckFailedError.exit_code if result.task.error else 0
 
-    Only where `picture` is given, the image is saved, with what was found on it.
-    Raises `ModelError`, `SettingsError` and `UnreachableError` as a run does.
+
+def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Result:
+    """Process the job; a `JobError` becomes part of the result.
+
+    The image is saved only if `picture` is given, with the faces drawn on it. Raises `ModelError`, `SettingsError` and
+    `UnreachableError` as a run does.
     """
     kind = kind_of(payload)
     task: AnyTask = Task(Lease("local", kind.queue, payload, attempts=1))
-    result, stores, answers = Result(kind, task), _ReadOnlyStores(settings), _UnwrittenAnswers()
+    result, stores, answers = Result(kind, task), _ReadOnlyStores(settings), _DiscardedResults()
     fetcher = Fetcher.from_settings(settings)
     handler = kind.handler(Services(settings, answers, lambda: stores, fetcher, lambda _: True))
     try:
@@ -183,7 +197,7 @@ def _engine(settings: Settings) -> Engine:
 
 
 def check_picture(name: str) -> Path:
-    """Return the path of the picture to save, or raise `SettingsError` where its kind cannot be written."""
+    """Return the path of the image to save. Raises `SettingsError` if its format is not supported."""
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
         raise SettingsError(f"--out {name} must end in one of {', '.join(SUFFIXES)}")
@@ -191,21 +205,21 @@ def check_picture(name: str) -> Path:
 
 
 def _save(image: NDArray[np.uint8], faces: Sequence[Face], path: Path) -> Path:
-    """Write the picture for its owner's eyes only: it shows people."""
+    """Write the image so that only its owner can read it: it shows people."""
     _, encoded = cv2.imencode(path.suffix.lower(), annotate(image, faces))
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 - a mode
-            os.fchmod(file.fileno(), 0o600)  # a file that was there keeps its mode otherwise
+            os.fchmod(file.fileno(), 0o600)  # an existing file would keep its mode
             file.write(encoded.tobytes())
     except OSError as error:
-        raise SettingsError(f"the picture cannot be written to {path} (--out): {error.strerror}") from None
+        raise SettingsError(f"the image cannot be written to {path} (--out): {error.strerror}") from None
     return path
 
 
 def annotate(image: NDArray[np.uint8], faces: Sequence[Face]) -> NDArray[np.uint8]:
-    """Return a copy of `image`, BGR, with box, score and landmarks of every face drawn on it."""
+    """Return a copy of `image` (BGR) with the box, score and landmarks of every face drawn on it."""
     drawn: Any = image.copy()
-    width = max(1, max(image.shape[:2]) // 500)  # visible on 300 pixels and on 8,000
+    width = max(1, max(image.shape[:2]) // 500)  # visible on images of 300 and of 8,000 pixels
     green, red = (80, 220, 60), (60, 60, 255)
     for number, face in enumerate(faces, 1):
         left, top, right, bottom = (round(float(value)) for value in face.box)

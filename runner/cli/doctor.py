@@ -1,25 +1,78 @@
-"""`spottmee-worker doctor`: everything that a run needs, looked at one by one, without taking a job."""
+"""`spottmee-worker doctor`: checks everything that a run needs, without claiming a job."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from importlib import metadata
+from typing import Any
 
+import onnxruntime
+from redis import Redis
+
+from runner import output
+from runner import settings as settings_module
+from runner.cli import COMMANDS
+from runner.cli.flags import add_cluster_flags
 from runner.errors import NO_VISIBLE_ROW, ROW_SECURITY_ADVICE, PhotosInvisibleError, RunnerError
+from runner.faces import pack
+from runner.faces.cpu import cpu_quota
+from runner.faces.engine import Engine
+from runner.faces.pack import Manifest
+from runner.queue.client import opened
+from runner.queue.databases import KnownDatabases
+from runner.queue.leases import LeaseQueue
+from runner.queue.self_test import SelfTest
+from runner.settings import Settings
+from runner.store import schema, visibility
+from runner.store.database import Database, connect, retrying
+from runner.store.photos import PhotoTable
+from runner.store.results import ResultStore
 
-if TYPE_CHECKING:
-    from redis import Redis
 
-    from runner.faces.pack import Manifest
-    from runner.settings import Settings
-    from runner.store.database import Database
+def add_parser(subparsers: Any) -> None:
+    """Add `doctor`."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help=COMMANDS["doctor"].help,
+        description="Check everything that `run` needs, without claiming a job, and show what was chosen and why. "
+        "Exits with 0 if every check passes, otherwise with the exit code that `run` would have. With a flag that "
+        "chooses a cluster, also check whether KEDA can scale (condition Ready of the ScaledJobs): exit code 5 if it "
+        "cannot, 6 if the cluster could not be used.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON array")
+    add_cluster_flags(
+        parser,
+        release="only this Helm release (default: every release in the namespace)",
+        default_context="the service account of the pod, or else its current context",
+    )
+    parser.add_argument(
+        "--scaled-job",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="check this ScaledJob without listing all of them; may be repeated",
+    )
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    with_cluster = args.context or args.namespace or args.release or args.scaled_job
+    checks = run_checks(settings_module.load(), (lambda: _scaled_jobs(args)) if with_cluster else None)
+    if args.json:
+        output.document([check.document() for check in checks], indent=2)
+    else:
+        for check in checks:
+            state = "ok  " if check.error is None else "FAIL"
+            output.line(f"{state} {check.name:<24} {check.error or check.finding}")
+    return next((check.exit_code for check in checks if check.exit_code), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at: what was found, or the error and the exit code that `run` would end with."""
+    """The result of one check: what was found, or the error and the exit code that `run` would have."""
 
     name: str
     finding: str = ""
@@ -31,31 +84,40 @@ class Check:
         return {"name": self.name, "ok": self.error is None, "finding": self.error or self.finding}
 
 
-def examine(settings: Settings) -> list[Check]:
-    """Look at all of it; a failure never keeps the others from being looked at."""
-    looks: dict[str, Callable[[Settings], str]] = {
+def run_checks(settings: Settings, scaled_jobs: Callable[[], str] | None = None) -> list[Check]:
+    """Run every check, also after a failure; `scaled_jobs` is the check of the cluster, if that was requested."""
+    checks: dict[str, Callable[[Settings], str]] = {
         "Redis": _redis,
         "API database": _photos,
         "embeddings database": _embeddings,
         "model": _model,
         "hardware": _hardware,
     }
-    return [_look(name, look, settings) for name, look in looks.items()]
+    if scaled_jobs is not None:
+        checks["ScaledJobs"] = lambda _: scaled_jobs()
+    return [_run_check(name, check, settings) for name, check in checks.items()]
 
 
-def _look(name: str, look: Callable[[Settings], str], settings: Settings) -> Check:
+def _run_check(name: str, check: Callable[[Settings], str], settings: Settings) -> Check:
     try:
-        return Check(name, finding=look(settings))
+        return Check(name, finding=check(settings))
     except RunnerError as error:
         return Check(name, error=str(error), exit_code=error.exit_code)
 
 
-def _redis(settings: Settings) -> str:
-    from runner.queue.client import opened
-    from runner.queue.leases import LeaseQueue
+def _scaled_jobs(args: argparse.Namespace) -> str:
+    from runner.cluster.readiness import check, open_reader  # the client of Kubernetes: only its flags pay for it
 
+    reader = open_reader(context=args.context, namespace=args.namespace)
+    try:
+        return check(reader, names=args.scaled_job, release=args.release)
+    finally:
+        reader.close()
+
+
+def _redis(settings: Settings) -> str:
     with opened(settings) as redis:
-        _try_out(redis, settings)
+        _self_test(redis, settings)
         found = []
         for name in settings.queues:
             queue = LeaseQueue(
@@ -69,14 +131,11 @@ def _redis(settings: Settings) -> str:
             counts = queue.counts()
             parked = f", {counts.parked} waiting for their album" if counts.parked else ""
             found.append(f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight{parked}, {counts.dead} dead")
-        return "; ".join([*found, "every operation works on a private list"])
+        return "; ".join([*found, "every operation works, as tried on a private list"])
 
 
-def _try_out(redis: Redis, settings: Settings) -> None:
-    """Play every operation that a run may send, on keys of its own, with the rights of the run."""
-    from runner.queue.self_test import SelfTest
-    from runner.store.results import ResultStore
-
+def _self_test(redis: Redis, settings: Settings) -> None:
+    """Perform every operation of a run on private keys, as the Redis user of the run."""
     compares = "compare" in settings.queues
     test = SelfTest(redis)
     test.require_rights(results=compares)
@@ -94,25 +153,20 @@ def _try_out(redis: Redis, settings: Settings) -> None:
 
 
 def _photos(settings: Settings) -> str:
-    from runner.store.database import Database, retrying
-
     with closing(
         Database(settings.database_url, application_name="spottmee-worker doctor", variable="DATABASE_URL")
     ) as database:
         found, identity = retrying(lambda: _seen_photos(database), [database], seconds=settings.connect_seconds)
     if _found_elsewhere(settings, identity):
         found.append(
-            "photos of the list were found in another database so far: check that DATABASE_URL and REDIS_URL belong "
-            "to the same deployment"
+            "earlier runs found the photos of this queue in another database: check that DATABASE_URL and REDIS_URL "
+            "belong to the same deployment"
         )
     return "; ".join(found)
 
 
 def _seen_photos(database: Database) -> tuple[list[str], str]:
-    """Return what the role sees of the API's table, and the identity of that table."""
-    from runner.store import visibility
-    from runner.store.photos import PhotoTable
-
+    """Return what the role can see of the API's table, and the identity of that table."""
     connection = database.connection
     PhotoTable(connection).check()
     seen = visibility.look(connection)
@@ -121,18 +175,17 @@ def _seen_photos(database: Database) -> tuple[list[str], str]:
     version = connection.info.server_version // 10000
     found = [f'PostgreSQL {version}, table "Photo" found in schema "{connection.schemas.photos}"']
     if not seen.any_row:
-        found.append("it is empty: runs give their jobs back until it has a photo")
+        found.append("it is empty: until it has a photo, runs release their jobs")
     if seen.filtered:
-        found.append(f"row-level security may hide rows, and hidden photos count as deleted: {ROW_SECURITY_ADVICE}")
+        found.append(
+            f"row-level security may hide rows, and a hidden photo is treated as deleted: {ROW_SECURITY_ADVICE}"
+        )
     return found, visibility.identity(connection, database.address)
 
 
 def _found_elsewhere(settings: Settings, identity: str) -> bool:
-    """Return whether photos of the list were found, and none in the database that has this identity."""
-    from runner.queue.client import opened
-    from runner.queue.databases import KnownDatabases
-
-    # Redis has a check of its own, which says what is wrong with it.
+    """Return whether photos of the queue were found before, but never in the database with this identity."""
+    # Errors of Redis are reported by its own check.
     with suppress(RunnerError), opened(replace(settings, connect_seconds=0)) as redis:
         known = KnownDatabases(redis, "process").all()
         return bool(known) and identity not in known
@@ -140,9 +193,6 @@ def _found_elsewhere(settings: Settings, identity: str) -> bool:
 
 
 def _embeddings(settings: Settings) -> str:
-    from runner.store import schema
-    from runner.store.database import connect
-
     with connect(
         settings.embeddings_database_url,
         seconds=settings.connect_seconds,
@@ -151,24 +201,18 @@ def _embeddings(settings: Settings) -> str:
     ) as connection:
         schema.check(connection)
         version = schema.current_version(connection)
-        return f'schema "{connection.schemas.faces}" at version {version}, as this version needs'
+        return f'schema "{connection.schemas.faces}" at version {version}, up to date'
 
 
 def _model(settings: Settings) -> str:
-    from runner.faces import pack
-
     manifest = pack.read_manifest(settings.model_dir)
     pack.verify_checksums(settings.model_dir, manifest)
     return f"{manifest.pack} ({manifest.model}), unchanged since it was baked{_other_versions(manifest.versions)}"
 
 
 def _other_versions(baked_with: dict[str, str]) -> str:
-    """Say where what decides on the answers is of another version than when the pack was proven."""
-    from importlib import metadata
-
-    import onnxruntime
-
-    here = {"onnxruntime": onnxruntime.__version__}  # the module: its GPU build has another name
+    """Describe the packages that affect results and have another version than when the pack was verified."""
+    here = {"onnxruntime": onnxruntime.__version__}  # of the module: the GPU package has another name
     with suppress(metadata.PackageNotFoundError):
         here["opencv-python-headless"] = metadata.version("opencv-python-headless")
     other = [
@@ -176,17 +220,12 @@ def _other_versions(baked_with: dict[str, str]) -> str:
         for name, version in here.items()
         if version != baked_with.get(name)
     ]
-    return (
-        f"; proven with other versions than here ({'; '.join(other)}): spottmee-worker models verify" if other else ""
-    )
+    versions = "; ".join(other)
+    return f"; verified with other versions than these ({versions}): run spottmee-worker models verify" if other else ""
 
 
 def _hardware(settings: Settings) -> str:
-    """Start the engine as `run` does: a provider that is there may still not start."""
-    from runner.faces import pack
-    from runner.faces.cpu import cpu_quota
-    from runner.faces.engine import Engine
-
+    """Start the engine as `run` does: a provider that is installed may still fail to start."""
     with Engine.open(
         settings.model_dir,
         threads=settings.threads,
@@ -199,7 +238,7 @@ def _hardware(settings: Settings) -> str:
     best_form = "quick" if choice.name == "cpu" else "plain"
     manifest = pack.read_manifest(settings.model_dir)
     form = manifest.form
-    advice = "" if form == best_form else f"; the pack is baked {form}, and {best_form} suits {choice.name} better"
+    advice = "" if form == best_form else f"; the pack was baked {form}; {best_form} is faster on {choice.name}"
     layout = "tuned graphs" if tuned else f"portable graphs{_why_portable(manifest, choice.name)}"
     return (
         f"{choice.name} ({choice.reason}), {choice.batch_size} crops per call, {threads} threads "
@@ -208,7 +247,7 @@ def _hardware(settings: Settings) -> str:
 
 
 def _why_portable(manifest: Manifest, provider: str) -> str:
-    """Say why the graphs that open more quickly are not used, where they are there."""
+    """Explain why the tuned graphs, which load faster, are not used, if the pack has them."""
     if provider != "cpu" or not manifest.tuned_for:
         return ""
-    return f", which open 20 ms more slowly: the pack was tuned for another machine ({manifest.tuned_for})"
+    return f", which load 20 ms more slowly: the pack was tuned for another CPU ({manifest.tuned_for})"

@@ -1,23 +1,17 @@
-"""`status --watch` on a terminal, drawn over itself with rich."""
+"""`status --watch` on a terminal, redrawn in place with rich."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from runner.cluster.status import list_rows, sections
+from runner.cluster.status import Status, list_rows, sections
 from runner.output import printable
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from runner.cluster.status import Status
 
 _STYLES = {
     "Running": "green", "Complete": "dim", "Succeeded": "dim", "Failed": "red", "Pending": "yellow",
@@ -25,24 +19,24 @@ _STYLES = {
 }  # fmt: skip
 
 
-def watch(look: Callable[[], Status], interval: float) -> int:
+def watch(read: Callable[[], Status], interval: float) -> int:
     """Draw the status every `interval` seconds until Ctrl-C."""
     with Live(screen=False, auto_refresh=False) as live:
         while True:
-            live.update(draw(look()), refresh=True)
+            live.update(draw(read()), refresh=True)
             time.sleep(interval)
 
 
 def draw(status: Status) -> RenderableType:
-    """Return the status as something that rich can print."""
+    """Return the status as a rich renderable."""
     parts: list[RenderableType] = []
-    lists = ("List", "Waiting", "In flight", "Due", "Parked", "Dead", "Oldest lease", "Runners")
+    lists = ("List", "Waiting", "In flight", "Expired", "Parked", "Dead", "Oldest lease", "Runners")
     parts.append(_table(f"Lists at {time.strftime('%H:%M:%S')}", lists, list_rows(status)))
     if status.redis_error:
-        parts.append(Text(f"no numbers from Redis: {status.redis_error}", style="red"))
+        parts.append(Text(f"Redis is not available: {status.redis_error}", style="red"))
     cluster = status.cluster
     if cluster is None:
-        parts.append(Text(f"no view of the cluster: {status.cluster_error}", style="yellow"))
+        parts.append(Text(f"the cluster is not available: {status.cluster_error}", style="yellow"))
         return Group(*parts)
     parts.append(Text(f"\nnamespace {printable(f'{cluster.namespace} of {cluster.name}')}", style="bold"))
     parts += [_table("", heading, rows) for heading, rows in sections(cluster) if rows]

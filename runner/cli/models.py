@@ -1,6 +1,6 @@
 """`spottmee-worker models bake|verify|list`.
 
-`bake` and `verify` import what they need: `list` works where neither ONNX nor InsightFace is installed.
+`bake` and `verify` import their dependencies themselves: `list` works without ONNX and InsightFace.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from runner import output
 from runner.bake.catalogue import KNOWN
+from runner.cli import COMMANDS
 from runner.errors import ModelError
 from runner.settings import default_model_dir
 
@@ -21,43 +22,55 @@ def add_parser(subparsers: Any) -> None:
     """Add `models`."""
     models = subparsers.add_parser(
         "models",
-        help="bake, verify and list model packs",
-        description="A run needs a baked model pack: InsightFace's two networks, optimised and proven to give the same "
-        "answers. InsightFace's weights are licensed for non-commercial research only.",
+        help=COMMANDS["models"].help,
+        description="A run needs a baked model pack: two networks of InsightFace, optimised, and verified to give the "
+        "same results. InsightFace's weights are licensed for non-commercial research only.",
     )
     actions = models.add_subparsers(dest="action", metavar="ACTION", required=True)
     bake = actions.add_parser(
         "bake",
-        help="bake a pack, and prove it against InsightFace",
-        description="Bake a pack and prove it: InsightFace's own FaceAnalysis must give the same answers on the sample "
-        "photos. Otherwise nothing is written.",
-        epilog="example: models bake --pack buffalo_l --source buffalo_l.zip --sha256 … (models list shows it)",
+        help="bake a pack, and verify it against InsightFace",
+        description="Bake a pack and verify it: InsightFace's own FaceAnalysis must give the same results on the "
+        "sample photos. Otherwise nothing is written.",
+        epilog="example: spottmee-worker models bake --pack buffalo_l --source buffalo_l.zip --sha256 … (models "
+        "list shows the checksum)",
     )
-    bake.add_argument("--pack", required=True, metavar="NAME|DIR", help="a known pack (see models list), or a folder")
+    bake.add_argument(
+        "--pack", required=True, metavar="NAME|DIR", help="a pack of `models list`, or a folder with the original files"
+    )
     bake.add_argument(
         "--out",
         type=Path,
         default=default_model_dir(),
         metavar="DIR",
-        help="where to write the pack (default: where run looks for it)",
+        help="folder to write the pack to (default: the one that run reads)",
     )
     bake.add_argument(
-        "--source", default="", metavar="PATH|URL", help="folder, zip, wheel or URL of the original files"
+        "--source", default="", metavar="PATH|URL", help="folder, zip file, wheel or URL with the original files"
     )
-    bake.add_argument("--sha256", default="", help="checksum of the archive; required for a URL")
-    bake.add_argument("--plain", action="store_true", help="skip the graph passes: for GPUs, where they save nothing")
-    bake.add_argument("--json", action="store_true", help="print the manifest")
+    bake.add_argument("--sha256", default="", help="SHA-256 of the archive; required for a URL")
+    bake.add_argument("--plain", action="store_true", help="skip the graph passes, which bring no gain on GPUs")
+    bake.add_argument("--json", action="store_true", help="print the manifest as JSON")
     bake.set_defaults(run=_bake)
-    verify = actions.add_parser("verify", help="check the checksums of a baked pack and repeat its proof")
-    verify.add_argument("folder", type=Path, nargs="?", default=default_model_dir(), metavar="DIR")
+    verify = actions.add_parser(
+        "verify", help="check the checksums of a baked pack, and verify it against InsightFace again"
+    )
     verify.add_argument(
-        "--source", default="", metavar="PATH|URL", help="as for bake; needed for packs that no package contains"
+        "folder",
+        type=Path,
+        nargs="?",
+        default=default_model_dir(),
+        metavar="DIR",
+        help="folder of the pack (default: the one that run reads)",
+    )
+    verify.add_argument(
+        "--source", default="", metavar="PATH|URL", help="as for bake; required for a pack that no package contains"
     )
     verify.add_argument("--sha256", default="", help="as for bake")
-    verify.add_argument("--json", action="store_true", help="print what was compared")
+    verify.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
     verify.set_defaults(run=_verify)
-    listing = actions.add_parser("list", help="show the known packs, their sizes and licences")
-    listing.add_argument("--json", action="store_true", help="print one JSON list, with the files' checksums")
+    listing = actions.add_parser("list", help="list the known packs with their sizes and licences")
+    listing.add_argument("--json", action="store_true", help="print one JSON array, with the checksums of the files")
     listing.set_defaults(run=_list)
 
 
@@ -65,7 +78,7 @@ def _bake(args: argparse.Namespace) -> int:
     _require_insightface()
     from runner.bake.pipeline import bake
 
-    output.problem(f"baking {args.pack}, and proving it against InsightFace")
+    output.problem(f"baking {args.pack}, and verifying it against InsightFace")
     manifest = bake(args.pack, args.out, source=args.source, sha256=args.sha256, plain=args.plain)
     if args.json:
         output.lines(manifest.text().splitlines())
@@ -83,7 +96,7 @@ def _verify(args: argparse.Namespace) -> int:
     output.line(
         output.json_text(proof)
         if args.json
-        else f"{args.folder} is unchanged since it was baked: {_proof_summary(proof)}"
+        else f"{args.folder} is unchanged since it was baked, and verified: {_proof_summary(proof)}"
     )
     return 0
 
@@ -94,7 +107,11 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     for known in KNOWN.values():
         output.line(f"{known.name:<12} {known.megabytes:>4} MB  {' or '.join(known.detectors)} + {known.recogniser}")
-        place = f"from the wheel {known.wheel}, or --source" if known.wheel else "not in a package: needs --source"
+        place = (
+            f"source: the wheel {known.wheel}, or --source"
+            if known.wheel
+            else "source: no package contains it, pass --source"
+        )
         output.line(f"{'':<12} {place}")
         if known.archive_sha256:
             output.line(f"{'':<12} InsightFace's own {known.name}.zip: --sha256 {known.archive_sha256}")
@@ -110,9 +127,9 @@ def _proof_summary(proof: dict[str, Any]) -> str:
 
 
 def _require_insightface() -> None:
-    """Raise `ModelError` where the proof cannot be made, as in the image."""
+    """Raise `ModelError` if the pack cannot be verified, as in the container image."""
     if find_spec("insightface") is None:
         raise ModelError(
-            "InsightFace is not installed here, and baking and verifying compare a pack with it: do this where "
-            "`make setup` has run, or choose the pack of the image when building it (docs/how-to/image.md)"
+            "InsightFace is not installed, and packs are verified against it: run this command where `make setup` has "
+            "run, or choose the pack when you build the image (docs/how-to/image.md)"
         )

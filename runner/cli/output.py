@@ -1,4 +1,4 @@
-"""Rows as people read them on a terminal and scripts cut them: plain text in columns."""
+"""Plain text for a terminal or a script: columns and durations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,23 @@ from runner.output import printable
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a line for each row, its cells two blanks apart and below one another."""
+    """Yield a line for each row, its cells aligned in columns, two spaces apart."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as kubectl does: 45s, 3m12s, 5h02m, 3d04h."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours_left:02d}h"
+    if hours:
+        return f"{hours}h{minutes_left:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{whole}s"

@@ -1,4 +1,4 @@
-"""A payload as people may see it: no selfie, no credentials of a URL, nothing that is unreadably long."""
+"""Redacts payloads for display: no selfie, no credentials or signature of a URL, no long text."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _QUERY = re.compile(r"[?#]")
 
 
 def shown(payload: bytes) -> Any:
-    """Return what may be shown of `payload`: the JSON object with what is secret or long told by its length.
+    """Return the JSON object in `payload`, with secret and long values replaced by their length.
 
-    Of a payload that is no JSON object, which may be a damaged selfie, only size and sha256 are told.
+    For a payload that is not a JSON object, and may be a damaged selfie, return its size and SHA-256 only.
     """
     try:
-        document = json.loads(payload, parse_constant=str)  # NaN and Infinity are no JSON that could be written again
+        document = json.loads(payload, parse_constant=str)  # NaN and Infinity are not valid JSON output
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        return {"unreadable": f"{len(payload)} bytes that are no JSON object", "sha256": _sha256(payload)}
+        return {"unreadable": f"{len(payload)} bytes, not a JSON object", "sha256": _sha256(payload)}
     return _shown(document, "", 0)
 
 
@@ -51,18 +51,18 @@ def _shown(value: Any, name: str, depth: int) -> Any:
 
 
 def _text(text: str, *, is_url: bool = False) -> str:
-    # A URL that lost its scheme, and is a dead letter for that, has its signature still.
+    # A URL without a scheme, which made its job a dead letter, still has its signature.
     text = _url(text) if is_url or _URL.match(text) else text
-    # A data: URL or a long text may be a picture whatever it is called.
+    # A data: URL or a long text may be an image, whatever its name.
     return text if len(text) <= _LONGEST_TEXT and not text.startswith("data:") else f"({len(text)} characters)"
 
 
 def _url(url: str) -> str:
-    """Return `url` without user, password, query and fragment, where signatures stand, be it malformed in any way."""
+    """Return `url` without user, password, query and fragment, which may hold a signature, also if it is malformed."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return f"(a URL of {len(url)} characters that cannot be read)"
+        return f"(a URL of {len(url)} characters that cannot be parsed)"
     if not parts.netloc:
         plain = _QUERY.split(url, maxsplit=1)[0].rpartition("@")[2]
         return plain if plain == url else f"{plain} (more, not shown)"

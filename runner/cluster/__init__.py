@@ -1,1 +1,1 @@
-"""Looking at the service in its cluster, and running single jobs there or here."""
+"""What the command line needs of Kubernetes, and of the lists in Redis, for `status`, `debug` and `inspect`."""

@@ -1,6 +1,6 @@
-"""The Kubernetes API, as far as status and debug runs need it. Objects are plain dicts, shaped as in YAML.
+"""The part of the Kubernetes API that `status` and `debug` need. Objects are plain dicts, with the fields of YAML.
 
-The package `kubernetes` is optional (the extra `cluster`) and is imported when a cluster is asked for.
+The package `kubernetes` is optional (the extra `cluster`): without it, `Cluster.connect` raises `NoClusterError`.
 """
 
 from __future__ import annotations
@@ -15,30 +15,41 @@ from typing import Any, Self
 
 from runner.errors import ClusterError
 
+try:
+    import yaml
+    from kubernetes import client as kubernetes_client
+    from kubernetes import config, watch
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+except ModuleNotFoundError:
+    _INSTALLED = False
+else:
+    _INSTALLED = True
+
 Object = dict[str, Any]
 
 NAME_LABEL = "app.kubernetes.io/name"
 RELEASE_LABEL = "app.kubernetes.io/instance"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 APP = "spottmee-worker"
-# What Kubernetes itself puts on the pods of a Job, since 1.27.
+# Set by Kubernetes (1.27 and later) on the pods of a Job.
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 
 # Group and version of KEDA's ScaledJobs.
 SCALED_JOBS = ("keda.sh", "v1alpha1")
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
+_CONNECT_SECONDS, _RESPONSE_SECONDS = 5.0, 30.0
 
 
 class NoClusterError(ClusterError):
-    """There is no cluster to ask."""
+    """No Kubernetes cluster is available."""
 
     word = "no_cluster"
 
 
 class NotFoundError(ClusterError):
-    """The Kubernetes API does not have what was asked for."""
+    """The Kubernetes API does not have the requested object."""
 
     word = "not_found"
 
@@ -47,35 +58,29 @@ class Cluster:
     """One namespace of one cluster. Every method raises `ClusterError`."""
 
     def __init__(self, client: Any, namespace: str, name: str) -> None:
-        from kubernetes import client as api
-
         self.namespace = namespace
         self.name = name
         self._client = client
-        self._batch = api.BatchV1Api(client)
-        self._core = api.CoreV1Api(client)
-        self._custom = api.CustomObjectsApi(client)
+        self._batch = kubernetes_client.BatchV1Api(client)
+        self._core = kubernetes_client.CoreV1Api(client)
+        self._custom = kubernetes_client.CustomObjectsApi(client)
 
     @classmethod
     def connect(cls, *, context: str | None = None, namespace: str | None = None) -> Self:
         """Use the kubeconfig (KUBECONFIG, ~/.kube/config), or inside a pod its service account.
 
-        Nothing is sent yet. Raises `NoClusterError` where there is neither.
+        Sends nothing. Raises `NoClusterError` if there is neither.
         """
-        try:
-            import yaml
-            from kubernetes import client as api
-            from kubernetes import config
-        except ModuleNotFoundError:
-            raise NoClusterError("the package kubernetes is not installed: pip install kubernetes") from None
-        configuration = api.Configuration()
-        # The package reads the variable once, when it is imported.
+        if not _INSTALLED:
+            raise NoClusterError("the package kubernetes is not installed: pip install kubernetes")
+        configuration = kubernetes_client.Configuration()
+        # The package reads KUBECONFIG only once, when it is imported.
         file = os.environ.get("KUBECONFIG") or None
         try:
             config.load_kube_config(file, context=context, client_configuration=configuration)
             chosen = _context(config.list_kube_config_contexts(file), context)
             found, name = chosen["context"].get("namespace"), chosen["name"]
-        except yaml.YAMLError:  # its message repeats a part of the file, which holds credentials
+        except yaml.YAMLError:  # its message quotes the file, which contains credentials
             raise NoClusterError("the kubeconfig (KUBECONFIG, ~/.kube/config) is not valid YAML") from None
         except (config.ConfigException, OSError) as error:
             if context is not None:
@@ -84,11 +89,12 @@ class Cluster:
                 config.load_incluster_config(client_configuration=configuration)
             except config.ConfigException:
                 raise NoClusterError(
-                    f"no usable kubeconfig (KUBECONFIG, ~/.kube/config) and not inside a pod ({_line(error)})"
+                    "there is no usable kubeconfig (KUBECONFIG, ~/.kube/config), and this process is not in a pod "
+                    f"({_line(error)})"
                 ) from None
             found, name = _NAMESPACE_FILE.read_text(encoding="utf-8").strip(), "in-cluster"
         configuration.retries = 1
-        return cls(api.ApiClient(configuration), namespace or found or "default", name)
+        return cls(kubernetes_client.ApiClient(configuration), namespace or found or "default", name)
 
     def close(self) -> None:
         """Close the connections."""
@@ -107,7 +113,7 @@ class Cluster:
         return self._list("pods", self._core.list_namespaced_pod, selector)
 
     def scaled_jobs(self, selector: Mapping[str, str]) -> list[Object]:
-        """Return the ScaledJobs with these labels; `NotFoundError` where KEDA is not installed."""
+        """Return the ScaledJobs with these labels; raises `NotFoundError` if KEDA is not installed."""
 
         def list_scaled_jobs(namespace: str, **more: Any) -> Any:
             return self._custom.list_namespaced_custom_object(*SCALED_JOBS, namespace, "scaledjobs", **more)
@@ -115,7 +121,7 @@ class Cluster:
         return self._list("scaledjobs.keda.sh", list_scaled_jobs, selector)
 
     def scaled_job(self, name: str) -> Object:
-        """Return one ScaledJob; `NotFoundError` where it does not exist, or KEDA is not installed."""
+        """Return one ScaledJob; raises `NotFoundError` if it does not exist or KEDA is not installed."""
         get = self._custom.get_namespaced_custom_object
         return self._call(f"get scaledjobs {name}", get, *SCALED_JOBS, self.namespace, "scaledjobs", name)
 
@@ -131,25 +137,23 @@ class Cluster:
         return self._call("get jobs", self._batch.read_namespaced_job, name, self.namespace)
 
     def create_job(self, manifest: Object) -> Object:
-        """Create the Job and return it as the server has it."""
+        """Create the Job and return it as stored by the server."""
         return self._call("create jobs", self._batch.create_namespaced_job, self.namespace, manifest)
 
     def create_secret(self, manifest: Object) -> Object:
-        """Create the Secret and return it as the server has it."""
+        """Create the Secret and return it as stored by the server."""
         return self._call("create secrets", self._core.create_namespaced_secret, self.namespace, manifest)
 
     def delete_job(self, name: str) -> None:
-        """Delete the Job and, in the background, its pods; one that is gone already is no error."""
+        """Delete the Job and, in the background, its pods; does nothing if it no longer exists."""
         self._delete("delete jobs", self._batch.delete_namespaced_job, name, propagation_policy="Background")
 
     def delete_secret(self, name: str) -> None:
-        """Delete the Secret; one that is gone already is no error."""
+        """Delete the Secret; does nothing if it no longer exists."""
         self._delete("delete secrets", self._core.delete_namespaced_secret, name)
 
     def follow_log(self, pod: str, container: str, seconds: float) -> Iterator[str]:
-        """Yield the lines of the container's log until it ends, for `seconds` without a line at most."""
-        from kubernetes import watch
-
+        """Yield the lines of the container's log until it ends; fails after `seconds` without a line."""
         with self._errors("get pods/log"):
             yield from watch.Watch().stream(
                 self._core.read_namespaced_pod_log,
@@ -172,44 +176,40 @@ class Cluster:
 
     def _call(self, action: str, function: Callable[..., Any], *args: Any, **more: Any) -> Object:
         with self._errors(action):
-            answer = function(*args, **more, _request_timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS))
+            answer = function(*args, **more, _request_timeout=(_CONNECT_SECONDS, _RESPONSE_SECONDS))
         found: Object = self._client.sanitize_for_serialization(answer)
         return found
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        """Turn what the client raises into one sentence with what to do."""
-        from kubernetes.client.exceptions import ApiException
-        from kubernetes.config import ConfigException
-        from urllib3.exceptions import HTTPError, ReadTimeoutError
-
+        """Turn the client's exceptions into `ClusterError`, with one line that says what to do."""
         try:
             yield
         except ApiException as error:
             raise self._refusal(action, error.status or 0, _message(error)) from None
-        except ConfigException as error:
+        except config.ConfigException as error:
             raise ClusterError(f"{self.name}: {_line(error)}") from None
         except (HTTPError, OSError) as error:
             host = re.sub(r"//[^/]*@", "//", self._client.configuration.host)  # without user and password
             if isinstance(error, ReadTimeoutError):
-                raise ClusterError(f"{host} (context {self.name}) did not answer `{action}` in time") from None
+                raise ClusterError(f"{host} (context {self.name}) did not respond to `{action}` in time") from None
             raise ClusterError(
-                f"{host} (context {self.name}) cannot be reached: {_cause(error)}; is the cluster up, and the "
-                "context the right one (--context)?"
+                f"{host} (context {self.name}) cannot be reached: {_cause(error)}; check that the cluster is "
+                "running and that the context is the right one (--context)"
             ) from None
 
     def _refusal(self, action: str, status: int, message: str) -> ClusterError:
         place = f"namespace {self.namespace} of {self.name}"
         if status == 401:  # noqa: PLR2004 - HTTP
-            return ClusterError(f"the credentials of context {self.name} are not accepted: log in again")
+            return ClusterError(f"the cluster rejects the credentials of context {self.name}: log in again")
         if status == 403:  # noqa: PLR2004 - HTTP
             return ClusterError(
-                f"`{action}` is forbidden in {place}: bind the Role of docs/how-to/debugging.md to this user "
-                f"(kubectl auth can-i {action} -n {self.namespace})"
+                f"`{action}` is forbidden in {place}: bind the Role in docs/how-to/debugging.md to this user "
+                f"(check with: kubectl auth can-i {action} -n {self.namespace})"
             )
         if status == 404:  # noqa: PLR2004 - HTTP
             return NotFoundError(f"`{action}` in {place}: {message}")
-        return ClusterError(f"`{action}` in {place} was refused with HTTP {status}: {message}")
+        return ClusterError(f"`{action}` in {place} failed with HTTP {status}: {message}")
 
 
 def warnings_selector(name: str) -> str:
@@ -225,7 +225,7 @@ def _context(known: tuple[list[Object], Object], wanted: str | None) -> Object:
 
 
 def _message(error: Any) -> str:
-    """Return the sentence of the API's Status object."""
+    """Return the message of the API's Status object."""
     try:
         return str(json.loads(error.body)["message"])[:500]
     except (TypeError, ValueError, KeyError):
@@ -237,7 +237,7 @@ def _line(error: Exception) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the innermost reason; urllib3 wraps it in objects whose addresses nobody wants to read."""
+    """Return the innermost reason: urllib3 wraps it in objects whose text is a memory address."""
     reason = getattr(error, "reason", None)
     if isinstance(reason, BaseException):
         return _cause(reason)

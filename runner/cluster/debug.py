@@ -1,8 +1,8 @@
-"""One job in the cluster: a Job made from the chart's suspended CronJob, with the payload in Secrets beside it.
+"""A single job in the cluster: a Job made from the chart's suspended CronJob, with the payload in Secrets.
 
-The payload never stands in the Job, whose every reader would see it for as long as the Job exists: it lies in
-Secrets that the Job owns, mounted as files, and they are deleted with it. The Job comes first, so that whatever
-ends this command in between leaves nothing that its own deadline and time to live do not remove.
+The payload is not in the Job itself, where everybody who may read Jobs would see it. It is in Secrets that the Job
+owns: they are mounted as files and deleted with the Job. The Job is created first, so that nothing outlives its
+deadline and time to live if this command is killed in between.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ COMPONENT = "debug"
 PAYLOAD_FOLDER = "/var/run/spottmee-job"
 # A Secret holds at most 1 MiB, its base64 not counted (https://kubernetes.io/docs/concepts/configuration/secret/).
 PART_BYTES = 900_000
-# etcd refuses nothing until its quota, but a job above this is no selfie; the API's photos are 5 MB.
+# etcd has room for more, but no selfie is larger; the photos of the API are about 5 MB.
 LARGEST_PAYLOAD = 32 * 1024 * 1024
 DEADLINE_SECONDS = 900
-KEPT_SECONDS = 600
+RETENTION_SECONDS = 600
 POLL_SECONDS = 0.5
-_NAME_BYTES = 63  # a Job's name becomes a label of its pods
+_NAME_BYTES = 63  # the Job's name becomes a label value of its pods
 _HIDDEN = "not shown: it may hold a selfie"
 
 Say = Callable[[str], None]
 
 
 def find_template(cluster: Cluster, release: str | None) -> Object:
-    """Return the CronJob that the chart installed as a template, or raise `ClusterError` with what to do."""
+    """Return the CronJob that the chart installed for debug runs. Raises `ClusterError` unless there is exactly one."""
     selector = {NAME_LABEL: APP, COMPONENT_LABEL: COMPONENT, **({RELEASE_LABEL: release} if release else {})}
     found = cluster.cron_jobs(selector)
     place = f"namespace {cluster.namespace} of {cluster.name}"
     if not found:
         wanted = f" of release {release}" if release else ""
         raise ClusterError(
-            f"there is no template for debug runs{wanted} in {place}: is that the namespace of the chart "
-            "(--namespace), and is its debug.enabled true?"
+            f"there is no CronJob for debug runs{wanted} in {place}: check that the chart is installed in this "
+            "namespace (--namespace) and that its value debug.enabled is true"
         )
     if len(found) > 1:
         names = ", ".join(sorted(item["metadata"]["labels"].get(RELEASE_LABEL, "?") for item in found))
-        raise ClusterError(f"several releases are installed in {place}: choose one with --release ({names})")
+        raise ClusterError(f"{place} has several releases: choose one with --release ({names})")
     return found[0]
 
 
 def job_manifest(template: Object, parts: int) -> Object:
-    """Return the Job to create from the CronJob `template`, which reads its payload from `parts` Secrets.
+    """Return the Job to create from the CronJob `template`; it reads its payload from `parts` Secrets.
 
-    Raises `ClusterError` where the template is no CronJob.
+    Raises `ClusterError` if the template is not a CronJob with a container.
     """
     try:
         base = template["spec"]["jobTemplate"]
@@ -64,19 +64,21 @@ def job_manifest(template: Object, parts: int) -> Object:
         container: Object = pod["containers"][0]
         source = template["metadata"]
     except (KeyError, IndexError, TypeError):
-        raise ClusterError("the template is no CronJob with a container") from None
+        raise ClusterError(
+            "the template is not a CronJob with a container: use the one of the chart (helm template)"
+        ) from None
     name = f"{source['name'][: _NAME_BYTES - 6].rstrip('-.')}-{secrets.token_hex(3)[:5]}"
     job["metadata"] = {
         "name": name,
         "labels": dict((base.get("metadata") or {}).get("labels") or source.get("labels") or {}),
-        # As `kubectl create job --from=cronjob/…` does: the history limits of the CronJob hold for it too.
+        # As `kubectl create job --from=cronjob/…` does: the history limits of the CronJob apply to it.
         "annotations": {"cronjob.kubernetes.io/instantiate": "manual"},
         **({"ownerReferences": [_owner(template, "CronJob", controller=True)]} if source.get("uid") else {}),
     }
     spec = job["spec"]
-    spec["backoffLimit"] = 0  # a person is watching: the first end is the outcome
+    spec["backoffLimit"] = 0  # no retries: the outcome of the first pod is shown
     spec.setdefault("activeDeadlineSeconds", DEADLINE_SECONDS)
-    spec.setdefault("ttlSecondsAfterFinished", KEPT_SECONDS)
+    spec.setdefault("ttlSecondsAfterFinished", RETENTION_SECONDS)
     container["env"] = [
         *(item for item in container.get("env") or [] if item["name"] != "RUNNER_JOB"),
         {"name": "RUNNER_JOB", "value": PAYLOAD_FOLDER},
@@ -90,16 +92,16 @@ def job_manifest(template: Object, parts: int) -> Object:
 
 
 def split(payload: bytes) -> list[bytes]:
-    """Return the payload in pieces that a Secret can hold."""
+    """Return the payload in parts that fit into a Secret."""
     if len(payload) > LARGEST_PAYLOAD:
         raise ClusterError(
-            f"the payload has {len(payload)} bytes, and a debug Job is given at most {LARGEST_PAYLOAD}: use --local"
+            f"the payload has {len(payload)} bytes; a Job in the cluster takes at most {LARGEST_PAYLOAD}: use --local"
         )
     return [payload[start : start + PART_BYTES] for start in range(0, len(payload), PART_BYTES)]
 
 
 def secret_manifest(job: Object, number: int, part: bytes) -> Object:
-    """Return the Secret with one piece of the payload; the Job owns it, where it exists already."""
+    """Return the Secret with one part of the payload. It is owned by the Job if that exists already."""
     name = job["metadata"]["name"]
     owner = [_owner(job, "Job")] if job["metadata"].get("uid") else None
     return {
@@ -116,12 +118,12 @@ def secret_manifest(job: Object, number: int, part: bytes) -> Object:
 
 
 def secret_name(job_name: str, number: int) -> str:
-    """Return the name of the Secret with piece `number` of the payload of a Job."""
+    """Return the name of the Secret with part `number` of the payload of a Job."""
     return f"{job_name}-payload-{number}"
 
 
 def dry_run(template: Object, payload: bytes) -> list[Object]:
-    """Return what would be created, the payload hidden."""
+    """Return the manifests that would be created, without the payload."""
     parts = split(payload)
     job = job_manifest(template, len(parts))
     hidden = [secret_manifest(job, number, b"") for number in range(len(parts))]
@@ -132,7 +134,7 @@ def dry_run(template: Object, payload: bytes) -> list[Object]:
 
 @dataclass(frozen=True, slots=True)
 class DebugOutcome:
-    """How a debug run ended: the Job, its pod, and the line that the run logged for the job, if it came so far."""
+    """The outcome of a debug run: the Job, its pod, and the line that the run logged for the job, if it did."""
 
     job: JobState
     pod: PodState | None
@@ -140,7 +142,7 @@ class DebugOutcome:
 
     @property
     def word(self) -> str:
-        """succeeded, gone, buried, retried, released, parked or lost, as the run says, or how the Job failed."""
+        """The outcome that the run reports (succeeded, gone, buried, retried, released, parked, lost), or failed."""
         summary = self.pod.summary if self.pod else None
         if summary and summary["claimed"]:
             endings = ("succeeded", "gone", "buried", "released", "lost", "retried", "parked")
@@ -168,15 +170,15 @@ class DebugOutcome:
         logged, pod = self.logged or {}, self.pod
         why = [str(logged.get("detail") or logged.get("reason") or "")]
         if self.word == "failed":
-            why += [self.job.reason, pod.reason if pod else "no pod was seen"]
+            why += [self.job.reason, pod.reason if pod else "the Job had no pod"]
         if (faces := logged.get("faces_found")) is not None:
             why.append(f"{faces} faces")
-        told = "; ".join(filter(None, why))
-        return f"{self.word}: {told}" if told else self.word
+        reasons = "; ".join(filter(None, why))
+        return f"{self.word}: {reasons}" if reasons else self.word
 
 
 class DebugRun:
-    """Creates the Job, follows it, and removes it when the `with` block ends, however that ends."""
+    """Creates a Job, follows it, and deletes it at the end of the `with` block, also after an error."""
 
     def __init__(self, cluster: Cluster, template: Object, payload: bytes, *, keep: bool, say: Say) -> None:
         self._cluster = cluster
@@ -184,7 +186,7 @@ class DebugRun:
         self._manifest = job_manifest(template, len(self._parts))
         self._keep = keep
         self._say = say
-        self._begun = False
+        self._created = False
         self._secrets: list[str] = []
         self._logged: Object | None = None
 
@@ -197,19 +199,19 @@ class DebugRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the payload in any case, and the Job unless it is to be kept. What cannot be removed is named."""
+        """Delete the payload, and the Job unless it is to be kept. Reports each object that cannot be deleted."""
         for name in self._secrets:
-            self._remove("secret", name, self._cluster.delete_secret)
-        if self._begun and not self._keep:
-            self._remove("job", self.name, self._cluster.delete_job)
+            self._delete("secret", name, self._cluster.delete_secret)
+        if self._created and not self._keep:
+            self._delete("job", self.name, self._cluster.delete_job)
 
     def start(self) -> None:
-        """Create the Job and its payload. Each is noted first, so that an interrupted call leaves nothing either."""
-        self._begun = True
+        """Create the Job and its payload. Each is recorded first, so that an interrupted call is cleaned up too."""
+        self._created = True
         try:
             job = self._cluster.create_job(self._manifest)
         except ClusterError:
-            self._begun = False
+            self._created = False
             raise
         for number, part in enumerate(self._parts):
             secret = secret_manifest(job, number, part)
@@ -218,20 +220,22 @@ class DebugRun:
                 self._cluster.create_secret(secret)
             except ClusterError:
                 self._secrets.pop()
-                self._keep = False  # without its payload it is of no use
+                self._keep = False  # the Job is useless without its payload
                 raise
         self._say(f"Job {self.name} created in namespace {self._cluster.namespace}")
 
-    def _remove(self, kind: str, name: str, delete: Callable[[str], None]) -> None:
+    def _delete(self, kind: str, name: str, delete: Callable[[str], None]) -> None:
         try:
             delete(name)
         except ClusterError as error:
-            self._say(f"{error}; remove it: kubectl --namespace {self._cluster.namespace} delete {kind} {name}")
+            self._say(
+                f"{error}; delete it yourself: kubectl --namespace {self._cluster.namespace} delete {kind} {name}"
+            )
 
     def follow(self, timeout_seconds: float, show: Say) -> DebugOutcome:
-        """Give the lines of the log to `show` as they come, and return the outcome.
+        """Pass each line of the log to `show`, and return the outcome.
 
-        Raises `ClusterError` when the Job has not ended after `timeout_seconds`.
+        Raises `ClusterError` if the Job has not finished after `timeout_seconds`.
         """
         deadline = time.monotonic() + timeout_seconds
         if self._started(deadline):
@@ -239,7 +243,7 @@ class DebugRun:
         return self._ended(deadline)
 
     def _show_log(self, deadline: float, show: Say) -> None:
-        """Follow the log to its end; without it the outcome can still be told."""
+        """Follow the log to its end. Its loss is reported, and does not change the outcome."""
         seconds = max(1.0, deadline - time.monotonic())
         try:
             for line in self._cluster.follow_log(self._pod_name(), self._container(), seconds):
@@ -248,40 +252,42 @@ class DebugRun:
                 if time.monotonic() > deadline:
                     return
         except ClusterError as error:
-            self._say(f"no more of its log: {error.detail}")
+            self._say(f"the log could not be followed further: {error.detail}")
 
     def _started(self, deadline: float) -> bool:
-        """Wait for the container; False where the Job ends without a start, or nothing is left to wait for."""
-        told = ""
-        for job, pod in self._looks(deadline):
+        """Wait for the container to start; return False if the Job ends before."""
+        reported = ""
+        for job, pod in self._poll(deadline):
             if pod is not None and pod["status"].get("phase") in {"Running", "Succeeded", "Failed"}:
                 return True
             if job.finished:
                 return False
             reason = waiting_reason(pod) if pod else ""
-            if reason and reason != told:
+            if reason and reason != reported:
                 self._say(f"waiting: {reason}")
-                told = reason
+                reported = reason
         return False
 
     def _ended(self, deadline: float) -> DebugOutcome:
-        for job, pod in self._looks(deadline):
+        for job, pod in self._poll(deadline):
             if job.finished:
                 return DebugOutcome(job, pod_state(pod) if pod else None, self._logged)
         raise AssertionError("unreachable")
 
-    def _looks(self, deadline: float) -> Iterator[tuple[JobState, Object | None]]:
+    def _poll(self, deadline: float) -> Iterator[tuple[JobState, Object | None]]:
         while True:
             job = job_state(self._cluster.job(self.name))
             pods = self._cluster.pods({JOB_NAME_LABEL: self.name})
             yield job, pods[0] if pods else None
             if time.monotonic() > deadline:
                 reason = waiting_reason(pods[0]) if pods else "it has no pod"
-                raise ClusterError(f"Job {self.name} has not ended in time (--timeout): {reason or 'it is running'}")
+                raise ClusterError(
+                    f"Job {self.name} has not finished in time (--timeout): {reason or 'it is still running'}"
+                )
             time.sleep(POLL_SECONDS)
 
     def _read(self, line: str) -> None:
-        """Keep the line of the log that tells how the job ended."""
+        """Keep the line of the log that reports the outcome of the job."""
         try:
             event: Any = json.loads(line)
         except ValueError:
@@ -296,11 +302,11 @@ class DebugRun:
         return str(self._manifest["spec"]["template"]["spec"]["containers"][0]["name"])
 
 
-def _owner(thing: Object, kind: str, *, controller: bool = False) -> Object:
+def _owner(item: Object, kind: str, *, controller: bool = False) -> Object:
     reference = {
         "apiVersion": "batch/v1",
         "kind": kind,
-        "name": thing["metadata"]["name"],
-        "uid": thing["metadata"]["uid"],
+        "name": item["metadata"]["name"],
+        "uid": item["metadata"]["uid"],
     }
     return {**reference, "controller": True} if controller else reference

@@ -1,4 +1,4 @@
-"""What the objects of Kubernetes say about themselves, in a word or two. Pure functions over plain dicts."""
+"""The state of Kubernetes objects: pure functions over plain dicts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from runner.cluster.api import COMPONENT_LABEL, JOB_NAME_LABEL, RELEASE_LABEL, Object
 
-# Conditions of a Job that tell its state, the telling ones first.
+# Conditions of a Job that decide its phase, the most decisive first.
 _JOB_STATES = ("Failed", "Complete", "FailureTarget", "SuccessCriteriaMet", "Suspended")
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A Job: phase is Pending, Running, Suspended, Complete or Failed; `reason` is Kubernetes' own word."""
+    """A Job: phase is Pending, Running, Suspended, Complete or Failed; `reason` is the one of its condition."""
 
     name: str
     release: str
@@ -35,7 +35,7 @@ class JobState:
 
 @dataclass(frozen=True, slots=True)
 class PodState:
-    """A pod: its phase, why it waits or how it ended, and the summary in its termination message, if any."""
+    """A pod: its phase, why it is waiting or how it ended, and the summary in its termination message, if any."""
 
     name: str
     release: str
@@ -51,7 +51,7 @@ class PodState:
 
 @dataclass(frozen=True, slots=True)
 class ScaledJobState:
-    """A ScaledJob: condition → its status and, where it is not well, KEDA's reason and message."""
+    """A ScaledJob: condition → its status and, if it is not ready, KEDA's reason and message."""
 
     name: str
     release: str
@@ -61,7 +61,7 @@ class ScaledJobState:
 
 
 def job_state(job: Object) -> JobState:
-    """Return what a Job of batch/v1 says."""
+    """Return the state of a Job of batch/v1."""
     status = job.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or [] if c.get("status") == "True"}
     deciding = next((conditions[kind] for kind in _JOB_STATES if kind in conditions), None)
@@ -82,7 +82,7 @@ def job_state(job: Object) -> JobState:
 
 
 def pod_state(pod: Object) -> PodState:
-    """Return what a pod says."""
+    """Return the state of a pod."""
     status = pod.get("status") or {}
     ended = next((s["state"]["terminated"] for s in _containers(pod) if "terminated" in (s.get("state") or {})), None)
     deleting = bool(pod["metadata"].get("deletionTimestamp"))
@@ -102,7 +102,7 @@ def pod_state(pod: Object) -> PodState:
 
 
 def scaled_job_state(scaled: Object) -> ScaledJobState:
-    """Return what a ScaledJob of keda.sh/v1alpha1 says."""
+    """Return the state of a ScaledJob of keda.sh/v1alpha1."""
     annotations = scaled["metadata"].get("annotations") or {}
     conditions = {c["type"]: _condition(c) for c in (scaled.get("status") or {}).get("conditions") or []}
     return ScaledJobState(
@@ -115,7 +115,7 @@ def scaled_job_state(scaled: Object) -> ScaledJobState:
 
 
 def waiting_reason(pod: Object) -> str:
-    """Return why a container of the pod does not run yet, with Kubernetes' sentence, or an empty text."""
+    """Return why a container of the pod is not running yet, with Kubernetes' message, or an empty string."""
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting")
         if waiting:
@@ -127,7 +127,7 @@ def waiting_reason(pod: Object) -> str:
 
 
 def summary(terminated: Object | None) -> Object | None:
-    """Return the summary that the run left as termination message, or None where there is none."""
+    """Return the summary that the run wrote as its termination message, or None."""
     try:
         found: Any = json.loads((terminated or {}).get("message") or "")
     except ValueError:
@@ -135,9 +135,9 @@ def summary(terminated: Object | None) -> Object | None:
     return found if isinstance(found, dict) and "claimed" in found else None
 
 
-def age_seconds(thing: Object) -> float | None:
-    """Return for how long the object has existed, by the clock of this machine."""
-    created = thing["metadata"].get("creationTimestamp")
+def age_seconds(item: Object) -> float | None:
+    """Return the age of the object, by the clock of this machine."""
+    created = item["metadata"].get("creationTimestamp")
     if not created:
         return None
     moment = datetime.fromisoformat(str(created))
@@ -146,12 +146,12 @@ def age_seconds(thing: Object) -> float | None:
 
 def _pod_reason(pod: Object, ended: Object | None) -> str:
     status = pod.get("status") or {}
-    if status.get("reason"):  # Evicted, NodeLost, DeadlineExceeded: of the pod as a whole
+    if status.get("reason"):  # Evicted, NodeLost, DeadlineExceeded: these concern the whole pod
         return str(status["reason"])
     if ended is not None:
         code = ended.get("exitCode")
-        word = str(ended.get("reason") or "")
-        return f"{word} (exit code {code})" if code else word
+        reason = str(ended.get("reason") or "")
+        return f"{reason} (exit code {code})" if code else reason
     return waiting_reason(pod).partition(":")[0]
 
 
@@ -162,9 +162,9 @@ def _containers(pod: Object) -> list[Object]:
 
 def _condition(condition: Object) -> str:
     status = str(condition.get("status", "Unknown"))
-    well = condition["type"] != "Ready" or status == "True"
-    return status if well else ": ".join(filter(None, [status, condition.get("reason"), condition.get("message")]))
+    healthy = condition["type"] != "Ready" or status == "True"
+    return status if healthy else ": ".join(filter(None, [status, condition.get("reason"), condition.get("message")]))
 
 
-def _label(thing: Object, name: str) -> str:
-    return str((thing["metadata"].get("labels") or {}).get(name) or "")
+def _label(item: Object, name: str) -> str:
+    return str((item["metadata"].get("labels") or {}).get(name) or "")

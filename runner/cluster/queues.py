@@ -1,4 +1,4 @@
-"""The lists of Redis as an onlooker sees them: how each stands, and the payload of one job. Nothing is changed."""
+"""Read-only access to the lists in Redis: the state of each, and the payload of one job."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis
 
 from runner.errors import CheckFailedError, SettingsError
-from runner.queue import keys
+from runner.queue import client, keys
+from runner.queue.dead_letters import DeadLetters
+from runner.queue.leases import Leased, LeaseQueue
+from runner.queue.scripts import refusals
+from runner.settings import Settings
 from runner.worker.kinds import KINDS, PHOTO
 
-if TYPE_CHECKING:
-    from redis import Redis
-
-    from runner.queue.leases import Leased, LeaseQueue
-    from runner.settings import Settings
-
-# A person is waiting: Redis is tried for this long, not for the half minute of a run.
+# An interactive command gives up sooner than a run, which keeps trying for half a minute.
 PATIENCE_SECONDS = 5.0
 _PAGE = 1000
 _MOST_LEASES = 100_000
@@ -26,7 +26,7 @@ _MOST_LEASES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ListState:
-    """One list. Times are seconds by Redis' clock; `runners` is owner → leases held, the busiest first.
+    """The state of one list. Times are seconds on Redis' clock; `runners` is owner → number of leases, highest first.
 
     `parked` counts the comparisons that wait for their album.
     """
@@ -43,65 +43,58 @@ class ListState:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Redis]:
-    """Connect to Redis for the time of the block."""
+def connection(settings: Settings) -> Iterator[Redis]:
+    """Connect to Redis for the duration of the block."""
     if not settings.redis_url:
-        raise SettingsError("REDIS_URL is missing")
-    from runner.queue import client
-
+        raise SettingsError("REDIS_URL is missing: set it to the Redis that holds the lists")
     with client.opened(replace(settings, connect_seconds=min(settings.connect_seconds, PATIENCE_SECONDS))) as redis:
         yield redis
 
 
-def look_at_lists(settings: Settings) -> list[ListState]:
-    """Return how every list stands. Raises `RedisUnreachableError` and `SettingsError`."""
-    with opened(settings) as redis:
+def read_lists(settings: Settings) -> list[ListState]:
+    """Return the state of every list. Raises `RedisUnreachableError` and `SettingsError`."""
+    with connection(settings) as redis:
         return [_state(_queue(redis, name, settings)) for name in settings.queues]
 
 
-def held_by(redis: Redis, settings: Settings, owner: str) -> list[Leased]:
-    """Return the leases of the owner's processes; `owner` is what `owner_name` gives, without the process."""
+def leases_of(redis: Redis, settings: Settings, owner: str) -> list[Leased]:
+    """Return the leases of the owner's processes; `owner` is the result of `owner_name` without the process."""
     queues = [_queue(redis, name, settings) for name in settings.queues]
     return [lease for queue in queues for lease in queue.leased(_MOST_LEASES) if lease.owner.startswith(f"{owner}/")]
 
 
-def payload_of_letter(redis: Redis, letter_id: str) -> bytes:
-    """Return the payload of a dead letter, or raise `CheckFailedError` where there is none."""
-    from runner.queue.dead_letters import DeadLetters
-
+def payload_of_dead_letter(redis: Redis, letter_id: str) -> bytes:
+    """Return the payload of a dead letter. Raises `CheckFailedError` if it no longer has one."""
     for name in KINDS:
         letters = DeadLetters(redis, name)
         payload = letters.payload(letter_id)
         if payload is not None:
             return payload
         if letters.get(letter_id) is not None:
-            raise CheckFailedError(f"dead letter {letter_id} has no payload any more: a selfie is kept for an hour")
-    raise CheckFailedError(f"there is no dead letter {letter_id}: `spottmee-worker dead list` shows them")
+            raise CheckFailedError(f"the payload of dead letter {letter_id} has expired: a selfie is kept for an hour")
+    raise CheckFailedError(f"there is no dead letter {letter_id}: `spottmee-worker dead list` shows all ids")
 
 
 def payload_of_photo(redis: Redis, photo_id: str) -> bytes:
-    """Return the job of a photo that waits, is leased or is dead, or raise `CheckFailedError`."""
+    """Return the payload of the photo's job: waiting, leased or dead. Raises `CheckFailedError` if there is none."""
     for payload in _payloads(redis, PHOTO.queue):
         if _photo_id(payload) == photo_id:
             return payload
     raise CheckFailedError(
-        f"photo {photo_id} neither waits, nor is leased, nor is dead, and the API's table holds no URL: give it with "
-        "--url"
+        f"photo {photo_id} has no job: none is waiting, leased or in the dead-letter queue. Pass the URL of the image "
+        "with --url"
     )
 
 
 def _payloads(redis: Redis, name: str) -> Iterator[bytes]:
-    """Yield every payload that Redis holds of a list. A job that moves meanwhile is met where it moves to."""
-    from runner.queue.dead_letters import DeadLetters
-    from runner.queue.scripts import refusals
-
+    """Yield all payloads of a queue, in the order in which a job moves, so that a job that moves is not missed."""
     start = 0
-    client: Any = redis
+    commands: Any = redis
     with refusals(f"reading {keys.list_key(name)} and {keys.claimed(name)}"):
-        while page := client.lrange(keys.list_key(name), start, start + _PAGE - 1):
+        while page := commands.lrange(keys.list_key(name), start, start + _PAGE - 1):
             yield from page
             start += len(page)
-        for _, payload in client.hscan_iter(keys.claimed(name), match="*:payload", count=_PAGE):
+        for _, payload in commands.hscan_iter(keys.claimed(name), match="*:payload", count=_PAGE):
             yield payload
     letters = DeadLetters(redis, name)
     for letter in letters.all():
@@ -120,8 +113,6 @@ def _photo_id(payload: bytes) -> str | None:
 
 
 def _queue(redis: Redis, name: str, settings: Settings) -> LeaseQueue:
-    from runner.queue.leases import LeaseQueue
-
     return LeaseQueue(
         redis, name, owner="onlooker", lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
     )

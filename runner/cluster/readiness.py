@@ -1,7 +1,7 @@
-"""Whether KEDA scales the lists: READY of the ScaledJobs, and why not.
+"""Checks whether KEDA can scale: the condition Ready of the ScaledJobs, and why it is not True.
 
-A ScaledJob that is not READY starts no Job, while everything else of an install looks well: KEDA's operator reads
-Redis from another namespace, through another network policy and with other credentials than the pods.
+A ScaledJob that is not ready starts no Job, although the pods of the installation work: KEDA's operator reads Redis
+from another namespace, through another network policy and with other credentials.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from runner.cluster.service_account import ServiceAccountReader
 from runner.errors import CheckFailedError, ClusterError
 from runner.output import printable
 
-# KEDA looks at a new or changed ScaledJob within seconds, and tries again for longer while Redis does not answer.
+# KEDA reconciles a new or changed ScaledJob within seconds, and retries for longer while Redis does not respond.
 READY_SECONDS, NOT_READY_SECONDS = 10.0, 30.0
 _LONGEST = 400
 
 
 class Reader(Protocol):
-    """What is read of the Kubernetes API, in one namespace. Every method raises `ClusterError`."""
+    """Read access to the Kubernetes API in one namespace. Every method raises `ClusterError`."""
 
     namespace: str
 
@@ -41,7 +41,7 @@ class Reader(Protocol):
 
 
 def open_reader(*, context: str | None, namespace: str | None) -> Reader:
-    """Return the reader for this place: the pod's own service account, or else a kubeconfig. Raises `ClusterError`."""
+    """Return a reader that uses the pod's service account, or else the kubeconfig. Raises `ClusterError`."""
     if context is None:
         try:
             return ServiceAccountReader.open(namespace)
@@ -57,10 +57,10 @@ def check(
     release: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
-    """Return the ScaledJobs, all READY: those of `names`, or without names those of the release, or of all releases.
+    """Return a list of the ScaledJobs, all of them ready: those in `names`, or else of the release, or of all releases.
 
-    KEDA is given time for those that were created or changed just now. Raises `CheckFailedError` where one is not
-    READY or does not exist, and `ClusterError`.
+    Waits for KEDA to reconcile those that were created or changed recently. Raises `CheckFailedError` if one is not
+    ready or does not exist, and `ClusterError`.
     """
     while True:
         found = _scaled_jobs(reader, names, release)
@@ -83,7 +83,7 @@ def _scaled_jobs(reader: Reader, names: Sequence[str], release: str | None) -> l
     if not found:
         of = f"of release {release} " if release else ""
         raise CheckFailedError(
-            f"no ScaledJob {of}is in namespace {reader.namespace}: name the chart's (--namespace, --release)"
+            f"there is no ScaledJob {of}in namespace {reader.namespace}: check --namespace and --release"
         )
     return found
 
@@ -98,7 +98,7 @@ def _ready(scaled: Object) -> Object:
 
 
 def _is_unsettled(scaled: Object) -> bool:
-    """Return whether KEDA's verdict may still change, because the ScaledJob did: READY stays from before an upgrade."""
+    """Return whether the condition may be outdated: after an upgrade, it keeps its old value until KEDA reconciles."""
     changed = max(_changes(scaled), default=None)
     if changed is None:
         return False
@@ -107,7 +107,7 @@ def _is_unsettled(scaled: Object) -> bool:
 
 
 def _changes(scaled: Object) -> Iterator[datetime]:
-    """Yield when the ScaledJob was created and last written by each manager, KEDA's status left out."""
+    """Yield when the ScaledJob was created, and last changed by each field manager, except in its status."""
     metadata = scaled["metadata"]
     fields = [item for item in metadata.get("managedFields") or [] if item.get("subresource") != "status"]
     for text in (metadata.get("creationTimestamp"), *(item.get("time") for item in fields)):
@@ -122,17 +122,17 @@ def _finding(scaled: Object) -> str:
 
 def _fault(reader: Reader, scaled: Object) -> str:
     name, ready = scaled["metadata"]["name"], _ready(scaled)
-    look = f"kubectl --namespace {reader.namespace} describe scaledjob {name}"
+    details = f"kubectl --namespace {reader.namespace} describe scaledjob {name}"
     if ready.get("status", "Unknown") == "Unknown" and not ready.get("message"):
         return (
-            f"{name} is not READY, because KEDA has not looked at it: is its operator running, and does it watch the "
-            f"namespace {reader.namespace}? ({look})"
+            f"{name} is not READY, because KEDA has not reconciled it: check that its operator is running and watches "
+            f"namespace {reader.namespace} (see {details})"
         )
     why = ": ".join(filter(None, (ready.get("reason"), ready.get("message"), _last_warning(reader, name))))
     places = dict.fromkeys(_addresses(scaled))
     return (
         f"{name} is not READY, so KEDA starts no Job for it ({_printable(why)}): KEDA's operator must reach Redis at "
-        f"{_printable(', '.join(places))} from its own namespace ({look})"
+        f"{_printable(', '.join(places))} from its own namespace (see {details})"
     )
 
 
@@ -143,7 +143,7 @@ def _addresses(scaled: Object) -> Iterator[str]:
 
 
 def _last_warning(reader: Reader, name: str) -> str:
-    """Return the newest warning about a trigger; KEDA's condition itself never says what Redis or DNS answered."""
+    """Return the newest warning about a trigger: KEDA's condition never includes the error of Redis or DNS."""
     try:
         events = reader.warnings(name)
     except ClusterError:
@@ -163,5 +163,5 @@ def _moment(event: Object) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return what comes from the cluster as one line without control characters."""
+    """Return text from the cluster as one line without control characters."""
     return printable(" ".join(text.split()))[:_LONGEST]

@@ -1,7 +1,7 @@
-"""The Kubernetes API as the service account of this pod may read it.
+"""Read access to the Kubernetes API with the service account of this pod.
 
-The worker's image goes without the package `kubernetes` (docs/image.md), and `helm test` runs `doctor` in that image:
-two GET requests need no client of that size. Everything else uses `runner.cluster.api`.
+The image does not contain the package `kubernetes` (docs/how-to/image.md), and `helm test` runs `doctor` in the image:
+its GET requests do not justify a client of that size. Everything else uses `runner.cluster.api`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ServiceAccountReader:
     """Reads ScaledJobs and their events in one namespace. Every method raises `ClusterError`."""
 
     def __init__(self, host: str, port: int, namespace: str, token: str, context: ssl.SSLContext | None) -> None:
-        """Keep where the API server is; without `context` the connection is plain HTTP."""
+        """Keep the address of the API server; without `context`, requests use plain HTTP."""
         self.namespace = namespace
         self.name = "in-cluster"
         self._host = host
@@ -36,27 +36,27 @@ class ServiceAccountReader:
 
     @classmethod
     def open(cls, namespace: str | None = None, folder: Path = _FOLDER) -> Self:
-        """Use the mounted token; nothing is sent yet. Raises `NoClusterError` where there is none, or no pod."""
+        """Use the mounted token; sends nothing. Raises `NoClusterError` outside of a pod, or without a token."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
         if not host or not port:
-            raise NoClusterError("not inside a pod (KUBERNETES_SERVICE_HOST is not set)")
+            raise NoClusterError("this process is not in a pod (KUBERNETES_SERVICE_HOST is not set)")
         try:
             token = (folder / "token").read_text(encoding="utf-8").strip()
             own = (folder / "namespace").read_text(encoding="utf-8").strip()
             context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
         except OSError:
-            raise NoClusterError("no token of a service account is mounted in this pod") from None
+            raise NoClusterError("this pod has no service account token mounted") from None
         return cls(host, int(port), namespace or own, token, context)
 
     def close(self) -> None:
-        """Do nothing: every request has a connection of its own."""
+        """Do nothing: every request opens its own connection."""
 
     def scaled_job(self, name: str) -> Object:
-        """Return one ScaledJob; `NotFoundError` where it does not exist, or KEDA is not installed."""
+        """Return one ScaledJob; raises `NotFoundError` if it does not exist or KEDA is not installed."""
         return self._get(f"/apis/{SCALED_JOBS[0]}/{SCALED_JOBS[1]}", f"scaledjobs/{name}", f"get scaledjobs {name}", {})
 
     def scaled_jobs(self, selector: Mapping[str, str]) -> list[Object]:
-        """Return the ScaledJobs with these labels; `NotFoundError` where KEDA is not installed."""
+        """Return the ScaledJobs with these labels; raises `NotFoundError` if KEDA is not installed."""
         labels = ",".join(f"{name}={value}" for name, value in selector.items())
         query = {"labelSelector": labels}
         found = self._get(f"/apis/{SCALED_JOBS[0]}/{SCALED_JOBS[1]}", "scaledjobs", "list scaledjobs.keda.sh", query)
@@ -84,7 +84,7 @@ class ServiceAccountReader:
         except (OSError, http.client.HTTPException) as error:
             raise ClusterError(
                 f"the Kubernetes API at {self._host}:{self._port} cannot be reached from this pod "
-                f"({type(error).__name__}): does a NetworkPolicy forbid it (networkPolicy.apiServerPorts)?"
+                f"({type(error).__name__}): check that no NetworkPolicy forbids it (networkPolicy.apiServerPorts)"
             ) from None
         finally:
             connection.close()
@@ -95,7 +95,7 @@ class ServiceAccountReader:
             raise NotFoundError(f"`{action}` in namespace {self.namespace}")
         if status in {http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN}:
             raise ClusterError(
-                f"`{action}` is forbidden in namespace {self.namespace} to the service account of this pod: "
+                f"`{action}` is forbidden in namespace {self.namespace} for the service account of this pod: "
                 "bind a Role that allows it, as the chart does for helm test"
             )
         try:
@@ -103,5 +103,5 @@ class ServiceAccountReader:
         except ValueError:
             found = None
         if status != http.HTTPStatus.OK or not isinstance(found, dict):
-            raise ClusterError(f"`{action}` in namespace {self.namespace} was refused with HTTP {status}")
+            raise ClusterError(f"`{action}` in namespace {self.namespace} failed with HTTP {status}")
         return found

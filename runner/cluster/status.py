@@ -1,23 +1,21 @@
-"""`spottmee-worker status`: how the lists stand in Redis, and what the cluster makes of them."""
+"""The status that `spottmee-worker status` shows: the lists in Redis, and the objects in the cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from runner.cli.output import columns
+from runner.cli.output import columns, duration
 from runner.cluster.api import APP, NAME_LABEL, RELEASE_LABEL, Cluster, NotFoundError, Object
 from runner.cluster.objects import JobState, PodState, ScaledJobState, job_state, pod_state, scaled_job_state
+from runner.cluster.queues import ListState
 from runner.errors import ClusterError, RunnerError
-
-if TYPE_CHECKING:
-    from runner.cluster.queues import ListState
 
 
 @dataclass
 class ClusterState:
-    """The objects of the releases in one namespace; `notes` says what could not be listed, and why."""
+    """The objects of the releases in one namespace; `notes` says which could not be listed, and why."""
 
     name: str
     namespace: str
@@ -29,7 +27,7 @@ class ClusterState:
 
 @dataclass
 class Status:
-    """Both halves; where one is missing, the error that explains it."""
+    """The state of Redis and of the cluster; for one that is missing, the error that explains it."""
 
     lists: list[ListState] = field(default_factory=list)
     redis_error: RunnerError | None = None
@@ -46,10 +44,10 @@ class Status:
         }
 
 
-def look_at_cluster(cluster: Cluster, release: str | None) -> ClusterState:
-    """Return the objects of one release, or of all in the namespace.
+def read_cluster(cluster: Cluster, release: str | None) -> ClusterState:
+    """Return the objects of one release, or of all releases in the namespace.
 
-    What may not be listed becomes a note; raises `ClusterError` where nothing could be.
+    A kind of object that cannot be listed becomes a note. Raises `ClusterError` if none can be listed.
     """
     selector = {NAME_LABEL: APP, **({RELEASE_LABEL: release} if release else {})}
     state = ClusterState(cluster.name, cluster.namespace)
@@ -70,22 +68,22 @@ def look_at_cluster(cluster: Cluster, release: str | None) -> ClusterState:
         raise errors[0]
     state.pods = listed(cluster.pods, pod_state)
     state.scaled_jobs = listed(cluster.scaled_jobs, scaled_job_state)
-    if len(errors) == 3:  # noqa: PLR2004 - everything
+    if len(errors) == 3:  # noqa: PLR2004 - all kinds
         raise errors[0]
-    for things in (state.jobs, state.pods):
-        things.sort(key=lambda thing: thing.age_seconds or 0.0)
+    for items in (state.jobs, state.pods):
+        items.sort(key=lambda item: item.age_seconds or 0.0)
     return state
 
 
 def lines(status: Status) -> Iterator[str]:
     """Yield the status as plain text."""
-    lists = ("LIST", "WAITING", "IN FLIGHT", "DUE", "PARKED", "DEAD", "OLDEST LEASE", "RUNNERS")
+    lists = ("LIST", "WAITING", "IN FLIGHT", "EXPIRED", "PARKED", "DEAD", "OLDEST LEASE", "RUNNERS")
     yield from columns([lists, *list_rows(status)])
     if status.redis_error:
-        yield f"no numbers from Redis: {status.redis_error}"
+        yield f"Redis is not available: {status.redis_error}"
     cluster = status.cluster
     if cluster is None:
-        yield f"no view of the cluster: {status.cluster_error}"
+        yield f"the cluster is not available: {status.cluster_error}"
         return
     yield ""
     yield f"namespace {cluster.namespace} of {cluster.name}"
@@ -93,7 +91,7 @@ def lines(status: Status) -> Iterator[str]:
         if rows:
             yield from columns([heading, *rows])
     if not (cluster.jobs or cluster.pods or cluster.scaled_jobs):
-        yield f"  nothing is labelled {NAME_LABEL}={APP} here"
+        yield f"  no object has the label {NAME_LABEL}={APP}: is the chart installed in this namespace?"
     yield from (f"  {note}" for note in cluster.notes)
 
 
@@ -123,7 +121,7 @@ def sections(cluster: ClusterState) -> Iterator[tuple[Sequence[str], list[Sequen
     )  # fmt: skip
     yield (
         ("JOB", "PHASE", "PODS", "AGE", "REASON"),
-        [(item.name, item.phase, f"{item.active} active, {item.succeeded} done, {item.failed} failed",
+        [(item.name, item.phase, f"{item.active} active, {item.succeeded} succeeded, {item.failed} failed",
           duration(item.age_seconds), item.reason)
          for item in cluster.jobs],
     )  # fmt: skip
@@ -131,18 +129,3 @@ def sections(cluster: ClusterState) -> Iterator[tuple[Sequence[str], list[Sequen
         ("POD", "PHASE", "NODE", "AGE", "REASON"),
         [(item.name, item.phase, item.node or "-", duration(item.age_seconds), item.reason) for item in cluster.pods],
     )
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time in the way of kubectl: 45s, 3m12s, 5h02m, 3d04h."""
-    if seconds is None:
-        return "-"
-    whole = int(seconds)
-    minutes, rest = divmod(whole, 60)
-    hours, minutes_left = divmod(minutes, 60)
-    days, hours_left = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours_left:02d}h"
-    if hours:
-        return f"{hours}h{minutes_left:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{whole}s"

@@ -195,7 +195,7 @@ def record_unseen(site: Site, recorder: Recorder) -> None:
     only = ("--show-only", "templates/scaledjobs.yaml")
     rendered = site.helm("template", "party", str(CHART), "--namespace", NAMESPACE, *only)
     site.kubectl("create", "--namespace", NAMESPACE, "--filename", "-", text=rendered)
-    assert "KEDA has not looked at it" in _settled(recorder)
+    assert "KEDA has not reconciled it" in _settled(recorder)
     recorder.write("scaled-jobs-unseen")
 
 

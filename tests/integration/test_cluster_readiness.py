@@ -74,7 +74,7 @@ def test_one_that_is_not_ready_is_named_with_kedas_own_reason(monkeypatch: pytes
 def test_without_an_operator_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     (said,) = _asked("scaled-jobs-unseen", monkeypatch)
     for name in NAMES:
-        assert f"{name} is not READY, because KEDA has not looked at it: is its operator running" in said
+        assert f"{name} is not READY, because KEDA has not reconciled it: check that its operator is running" in said
 
 
 def test_a_scaled_job_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +157,10 @@ class TestServiceAccount:
     ) -> None:
         self._mount(tmp_path, monkeypatch, trustme.CA().cert_pem.bytes(), 1)
         (tmp_path / "token").unlink()
-        with pytest.raises(NoClusterError, match="no token of a service account is mounted"):
+        with pytest.raises(NoClusterError, match="this pod has no service account token mounted"):
             ServiceAccountReader.open(folder=tmp_path)
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
-        with pytest.raises(NoClusterError, match="not inside a pod"):
+        with pytest.raises(NoClusterError, match="this process is not in a pod"):
             ServiceAccountReader.open(folder=tmp_path)
 
     def test_a_right_that_is_missing_and_a_server_that_is_away_are_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ class TestServiceAccount:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        with pytest.raises(ClusterError, match=r"127\.0\.0\.1:\d+ cannot be reached .* does a NetworkPolicy forbid it"):
+        with pytest.raises(ClusterError, match=r"127\.0\.0\.1:\d+ cannot be reached .* no NetworkPolicy forbids"):
             ServiceAccountReader("127.0.0.1", port, "recorded", "token", None).scaled_job("party-process")
 
     @staticmethod

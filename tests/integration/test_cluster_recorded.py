@@ -6,7 +6,7 @@ import base64
 import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from tests.support.recorded_api import RecordedApi, kubeconfig
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.support.run_tools import Service
 
 JOB = ("debug", "--photo", "gone", "--url", "http://x/y.jpg", "-n", "recorded")
 
@@ -115,8 +117,8 @@ def test_waiting_for_an_image_ends_in_time_and_cleans_up(
 @pytest.mark.parametrize(
     ("scene", "namespace", "sentence"),
     [
-        ("no-template", "default", "there is no template for debug runs in namespace default"),
-        ("unauthorized", "recorded", "are not accepted: log in again"),
+        ("no-template", "default", "there is no CronJob for debug runs in namespace default"),
+        ("unauthorized", "recorded", "rejects the credentials of context recorded: log in again"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -184,12 +186,17 @@ def test_an_api_server_that_is_away_is_named(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("missing", ["kubernetes", "yaml"])
+@pytest.mark.parametrize("command", [JOB, ("status", "--namespace", "default")], ids=["debug", "status"])
 def test_without_the_package_the_install_command_is_given(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    service: Service, tmp_path: Path, command: Sequence[str], missing: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "kubernetes", None)
-    assert main(list(JOB)) == 6
-    assert "pip install kubernetes" in capsys.readouterr().err
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('none', name='{missing}')", "utf-8")
+    ended = service.command(*command, PYTHONPATH=str(tmp_path))
+    assert ended.code == 6
+    assert "pip install kubernetes" in ended.output + ended.errors
+    assert "Traceback" not in ended.errors
+    assert ("process" in ended.output) == (command[0] == "status")  # the lists of Redis are shown all the same
 
 
 def test_a_context_that_does_not_exist(
@@ -208,8 +215,7 @@ def test_a_context_that_does_not_exist(
 def test_an_invalid_payload_is_refused_before_anything_is_created(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["debug", "--job", '{"id": 5}']) == 5
     assert capsys.readouterr().err == (
-        "spottmee-worker: The command did not succeed: The payload is not a valid job: "
-        "id must be a non-empty string\n"
+        "spottmee-worker: The command did not succeed: The payload is not a valid job: id must be a non-empty string\n"
     )
 
 
@@ -221,7 +227,7 @@ def test_a_log_that_cannot_be_had_costs_nothing_but_the_log(
         api.forget("/log")
         assert main([*JOB, "--json"]) == 0
     printed = capsys.readouterr()
-    assert "no more of its log: " in printed.err
+    assert "the log could not be followed further: " in printed.err
     assert json.loads(printed.out)["summary"]["claimed"] == 1
 
 

@@ -176,7 +176,7 @@ def test_debug_says_why_a_job_fails(service: Service, tmp_path: Path) -> None:
 
 
 def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, redis: Redis, tmp_path: Path) -> None:
-    from runner.cluster.queues import payload_of_letter, payload_of_photo
+    from runner.cluster.queues import payload_of_dead_letter, payload_of_photo
     from runner.errors import CheckFailedError
     from tests.support.queue_tools import push, queue_of
 
@@ -189,11 +189,11 @@ def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, r
     for lease in leases:
         queue.bury(lease, "invalid_job", "x")
     assert payload_of_photo(redis, "wanted") == payload
-    assert payload_of_letter(redis, leases[2].id) == payload
+    assert payload_of_dead_letter(redis, leases[2].id) == payload
     with pytest.raises(CheckFailedError, match="--url"):
         payload_of_photo(redis, "never seen")
     with pytest.raises(CheckFailedError, match="no dead letter"):
-        payload_of_letter(redis, "never seen")
+        payload_of_dead_letter(redis, "never seen")
     out = str(tmp_path / "x.jpg")
     ended = service.command("debug", "--local", "--dead", leases[0].id, "--out", out)
     assert (ended.code, "not valid JSON" in ended.output) == (5, True)

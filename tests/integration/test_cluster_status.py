@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.album import jpeg, landscape
-from runner.cluster.pod import run_arguments, settings_of
+from runner.cli.inspect import run_arguments, settings_of
 from tests.support.odd_server import OddServer
 from tests.support.queue_tools import push, queue_of
 
@@ -64,7 +64,7 @@ def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) 
         "WAITING",
         "IN",
         "FLIGHT",
-        "DUE",
+        "EXPIRED",
         "PARKED",
         "DEAD",
         "OLDEST",
@@ -72,14 +72,14 @@ def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) 
         "RUNNERS",
     ]
     assert lines[2].split() == ["process", "2", "0", "0", "0", "0", "-", "-"]
-    assert lines[3].startswith("no view of the cluster: ")
+    assert lines[3].startswith("the cluster is not available: ")
     assert "KUBECONFIG" in lines[3]
 
 
 def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: Path) -> None:
     none = str(tmp_path / "none")
     away = service.command("status", REDIS_URL="redis://127.0.0.1:1/0", KUBECONFIG=none, RUNNER_CONNECT_SECONDS="0.1")
-    assert (away.code, "no numbers from Redis" in away.output) == (75, True)
+    assert (away.code, "Redis is not available" in away.output) == (75, True)
     unset = service.command("status", REDIS_URL="", KUBECONFIG=none)
     assert (unset.code, "REDIS_URL is missing" in unset.output) == (2, True)
 
@@ -148,7 +148,7 @@ def test_inspect_shows_what_a_run_holds(service: Service, redis: Redis) -> None:
     assert 20 < view["memory_mib"] <= view["memory_peak_mib"] < 2000
     assert [(lease["queue"], lease["attempts"]) for lease in view["leases"]] == [("process", 1)] * 3
     assert all(0 < lease["due_seconds"] <= 30 for lease in view["leases"])
-    assert "holds 3 leases" in text.output
+    assert "3 leases" in text.output
 
 
 def test_inspect_without_a_run_says_where_to_look(service: Service) -> None:

@@ -571,7 +571,7 @@ def test_verify_and_bake_report_the_proof_and_no_warnings(tmp_path: Path, copy: 
     baked = command("bake", "--pack", "buffalo_sc", "--out", str(tmp_path / "out"))
     assert baked.returncode == 0
     assert baked.stdout.startswith("buffalo_sc baked to")
-    assert baked.stderr == "baking buffalo_sc, and proving it against InsightFace\n"  # no warning of a library
+    assert baked.stderr == "baking buffalo_sc, and verifying it against InsightFace\n"  # no warning of a library
     changed_byte(copy)
     failed = command("verify", str(copy))
     assert (failed.returncode, failed.stdout) == (4, "")

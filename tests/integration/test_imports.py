@@ -99,7 +99,7 @@ def test_a_run_loads_nothing_that_it_does_not_need(loaded: dict[str, object]) ->
     own = {name for name in names if name.startswith(("runner.", "demo", "tools"))}
     assert {f"runner.{room}" for room in ROOMS} <= own
     assert not {name for name in own if name.startswith(ELSEWHERE)}
-    assert {name for name in own if name.startswith(COMMANDS)} == {"runner.cli.run"}
+    assert {name for name in own if name.startswith(COMMANDS)} == {"runner.cli.flags", "runner.cli.run"}
 
 
 def test_the_collector_works_again_and_leaves_alone_what_the_start_up_made(loaded: dict[str, object]) -> None:

@@ -81,7 +81,7 @@ def test_list_as_a_table(dead: Dead, letters: dict[str, list[str]]) -> None:
     done = dead("list")
     assert done.returncode == 0
     lines = done.stdout.decode().splitlines()
-    assert lines[0].split() == ["ID", "QUEUE", "REASON", "ATTEMPTS", "BURIED", "BYTES", "DETAIL"]
+    assert lines[0].split() == ["ID", "QUEUE", "REASON", "ATTEMPTS", "FAILED", "BYTES", "DETAIL"]
     assert len(lines) == 6
     assert {line.split()[0] for line in lines[1:]} == {*letters["process"], *letters["compare"]}
     assert b"2 image_missing" in done.stderr
@@ -143,7 +143,7 @@ def test_a_payload_as_it_is(dead: Dead, redis: Redis, letters: dict[str, list[st
     assert (done.returncode, done.stdout) == (0, process_payload(0))
     refused = dead("show", "--payload", letters["compare"][0])
     assert (refused.returncode, refused.stdout) == (2, b"")
-    assert b"may hold a selfie" in refused.stderr
+    assert b"may contain a selfie" in refused.stderr
     push(redis, [compare_payload(9), b"\xff\x00 not JSON"])
     queue = queue_of(redis, "a")
     misplaced, broken = queue.claim(2)
@@ -151,7 +151,7 @@ def test_a_payload_as_it_is(dead: Dead, redis: Redis, letters: dict[str, list[st
     queue.bury(broken, "invalid_job", "")
     assert dead("show", "--payload", misplaced.id).returncode == 2, "a comparison on the wrong list"
     assert dead("show", "--payload", broken.id).stdout == b"\xff\x00 not JSON"
-    assert b"bytes that are no JSON object" in dead("show", broken.id).stdout
+    assert b"bytes, not a JSON object" in dead("show", broken.id).stdout
 
 
 def test_show_what_is_not_there(dead: Dead, letters: dict[str, list[str]]) -> None:
@@ -174,15 +174,15 @@ def test_requeue_by_id(dead: Dead, redis: Redis, letters: dict[str, list[str]]) 
 
 def test_requeue_by_filter_and_all(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
     dry = dead("requeue", "--reason", "image_missing", "--dry-run")
-    assert (dry.returncode, dry.stdout) == (0, b"2 of 2 letters would be requeued\n")
+    assert (dry.returncode, dry.stdout) == (0, b"2 of 2 dead letters would be requeued\n")
     assert len(places(redis).dead) == 3
-    assert dead("requeue", "--reason", "image_missing", "--limit", "1").stdout == b"1 of 1 letters requeued\n"
+    assert dead("requeue", "--reason", "image_missing", "--limit", "1").stdout == b"1 of 1 dead letters requeued\n"
     assert places(redis).waiting == [process_payload(0)], "the oldest first"
-    assert dead("requeue", "--all", "--queue", "process").stdout == b"2 of 2 letters requeued\n"
+    assert dead("requeue", "--all", "--queue", "process").stdout == b"2 of 2 dead letters requeued\n"
     assert places(redis).dead == {}
     assert len(places(redis, "compare").dead) == len(letters["compare"])
-    assert dead("requeue", "--all").stdout == b"2 of 2 letters requeued\n"
-    assert dead("requeue", "--all").stdout == b"0 of 0 letters requeued\n"
+    assert dead("requeue", "--all").stdout == b"2 of 2 dead letters requeued\n"
+    assert dead("requeue", "--all").stdout == b"0 of 0 dead letters requeued\n"
 
 
 def test_a_letter_whose_payload_is_no_longer_kept(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
@@ -191,10 +191,10 @@ def test_a_letter_whose_payload_is_no_longer_kept(dead: Dead, redis: Redis, lett
     for arguments in (["--dry-run"], []):
         done = dead("requeue", gone, kept, "nothing", *arguments)
         assert done.returncode == 5
-        assert f"{gone}: the payload is no longer kept".encode() in done.stderr
-        assert b"nothing: there is no such letter" in done.stderr
-        assert b"1 of 3 letters" in done.stdout
-    assert b"no longer kept" in dead("show", gone).stdout
+        assert f"{gone}: its payload has expired".encode() in done.stderr
+        assert b"nothing: no such dead letter" in done.stderr
+        assert b"1 of 3 dead letters" in done.stdout
+    assert b"expired" in dead("show", gone).stdout
     assert places(redis, "compare").waiting == [compare_payload(1)]
     assert dead("show", gone, "--payload").returncode == 5
 
@@ -202,13 +202,13 @@ def test_a_letter_whose_payload_is_no_longer_kept(dead: Dead, redis: Redis, lett
 def test_purge_wants_a_yes(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
     refused = dead("purge", "--all")
     assert (refused.returncode, refused.stdout) == (2, b"")
-    assert b"5 letters would be dropped for good: say --yes" in refused.stderr
+    assert b"5 dead letters would be deleted" in refused.stderr
     assert len(places(redis).dead) == 3
-    assert dead("purge", "--all", "--dry-run").stdout == b"5 of 5 letters would be purged\n"
+    assert dead("purge", "--all", "--dry-run").stdout == b"5 of 5 dead letters would be purged\n"
     done = dead("purge", "--yes", "--json", letters["process"][0], "nothing")
     assert done.returncode == 5
     assert json.loads(done.stdout)["letters"] == {letters["process"][0]: "purged", "nothing": "absent"}
-    assert dead("purge", "--yes", "--all").stdout == b"4 of 4 letters purged\n"
+    assert dead("purge", "--yes", "--all").stdout == b"4 of 4 dead letters purged\n"
     assert not list(redis.scan_iter("*:dead*")), "nothing is left of them"
 
 
@@ -229,7 +229,7 @@ def test_purge_asks_on_a_terminal(
     os.close(master)
     os.close(terminal)
     assert process.returncode == 0
-    assert b"Drop 5 dead letters and their payloads for good? [y/N]" in errors
+    assert b"Delete 5 dead letters and their payloads permanently? [y/N]" in errors
     assert sum(len(places(redis, name).dead) for name in letters) == left
 
 

@@ -308,7 +308,7 @@ def test_doctor_says_what_the_role_sees(
     assert _api_database(service)[1].endswith('table "Photo" found in schema "public"')
     elsewhere.execute("INSERT INTO \"Photo\" (id) VALUES ('theirs')")
     code, finding = _api_database(service, DATABASE_URL=_url(elsewhere))
-    assert (code, "were found in another database" in finding) == (0, True)
+    assert (code, "found the photos of this queue in another database" in finding) == (0, True)
 
 
 def test_doctor_names_the_refusal_where_the_role_may_not_read_photos(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from runner import errors
+from runner.cli.output import duration
 from runner.cluster.debug import PART_BYTES, job_manifest, split
 from runner.cluster.objects import job_state, pod_state, scaled_job_state, summary, waiting_reason
 from runner.cluster.queues import ListState
-from runner.cluster.status import ClusterState, Status, duration, lines
+from runner.cluster.status import ClusterState, Status, lines
 from runner.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +177,7 @@ def test_the_name_of_a_debug_job_leaves_room_for_its_pods() -> None:
     env = job["spec"]["template"]["spec"]["containers"][0]["env"]
     assert [item["name"] for item in env] == ["A", "RUNNER_JOB"]
     assert container["env"][0]["value"] == "old", "the template itself is left alone"
-    with pytest.raises(ClusterError, match="no CronJob"):
+    with pytest.raises(ClusterError, match="not a CronJob"):
         job_manifest({"spec": {}}, 1)
 
 

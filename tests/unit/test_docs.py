@@ -97,7 +97,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 def test_commands_on_a_page_are_understood(page: Path) -> None:
     """Also where they cannot run here: the worker's own parser takes them, and make has the targets."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    parser = cli._parser(None)
+    parser = cli._parser()
     for block in shell_blocks(page):
         text = re.sub(r" +#.*$", "", block.text.replace("\\\n", " "), flags=re.MULTILINE)
         for line in text.splitlines():

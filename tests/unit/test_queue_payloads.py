@@ -36,7 +36,7 @@ def test_a_comparison() -> None:
         ("https://h/a.jpg?X-Goog-Signature=hunter2", "https://h/a.jpg (more, not shown)"),
         ("https://h/a.jpg#hunter2", "https://h/a.jpg (more, not shown)"),
         (" HTTPS://u:hunter2@h/a", "https://h/a (more, not shown)"),
-        ("http://[hunter2", "(a URL of 15 characters that cannot be read)"),
+        ("http://[hunter2", "(a URL of 15 characters that cannot be parsed)"),
         ("data:image/jpeg;base64,hunter2", "(30 characters)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`spottmee-worker inspect`: the run of this pod, seen from a second process in its container (`kubectl exec`)."""
+"""`spottmee-worker inspect`: the run in this container, seen from a second process (`kubectl exec`)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from runner import output
 from runner import settings as settings_module
-from runner.cli.output import columns
-from runner.cluster.status import duration
+from runner.cli import COMMANDS
+from runner.cli.flags import add_setting_flags, setting_flags
+from runner.cli.output import columns, duration
+from runner.cluster.queues import connection, leases_of
 from runner.errors import CheckFailedError
-
-if TYPE_CHECKING:
-    from runner.queue.leases import Leased
-    from runner.settings import Settings
+from runner.queue.leases import Leased, owner_name
+from runner.settings import Settings
 
 _MIB = 2**20
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -26,7 +27,7 @@ _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 class RunView:
     """A run: its process, its limits, and the leases that Redis has for its owner. Times in seconds, sizes in MiB.
 
-    `seconds_left` is until it claims nothing more, `stopping_in_seconds` never negative: what it holds it finishes.
+    `seconds_left` is the time until the run stops claiming jobs, 0 afterwards: it still finishes its leases.
     """
 
     pid: int
@@ -46,34 +47,54 @@ class RunView:
         return {**asdict(self), "leases": [asdict(lease) for lease in self.leases]}
 
     def lines(self) -> Iterator[str]:
-        """Yield what a person reads."""
+        """Yield the view as plain text."""
         limit = f" of {self.memory_limit_mib} MiB" if self.memory_limit_mib else ""
-        ending = f"claims for another {duration(self.seconds_left)}" if self.seconds_left else "claims nothing more"
+        left = duration(self.seconds_left)
+        ending = f"claims jobs for another {left}" if self.seconds_left else "has stopped claiming jobs"
         yield f"run of {self.owner}: process {self.pid}, up {duration(self.seconds)}, {ending}"
         yield f"lists {', '.join(self.lists)}, at most {self.max_jobs} jobs"
-        yield f"memory {self.memory_mib} MiB{limit}, {self.memory_peak_mib} MiB at its highest; {self.threads} threads"
-        yield f"holds {len(self.leases)} leases"
+        yield f"memory {self.memory_mib} MiB{limit}, {self.memory_peak_mib} MiB at peak; {self.threads} threads"
+        yield f"{len(self.leases)} leases"
         if self.leases:
             rows = [
                 (item.queue, item.id, str(item.attempts), duration(item.since_seconds), f"{item.due_seconds:.0f}s")
                 for item in self.leases
             ]
-            yield from columns([("LIST", "LEASE", "ATTEMPT", "SINCE", "DUE IN"), *rows])
+            yield from columns([("LIST", "LEASE", "ATTEMPT", "AGE", "EXPIRES IN"), *rows])
 
 
-def look(pid: int | None) -> RunView:
+def add_parser(subparsers: Any) -> None:
+    """Add `inspect`."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help=COMMANDS["inspect"].help,
+        description="Show the run in this container: its leases, its remaining time, its memory. Changes nothing. "
+        "kubectl exec POD -- spottmee-worker inspect",
+    )
+    parser.add_argument("--pid", type=int, help="process id of the run (default: the first run in this container)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    view = view_run(args.pid)
+    if args.json:
+        output.document(view.document(), indent=2)
+    else:
+        output.lines(view.lines())
+    return 0
+
+
+def view_run(pid: int | None) -> RunView:
     """Return a view of the run with process id `pid`, or of the first one in this container.
 
-    Raises `CheckFailedError` where there is none, and what Redis raises.
+    Raises `CheckFailedError` if there is no such run, and the errors of Redis.
     """
     pid, arguments = _find(pid)
     settings = settings_of(arguments, _environment(pid))
-    from runner.cluster.queues import held_by, opened
-    from runner.queue.leases import owner_name
-
     owner = owner_name(settings.owner).rpartition("/")[0]
-    with opened(settings) as redis:
-        leases = held_by(redis, settings, owner)
+    with connection(settings) as redis:
+        leases = leases_of(redis, settings, owner)
     up = _seconds_up(pid)
     status = _status(pid)
     return RunView(
@@ -92,9 +113,7 @@ def look(pid: int | None) -> RunView:
 
 
 def settings_of(arguments: list[str], environment: Mapping[str, str]) -> Settings:
-    """Return the settings that a run with these arguments (behind `run`) and this environment has."""
-    from runner.cli.run import add_setting_flags, setting_flags
-
+    """Return the settings of a run that was started with these arguments (after `run`) and this environment."""
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
     add_setting_flags(parser)
     parsed, _ = parser.parse_known_args(arguments)
@@ -102,7 +121,7 @@ def settings_of(arguments: list[str], environment: Mapping[str, str]) -> Setting
 
 
 def run_arguments(command: list[str]) -> list[str] | None:
-    """Return what stands behind `run` in the command line of a process, or None where it is no run."""
+    """Return the arguments after `run` in the command line of a process, or None if it is not a run."""
     for index, word in enumerate(command):
         ours = Path(word).name == "spottmee-worker" or (word == "runner" and command[index - 1] == "-m")
         if ours and command[index + 1 : index + 2] == ["run"]:
@@ -121,15 +140,13 @@ def _find(pid: int | None) -> tuple[int, list[str]]:
         if arguments is not None:
             return candidate, [word for word in arguments if word]
     where = "in this container" if pid is None else f"with process id {pid}"
-    raise CheckFailedError(
-        f"there is no `spottmee-worker run` {where}: kubectl exec into a pod of a Job that is running"
-    )
+    raise CheckFailedError(f"there is no `spottmee-worker run` {where}: use kubectl exec in the pod of a running Job")
 
 
 def _environment(pid: int) -> dict[str, str]:
-    """Return the environment of the process, or this one's where it may not be read: `kubectl exec` gives the same.
+    """Return the environment of the process, or of this one, which `kubectl exec` makes the same, if it is unreadable.
 
-    A run is not dumpable (`core_dumps.py`), so only root may read it.
+    A run is not dumpable (`core_dumps.py`), so only root may read its environment.
     """
     try:
         text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
@@ -139,7 +156,7 @@ def _environment(pid: int) -> dict[str, str]:
 
 
 def _seconds_up(pid: int) -> float:
-    # proc_pid_stat(5): field 22 is the start after boot, in clock ticks; field 2 may hold spaces and brackets.
+    # proc_pid_stat(5): field 22 is the start after boot, in clock ticks; field 2 may contain spaces and parentheses.
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0]) - started

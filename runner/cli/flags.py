@@ -1,0 +1,46 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+from runner.settings import Settings
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every setting that has one."""
+    for item in fields(Settings):
+        about = item.metadata
+        if about["flag"]:
+            shown = f" (default: {about['default']})" if about["default"] else ""
+            parser.add_argument(
+                about["flag"], dest=item.name, metavar="VALUE", help=f"{about['help']} [{about['env']}]{shown}"
+            )
+
+
+def setting_flags(args: argparse.Namespace) -> dict[str, str | None]:
+    """Return the values of the flags of `add_setting_flags`, as `settings.load` takes them."""
+    return {item.name: getattr(args, item.name, None) for item in fields(Settings) if item.metadata["flag"]}
+
+
+def add_cluster_flags(
+    parser: argparse.ArgumentParser, *, release: str, default_context: str = "its current context"
+) -> None:
+    """Add the flags that choose cluster, namespace and release; `release` is the help of the last."""
+    parser.add_argument("--context", help=f"context of the kubeconfig (default: {default_context})")
+    parser.add_argument(
+        "-n", "--namespace", help="namespace in which the chart is installed (default: that of the context)"
+    )
+    parser.add_argument("--release", help=release)
+
+
+def positive_seconds(text: str) -> float:
+    """Return a number of seconds above 0, or raise `ArgumentTypeError`."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds greater than 0 (got {text!r})")
+    return seconds

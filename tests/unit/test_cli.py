@@ -1,0 +1,77 @@
+"""The command line: which modules a command imports, and that its help is complete."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from runner import cli
+
+# Writes the modules of the command line that are loaded, and heavy packages, when the help has been printed.
+CHILD = """
+import json, sys
+from runner import cli
+try:
+    cli.main(sys.argv[1:])
+except SystemExit as exit:
+    code = exit.code
+heavy = {"kubernetes", "onnxruntime", "psycopg", "redis", "rich"} & set(sys.modules)
+own = {name for name in sys.modules if name.startswith("runner.cli.")}
+print(json.dumps([code, sorted(heavy), sorted(own)]), file=sys.stderr)
+"""
+
+
+def _loaded(*arguments: str) -> tuple[int, list[str], list[str]]:
+    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=True)
+    code, heavy, own = json.loads(done.stderr.splitlines()[-1])
+    return code, heavy, own
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return {
+        name: choice
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for name, choice in action.choices.items()
+    }
+
+
+def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    below = _subcommands(parser)
+    yield from (leaf for choice in below.values() for leaf in _leaves(choice))
+    if not below:
+        yield parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["--version"], 0), ([], 2), (["unknown"], 2)],
+)
+def test_the_general_help_imports_no_command(arguments: list[str], code: int) -> None:
+    assert _loaded(*arguments) == (code, [], [])
+
+
+def test_a_command_imports_no_other_command() -> None:
+    code, heavy, own = _loaded("models", "--help")
+    assert (code, heavy, own) == (0, [], ["runner.cli.models"])
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_general_help_lists_every_command_whichever_was_typed(name: str) -> None:
+    overview = cli._parser(())
+    complete = cli._parser({name})
+    assert list(_subcommands(complete)) == list(cli.COMMANDS)
+    assert complete.format_help() == overview.format_help()
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_argument_of_a_command_has_help(name: str) -> None:
+    for parser in _leaves(_subcommands(cli._parser())[name]):
+        assert callable(parser.get_default("run")), parser.prog
+        without = [action.dest for action in parser._actions if not action.help]
+        assert without == [], parser.prog
