@@ -60,19 +60,19 @@ def _seconds(low: float, high: float) -> Callable[[str], float]:
 
 
 def _flag(value: str) -> bool:
-    word = value.strip().lower()
-    if word not in _TRUE | _FALSE:
+    text = value.strip().lower()
+    if text not in _TRUE | _FALSE:
         message = "must be true or false"
         raise ValueError(message)
-    return word in _TRUE
+    return text in _TRUE
 
 
-def _words(value: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in value.split(",") if word.strip())
+def _items(value: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in value.split(",") if item.strip())
 
 
 def _queues(value: str) -> tuple[str, ...]:
-    names = _words(value)
+    names = _items(value)
     if not names or set(names) - set(KINDS) or len(set(names)) != len(names):
         message = f"must list queues in order of precedence, each of {', '.join(KINDS)} at most once"
         raise ValueError(message)
@@ -309,7 +309,7 @@ class Settings:
     providers: tuple[str, ...] = _setting(
         "RUNNER_PROVIDERS",
         "execution providers of ONNX Runtime, of which the first available one is used; auto: tensorrt, cuda, cpu",
-        parse=_words,
+        parse=_items,
         default="auto",
     )
     batch_size: int = _setting(
@@ -327,7 +327,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = _setting(
         "RUNNER_ALLOWED_HOSTS",
         "allow list: hosts, separated by commas, whose images may be fetched even from private addresses",
-        parse=_words,
+        parse=_items,
     )
     proxy_url: str = _setting(
         "RUNNER_PROXY_URL",

@@ -50,9 +50,9 @@ def add_parser(subparsers: Any) -> None:
     sweep_parser = subparsers.add_parser(
         "sweep",
         help=COMMANDS["sweep"].help,
-        description="Remove the faces of photos that are no longer in the API's table (DATABASE_URL) and, where "
-        "REDIS_URL is set, comparisons that have waited for more than an hour: each is answered [], and its selfie is "
-        "deleted. Safe beside working runners.",
+        description="Remove the faces of photos that are no longer in the API's table (DATABASE_URL) and, if REDIS_URL "
+        "is set, comparisons that have waited for more than an hour: the result of each becomes [], and its selfie is "
+        "deleted. Safe while runners work.",
     )
     sweep_parser.add_argument("--dry-run", action="store_true", help="count only, and remove nothing")
     sweep_parser.add_argument(
@@ -146,7 +146,7 @@ def _sweep(args: argparse.Namespace) -> int:
             f"{swept.removed_faces} faces {verb}"
         )
         if expired is not None:
-            output.line(f"{expired} comparisons that had waited for more than an hour {verb}, and answered []")
+            output.line(f"{expired} comparisons that had waited for more than an hour {verb}; their result is []")
     if not settings.redis_url:
         output.problem(
             "comparisons were not checked: set REDIS_URL to remove those that have waited for more than an hour"

@@ -65,9 +65,9 @@ def add_parser(subparsers: Any) -> None:
         "URLs without credentials and query, and only size and SHA-256 of a payload that is not a JSON object.",
     )
     show.add_argument("ids", nargs="+", metavar="ID", help="ids, as shown by `dead list`")
-    output = show.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print one JSON array")
-    output.add_argument(
+    formats = show.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="print one JSON array")
+    formats.add_argument(
         "--payload",
         action="store_true",
         help="write the raw payload of one process job to standard output; refused for comparisons, and for any "
@@ -134,36 +134,35 @@ def _whole(text: str) -> int:
 @contextmanager
 def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
     settings = settings_module.load(required=("redis_url",))
-
     with opened(settings) as redis:
         yield [DeadLetters(redis, name) for name in KINDS if queue in (None, name)]
 
 
-def _matching(boxes: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, Letter]]:
+def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, Letter]]:
     """Return the dead letters that match the filters, the oldest first."""
     found = [
-        (box, letter)
-        for box in boxes
-        for letter in box.all(newer_than=args.newer, older_than=args.older or 0.0)
+        (queue, letter)
+        for queue in queues
+        for letter in queue.all(newer_than=args.newer, older_than=args.older or 0.0)
         if not args.reason or letter.reason in args.reason
     ]
     return sorted(found, key=lambda pair: pair[1].buried)
 
 
-def _find(boxes: Sequence[DeadLetters], letter_id: str) -> tuple[DeadLetters, Letter] | None:
-    for box in boxes:
-        letter = box.get(letter_id)
+def _find(queues: Sequence[DeadLetters], letter_id: str) -> tuple[DeadLetters, Letter] | None:
+    for queue in queues:
+        letter = queue.get(letter_id)
         if letter is not None:
-            return box, letter
+            return queue, letter
     return None
 
 
 def _list(args: argparse.Namespace) -> int:
-    with _open(args.queue) as boxes:
-        found = _matching(boxes, args)
+    with _open(args.queue) as queues:
+        found = _matching(queues, args)
         newest = found[::-1][: args.limit or None]
         if args.json:
-            _print_json([_document(box, letter) for box, letter in newest])
+            _print_json([_document(queue, letter) for queue, letter in newest])
             return 0
         _print_table([letter for _, letter in newest])
     reasons = Counter(letter.reason for _, letter in found)
@@ -178,21 +177,21 @@ def _show(args: argparse.Namespace) -> int:
         raise UsageError("--payload takes exactly one id")
     documents: list[dict[str, Any]] = []
     missing: list[str] = []
-    with _open() as boxes:
+    with _open() as queues:
         for letter_id in args.ids:
-            found = _find(boxes, letter_id)
+            found = _find(queues, letter_id)
             if found is None:
                 missing.append(letter_id)
                 continue
-            box, letter = found
-            payload = box.payload(letter_id)
+            queue, letter = found
+            payload = queue.payload(letter_id)
             if args.payload:
                 if payload is None:
                     raise CheckFailedError(f"the payload of dead letter {letter_id} has expired")
                 _write_payload(letter, payload)
                 return 0
             redacted = None if payload is None else shown(payload)
-            documents.append(_document(box, letter) | {"payload": redacted})
+            documents.append(_document(queue, letter) | {"payload": redacted})
     if args.json:
         _print_json(documents)
     else:
@@ -217,45 +216,51 @@ def _write_payload(letter: Letter, payload: bytes) -> None:
 
 
 def _requeue(args: argparse.Namespace) -> int:
-    with _open(args.queue) as boxes:
-        chosen, absent = _chosen(boxes, args)
+    _check_choice(args)
+    with _open(args.queue) as queues:
+        chosen, absent = _chosen(queues, args)
         outcomes = dict.fromkeys(absent, "absent")
-        for box, letter in chosen:
-            kept = box.payload_seconds(letter.id) is not None
-            outcome = (Requeued.DONE if kept else Requeued.EXPIRED) if args.dry_run else box.requeue(letter.id)
+        for queue, letter in chosen:
+            kept = queue.payload_seconds(letter.id) is not None
+            outcome = (Requeued.DONE if kept else Requeued.EXPIRED) if args.dry_run else queue.requeue(letter.id)
             outcomes[letter.id] = outcome.value
     return _report(args, outcomes, "requeued")
 
 
 def _purge(args: argparse.Namespace) -> int:
-    with _open(args.queue) as boxes:
-        chosen, absent = _chosen(boxes, args)
+    _check_choice(args)
+    with _open(args.queue) as queues:
+        chosen, absent = _chosen(queues, args)
         if chosen and not (args.dry_run or args.yes or _confirmed(len(chosen))):
             output.problem("nothing was deleted")
             return 0
         outcomes = dict.fromkeys(absent, "absent")
-        for box, letter in chosen:
-            done = args.dry_run or box.purge(letter.id)
+        for queue, letter in chosen:
+            done = args.dry_run or queue.purge(letter.id)
             outcomes[letter.id] = "purged" if done else "absent"
     return _report(args, outcomes, "purged")
 
 
 def _chosen(
-    boxes: Sequence[DeadLetters], args: argparse.Namespace
+    queues: Sequence[DeadLetters], args: argparse.Namespace
 ) -> tuple[list[tuple[DeadLetters, Letter]], list[str]]:
     """Return the dead letters to act on, the oldest first, and the ids that do not exist."""
+    if not args.ids:
+        return _matching(queues, args)[: args.limit or None], []
+    found = {letter_id: _find(queues, letter_id) for letter_id in dict.fromkeys(args.ids)}
+    chosen = sorted((pair for pair in found.values() if pair is not None), key=lambda pair: pair[1].buried)
+    return chosen[: args.limit or None], [letter_id for letter_id, pair in found.items() if pair is None]
+
+
+def _check_choice(args: argparse.Namespace) -> None:
+    """Raise `UsageError` unless the arguments choose dead letters in one way, before Redis is asked."""
     filtered = args.reason or args.older is not None or args.newer is not None
     if not (args.ids or filtered or args.all):
         raise UsageError("choose dead letters by id, by --reason, --older or --newer, or with --all")
     if args.all and (args.ids or filtered):
         raise UsageError("--all cannot be combined with ids, --reason, --older or --newer")
-    if not args.ids:
-        return _matching(boxes, args)[: args.limit or None], []
-    if filtered:
+    if args.ids and filtered:
         raise UsageError("ids cannot be combined with --reason, --older or --newer")
-    found = {letter_id: _find(boxes, letter_id) for letter_id in dict.fromkeys(args.ids)}
-    chosen = sorted((pair for pair in found.values() if pair is not None), key=lambda pair: pair[1].buried)
-    return chosen[: args.limit or None], [letter_id for letter_id, pair in found.items() if pair is None]
 
 
 def _confirmed(count: int) -> bool:
@@ -284,8 +289,8 @@ def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> 
     raise CheckFailedError(f"{len(failed)} dead letters could not be {wanted}")
 
 
-def _document(box: DeadLetters, letter: Letter) -> dict[str, Any]:
-    seconds = box.payload_seconds(letter.id)
+def _document(queue: DeadLetters, letter: Letter) -> dict[str, Any]:
+    seconds = queue.payload_seconds(letter.id)
     return asdict(letter) | {
         "since": _moment(letter.since),
         "buried": _moment(letter.buried),

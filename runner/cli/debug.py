@@ -10,7 +10,7 @@ from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.cli.flags import add_cluster_flags, positive_seconds
 from runner.cluster.queues import connection, payload_of_dead_letter, payload_of_photo
-from runner.errors import ClusterError, SettingsError
+from runner.errors import ClusterError, UsageError
 from runner.queue.private import read_payload
 from runner.settings import Settings
 
@@ -69,11 +69,11 @@ def add_parser(subparsers: Any) -> None:
 
 def _debug(args: argparse.Namespace) -> int:
     if args.url and not args.photo:
-        raise SettingsError("--url requires --photo")
+        raise UsageError("--url requires --photo")
     if args.out and not args.local:
-        raise SettingsError("--out requires --local")
+        raise UsageError("--out requires --local")
     if args.local and (args.dry_run or args.template or args.keep):
-        raise SettingsError("--local creates no Job: it cannot be combined with --dry-run, --template or --keep")
+        raise UsageError("--local creates no Job: it cannot be combined with --dry-run, --template or --keep")
     settings = settings_module.load(required=())
     payload = _payload(args, settings)
     # Each half takes up to half a second to import: ONNX Runtime and OpenCV here, the client of Kubernetes there.

@@ -10,7 +10,7 @@ import yaml
 from runner import output
 from runner.cluster.api import COMPONENT_LABEL, Cluster, Object
 from runner.cluster.debug import DebugRun, dry_run, find_template
-from runner.errors import CheckFailedError, JobError, SettingsError
+from runner.errors import CheckFailedError, JobError, UsageError
 from runner.worker.kinds import kind_of
 
 
@@ -56,12 +56,18 @@ def _read_template(name: str) -> Object:
                 documents = list(yaml.safe_load_all(file))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not valid YAML"
-        raise SettingsError(f"--template {name} cannot be read: {reason}") from None
+        raise UsageError(f"--template {name} cannot be read: {reason}") from None
     found = [item for item in documents if isinstance(item, dict) and item.get("kind") == "CronJob"]
-    debug = [item for item in found if (item["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == "debug"]
-    if not (chosen := debug or found):
-        raise SettingsError(f"--template {name} contains no CronJob: pass the output of `helm template`")
+    if not (chosen := list(filter(_is_for_debug_runs, found)) or found):
+        raise UsageError(f"--template {name} contains no CronJob: pass the output of `helm template`")
     return dict(chosen[0])
+
+
+def _is_for_debug_runs(cron_job: Object) -> bool:
+    try:
+        return bool(cron_job["metadata"]["labels"][COMPONENT_LABEL] == "debug")
+    except (IndexError, KeyError, TypeError):  # it may be any YAML
+        return False
 
 
 def _dry_run(template: Object, payload: bytes, args: argparse.Namespace) -> int:

@@ -122,8 +122,8 @@ def settings_of(arguments: list[str], environment: Mapping[str, str]) -> Setting
 
 def run_arguments(command: list[str]) -> list[str] | None:
     """Return the arguments after `run` in the command line of a process, or None if it is not a run."""
-    for index, word in enumerate(command):
-        ours = Path(word).name == "spottmee-worker" or (word == "runner" and command[index - 1] == "-m")
+    for index, argument in enumerate(command):
+        ours = Path(argument).name == "spottmee-worker" or (argument == "runner" and command[index - 1] == "-m")
         if ours and command[index + 1 : index + 2] == ["run"]:
             return command[index + 2 :]
     return None
@@ -138,7 +138,7 @@ def _find(pid: int | None) -> tuple[int, list[str]]:
             continue
         arguments = run_arguments(command)
         if arguments is not None:
-            return candidate, [word for word in arguments if word]
+            return candidate, [argument for argument in arguments if argument]
     where = "in this container" if pid is None else f"with process id {pid}"
     raise CheckFailedError(f"there is no `spottmee-worker run` {where}: use kubectl exec in the pod of a running Job")
 

@@ -33,10 +33,10 @@ def draw(status: Status) -> RenderableType:
     lists = ("List", "Waiting", "In flight", "Expired", "Parked", "Dead", "Oldest lease", "Runners")
     parts.append(_table(f"Lists at {time.strftime('%H:%M:%S')}", lists, list_rows(status)))
     if status.redis_error:
-        parts.append(Text(f"Redis is not available: {status.redis_error}", style="red"))
+        parts.append(Text(f"lists: {status.redis_error}", style="red"))
     cluster = status.cluster
     if cluster is None:
-        parts.append(Text(f"the cluster is not available: {status.cluster_error}", style="yellow"))
+        parts.append(Text(f"cluster: {status.cluster_error}", style="yellow"))
         return Group(*parts)
     parts.append(Text(f"\nnamespace {printable(f'{cluster.namespace} of {cluster.name}')}", style="bold"))
     parts += [_table("", heading, rows) for heading, rows in sections(cluster) if rows]

@@ -55,18 +55,21 @@ def find_template(cluster: Cluster, release: str | None) -> Object:
 def job_manifest(template: Object, parts: int) -> Object:
     """Return the Job to create from the CronJob `template`; it reads its payload from `parts` Secrets.
 
-    Raises `ClusterError` if the template is not a CronJob with a container.
+    Raises `ClusterError` if the template, which may be any YAML, is not a CronJob with a container.
     """
     try:
-        base = template["spec"]["jobTemplate"]
-        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": copy.deepcopy(base["spec"])}
-        pod: Object = job["spec"]["template"]["spec"]
-        container: Object = pod["containers"][0]
-        source = template["metadata"]
-    except (KeyError, IndexError, TypeError):
+        return _job_manifest(template, parts)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise ClusterError(
             "the template is not a CronJob with a container: use the one of the chart (helm template)"
         ) from None
+
+
+def _job_manifest(template: Object, parts: int) -> Object:
+    source, base = template["metadata"], template["spec"]["jobTemplate"]
+    job: Object = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": copy.deepcopy(base["spec"])}
+    pod: Object = job["spec"]["template"]["spec"]
+    container: Object = pod["containers"][0]
     name = f"{source['name'][: _NAME_BYTES - 6].rstrip('-.')}-{secrets.token_hex(3)[:5]}"
     job["metadata"] = {
         "name": name,

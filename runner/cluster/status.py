@@ -80,10 +80,10 @@ def lines(status: Status) -> Iterator[str]:
     lists = ("LIST", "WAITING", "IN FLIGHT", "EXPIRED", "PARKED", "DEAD", "OLDEST LEASE", "RUNNERS")
     yield from columns([lists, *list_rows(status)])
     if status.redis_error:
-        yield f"Redis is not available: {status.redis_error}"
+        yield f"lists: {status.redis_error}"
     cluster = status.cluster
     if cluster is None:
-        yield f"the cluster is not available: {status.cluster_error}"
+        yield f"cluster: {status.cluster_error}"
         return
     yield ""
     yield f"namespace {cluster.namespace} of {cluster.name}"

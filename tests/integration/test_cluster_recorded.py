@@ -31,6 +31,11 @@ def _scene(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordedApi]:
         assert api.unknown == []
 
 
+def _cron_job(*, name: object, **container: object) -> dict[str, Any]:
+    pod = {"spec": {"containers": [{"name": "runner", **container}]}}
+    return {"kind": "CronJob", "metadata": {"name": name}, "spec": {"jobTemplate": {"spec": {"template": pod}}}}
+
+
 def _bodies(api: RecordedApi, kind: str) -> list[Any]:
     return [body for _, _, body in api.requests if body and body.get("kind") == kind]
 
@@ -210,6 +215,31 @@ def test_a_context_that_does_not_exist(
     errors = capsys.readouterr().err.splitlines()
     assert "context other" in errors[0]
     assert "no usable kubeconfig" in errors[1]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"kind": "CronJob"},
+        {"kind": "CronJob", "metadata": None, "spec": 3},
+        {"kind": "CronJob", "metadata": [1]},
+        {"kind": "CronJob", "metadata": {"name": 5, "labels": [1]}, "spec": {"jobTemplate": 5}},
+        _cron_job(name=5),
+        _cron_job(name="x", env=3),
+        _cron_job(name="x", env=[{"value": "1"}]),
+        _cron_job(name="x", env=[3]),
+        _cron_job(name="x", volumeMounts=3),
+    ],
+)
+def test_a_template_with_a_wrong_shape_is_reported_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, template: object
+) -> None:
+    file = tmp_path / "template.yaml"
+    file.write_text(json.dumps(template), encoding="utf-8")
+    assert main([*JOB, "--dry-run", "--template", str(file)]) == 6
+    error = capsys.readouterr().err
+    assert "the template is not a CronJob with a container" in error
+    assert error.count("\n") == 1
 
 
 def test_an_invalid_payload_is_refused_before_anything_is_created(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,14 +72,14 @@ def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) 
         "RUNNERS",
     ]
     assert lines[2].split() == ["process", "2", "0", "0", "0", "0", "-", "-"]
-    assert lines[3].startswith("the cluster is not available: ")
+    assert lines[3].startswith("cluster: No Kubernetes cluster is available")
     assert "KUBECONFIG" in lines[3]
 
 
 def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: Path) -> None:
     none = str(tmp_path / "none")
     away = service.command("status", REDIS_URL="redis://127.0.0.1:1/0", KUBECONFIG=none, RUNNER_CONNECT_SECONDS="0.1")
-    assert (away.code, "Redis is not available" in away.output) == (75, True)
+    assert (away.code, "lists: Redis is unavailable" in away.output) == (75, True)
     unset = service.command("status", REDIS_URL="", KUBECONFIG=none)
     assert (unset.code, "REDIS_URL is missing" in unset.output) == (2, True)
 

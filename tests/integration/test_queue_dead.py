@@ -252,6 +252,12 @@ def test_bad_input(dead: Dead, letters: dict[str, list[str]], redis: Redis, argu
     assert sum(len(places(redis, name).dead) for name in letters) == 5
 
 
+@pytest.mark.parametrize("action", ["requeue", "purge"])
+def test_arguments_are_checked_before_redis_is_asked(dead: Dead, action: str) -> None:
+    for arguments in ([], ["--all", "some-id"], ["--all", "--reason", "x"], ["some-id", "--older", "1s"]):
+        assert dead(action, *arguments, url="redis://127.0.0.1:1").returncode == 2
+
+
 def test_a_server_that_cannot_be_used(dead: Dead) -> None:
     for url, code in (
         ("redis://u:hunter2@127.0.0.1:1", 75),
