@@ -56,14 +56,15 @@ def add_parser(subparsers: Any) -> None:
     )
     sweep_parser.add_argument("--dry-run", action="store_true", help="count only, and remove nothing")
     sweep_parser.add_argument(
-        "--all", action="store_true", help="remove embeddings even if the API's table contains no photo at all"
+        "--all", action="store_true", help="remove embeddings even of all photos, or of more than --max-share"
     )
     sweep_parser.add_argument(
         "--max-share",
         type=_percent,
         default=10.0,
         metavar="PERCENT",
-        help="refuse to remove more than this share of the photos, if there are 100 or more (default: %(default)g)",
+        help="remove nothing if more than 100 photos, and more than this share of all, would be removed (default: "
+        "%(default)g)",
     )
     sweep_parser.add_argument("--json", action="store_true", help="print one JSON object")
     sweep_parser.set_defaults(run=_sweep)
