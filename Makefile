@@ -160,10 +160,11 @@ image-base: $(INSTALLED) ## Create a stand-in for BASE from Debian packages (as 
 image-test: setup ## Build the image and test it in containers (as root; packages of tests/image/apt.txt; IMAGE_BASE)
 	@IMAGE_BASE='$(IMAGE_BASE)' $(BIN)/python -m pytest tests/image
 
-# onnxruntime asks for sympy (86 MB with mpmath) for a tool that no run uses: the image goes without.
+# onnxruntime asks for sympy (86 MB with mpmath) for a tool that no run uses, and pi-heif for Pillow (22 MB), which its
+# compiled module does not need: the image goes without.
 RESOLVE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 OURS := --override requirements/overrides.in --no-emit-package opencv-python
-LEAN := --no-emit-package sympy --no-emit-package mpmath
+LEAN := --no-emit-package sympy --no-emit-package mpmath --no-emit-package pillow
 
 .PHONY: lock
 lock: ## Resolve and pin all packages again (needs uv)
