@@ -71,6 +71,22 @@ def _items(value: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in value.split(",") if item.strip())
 
 
+def _ports(value: str) -> tuple[tuple[int, int], ...]:
+    """Return ranges of ports, each with its first and its last: "9000,8000-8099" has two."""
+    ranges = []
+    for word in _items(value):
+        first, dash, last = word.partition("-")
+        try:
+            low, high = int(first), int(last if dash else first)
+        except ValueError:
+            low, high = 0, 0
+        if not 1 <= low <= high <= 65535:  # noqa: PLR2004 - TCP
+            message = "must be ports or ranges of ports from 1 to 65535, such as 9000 or 8000-8099, separated by commas"
+            raise ValueError(message)
+        ranges.append((low, high))
+    return tuple(ranges)
+
+
 def _queues(value: str) -> tuple[str, ...]:
     names = _items(value)
     if not names or set(names) - set(KINDS) or len(set(names)) != len(names):
@@ -329,6 +345,12 @@ class Settings:
         "allow list: hosts, separated by commas, whose images may be fetched even from private addresses",
         parse=_items,
     )
+    allowed_ports: tuple[tuple[int, int], ...] = _setting(
+        "RUNNER_ALLOWED_PORTS",
+        "ports of image servers besides 80 and 443, separated by commas, such as 9000 or 8000-8099; "
+        "RUNNER_ALLOW_PRIVATE_URLS allows every port",
+        parse=_ports,
+    )
     proxy_url: str = _setting(
         "RUNNER_PROXY_URL",
         "HTTP proxy for image requests; the variables HTTP_PROXY and HTTPS_PROXY are ignored",
@@ -357,13 +379,14 @@ class Settings:
         "RUNNER_MAX_IMAGE_BYTES",
         "maximum size of an image in bytes",
         parse=_whole(1, 2**31),
-        default="33554432",
+        default="104857600",
     )
     max_pixels: int = _setting(
         "RUNNER_MAX_PIXELS",
-        "maximum size of an image in pixels (width times height, read from its header before decoding)",
+        "maximum size of an image in pixels (width times height, read from its header before decoding); formats whose "
+        "decoder takes more than 6 bytes a pixel may have fewer",
         parse=_whole(1, 2**30),
-        default="100000000",
+        default="210000000",
     )
     max_faces: int = _setting(
         "RUNNER_MAX_FACES",
@@ -461,7 +484,7 @@ def _with_credentials(url: str, values: Mapping[str, Any]) -> str:
 def _empty(name: str) -> object:
     if name == "model_dir":
         return default_model_dir()
-    return () if name == "allowed_hosts" else ""
+    return () if name in ("allowed_hosts", "allowed_ports") else ""
 
 
 def postgres_conninfo(url: str) -> tuple[str, str | None]:

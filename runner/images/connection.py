@@ -1,4 +1,4 @@
-"""A connection to one checked address, under the name that it was found by, through a proxy where a setting says so."""
+"""A connection to one checked address, with the host name that resolved to it, through a proxy where one is set."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from runner.errors import FetchError, SettingsError
+from runner.images.urls import Target
 
 if TYPE_CHECKING:
-    import ssl
-
-    from runner.images.urls import Target
+    import ssl  # a run without https does not load it here
 
 _OK = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy, and the headers that it wants (with a password in them)."""
+    """An HTTP proxy, and the headers that it requires (they may contain a password)."""
 
     host: str
     port: int
@@ -34,7 +33,7 @@ class Proxy:
 
     @classmethod
     def from_url(cls, url: str) -> Proxy:
-        """Read RUNNER_PROXY_URL. Raises `SettingsError`, without the URL: it may hold a password."""
+        """Parse RUNNER_PROXY_URL. Raises `SettingsError`, without the URL: it may contain a password."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port or 80
@@ -50,7 +49,7 @@ class Proxy:
 
 
 class Connection(http.client.HTTPConnection):
-    """Connects to `address` alone: neither a name is looked up again nor a lost connection opened anew."""
+    """Connects to `address` alone: it never resolves a name, and never reconnects."""
 
     auto_open = 0
 
@@ -72,13 +71,13 @@ class Connection(http.client.HTTPConnection):
         self._proxy = proxy
         self._peer = (proxy_address, proxy.port) if proxy else (address, target.port)
         self._timed_out = False
-        # http.client forgets the socket when an answer will end with the connection, and reads on from it.
+        # http.client drops its reference when a response ends with the connection, and reads on from the socket.
         self._connected: socket.socket | None = None
 
     def serves(self, target: Target) -> bool:
         """Return whether a request for `target` may go over this connection.
 
-        A server that has closed it, or has said more than it was asked for, makes it unusable.
+        It may not where the server has closed it, or has sent anything beyond its response.
         """
         if self.sock is None or self._served != (target.scheme, target.host, target.port):
             return False
@@ -90,18 +89,18 @@ class Connection(http.client.HTTPConnection):
         return not poll.poll(0)
 
     def connect(self) -> None:
-        """Connect, open the tunnel where there is a proxy, and greet by TLS under the name of the URL."""
+        """Connect, open the tunnel where there is a proxy, and do the TLS handshake for the host name of the URL."""
         self.sock = socket.socket(socket.AF_INET6 if ":" in self._peer[0] else socket.AF_INET, socket.SOCK_STREAM)
         self._connected = self.sock
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._peer)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._proxy:
-            # Also for http: a proxy that is asked for the address itself has to put it in place of the Host header.
+            # Also for http: a proxy that is asked for a URL with the address must replace the Host header by it.
             self._open_tunnel(self._proxy)
         if self._tls is None:
             return
-        # The greeting comes after the assignment: `until` must find the socket that is waited for.
+        # The handshake follows the assignment: `until` must find the socket that it waits for.
         self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._name, do_handshake_on_connect=False)
         self._connected = self.sock
         self.sock.do_handshake()
@@ -110,25 +109,25 @@ class Connection(http.client.HTTPConnection):
         lines = [f"CONNECT {self._authority} HTTP/1.1", f"Host: {self._authority}"]
         lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
         self.sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
-        answer = http.client.HTTPResponse(self.sock, method="CONNECT")
+        response = http.client.HTTPResponse(self.sock, method="CONNECT")
         try:
-            answer.begin()
+            response.begin()
         finally:
-            answer.close()
-        if answer.status != _OK:
-            raise FetchError(f"the proxy answers {answer.status} to a tunnel to {self._name} ({self._address})")
+            response.close()
+        if response.status != _OK:
+            raise FetchError(f"the proxy responds {response.status} to CONNECT for {self._name} ({self._address})")
 
     def limit(self, seconds: float) -> None:
-        """Wait at most this long for each step from now on."""
+        """Set the time limit of each further operation, in seconds."""
         self.timeout = seconds
         if self.sock is not None:
             self.sock.settimeout(seconds)
 
     @contextmanager
     def until(self, deadline: float) -> Iterator[None]:
-        """Cut the connection at `deadline` (of `time.monotonic`): a byte now and then restarts every other limit.
+        """Shut the connection down at `deadline` (of `time.monotonic`): single bytes restart every other time limit.
 
-        Whatever that breaks in the block is raised as `TimeoutError`.
+        Whatever fails in the block because of that is raised as `TimeoutError`.
         """
         remaining = deadline - time.monotonic()
         if remaining <= 0:
@@ -144,11 +143,11 @@ class Connection(http.client.HTTPConnection):
             raise
         finally:
             timer.cancel()
-        if self._timed_out:  # a body without a length seems complete when it is cut
+        if self._timed_out:  # a body without a length seems complete when it is cut off
             raise TimeoutError
 
     def _cut(self) -> None:
         self._timed_out = True
         if self._connected is not None:
-            with suppress(OSError):  # the plain method: a TLS socket's own one takes its state from under the reader
+            with suppress(OSError):  # not a TLS socket's own method, which removes the state that the reader uses
                 socket.socket.shutdown(self._connected, socket.SHUT_RDWR)

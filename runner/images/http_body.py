@@ -1,20 +1,17 @@
 """The body of an HTTP response, bounded in bytes.
 
-http.client's own reader of chunks takes `-1` for a length and then reads until the connection ends, whatever the
-amount that was asked for; so chunked bodies are read here.
+http.client accepts a chunk of length `-1` and then reads until the connection ends, whatever the amount that was asked
+for, so chunked bodies are read here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from http.client import HTTPResponse
+from io import BufferedReader
 
 from runner.errors import FetchError, ImageTooManyBytesError
-
-if TYPE_CHECKING:
-    from http.client import HTTPResponse
-    from io import BufferedReader
 
 PIECE = 65_536
 _MOST_LINE = 4096
@@ -22,41 +19,41 @@ _MOST_TRAILERS = 100
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\n]*)?\r?\n")  # RFC 9112, section 7.1
 
 
-def read(answer: HTTPResponse, host: str, limit: int) -> bytes:
-    """Return the body of `answer`, at most `limit` bytes.
+def read(response: HTTPResponse, host: str, limit: int) -> bytes:
+    """Return the body of `response`, at most `limit` bytes.
 
-    Raises `ImageTooManyBytesError`, `FetchError` for a body that is cut off or malformed, and what sockets raise.
+    Raises `ImageTooManyBytesError`, `FetchError` for a body that is cut off or malformed, and the errors of sockets.
     """
-    if (answer.length or 0) > limit:
-        raise ImageTooManyBytesError(f"{host} announces {answer.length}, {limit} allowed")
-    encoding = answer.headers.get("Content-Encoding", "").strip().lower()
+    if (response.length or 0) > limit:
+        raise ImageTooManyBytesError(f"{host} announces {response.length} bytes, {limit} allowed")
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity"):  # the request asked for identity alone
         raise FetchError(f"{host} responds with a content encoding that was not requested")
     parts: list[bytes] = []
     received = 0
-    for piece in _pieces(answer, host):
+    for piece in _pieces(response, host):
         received += len(piece)
         if received > limit:
-            raise ImageTooManyBytesError(f"{host} sends more than the {limit} allowed")
+            raise ImageTooManyBytesError(f"{host} sends more than the {limit} bytes allowed")
         parts.append(piece)
     return b"".join(parts)
 
 
-def _pieces(answer: HTTPResponse, host: str) -> Iterator[bytes]:
-    if answer.chunked:
-        yield from _chunks(answer.fp, host)
+def _pieces(response: HTTPResponse, host: str) -> Iterator[bytes]:
+    if response.chunked:
+        yield from _chunks(response.fp, host)
         return
-    while piece := answer.read(PIECE):
+    while piece := response.read(PIECE):
         yield piece
-    if answer.length:
-        raise FetchError(f"{host} closed the connection {answer.length} bytes too early")
+    if response.length:
+        raise FetchError(f"{host} closed the connection {response.length} bytes too early")
 
 
 def _chunks(stream: BufferedReader, host: str) -> Iterator[bytes]:
     while True:
         shape = _CHUNK_SIZE.fullmatch(stream.readline(_MOST_LINE))
         if shape is None:
-            raise FetchError(f"{host} sends chunks that are none")
+            raise FetchError(f"{host} sends a malformed chunked encoding")
         left = int(shape[1], 16)
         if left == 0:
             break
@@ -74,4 +71,4 @@ def _chunks(stream: BufferedReader, host: str) -> Iterator[bytes]:
             return
         if not line.endswith(b"\n"):
             break
-    raise FetchError(f"{host} does not end its chunks")
+    raise FetchError(f"{host} does not end its chunked encoding")

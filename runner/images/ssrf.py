@@ -1,4 +1,4 @@
-"""Which addresses images may be fetched from: public ones, unless a setting says otherwise."""
+"""SSRF protection: images are fetched from public addresses alone, unless a setting allows others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from runner.errors import FetchError, FetchTimeoutError, ForbiddenUrlError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that has been given out of IPv6 (IANA: IPv6 address space)
-# Ranges that carry an IPv4 address: where it leads is judged.
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all of IPv6 that is allocated (IANA: IPv6 address space)
+# Ranges that embed an IPv4 address, which is checked instead.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: the upper half of the interface identifier
-# What Python's tables leave out, in all its versions or in some.
+# Ranges that Python's tables leave out, in some versions or in all.
 _REFUSED_4 = tuple(
     ipaddress.IPv4Network(network)
     for network in (
@@ -36,18 +36,18 @@ _REFUSED_6 = tuple(
 
 
 def is_public(address: Address) -> bool:
-    """Return whether `address`, and the IPv4 address that it may carry, is one of the public internet."""
+    """Return whether `address`, or the IPv4 address that it embeds, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv4Address):
         refused = any(address in network for network in _REFUSED_4)
         return address.is_global and not (refused or address.is_multicast or address.is_reserved)
-    inner = _carried(address)
+    inner = _embedded(address)
     if inner is not None:
         return is_public(inner)
     return address in _UNICAST and not any(address in network for network in _REFUSED_6)
 
 
-def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that a mapped, 6to4, NAT64 or ISATAP address leads to."""
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that a mapped, 6to4, NAT64 or ISATAP address embeds."""
     number = int(address)
     if address in _NAT64 or (number >> 32 & 0xFFFFFFFF) in _ISATAP:
         return ipaddress.IPv4Address(number & 0xFFFFFFFF)
@@ -55,39 +55,39 @@ def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def resolve(host: str, port: int, *, allow_private: bool, seconds: float) -> list[str]:
-    """Return the addresses of `host`, to be connected to as they are: there is no second resolution.
+    """Return the addresses of `host`, to connect to without resolving it again (protection from DNS rebinding).
 
-    Raises `ForbiddenUrlError` when any of them is not public (a name with one public and one internal address is
-    how a check is got around), `FetchError` when the name does not resolve, and `FetchTimeoutError` when that takes
-    longer than `seconds`.
+    Raises `ForbiddenUrlError` when any of them is not public (a name with a public and an internal address is a way
+    around such checks), `FetchError` when the name does not resolve, and `FetchTimeoutError` when that takes longer
+    than `seconds`.
     """
     addresses = _look_up(host, port, seconds)
     for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
         if not allow_private and ("%" in text or not is_public(address)):
             raise ForbiddenUrlError(
-                f"{host} leads to {address}, which is no public address (RUNNER_ALLOW_PRIVATE_URLS, "
-                "RUNNER_ALLOWED_HOSTS)"
+                f"{host} resolves to {address}, which is not a public address: add the host to RUNNER_ALLOWED_HOSTS, "
+                "or set RUNNER_ALLOW_PRIVATE_URLS"
             )
     return addresses
 
 
 def _look_up(host: str, port: int, seconds: float) -> list[str]:
-    """Ask the system's resolver. It knows no time limit, so a thread of its own asks, and is left behind if need be."""
+    """Ask the system's resolver, in a thread that is abandoned after `seconds`: the resolver has no time limit."""
     answers: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
-        except (OSError, ValueError):  # ValueError: what the resolver's own encoding refuses
+        except (OSError, ValueError):  # ValueError: names that its encoding refuses
             answers.put(None)
 
     threading.Thread(target=ask, name="resolver", daemon=True).start()
     try:
         addresses = answers.get(timeout=max(seconds, 0.0))
     except queue.Empty:
-        raise FetchTimeoutError(f"{host}, at the look-up of its name") from None
+        raise FetchTimeoutError(f"{host}: resolving its name") from None
     if not addresses:
         raise FetchError(f"the name {host} does not resolve")
     return addresses

@@ -1,8 +1,8 @@
-"""From an `imageUrl` of the wire to what is asked of a server.
+"""From an `imageUrl` of a payload to the request for it.
 
-The API does not encode file names: spaces, `#`, `?`, `%` and non-Latin letters stand in the path as they are
-(docs/reference/contract.md, Lists). A signed or already encoded URL looks the same, so an ambiguous one has two
-readings, tried in turn: first every such character as a part of the file name, then as in any other URL.
+The API does not encode file names (docs/reference/contract.md): spaces, tabs, `#`, `?`, `%` and non-Latin letters are
+in the path as they are. A signed or already encoded URL looks the same, so an ambiguous one has two readings, tried in
+turn: first with every such character as a part of the file name, then as any other URL.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from runner.errors import ForbiddenUrlError
 
 _SHAPE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#\\]+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
-_UNSENDABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")  # control characters, halves of surrogate pairs
+# Control characters but the tab, which the API keeps in a file name's extension, and halves of surrogate pairs.
+_UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udfff]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s%]+)(?::([0-9]{0,5}))?")
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -29,7 +30,7 @@ _QUERY = _PATH + "?%"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Scheme, host, port, and the path (with its query) in the form that a request line takes."""
+    """Scheme, host, port, and the path with its query, encoded for a request line."""
 
     scheme: str
     host: str
@@ -44,15 +45,15 @@ class Target:
 
 
 def readings(url: str) -> list[Target]:
-    """Return the one or two readings of `url`, the one by the contract first. Raises `ForbiddenUrlError`."""
+    """Return the one or two readings of `url`, that of the API first. Raises `ForbiddenUrlError`."""
     url = url.lstrip(" ")
     if len(url) > MOST_CHARACTERS:
         raise ForbiddenUrlError(f"it is longer than {MOST_CHARACTERS} characters")
     if _UNSENDABLE.search(url):
-        raise ForbiddenUrlError("it holds a control character")
+        raise ForbiddenUrlError("it contains a control character")
     shape = _SHAPE.fullmatch(url)
     if shape is None:
-        raise ForbiddenUrlError("it is no http:// or https:// URL with a host")
+        raise ForbiddenUrlError("it is not an http:// or https:// URL with a host")
     scheme = shape["scheme"].lower()
     host, port = _authority(shape["authority"], scheme)
     rest = shape["rest"] if shape["rest"].startswith("/") else f"/{shape['rest']}"
@@ -66,37 +67,37 @@ def readings(url: str) -> list[Target]:
 
 def _authority(text: str, scheme: str) -> tuple[str, int]:
     if "@" in text:
-        raise ForbiddenUrlError("it carries a user or a password")
+        raise ForbiddenUrlError("it contains a user name or a password")
     shape = _AUTHORITY.fullmatch(text)
     if shape is None:
         raise ForbiddenUrlError("its host is malformed")
     port = int(shape[2]) if shape[2] else _DEFAULT_PORTS[scheme]
     if not 1 <= port <= 65535:  # noqa: PLR2004 - TCP
-        raise ForbiddenUrlError("its port is none")
+        raise ForbiddenUrlError("its port is not between 1 and 65535")
     return host_name(shape[1]), port
 
 
 def host_name(text: str) -> str:
-    """Return the one spelling of a host under which it is looked up and compared: ASCII, lower case, no last dot.
+    """Return a host in the form in which it is resolved and compared: ASCII (IDNA), lower case, without a last dot.
 
-    An IPv6 address may stand in brackets. Raises `ForbiddenUrlError`.
+    An IPv6 address may be in brackets. Raises `ForbiddenUrlError`.
     """
     if ":" in text:
         try:
             return str(IPv6Address(text.removeprefix("[").removesuffix("]")))
         except ValueError:
             raise ForbiddenUrlError("its host is malformed") from None
-    if len(text) > MOST_HOST_CHARACTERS:  # before Python's encoder, which is slow on long names
+    if len(text) > MOST_HOST_CHARACTERS:  # checked first: Python's encoder is slow on long names
         raise ForbiddenUrlError("its host is too long")
     try:
         host = text.encode("idna").decode("ascii").lower().rstrip(".")
     except UnicodeError:
-        raise ForbiddenUrlError("its host is no name that can be looked up") from None
-    if not _HOST.fullmatch(host):  # some letters turn into "/", "@" or "?" by their compatibility forms
-        raise ForbiddenUrlError("its host is no name that can be looked up")
+        raise ForbiddenUrlError("its host is not a valid name") from None
+    if not _HOST.fullmatch(host):  # compatibility forms of some letters are "/", "@" or "?"
+        raise ForbiddenUrlError("its host is not a valid name")
     return host
 
 
 def _path(path: str) -> str:
-    """Encode dot segments: an object may be called `..`, and no proxy on the way may walk up."""
+    """Encode dot segments: an object may be called `..`, and no proxy on the way may resolve it."""
     return re.sub(r"(?<=/)(\.{1,2})(?=/|$)", lambda dots: "%2E" * len(dots[1]), path)

@@ -1,4 +1,4 @@
-"""What image servers do wrong, one real server for each: an answer in time, or a typed error."""
+"""What image servers do wrong, with a real server for each: an image in time, or a typed error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support.web import (
 
 __all__ = ["closed_fetchers"]  # a fixture for every test here
 
-# Every limit is shorter than what the servers here are ready to take; no test may take longer than their sum.
+# Every limit is shorter than what the servers here take; no test may take longer than their sum.
 TOTAL = 0.8
 PAUSE = 0.3
 
@@ -52,7 +52,7 @@ def answer(*lines: str, body: bytes = b"") -> bytes:
 
 
 def plain(body: bytes, *headers: str) -> bytes:
-    """Return an answer whose body ends with the connection."""
+    """Return a response whose body ends with the connection."""
     return answer("HTTP/1.1 200 OK", *headers, body=body)
 
 
@@ -71,20 +71,20 @@ GOOD: dict[str, bytes | Exchange] = {
         b"00%X ;a=b\r\n" % len(PICTURE) + PICTURE + b"\r\n0;c\r\nDigest: x\r\nOther: y\r\n\r\n"
     ),
     "in chunks that end with a bare line feed": chunked(b"%x\n" % len(PICTURE) + PICTURE + b"\n0\n\n"),
-    "in chunks, with a length that is none of its business": plain(
+    "in chunks, with a content length that does not apply": plain(
         b"%x\r\n" % len(PICTURE) + PICTURE + b"\r\n0\r\n\r\n", "Transfer-Encoding: chunked", "Content-Length: 3"
     ),
-    "identity, said aloud": ok(PICTURE, "Content-Encoding: identity"),
+    "identity, stated": ok(PICTURE, "Content-Encoding: identity"),
     "after 100 Continue": answer("HTTP/1.1 100 Continue") + ok(),
     "as text/html": ok(PICTURE, "Content-Type: text/html"),
     "with a negative length": plain(PICTURE, "Content-Length: -5"),
-    "with a length of words": plain(PICTURE, "Content-Length: many"),
+    "with a length that is not a number": plain(PICTURE, "Content-Length: many"),
     "with 99 headers": ok(PICTURE, *(f"X-{number}: {number}" for number in range(98))),
 }
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_picture_however_it_is_sent(name: str) -> None:
+def test_an_image_is_read_however_it_is_sent(name: str) -> None:
     with Web({"*": GOOD[name]}) as web:
         assert fetcher().fetch(web.url("/x")) == PICTURE
 
@@ -92,33 +92,33 @@ def test_a_picture_however_it_is_sent(name: str) -> None:
 BAD: dict[str, tuple[bytes | Exchange, type[JobError], str]] = {
     # Statuses
     **{
-        f"status {status}": (ok(b"", status=f"{status} X"), ImageMissingError, f"answers {status}")
+        f"status {status}": (ok(b"", status=f"{status} X"), ImageMissingError, f"responds {status}")
         for status in (201, 204, 206, 300, 304, 305, 400, 401, 402, 403, 404, 405, 406, 410, 414, 416, 451)
     },
     **{
-        f"status {status}": (ok(b"", status=f"{status} X"), FetchError, f"answers {status}")
+        f"status {status}": (ok(b"", status=f"{status} X"), FetchError, f"responds {status}")
         for status in (101, 103, 199, 408, 421, 425, 429, 500, 502, 503, 504, 599, 999)
     },
     # No HTTP
-    "nothing": (b"", FetchError, "without an answer"),
-    "another protocol": (b"SSH-2.0-OpenSSH_9.6\r\n", FetchError, "no proper HTTP"),
-    "only a picture": (PICTURE, FetchError, "no proper HTTP"),
-    "a status that is none": (b"HTTP/1.1 OK\r\n\r\n", FetchError, "no proper HTTP"),
-    "a status beyond all": (b"HTTP/1.1 99999 OK\r\n\r\n", FetchError, "no proper HTTP"),
-    "a negative status": (b"HTTP/1.1 -200 OK\r\n\r\n", FetchError, "no proper HTTP"),
-    "HTTP/9": (b"HTTP/9.1 200 OK\r\n\r\n", FetchError, "no proper HTTP"),
-    "a reset instead of an answer": (reset(), FetchError, "without an answer"),
+    "nothing": (b"", FetchError, "without a response"),
+    "another protocol": (b"SSH-2.0-OpenSSH_9.6\r\n", FetchError, "malformed HTTP"),
+    "only an image": (PICTURE, FetchError, "malformed HTTP"),
+    "a status line without a status": (b"HTTP/1.1 OK\r\n\r\n", FetchError, "malformed HTTP"),
+    "a status of five digits": (b"HTTP/1.1 99999 OK\r\n\r\n", FetchError, "malformed HTTP"),
+    "a negative status": (b"HTTP/1.1 -200 OK\r\n\r\n", FetchError, "malformed HTTP"),
+    "HTTP/9": (b"HTTP/9.1 200 OK\r\n\r\n", FetchError, "malformed HTTP"),
+    "a reset instead of a response": (reset(), FetchError, "without a response"),
     "a reset within the headers": (reset(b"HTTP/1.1 200 OK\r\nX: "), FetchError, ""),
     "an endless status line": (flood(b"H" * 65_536), FetchError, "too long"),
     # Headers
-    "endless headers": (flood(b"X: y\r\n" * 100, first=b"HTTP/1.1 200 OK\r\n"), FetchError, "no proper HTTP"),
+    "endless headers": (flood(b"X: y\r\n" * 100, first=b"HTTP/1.1 200 OK\r\n"), FetchError, "malformed HTTP"),
     "an endless header": (flood(b"y" * 65_536, first=b"HTTP/1.1 200 OK\r\nX: "), FetchError, "too long"),
-    "endless patience": (flood(b"HTTP/1.1 100 Continue\r\n\r\n"), FetchTimeoutError, ""),
+    "endless 100 Continue": (flood(b"HTTP/1.1 100 Continue\r\n\r\n"), FetchTimeoutError, ""),
     "a length beyond the limit": (ok(b"", f"Content-Length: {LIMIT + 1}").replace(b"Content-Length: 0\r\n", b""),
-                                  ImageTooManyBytesError, "announces 100001, 100000 allowed"),
-    "a length beyond all": (plain(b"", "Content-Length: 99999999999999999999"), ImageTooManyBytesError, "announces"),
+                                  ImageTooManyBytesError, "announces 100001 bytes, 100000 allowed"),
+    "a length of 20 digits": (plain(b"", "Content-Length: 99999999999999999999"), ImageTooManyBytesError, "announces"),
     # Bodies
-    "more than announced to be allowed": (plain(b"x" * (LIMIT + 1)), ImageTooManyBytesError, "more than the 100000"),
+    "a body beyond the limit": (plain(b"x" * (LIMIT + 1)), ImageTooManyBytesError, "more than the 100000 bytes"),
     "an endless body": (flood(b"x" * 65_536, first=plain(b"")), ImageTooManyBytesError, "more than"),
     "less than announced": (plain(PICTURE, "Content-Length: 1000"), FetchError, "983 bytes too early"),
     "nothing of what was announced": (plain(b"", "Content-Length: 9"), FetchError, "9 bytes too early"),
@@ -126,21 +126,21 @@ BAD: dict[str, tuple[bytes | Exchange, type[JobError], str]] = {
     # Chunks
     **{
         f"a chunk of {size.decode()!r}": (
-            flood(b"x" * 65_536, first=chunked(size + b"\r\n")), FetchError, "chunks that are none",
+            flood(b"x" * 65_536, first=chunked(size + b"\r\n")), FetchError, "malformed chunked",
         )
         for size in (b"-1", b"+5", b"0x5", b"5_0", b"", b"x", b" 5", b"5 5", b"f" * 16, b"5,5")
     },
-    "a chunk beyond all": (
+    "a chunk of an exbibyte": (
         flood(b"x" * 65_536, first=chunked(b"f" * 15 + b"\r\n")), ImageTooManyBytesError, "more than",
     ),
-    "an endless chunk size": (flood(b"0" * 65_536, first=chunked(b"")), FetchError, "chunks that are none"),
-    "an endless chunk extension": (flood(b"a" * 65_536, first=chunked(b"5;")), FetchError, "chunks that are none"),
+    "an endless chunk size": (flood(b"0" * 65_536, first=chunked(b"")), FetchError, "malformed chunked"),
+    "an endless chunk extension": (flood(b"a" * 65_536, first=chunked(b"5;")), FetchError, "malformed chunked"),
     "a chunk longer than it said": (chunked(b"2\r\nabcdef\r\n0\r\n\r\n"), FetchError, "longer than it announced"),
     "a chunk shorter than it said": (chunked(b"99\r\nabc\r\n0\r\n\r\n"), FetchError, "within a chunk"),
-    "no last chunk": (chunked(b"3\r\nabc\r\n"), FetchError, "chunks that are none"),
-    "no end after the last chunk": (chunked(b"3\r\nabc\r\n0\r\n"), FetchError, "does not end its chunks"),
-    "endless trailers": (flood(b"X: y\r\n", first=chunked(b"0\r\n")), FetchError, "does not end its chunks"),
-    "an endless trailer": (flood(b"y" * 9999, first=chunked(b"0\r\nX: ")), FetchError, "does not end its chunks"),
+    "no last chunk": (chunked(b"3\r\nabc\r\n"), FetchError, "malformed chunked"),
+    "no end after the last chunk": (chunked(b"3\r\nabc\r\n0\r\n"), FetchError, "does not end its chunked"),
+    "endless trailers": (flood(b"X: y\r\n", first=chunked(b"0\r\n")), FetchError, "does not end its chunked"),
+    "an endless trailer": (flood(b"y" * 9999, first=chunked(b"0\r\nX: ")), FetchError, "does not end its chunked"),
     "endless chunks": (flood(b"4\r\nabcd\r\n" * 1000, first=chunked(b"")), ImageTooManyBytesError, "more than"),
     # Content encodings
     "gzip": (ok(gzip.compress(PICTURE), "Content-Encoding: gzip"), FetchError, "not requested"),
@@ -172,7 +172,7 @@ BAD: dict[str, tuple[bytes | Exchange, type[JobError], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_server_that_behaves_badly(name: str) -> None:
+def test_a_misbehaving_server_gives_a_typed_error_in_time(name: str) -> None:
     served, error, sentence = BAD[name]
     began, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Web({"*": served}) as web, pytest.raises(JobError) as caught:
@@ -184,24 +184,24 @@ def test_a_server_that_behaves_badly(name: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 50_000  # KiB
 
 
-def test_the_tables_are_as_long_as_they_should_be() -> None:
+def test_at_least_60_kinds_of_misbehaviour_are_covered() -> None:
     assert len(BAD) >= 60
 
 
-def test_an_empty_answer_is_what_it_is() -> None:
-    """Decoding says that there are no bytes."""
+def test_an_empty_response_is_an_empty_file() -> None:
+    """Decoding refuses it: there are no bytes."""
     with Web({"/length": ok(b""), "/chunks": chunked(b"0\r\n\r\n"), "/end": plain(b"")}) as web:
         assert [fetcher().fetch(web.url(path)) for path in ("/length", "/chunks", "/end")] == [b"", b"", b""]
 
 
-def test_a_body_of_exactly_the_limit() -> None:
+def test_a_body_of_exactly_the_limit_is_read() -> None:
     body = b"x" * LIMIT
     with Web({"/length": ok(body), "/end": plain(body)}) as web:
         for path in ("/length", "/end"):
             assert fetcher().fetch(web.url(path)) == body
 
 
-def test_more_than_was_announced_is_not_read() -> None:
+def test_bytes_beyond_the_announced_length_are_not_read() -> None:
     with Web({"*": ok() + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"}, keep=True) as web:
         fetching = fetcher()
         assert [fetching.fetch(web.url("/x")) for _ in range(3)] == [PICTURE] * 3
@@ -210,7 +210,7 @@ def test_more_than_was_announced_is_not_read() -> None:
 # Connections
 
 
-def test_a_connection_is_used_again() -> None:
+def test_a_connection_is_reused() -> None:
     with Web({"*": ok()}, keep=True) as web:
         fetching = fetcher()
         for number in range(5):
@@ -218,7 +218,7 @@ def test_a_connection_is_used_again() -> None:
         assert (web.connections, len(web.requests)) == (1, 5)
 
 
-def test_a_kept_connection_that_the_server_has_closed() -> None:
+def test_a_kept_connection_that_the_server_has_closed_is_replaced() -> None:
     with Web({"*": ok()}) as web:
         fetching = fetcher()
         for _ in range(3):
@@ -226,8 +226,8 @@ def test_a_kept_connection_that_the_server_has_closed() -> None:
         assert web.connections == 3
 
 
-def test_a_kept_connection_that_closes_under_the_request() -> None:
-    """The server drops it only when the next request arrives: that request is sent once more, and only once."""
+def test_a_request_on_a_connection_that_closes_is_sent_once_more() -> None:
+    """The server closes it only when the next request arrives: that is sent once more, and only once."""
 
     def once(connection: socket.socket, _request: str) -> None:
         if web.requests.count("GET /x HTTP/1.1") % 2:
@@ -242,8 +242,8 @@ def test_a_kept_connection_that_closes_under_the_request() -> None:
         assert (web.connections, len(web.requests)) == (2, 3)
 
 
-def test_an_answer_that_nobody_asked_for_is_nobodys() -> None:
-    """A server that speaks first on a kept connection does not get to answer the next request."""
+def test_a_response_without_a_request_is_not_used() -> None:
+    """What a server sends ahead on a kept connection is not taken for the response to the next request."""
 
     def with_a_second(connection: socket.socket, _request: str) -> None:
         connection.sendall(ok())
@@ -258,15 +258,15 @@ def test_an_answer_that_nobody_asked_for_is_nobodys() -> None:
         assert web.connections == 2
 
 
-def test_nobody_listens() -> None:
+def test_a_refused_connection_is_a_fetch_error() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(FetchError, match=r"127\.0\.0\.1: Connection refused"):
             fetcher().fetch(f"http://127.0.0.1:{unused.getsockname()[1]}/")
 
 
-def test_a_connection_that_is_never_accepted() -> None:
-    """A full backlog drops what knocks, as a firewall does."""
+def test_a_connection_that_is_never_accepted_times_out() -> None:
+    """A full backlog drops packets, as a firewall does."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         fill = [socket.socket() for _ in range(4)]
         for one in fill:
@@ -281,7 +281,7 @@ def test_a_connection_that_is_never_accepted() -> None:
             one.close()
 
 
-def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_server_that_does_not_respond_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for_end = threading.Event()
 
     def never() -> list[str]:
@@ -290,13 +290,13 @@ def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> 
 
     with names(monkeypatch, {"slow.test": never}):
         began = time.monotonic()
-        with pytest.raises(FetchTimeoutError, match=r"slow\.test, at the look-up of its name"):
+        with pytest.raises(FetchTimeoutError, match=r"slow\.test: resolving its name"):
             fetcher(connect=0.3).fetch("http://slow.test/x.jpg")
         assert 0.25 < time.monotonic() - began < 1.5
     asked_for_end.set()
 
 
-def test_the_time_for_everything_is_shared_by_all_redirects() -> None:
+def test_redirects_share_the_time_limit_of_a_fetch() -> None:
     def slow(connection: socket.socket, request: str) -> None:
         time.sleep(0.35)
         step = int(request.split(" ")[1].strip("/"))
@@ -319,7 +319,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def _trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the system trust the test's authority, by the variable that OpenSSL reads."""
+    """Make OpenSSL trust the authority of the tests, by its environment variable."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     with names(monkeypatch, {"images.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]}):
@@ -333,7 +333,7 @@ def tls(authority: trustme.CA, *identities: str) -> ssl.SSLContext:
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_https(authority: trustme.CA) -> None:
+def test_an_image_is_fetched_over_https(authority: trustme.CA) -> None:
     with Web({"*": ok()}, tls=tls(authority, "images.test"), keep=True) as web:
         fetching = fetcher()
         for _ in range(3):
@@ -344,13 +344,13 @@ def test_https(authority: trustme.CA) -> None:
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_https_of_an_address(authority: trustme.CA) -> None:
+def test_an_image_is_fetched_over_https_from_an_address(authority: trustme.CA) -> None:
     with Web({"*": ok()}, tls=tls(authority, "127.0.0.1")) as web:
         assert fetcher().fetch(web.url("/x")) == PICTURE
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_a_certificate_of_another_name(authority: trustme.CA) -> None:
+def test_a_certificate_of_another_name_is_refused(authority: trustme.CA) -> None:
     with Web({"*": ok()}, tls=tls(authority, "images.test")) as web:
         with pytest.raises(FetchError, match="certificate verify failed"):
             fetcher().fetch(web.url("/x", "other.test"))
@@ -358,7 +358,7 @@ def test_a_certificate_of_another_name(authority: trustme.CA) -> None:
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_a_certificate_of_an_authority_that_nobody_knows() -> None:
+def test_a_certificate_of_an_unknown_authority_is_refused() -> None:
     with Web({"*": ok()}, tls=tls(trustme.CA(), "images.test")) as web:
         with pytest.raises(FetchError, match="certificate verify failed"):
             fetcher().fetch(web.url("/x", "images.test"))
@@ -366,7 +366,7 @@ def test_a_certificate_of_an_authority_that_nobody_knows() -> None:
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_a_redirect_from_https_to_http(authority: trustme.CA) -> None:
+def test_a_redirect_from_https_to_http_is_refused(authority: trustme.CA) -> None:
     with Web({"*": ok()}) as plain_web:
         answers = {"/x": ok(b"", f"Location: {plain_web.url('/y')}", status="302 Found")}
         with Web(answers, tls=tls(authority, "images.test")) as web, pytest.raises(SpottmeeError) as caught:
@@ -376,7 +376,7 @@ def test_a_redirect_from_https_to_http(authority: trustme.CA) -> None:
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_a_redirect_from_http_to_https(authority: trustme.CA) -> None:
+def test_a_redirect_from_http_to_https_is_followed(authority: trustme.CA) -> None:
     with Web({"*": ok()}, tls=tls(authority, "images.test")) as web:
         answers = {"/x": ok(b"", f"Location: {web.url('/y', 'images.test')}", status="301 Moved")}
         with Web(answers) as first:
@@ -388,7 +388,7 @@ def _plain_text(connection: socket.socket) -> None:
     connection.shutdown(socket.SHUT_WR)
 
 
-def _dripping_greeting(connection: socket.socket) -> None:
+def _dripping_handshake(connection: socket.socket) -> None:
     # A handshake record that announces 16 KiB, a byte of it now and then.
     connection.sendall(b"\x16\x03\x03\x40\x00")
     while True:
@@ -403,11 +403,13 @@ def _dripping_greeting(connection: socket.socket) -> None:
         (_plain_text, FetchError),
         (lambda connection: connection.close(), FetchError),
         (lambda _connection: time.sleep(5), FetchTimeoutError),
-        (_dripping_greeting, FetchTimeoutError),
+        (_dripping_handshake, FetchTimeoutError),
     ],
     ids=["plain text", "closes", "silence", "drips"],
 )
-def test_a_greeting_that_leads_nowhere(greet: Exchange, error: type[JobError], authority: trustme.CA) -> None:
+def test_a_tls_handshake_that_fails_gives_a_typed_error_in_time(
+    greet: Exchange, error: type[JobError], authority: trustme.CA
+) -> None:
     with Web({"*": ok()}, tls=tls(authority, "images.test"), greet=greet) as web:  # type: ignore[arg-type] # has no request
         began = time.monotonic()
         with pytest.raises(JobError) as caught:
@@ -420,7 +422,7 @@ def test_a_greeting_that_leads_nowhere(greet: Exchange, error: type[JobError], a
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_https_through_a_proxy(authority: trustme.CA) -> None:
+def test_an_image_is_fetched_over_https_through_a_proxy(authority: trustme.CA) -> None:
     with Web({"*": ok()}, tls=tls(authority, "images.test")) as web, Web({"*": tunnel}) as proxy:
         through = fetcher(proxy=f"http://me:pw@127.0.0.1:{proxy.port}")
         assert through.fetch(web.url("/x y", "images.test")) == PICTURE
@@ -431,8 +433,8 @@ def test_https_through_a_proxy(authority: trustme.CA) -> None:
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_a_proxy_that_refuses(authority: trustme.CA) -> None:
+def test_a_proxy_that_refuses_the_tunnel_is_a_fetch_error(authority: trustme.CA) -> None:
     with Web({"*": ok(b"no", status="407 Proxy Authentication Required")}) as proxy:
-        with pytest.raises(FetchError, match="the proxy answers 407"):
+        with pytest.raises(FetchError, match="the proxy responds 407"):
             fetcher(proxy=f"http://127.0.0.1:{proxy.port}").fetch("https://images.test/x")
         assert len(proxy.requests) == 1

@@ -202,11 +202,16 @@ def fetcher(
     most: int = LIMIT,
     private: bool = True,
     hosts: tuple[str, ...] = (),
+    ports: tuple[tuple[int, int], ...] = ((1, 65_535),),
     proxy: str = "",
 ) -> Fetcher:
-    """Return a fetcher with limits short enough for a test. `closed_fetchers` closes it."""
+    """Return a fetcher with limits that a test has time for, for every port. `closed_fetchers` closes it."""
     made = Fetcher(
-        FetchLimits(connect, first_byte, total, most), allow_private=private, allowed_hosts=hosts, proxy_url=proxy
+        FetchLimits(connect, first_byte, total, most),
+        allow_private=private,
+        allowed_hosts=hosts,
+        allowed_ports=ports,
+        proxy_url=proxy,
     )
     _made.append(made)
     return made

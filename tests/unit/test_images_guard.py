@@ -1,4 +1,4 @@
-"""Which addresses are public."""
+"""SSRF protection: which addresses are public."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("address", INTERNAL)
-def test_addresses_that_are_not_of_the_public_internet(address: str) -> None:
+def test_internal_addresses_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_addresses_of_the_public_internet(address: str) -> None:
+def test_addresses_of_the_internet_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
@@ -45,11 +45,11 @@ def test_addresses_of_the_public_internet(address: str) -> None:
      "::ffff:127.0.0.1", "localhost"],
 )  # fmt: skip
 def test_every_spelling_of_loopback_is_refused(host: str) -> None:
-    with pytest.raises(ForbiddenUrlError, match="no public address"):
+    with pytest.raises(ForbiddenUrlError, match="not a public address"):
         resolve(host, 80, allow_private=False, seconds=5)
     assert set(resolve(host, 80, allow_private=True, seconds=5)) <= {"127.0.0.1", "0.0.0.0", "::1", "::ffff:127.0.0.1"}
 
 
-def test_a_name_that_does_not_resolve() -> None:
+def test_a_name_that_does_not_resolve_is_a_fetch_error() -> None:
     with pytest.raises(FetchError, match=r"name no-such-host\.invalid does not resolve"):
         resolve("no-such-host.invalid", 80, allow_private=False, seconds=20)

@@ -27,6 +27,11 @@ def test_defaults() -> None:
     assert settings.model_dir == Path(sys.prefix) / "share" / "spottmee-worker" / "model"
 
 
+def test_allowed_ports_are_read_as_ports_and_ranges() -> None:
+    assert load(MINIMAL).allowed_ports == ()
+    assert load(MINIMAL | {"RUNNER_ALLOWED_PORTS": "9000, 8000-8099,"}).allowed_ports == ((9000, 9000), (8000, 8099))
+
+
 def test_flags_come_before_the_environment() -> None:
     settings = load(MINIMAL | {"RUNNER_MAX_JOBS": "7"}, {"max_jobs": "9", "queues": "process"})
     assert (settings.max_jobs, settings.queues) == (9, ("process",))
@@ -57,6 +62,8 @@ def test_one_message_names_every_fault() -> None:
         ("RUNNER_PROXY_URL", "http://a:12,b"), ("RUNNER_PROXY_URL", "http://h:99999"),
         ("DATABASE_URL", "postgresql://a@b@c/d"),
         ("DATABASE_URL", "postgresql://h:1/a\x7f"), ("REDIS_URL", "redis://h/0#x"), ("REDIS_URL", "redis://a:b/c@h/0"),
+        ("RUNNER_ALLOWED_PORTS", "http"), ("RUNNER_ALLOWED_PORTS", "0"), ("RUNNER_ALLOWED_PORTS", "65536"),
+        ("RUNNER_ALLOWED_PORTS", "9000-8000"), ("RUNNER_ALLOWED_PORTS", "80-"), ("RUNNER_ALLOWED_PORTS", "-1"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(name: str, value: str) -> None:
