@@ -31,7 +31,7 @@ LETTER_SECONDS = 30 * 86_400
 HORIZON_SECONDS = 3600
 # One claim hands out no further job once it carries this much, and of a larger payload only the beginning: a
 # payload that a runner cannot hold would end every runner at its claim, before any of them could bury it. The
-# largest selfie that is decoded (RUNNER_MAX_IMAGE_BYTES, 32 MiB) takes 43 MiB of base64.
+# base64 of a selfie of 48 MiB fits.
 CLAIM_BYTES = 64 * 2**20
 OVERSIZED_SHOWN_BYTES = 64 * 2**10
 DETAIL_LENGTH = 1000

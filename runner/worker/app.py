@@ -272,8 +272,9 @@ def _open_engine(engine: type[Engine], settings: Settings) -> Engine:
 def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
     """Return what the engine's threads decode with; a thread's image is good until it decodes the next one."""
     from runner.images.buffers import PixelMemory
+    from runner.images.header import DECODING_BYTES
 
-    memory = PixelMemory()
+    memory = PixelMemory(DECODING_BYTES * settings.max_pixels)
 
     def decode(data: bytes) -> NDArray[uint8]:
         from runner.images.decode import decode as decode_image

@@ -35,6 +35,8 @@ def begin() -> None:
     # numpy's BLAS would start a thread for every core of the node, each with a buffer, and a run multiplies small
     # matrices alone.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # OpenCV repeats warnings of its decoders on standard error, which may hold text of the image.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     # glibc gives every thread a heap, which keeps the most it ever held: 40 MiB over 40 photos of 12 megapixels.
     with suppress(OSError, AttributeError):  # another libc has no such call
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)

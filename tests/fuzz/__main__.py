@@ -17,7 +17,7 @@ from tests.fuzz.targets import TARGETS, Target
 
 
 def main() -> int:
-    """Run the campaigns that were asked for; exit code 5 when an input found something."""
+    """Run the requested campaigns. Exit code 5: an input failed."""
     arguments = _arguments()
     found, table = 0, []
     for name in arguments.target or TARGETS:
@@ -45,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this one (may be repeated)")
     parser.add_argument("--inputs", type=int, default=100_000, help="how many inputs a target (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="which inputs (default %(default)s)")
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-out"), help="where inputs go that found something")
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-out"), help="folder for inputs that failed")
     parser.add_argument("--guided", action="store_true", help="as many inputs again, guided by coverage (atheris)")
     parser.add_argument("--json", action="store_true", help="print one JSON array")
     return parser.parse_args()

@@ -1,6 +1,6 @@
-"""Many inputs through one target, in child processes: whatever ends or stalls a child, its last input is kept.
+"""Runs many inputs through one target, in child processes. The last input of a child that crashes or stalls is kept.
 
-An input follows from target, seed and number alone, so it can be made again anywhere.
+Target, seed and number determine an input, so it can be reproduced anywhere.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from random import Random
 from tests.fuzz.targets import Target, find
 
 STALLED_SECONDS = 30.0  # for one input, on a machine that others use too
+START_SECONDS = 120.0  # until the first input: imports
 MOST_KIB = 1_000_000  # of memory, far above what the largest image that is allowed here needs
 MOST_FAILURES = 10
 _HEAD = struct.Struct("<QQ")  # number of the input at work, and its length
 _SPACE = 4_000_000
+_STARTING = 2**64 - 1  # in place of a number
 
 
 @dataclass
 class Outcome:
-    """How many inputs ended how, and what was found."""
+    """Counts of outcomes, and the failures."""
 
     inputs: int = 0
     words: Counter[str] = field(default_factory=Counter)
@@ -44,7 +46,7 @@ def make_input(target: Target, seed: int, number: int) -> bytes:
 
 
 def run(name: str, *, seed: int, inputs: int, keep: Path) -> Outcome:
-    """Run a campaign; what fails is written to `keep`, and the campaign goes on behind it."""
+    """Run a campaign. Inputs that fail are written to `keep`, and the campaign continues after them."""
     outcome = Outcome()
     began, start = time.monotonic(), 0
     while start < inputs and len(outcome.failures) < MOST_FAILURES:
@@ -55,15 +57,16 @@ def run(name: str, *, seed: int, inputs: int, keep: Path) -> Outcome:
 
 
 def _one_child(name: str, seed: int, span: tuple[int, int], *, folder: Path, outcome: Outcome, keep: Path) -> int:
-    """Run one child until it is done or ends early, and return where to go on."""
+    """Run one child until it is done or ends early, and return the number of the next input."""
     window = folder / "input"
-    window.write_bytes(b"\0" * _SPACE)
+    window.write_bytes(_HEAD.pack(_STARTING, 0).ljust(_SPACE, b"\0"))
     command = [sys.executable, "-m", "tests.fuzz.campaign", name, str(seed), *map(str, span), str(folder)]
     with (folder / "said").open("wb") as said:
         child = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
         with window.open("r+b") as file, mmap.mmap(file.fileno(), _SPACE) as view:
             stalled = _watch(child, view)
             at, length = _HEAD.unpack_from(view)
+            at = span[0] if at == _STARTING else at
             last = view[_HEAD.size : _HEAD.size + length]
     for word in (folder / "words").read_text().splitlines() if (folder / "words").exists() else ():
         outcome.words[word.partition(" ")[2]] += int(word.partition(" ")[0])
@@ -90,7 +93,7 @@ def _watch(child: subprocess.Popen[bytes], view: mmap.mmap) -> bool:
             (number, _) = _HEAD.unpack_from(view)
             if number != seen:
                 seen, since = number, time.monotonic()
-            elif time.monotonic() - since > STALLED_SECONDS:
+            elif time.monotonic() - since > (START_SECONDS if number == _STARTING else STALLED_SECONDS):
                 child.kill()
                 child.wait()
                 return True

@@ -1,4 +1,4 @@
-"""Images taken apart, changed, and put together again so that the change is reached: lengths and checksums fit."""
+"""Images with changes in their structure; lengths and checksums fit, so that decoders reach the change."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from random import Random
 
+from tests.fuzz import containers
 from tests.fuzz.bytes import scramble, wrong_number
 from tests.support import samples
 
@@ -16,12 +17,12 @@ Part = tuple[bytes, bytes]  # name and content
 
 @cache
 def corpus() -> list[bytes]:
-    """Return the samples, by the order of their names."""
-    return [data for _, data in sorted(samples.photos().items())]
+    """Return the samples, in the order of their names."""
+    return [data for _, data in sorted((samples.photos() | samples.heics()).items())]
 
 
 def generate(random: Random) -> bytes:
-    """Return an image that may be anything from right to nothing."""
+    """Return an image that may be anything from valid to empty."""
     data = random.choice(corpus())
     if random.random() < 0.8:
         data = mutate(random, data)
@@ -29,6 +30,8 @@ def generate(random: Random) -> bytes:
         data = scramble(random, data, corpus())
     if random.random() < 0.05:
         data += random.choice((b"\xff\xd9", b"\0" * 300, random.choice(corpus()), random.randbytes(500)))
+    if random.random() < 0.02:
+        data = random.choice((b"\n", b"\0" * 300, random.randbytes(9))) + data
     return data
 
 
@@ -38,7 +41,9 @@ def mutate(random: Random, data: bytes) -> bytes:
         return _jpeg(random, data)
     if data.startswith(b"\x89PNG"):
         return _png(random, data)
-    return _webp(random, data)
+    if data.startswith(b"RIFF"):
+        return _webp(random, data)
+    return containers.mutate(random, data)
 
 
 def _shuffled(random: Random, parts: list[Part], invent: Callable[[Random], Part]) -> list[Part]:
@@ -61,7 +66,7 @@ def _shuffled(random: Random, parts: list[Part], invent: Callable[[Random], Part
 
 
 def _exif(random: Random) -> bytes:
-    """Return an EXIF block's TIFF part, sound or not."""
+    """Return an EXIF block's TIFF part, valid or not."""
     order = random.choice("<>")
     before = [
         struct.pack(

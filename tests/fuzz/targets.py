@@ -1,4 +1,4 @@
-"""What is fuzzed, and what must hold for every input whatever it is."""
+"""The targets of fuzzing, and what must hold for every input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from runner.errors import (
     JobError,
     SettingsError,
 )
-from runner.images import headers, ssrf
+from runner.images import headers, jpeg, ssrf
 from runner.images import urls as image_urls
 from runner.images.connection import Proxy
 from runner.images.decode import decode
@@ -43,12 +43,20 @@ MOST_BYTES = 1_000_000
 _PATH = re.compile(r"/[!-~]*")
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 # Refusals of ours: OpenCV would make something of these.
-_STRICTER = ("too early", "of more than", "far more data", "without a frame", "before its pixels", "beyond")
+_STRICTER = (
+    "too early",
+    "of more than",
+    "far more data",
+    "without a frame",
+    "before its pixels",
+    "beyond",
+    "-bit JPEG",
+)
 
 
 @dataclass(frozen=True)
 class Target:
-    """`check` returns a word for what became of an input, and raises for what must not be."""
+    """`check` returns the outcome of an input, and raises where something does not hold."""
 
     name: str
     check: Callable[[bytes], str]
@@ -58,7 +66,7 @@ class Target:
 
 
 def check_payload(data: bytes) -> str:
-    """Decode as both kinds of job: a job with sound fields, or `InvalidJobError`; no private value in sight."""
+    """Decode as both kinds of job: a job with valid fields, or `InvalidJobError`, without any private value in it."""
     words = []
     for read in (decode_process, decode_compare):
         try:
@@ -87,7 +95,7 @@ def _check_job(job: ProcessJob | CompareJob) -> None:
 
 
 def check_image(data: bytes) -> str:
-    """Decode: OpenCV's pixels of the size that the header told, or a typed error."""
+    """Decode: OpenCV's pixels, of the size that the header announced, or a typed error."""
     try:
         image = decode(data, max_pixels=MOST_PIXELS, max_bytes=MOST_BYTES)
     except ImageUndecodableError as error:
@@ -98,17 +106,23 @@ def check_image(data: bytes) -> str:
     header = headers.read(data)
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
-    assert image.shape in ((header.height, header.width, 3), (header.width, header.height, 3))
+    if header.format in ("AVIF", "HEIC"):  # the header is that of the largest image, before cropping
+        assert image.shape[0] * image.shape[1] <= header.width * header.height
+    else:
+        assert image.shape in ((header.height, header.width, 3), (header.width, header.height, 3))
     assert image.shape[0] * image.shape[1] <= MOST_PIXELS
     if header.format == "JPEG":  # the others are OpenCV's in any case
-        expected = _by_opencv(data)
+        plain = data[header.start :]
+        expected = _by_opencv(plain)
+        if expected is None:  # OpenCV refuses a JPEG without its end marker
+            expected = _by_opencv(jpeg.closed(plain))
         assert expected is not None
         assert np.array_equal(image, expected)
     return f"decoded {header.format}"
 
 
 def _check_refusal(data: bytes, sentence: str) -> None:
-    """Where OpenCV sees a JPEG, only a refusal that is meant may stand against it."""
+    """Check that a JPEG that OpenCV decodes is refused for one of the intended reasons alone."""
     if data[:3] == b"\xff\xd8\xff" and not any(word in sentence for word in _STRICTER):
         assert _by_opencv(data) is None
 
@@ -119,7 +133,7 @@ def _by_opencv(data: bytes) -> np.typing.NDArray[np.uint8] | None:
 
 
 def check_url(data: bytes) -> str:
-    """Read as a URL and ask the guard: a request line that holds nothing strange, and no internal address."""
+    """Parse as a URL and resolve it: a well-formed request line, and no internal address."""
     text = data.decode("utf-8", "surrogateescape")
     try:
         targets = image_urls.readings(text)
@@ -134,11 +148,11 @@ def check_url(data: bytes) -> str:
         assert _PATH.fullmatch(target.path)
         assert "/../" not in f"{target.path}/".partition("?")[0]
     assert len({(target.scheme, target.host, target.port) for target in targets}) == 1
-    return _guarded(targets[0].host)
+    return _resolved(targets[0].host)
 
 
-def _guarded(host: str) -> str:
-    """Let the guard judge what the system makes of `host`, where it makes anything of it without a name server."""
+def _resolved(host: str) -> str:
+    """Resolve `host` with SSRF protection, where it is an address in any spelling: no name server is asked."""
     try:
         numeric = socket.getaddrinfo(host, 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
@@ -156,7 +170,7 @@ def _guarded(host: str) -> str:
 
 
 def _check_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    """Judge anew, by other means than the guard's, what it has let pass."""
+    """Check an address that was allowed by other means than those of `ssrf`."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in ipaddress.IPv6Network("64:ff9b::/96"):

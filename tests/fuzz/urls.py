@@ -1,4 +1,4 @@
-"""URLs put together from pieces that have fooled others, and addresses."""
+"""URLs made of parts that have fooled other parsers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def corpus() -> list[bytes]:
 
 
 def generate(random: Random) -> bytes:
-    """Return a URL that may be anything from right to nothing, in UTF-8 with lone surrogates passed."""
+    """Return a URL that may be anything from valid to empty, in UTF-8 with lone surrogates passed."""
     parts = (_SCHEMES, _SEPARATORS, _USERS, _HOSTS, _PORTS, _PATHS)
     usual = ("https", "://", "", random.choice(_HOSTS), "", "/albums/a.jpg")
     share = random.choice((0.1, 0.2, 0.6))

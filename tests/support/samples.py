@@ -1,4 +1,4 @@
-"""Generated images of every format in the contract: small, and without symmetry."""
+"""Images of every supported kind: small, and with something to see in every corner."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import struct
 import zlib
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 WIDTH, HEIGHT = 61, 43  # odd, and not a multiple of a codec's block size
 EXIF = b"Exif\0\0"
+FILES = Path(__file__).with_name("files")
 
 
 @cache
@@ -110,8 +114,82 @@ def exif_webp(orientation: int) -> bytes:
     return encoded(scene(), "WEBP", exif=EXIF + tiff(orientation))
 
 
+def stored(name: str) -> bytes:
+    """Return an image of `tests/support/files`."""
+    return (FILES / name).read_bytes()
+
+
+def heics() -> dict[str, bytes]:
+    """Return every kind of HEIC that must decode: OpenCV decodes none."""
+    return {path.stem: path.read_bytes() for path in sorted(FILES.glob("*.heic"))}
+
+
+def _by_opencv(suffix: str, pixels: NDArray[Any], *options: int) -> bytes:
+    return cv2.imencode(suffix, pixels, options)[1].tobytes()
+
+
+def tiff_file(**options: object) -> bytes:
+    """Return a TIFF of the scene, uncompressed unless `options` say otherwise."""
+    return encoded(scene(), "TIFF", **options)
+
+
+def _other_photos() -> dict[str, bytes]:
+    """Return every kind of image besides JPEG, PNG and WebP that OpenCV decodes."""
+    grey, alpha = scene().convert("L"), scene().convert("RGBA")
+    alpha.putalpha(grey)
+    palette = scene().convert("P", palette=Image.Palette.ADAPTIVE, colors=50)
+    frames = [scene().rotate(angle).convert("P") for angle in (0, 90, 180)]
+    pixels = np.asarray(scene())[..., ::-1].copy()
+    deep, real = pixels.astype(np.uint16) * 257, pixels.astype(np.float32) / 255
+    return {
+        "GIF": encoded(palette, "GIF"),
+        "GIF, grey": encoded(grey, "GIF"),
+        "GIF, interlaced": encoded(palette, "GIF", interlace=1),
+        "GIF, transparent": encoded(palette, "GIF", transparency=3),
+        "GIF, animated": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "BMP": encoded(scene(), "BMP"),
+        "BMP, grey": encoded(grey, "BMP"),
+        "BMP, one bit": encoded(scene().convert("1"), "BMP"),
+        "BMP, palette": encoded(palette, "BMP"),
+        "BMP, alpha": encoded(alpha, "BMP"),
+        "TIFF": tiff_file(),
+        "TIFF, LZW": tiff_file(compression="tiff_lzw"),
+        "TIFF, Deflate": tiff_file(compression="tiff_adobe_deflate"),
+        "TIFF, PackBits": tiff_file(compression="packbits"),
+        "TIFF, JPEG": tiff_file(compression="jpeg"),
+        "TIFF, grey": encoded(grey, "TIFF"),
+        "TIFF, alpha": encoded(alpha, "TIFF"),
+        "TIFF, palette": encoded(palette, "TIFF"),
+        "TIFF, fax": encoded(scene().convert("1"), "TIFF", compression="group4"),
+        "TIFF, BigTIFF": tiff_file(big_tiff=True),
+        "TIFF, two pages": tiff_file(save_all=True, append_images=[scene().rotate(180)]),
+        "TIFF, 16 bit": _by_opencv(".tiff", deep),
+        **{f"TIFF, orientation {turn}": tiff_file(tiffinfo={0x0112: turn}) for turn in range(1, 9)},
+        "AVIF": encoded(scene(), "AVIF", speed=10),
+        "AVIF, alpha": encoded(alpha, "AVIF", speed=10),
+        "AVIF, grey": encoded(grey, "AVIF", speed=10),
+        "AVIF, animated": encoded(frames[0].convert("RGB"), "AVIF", speed=10, save_all=True,
+                                  append_images=[frame.convert("RGB") for frame in frames[1:]]),
+        **{f"AVIF, orientation {turn}": encoded(scene(), "AVIF", speed=10, exif=EXIF + tiff(turn)) for turn in (3, 6)},
+        "JPEG 2000": encoded(scene(), "JPEG2000"),
+        "JPEG 2000, codestream": encoded(scene(), "JPEG2000", no_jp2=True),
+        "JPEG 2000, tiles": encoded(scene(), "JPEG2000", tile_size=(32, 32)),
+        "JPEG 2000, lossy": encoded(scene(), "JPEG2000", irreversible=True, quality_layers=[20]),
+        "JPEG 2000, grey": encoded(grey, "JPEG2000"),
+        "JPEG 2000, alpha": encoded(alpha, "JPEG2000"),
+        "PNM, PBM": encoded(scene().convert("1"), "PPM"),
+        "PNM, PGM": encoded(grey, "PPM"),
+        "PNM, PPM": encoded(scene(), "PPM"),
+        "PNM, PPM, 16 bit": _by_opencv(".ppm", deep),
+        "PNM, plain text": b"P3\n# said\n2 1 # more\n255\n1 2 3  4 5 6\n",
+        "PNM, PAM": _by_opencv(".pam", pixels),
+        "PFM": _by_opencv(".pfm", real),
+        "Sun raster": _by_opencv(".ras", pixels),
+    }  # fmt: skip
+
+
 def photos() -> dict[str, bytes]:
-    """Return an image of every kind that must be decodable, by name."""
+    """Return every kind of image that must decode to the pixels that OpenCV gives."""
     grey, alpha = scene().convert("L"), scene().convert("RGBA")
     alpha.putalpha(grey)
     palette = scene().convert("P", palette=Image.Palette.ADAPTIVE, colors=50)
@@ -134,6 +212,11 @@ def photos() -> dict[str, bytes]:
         "JPEG, CMYK, progressive": encoded(scene().convert("CMYK"), "JPEG", progressive=True),
         "JPEG with an ICC profile": jpeg(icc_profile=b"profile" * 20_000),
         "JPEG with a comment": jpeg(comment=b"said"),
+        "JPEG, arithmetic": stored("arithmetic.jpg"),
+        "JPEG, arithmetic, progressive": stored("arithmetic-progressive.jpg"),
+        "JPEG, arithmetic, restart markers": stored("arithmetic-restart.jpg"),
+        "JPEG, arithmetic, CMYK": stored("arithmetic-cmyk.jpg"),
+        "JPEG, one scan for each component": stored("non-interleaved.jpg"),
         "PNG": encoded(scene(), "PNG"),
         "PNG, alpha": encoded(alpha, "PNG"),
         "PNG, grey": encoded(grey, "PNG"),
@@ -155,5 +238,6 @@ def photos() -> dict[str, bytes]:
         **{f"JPEG, orientation {turn}, big-endian": rotated(turn, ">") for turn in range(1, 9)},
         **{f"PNG, orientation {turn}": encoded(scene(), "PNG", exif=EXIF + tiff(turn)) for turn in range(1, 9)},
         **{f"WebP, orientation {turn}": exif_webp(turn) for turn in range(1, 9)},
+        **_other_photos(),
         **{f"1x1 {kind}": encoded(Image.new("RGB", (1, 1), (10, 200, 30)), kind) for kind in ("JPEG", "PNG", "WEBP")},
     }
