@@ -20,6 +20,7 @@ from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner.bake.samples import sample_images
 from runner.cli import main
 from runner.store import schema
+from tests.support.clock import Clock
 from tests.support.run_tools import Service
 from tests.support.run_tools import service as a_service
 from tests.support.store_tools import Command, opened
@@ -44,6 +45,15 @@ def _stripped_environment() -> None:
     """Remove the settings of the person who runs the tests."""
     for name in [name for name in os.environ if _OURS.match(name)]:
         del os.environ[name]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that takes the place of the real one in the whole process."""
+    clock = Clock()
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("time.sleep", clock.sleep)
+    return clock
 
 
 @pytest.fixture(scope="session")

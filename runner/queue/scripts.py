@@ -9,7 +9,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import RedisRefusedError
-from runner.queue.client import reason
+from runner.queue.failures import reason
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -1,14 +1,13 @@
 """Connections to PostgreSQL: opened with limits on every wait, classified failures, bounded retries.
 
-psycopg costs about 100 ms to import: only the modules of this room import it, and only commands that need a
-database import them. tenacity is imported when something has failed for the first time.
+psycopg takes about 100 ms to import: only modules of this package import it, and only commands that need a database
+import those.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import time
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 
 from runner.errors import ENCODING_ADVICE, DatabaseUnreachableError, SettingsError
 from runner.output import redacted
+from runner.retry import RetryPolicy
 from runner.settings import postgres_conninfo
 from runner.store.session import Limits, Session
 
@@ -191,12 +191,14 @@ def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[st
     }, schema
 
 
-def is_transient(error: psycopg.Error) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Return whether the same work can succeed later, or on another connection.
 
     Transient are a lost or refused connection, deadlock, serialisation failure, shutdown, lock and statement
     timeouts, a read-only server (failover), and every lack of resources: connections, memory, disk.
     """
+    if not isinstance(error, psycopg.Error):
+        return False
     state = error.sqlstate
     if state is None:
         # psycopg's own: a connection that is lost or closed, as against a wrong call.
@@ -210,12 +212,11 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
     """Return what `work` returns, repeating it after transient errors for `seconds` from the first failure.
 
     `databases` are those that `work` uses; a lost connection of theirs is dropped before the next attempt. `work`
-    must leave nothing behind when it fails, or be harmless to repeat. The waits grow to 3 s, with jitter.
+    must leave nothing behind when it fails, or be harmless to repeat. `RetryPolicy` says how long the waits are.
 
     Raises `DatabaseUnreachableError` when the time is up, `SettingsError` where the server refuses the statements
     themselves (a missing privilege, table or column: no job's fault), and every other error as it is.
     """
-    failures: list[psycopg.Error] = []
 
     def attempt() -> T:
         try:
@@ -223,40 +224,18 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         except psycopg.Error as error:
             for database in databases:
                 database.after(error)
-            failures.append(error)
             raise
 
-    def passing(error: BaseException) -> bool:
-        return isinstance(error, psycopg.Error) and is_transient(error)
-
-    names = " or ".join(dict.fromkeys(database.variable for database in databases))
-    secrets = [secret for database in databases for secret in database.secrets]
     try:
-        try:
-            return attempt()
-        except psycopg.Error as error:
-            if not passing(error):
-                raise
-        time.sleep(min(0.05, seconds))
-        return _again(attempt, passing, seconds)
+        return RetryPolicy(seconds, is_transient).call(attempt)
     except psycopg.Error as error:
-        if passing(error):
-            raise DatabaseUnreachableError(
-                f"{names}: {reason(failures[-1], secrets)} (tried for {seconds:g} s)"
-            ) from None
+        names = " or ".join(dict.fromkeys(database.variable for database in databases))
+        shown = reason(error, [secret for database in databases for secret in database.secrets])
+        if is_transient(error):
+            raise DatabaseUnreachableError(f"{names}: {shown} (tried for {seconds:g} s)") from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
-            raise SettingsError(
-                f"{names}: PostgreSQL refuses what this program does: {reason(error, secrets)}"
-            ) from None
+            raise SettingsError(f"{names}: PostgreSQL refuses what this program does: {shown}") from None
         raise
-
-
-def _again(attempt: Callable[[], T], passing: Callable[[BaseException], bool], seconds: float) -> T:
-    from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_fixed, wait_random_exponential
-
-    waits = wait_fixed(0.05) + wait_random_exponential(multiplier=0.2, max=3)
-    again = Retrying(stop=stop_before_delay(seconds), wait=waits, retry=retry_if_exception(passing), reraise=True)
-    return again(attempt)
 
 
 def reason(error: psycopg.Error, secrets: Sequence[str] = ()) -> str:

@@ -89,23 +89,33 @@ class Api:
             self._left = 0
 
 
+class _WatchedRedis(Redis):
+    """A client each of whose commands passes `wire`."""
+
+    def __init__(self, wire: Wire, redis: Redis) -> None:
+        super().__init__(connection_pool=redis.connection_pool)
+        self._wire = wire
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        execute = super().execute_command
+        return self._wire.carry(lambda: execute(*args, **options))
+
+
 class Wire:
     """A runner's client, between whose commands the API may act, and any of whose commands may be its last."""
 
     def __init__(self, redis: Redis, api: Api | None = None, **crash: int) -> None:
-        self.client = Redis(connection_pool=redis.connection_pool)
-        self._plain: Callable[..., Any] = self.client.execute_command
-        self.client.execute_command = self._execute  # type: ignore[method-assign]  # every command passes it
+        self.client = _WatchedRedis(self, redis)
         self._api = api or Api(redis, 0)
         self._crash = crash
         self.commands = 0
 
-    def _execute(self, *args: Any, **options: Any) -> Any:
+    def carry(self, command: Callable[[], Any]) -> Any:
         self.commands += 1
         self._api.tick()
         if self.commands == self._crash.get("before"):
             raise Crash
-        answer = self._plain(*args, **options)
+        answer = command()
         if self.commands == self._crash.get("after"):
             raise Crash
         return answer

@@ -1,4 +1,4 @@
-"""The connection to Redis: what a URL says, what is tried again, and what never comes back."""
+"""The connection to Redis: what a URL says, what is retried, and what never appears in a message."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from redis import exceptions
 
-from runner.errors import RedisUnreachableError, SettingsError
-from runner.queue.client import Patience, is_passing, is_refusal, parse_url, reason
+from runner.errors import RedisFullError, RedisUnreachableError, SettingsError
+from runner.queue.client import parse_url
+from runner.queue.failures import reason
+from runner.queue.retrying import CommandRetries, is_refusal, is_transient
+from tests.support.clock import Clock
 
 SECRET = "hunter2"
 
@@ -96,7 +99,7 @@ def test_an_address_shows_no_password() -> None:
     assert SECRET not in repr(parse_url(f"redis://u:{SECRET}@h"))
 
 
-PASSING = [
+TRANSIENT = [
     exceptions.ConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused."),
     exceptions.TimeoutError("Timeout reading from socket"),
     exceptions.BusyLoadingError("Redis is loading the dataset in memory"),
@@ -114,7 +117,7 @@ PASSING = [
     exceptions.ResponseError("ERR Error running script (call to f_1): @user_script:7: -OOM command not allowed"),
     exceptions.ResponseError("ERR Error running script (call to f_1): @user_script:7: -READONLY You can't write"),
 ]
-REFUSED = [
+REFUSALS = [
     exceptions.AuthenticationError("invalid username-password pair or user is disabled."),
     exceptions.AuthorizationError("no"),
     exceptions.NoPermissionError("User w has no permissions to run the 'eval' command"),
@@ -131,26 +134,26 @@ NEITHER = [
 ]
 
 
-@pytest.mark.parametrize("error", PASSING, ids=str)
-def test_what_passes_is_tried_again(error: Exception) -> None:
-    assert is_passing(error)
+@pytest.mark.parametrize("error", TRANSIENT, ids=str)
+def test_a_command_is_repeated_after_transient_errors(error: Exception, clock: Clock) -> None:
+    assert is_transient(error)
     assert not is_refusal(error)
-    errors, resets = [error, error, error], []
-    pauses: list[float] = []
+    errors, reconnected = [error, error, error], []
 
     def command() -> str:
         if errors:
             raise errors.pop()
         return "done"
 
-    found = Patience(10, sleep=pauses.append).call(command, reset=lambda: resets.append(1))
-    assert (found, len(resets)) == ("done", 3)
-    assert [0.02 < pause < 0.35 for pause in pauses] == [True] * 3
+    found = CommandRetries(10).call(command, before_retry=lambda: reconnected.append(clock.now))
+    assert found == "done"
+    assert reconnected == [sum(clock.waits[:count]) for count in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("error", REFUSED, ids=str)
-def test_what_is_refused_is_not_tried_again(error: Exception) -> None:
+@pytest.mark.parametrize("error", REFUSALS, ids=str)
+def test_a_refused_command_is_not_repeated(error: Exception) -> None:
     assert is_refusal(error)
+    assert not is_transient(error)
     calls = []
 
     def command() -> None:
@@ -158,56 +161,65 @@ def test_what_is_refused_is_not_tried_again(error: Exception) -> None:
         raise error
 
     with pytest.raises(SettingsError, match="REDIS_URL"):
-        Patience(10).call(command)
+        CommandRetries(10).call(command)
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("error", NEITHER, ids=str)
-def test_other_errors_come_out_as_they_are(error: Exception) -> None:
-    assert not is_passing(error)
+def test_an_error_that_becomes_a_refusal_ends_the_retries(clock: Clock) -> None:
+    errors = [REFUSALS[0], TRANSIENT[0]]
+
+    def command() -> None:
+        raise errors.pop()
+
+    with pytest.raises(SettingsError, match="REDIS_URL"):
+        CommandRetries(10).call(command)
+    assert len(clock.waits) == 1
+
+
+@pytest.mark.parametrize("error", [*NEITHER, ValueError("BUSY"), OSError("READONLY")], ids=str)
+def test_other_errors_are_raised_as_they_are(error: Exception) -> None:
+    assert not is_transient(error)
     assert not is_refusal(error)
 
     def command() -> None:
         raise error
 
-    with pytest.raises(type(error)):
-        Patience(10).call(command)
+    with pytest.raises(type(error)) as caught:
+        CommandRetries(10).call(command)
+    assert caught.value is error
 
 
-def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    pauses: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        now[0] += seconds
-
-    monkeypatch.setattr("runner.queue.client.time.monotonic", lambda: now[0])
-
+def test_commands_fail_as_unreachable_when_the_time_is_up(clock: Clock) -> None:
     def command() -> None:
         raise exceptions.ConnectionError("Connection refused.")
 
     with pytest.raises(RedisUnreachableError, match=r"Connection refused.*tried for 30 s") as ended:
-        Patience(30, sleep=sleep).call(command)
+        CommandRetries(30).call(command)
     assert ended.value.exit_code == 75
-    assert 25 < now[0] <= 33
-    assert max(pauses) <= 3.0, "two seconds and their jitter"
+    assert 25 < clock.now <= 30
 
 
-def test_no_patience_at_all_is_one_try() -> None:
-    calls = []
-
+def test_a_full_server_is_named_as_such(clock: Clock) -> None:
     def command() -> None:
-        calls.append(1)
-        raise exceptions.ConnectionError("Connection refused.")
+        raise exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
 
-    with pytest.raises(RedisUnreachableError):
-        Patience(0).call(command)
-    assert len(calls) == 1
+    with pytest.raises(RedisFullError, match="tried for 1 s"):
+        CommandRetries(1).call(command)
+
+
+def test_a_password_that_the_server_repeats_is_removed(clock: Clock) -> None:
+    def command() -> None:
+        raise exceptions.ConnectionError(f"cannot reach {SECRET}")
+
+    with pytest.raises(RedisUnreachableError) as caught:
+        CommandRetries(1, secrets=[SECRET]).call(command)
+    assert SECRET not in str(caught.value)
 
 
 def test_a_reason_repeats_no_command() -> None:
-    told = reason(exceptions.ResponseError(f"unknown command 'HELLO', with args beginning with: '3' 'AUTH' '{SECRET}'"))
-    assert told == "unknown command 'HELLO'"
+    shown = reason(
+        exceptions.ResponseError(f"unknown command 'HELLO', with args beginning with: '3' 'AUTH' '{SECRET}'")
+    )
+    assert shown == "unknown command 'HELLO'"
     assert reason(exceptions.TimeoutError()) == "TimeoutError"
     assert reason(exceptions.ConnectionError("one\ntwo")) == "one"

@@ -1,0 +1,73 @@
+"""What errors of Redis say to a person: the reason in one line, and what a refusal asks to be changed.
+
+Nothing here imports redis-py: its import takes 130 ms, and the messages are needed by modules that start without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from runner.errors import MissingRightError, SettingsError
+from runner.output import redacted
+
+# A refused command of a script, as `call` in common.lua reports it, and what servers add before and after it.
+_IN_SCRIPT = re.compile(r"\b([A-Z]+) on (.+?): (?:@user_script: ?\d+: )?-?(?:ERR )?(.*)")
+_AFTER_SCRIPT = re.compile(r" script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
+_KEY_REFUSED = re.compile(r"\baccess (?:a key|one of the keys|at least one of the keys)\b")
+_COMMAND_REFUSED = re.compile(r"\brun (?:the '([^']+)'|this) command\b")
+_FAMILY = re.compile(r"\{?face_embeddings:|match-result:")
+
+
+def reason(error: Exception) -> str:
+    """Return a short line: redis-py's messages hold an address, and no credentials unless they repeat a command."""
+    line = _AFTER_SCRIPT.sub("", (str(error) or type(error).__name__).splitlines()[0])
+    if refused := _IN_SCRIPT.search(line):
+        line = f"{refused[1]} on {refused[2]}: {refused[3]}"
+    return re.split(r",? with args beginning with|, but got |No targets were found to execute", line)[0][:200]
+
+
+def refusal(error: Exception, sent: Sequence[Any], secrets: Sequence[str]) -> SettingsError:
+    """Return what a person has to change where Redis refuses a command for good.
+
+    `sent` is the command as redis-py takes it: where its keys are refused, their patterns are named. `secrets` are
+    removed from the message.
+    """
+    grant, shown = _missing_right(str(error), sent), redacted(reason(error), secrets)
+    if grant:
+        return MissingRightError(grant, shown)
+    return SettingsError(f"REDIS_URL: {_advice(error)} ({shown})")
+
+
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "the server's certificate is not trusted; name its authority with ?ssl_ca_certs=FILE"
+    if "CERTIFICATE_REQUIRED" in text:
+        return "the server wants a client certificate: ?ssl_certfile=FILE&ssl_keyfile=FILE"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "the server does not speak TLS on this port"
+    if "DB index" in text or "SELECT is not allowed" in text:
+        return "the server has no such database"
+    page = "docs/reference/redis-keys.md"
+    return f"Redis refuses the user, the password or a command; {page} has the ACL that suffices"
+
+
+def _missing_right(text: str, sent: Sequence[Any]) -> str:
+    """Return what the ACL of the Redis user has to grant; empty where that is not the cause."""
+    in_script = _IN_SCRIPT.search(text)
+    if _KEY_REFUSED.search(text):
+        found = [in_script[2]] if in_script else _keys_of(sent)
+        return " ".join(sorted({f"~{family[0]}*" for key in found if (family := _FAMILY.match(key))}))
+    refused = _COMMAND_REFUSED.search(text)
+    # Not the command that was sent: what opens its connection (SELECT) may be what is refused.
+    command = refused and (refused[1] or (in_script and in_script[1]))
+    return f"+{command.lower()}" if command else ""
+
+
+def _keys_of(sent: Sequence[Any]) -> Sequence[str]:
+    words = [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in sent]
+    if words[:1] == ["EVAL"]:
+        return words[3 : 3 + int(words[2])]
+    return words[1:2]

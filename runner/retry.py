@@ -1,0 +1,62 @@
+"""The one retry policy for operations on servers: Redis and PostgreSQL.
+
+tenacity is imported after the first failure: its import takes 4.5 ms, and most runs meet no failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SHORTEST_WAIT_SECONDS = 0.05
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 3.0
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """For how long an operation is repeated, and after which failures.
+
+    `seconds` count from the first failure; no attempt begins after them, and with 0 there is only one. The waits
+    between attempts have random lengths: at least 0.05 s, at most a bound that doubles from 0.1 s to 3 s.
+    """
+
+    seconds: float
+    is_transient: Callable[[BaseException], bool]
+
+    def call(self, operation: Callable[[], T], *, before_retry: Callable[[], None] = _nothing) -> T:
+        """Return what `operation` returns, repeated while it fails with transient errors.
+
+        `before_retry` is called before each repetition. Raises the last error as it is.
+        """
+        try:
+            return operation()
+        except Exception as error:
+            if not self.is_transient(error):
+                raise
+            failure = error
+        return self._repeat(operation, before_retry, failure)
+
+    def _repeat(self, operation: Callable[[], T], before_retry: Callable[[], None], failure: Exception) -> T:
+        from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+        unreported = [failure]
+
+        def attempt() -> T:
+            if unreported:  # the first attempt has been made: its failure starts the clock
+                raise unreported.pop()
+            before_retry()
+            return operation()
+
+        waits = wait_random_exponential(
+            multiplier=FIRST_WAIT_SECONDS, min=SHORTEST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS
+        )
+        retry = retry_if_exception(self.is_transient)
+        return Retrying(stop=stop_before_delay(self.seconds), wait=waits, retry=retry, reraise=True)(attempt)
