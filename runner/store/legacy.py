@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pgvector import HalfVector
+from psycopg.sql import Identifier
 
 from runner.errors import SettingsError
-from runner.store.embeddings import EMBEDDING_SIZE, HalfVector, register
-from runner.store.session import identifier
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from numpy.typing import NDArray
-    from psycopg.sql import Identifier
-
-    from runner.store.session import Session
+from runner.store.embeddings import EMBEDDING_SIZE, register
+from runner.store.session import Session, identifier
 
 TABLE = "face_embeddings"
 BATCH = 1000
@@ -124,7 +120,7 @@ def _readable(rows: Iterable[tuple[Any, ...]], counts: Imported) -> list[tuple[s
     for _, name, text in rows:
         try:
             photo_id, index = parse_name(name)
-            faces.append((photo_id, index, HalfVector.of(parse_embedding(text))))
+            faces.append((photo_id, index, HalfVector(parse_embedding(text))))
         except UnreadableRowError as error:
             counts.unreadable_rows += 1
             if len(counts.unreadable) < _NAMED:

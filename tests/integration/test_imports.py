@@ -21,6 +21,7 @@ ALLOWED = {
     "cv2",
     "numpy",
     "onnxruntime",
+    "pgvector",
     "psycopg",
     "psycopg_binary",
     "redis",

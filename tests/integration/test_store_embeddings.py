@@ -70,7 +70,7 @@ def test_what_is_stored_is_what_was_found(store: EmbeddingStore) -> None:
     ).fetchall()
     assert [row[0] for row in rows] == [0, 1, 2]
     for face, (_, embedding, box, score, landmarks, recent) in zip(found, rows, strict=True):
-        assert np.abs(np.array(embedding) - face.embedding).max() < 1e-4
+        assert np.array_equal(np.array(embedding, np.float32), face.embedding.astype(np.float16))
         assert np.array_equal(np.array(box, np.float32), face.box)
         assert np.array_equal(np.array(landmarks, np.float32), face.landmarks)
         assert score == pytest.approx(face.score)
@@ -223,6 +223,14 @@ def test_an_album_of_25000_photos_is_one_round_trip(store: EmbeddingStore, tmp_p
     assert trips == 1
     assert set(found.scores) == set(mine)
     assert found.with_embeddings == len({*ids[1:2001], *mine})
+
+
+def test_half_vectors_need_no_round_trip_of_their_own(connection: Session, tmp_path: Path) -> None:
+    """Neither the first embeddings of a connection nor its first selfie: no type is looked up."""
+    trips, store = round_trips(connection, tmp_path / "open", lambda: EmbeddingStore(connection, MODEL))
+    assert trips == 0
+    trips, _ = round_trips(connection, tmp_path / "match", lambda: store.match(selfie(*faces(1)), ["a"], 0.5))
+    assert trips == 1
 
 
 def test_a_selfie_of_many_faces(store: EmbeddingStore) -> None:

@@ -97,7 +97,7 @@ class _WatchedRedis(Redis):
         self._wire = wire
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        execute = super().execute_command
+        execute: Callable[..., Any] = super().execute_command
         return self._wire.carry(lambda: execute(*args, **options))
 
 
