@@ -21,8 +21,8 @@ from runner.images.fetch import Fetcher
 from runner.queue.leases import Lease
 from runner.settings import Settings
 from runner.store.embeddings import FaceLike, Matches
+from runner.store.photos import NotStored
 from runner.store.results import ResultStore
-from runner.store.stored import Stored
 from runner.store.stores import Stores
 from runner.worker.kinds import Kind, Services, kind_of
 from runner.worker.task import AnyTask, Task
@@ -44,11 +44,11 @@ class _ReadOnlyStores(Stores):
 
     def store(
         self,
-        outcomes: Mapping[str, Sequence[FaceLike] | None],
+        outcomes: Mapping[str, Sequence[FaceLike] | None],  # noqa: ARG002 - nothing is written
         still_owned: Callable[[str], bool],  # noqa: ARG002 - no other run has this job
-    ) -> dict[str, Stored]:
+    ) -> NotStored:
         """Report that every outcome is stored."""
-        return dict.fromkeys(outcomes, Stored.STORED)
+        return NotStored()
 
     def match(self, selfie: NDArray[np.float32], stored_ids: Collection[str], threshold: float) -> Matches:
         """Compare a selfie with an album. Raises `SettingsError` if no database is configured."""

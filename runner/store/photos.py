@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import psycopg
 
-from runner.errors import SettingsError
-from runner.store.database import is_transient
-from runner.store.stored import Stored
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from runner.store.embeddings import EmbeddingStore, FaceLike
-    from runner.store.session import Session
+from runner.errors import SettingsError, UnstorableError
+from runner.store.embeddings import EmbeddingStore, FaceLike
+from runner.store.session import Session
 
 # Every statement takes its row locks in the order of the ids, so that two runners never wait for each other.
 _LOCK = 'SELECT id, status::text FROM {photos}."Photo" WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE'
@@ -118,34 +113,37 @@ class PhotoTable:
         return {row[0] for row in rows}
 
 
+@dataclass(frozen=True, slots=True)
+class NotStored:
+    """The photos whose outcome was not stored: `gone` were deleted, and the leases of `lost` are another runner's.
+
+    Nothing of the gone ones is stored any more; nothing of the lost ones was changed.
+    """
+
+    gone: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+
+
 def store_photos(
     photos: PhotoTable,
     embeddings: EmbeddingStore,
     outcomes: Mapping[str, Sequence[FaceLike] | None],
     still_owned: Callable[[str], bool],
-) -> dict[str, Stored]:
-    """Store the outcome of every photo (its faces, or None where it failed) and return what became of each.
+) -> NotStored:
+    """Store the outcome of every photo: its faces, or None where it failed.
 
     The rows of the API's table are locked first: two runners with the same photo come one after the other, and no
-    row vanishes while its embeddings are written. `still_owned` is asked after that. Embeddings are committed
-    before statuses, so a crash in between leaves a lease that falls due, and repeating is harmless; where both
-    tables are reached over the same connection there is one transaction.
+    row is deleted while its embeddings are written. `still_owned` is asked after that. Embeddings are committed
+    before statuses: after a crash in between, the lease expires, and the repetition is harmless. Where both tables
+    are reached over the same connection there is one transaction.
 
-    A batch that the database refuses for its data is stored photo by photo. Transient errors of psycopg come out
-    as they are, with nothing half-done but what a repetition overwrites.
+    Raises `UnstorableError` where the database refuses the data of any photo, and the errors of psycopg as they are.
+    Nothing is stored then, except embeddings that a repetition replaces.
     """
     try:
         return _store(photos, embeddings, outcomes, still_owned)
-    except psycopg.Error as error:
-        if is_transient(error) or not isinstance(error, psycopg.DataError | psycopg.IntegrityError):
-            raise
-    if len(outcomes) > 1:
-        return {
-            photo_id: store_photos(photos, embeddings, {photo_id: faces}, still_owned)[photo_id]
-            for photo_id, faces in outcomes.items()
-        }
-    stored = _store(photos, embeddings, dict.fromkeys(outcomes), still_owned)
-    return {photo_id: Stored.REFUSED if what is Stored.FAILED else what for photo_id, what in stored.items()}
+    except (psycopg.DataError, psycopg.IntegrityError):
+        raise UnstorableError from None  # the message of the server may repeat the data
 
 
 def _store(
@@ -153,47 +151,30 @@ def _store(
     embeddings: EmbeddingStore,
     outcomes: Mapping[str, Sequence[FaceLike] | None],
     still_owned: Callable[[str], bool],
-) -> dict[str, Stored]:
+) -> NotStored:
     # Over one connection, the embeddings are part of the transaction that holds the locks.
     together = photos.connection is embeddings.connection
     with photos.connection.bounded():
         present = photos.lock(outcomes)
         owned = [photo_id for photo_id in outcomes if still_owned(photo_id)]
-        stored = dict.fromkeys(outcomes, Stored.LOST)
-        stored |= {photo_id: _what(photo_id in present, outcomes[photo_id]) for photo_id in owned}
+        gone = frozenset(owned) - present.keys()
+        final = {photo_id: _final_status(outcomes[photo_id]) for photo_id in owned if photo_id in present}
+        # An attempt that crashed between the databases leaves faces; those of a FAILED photo must not match.
+        written = {
+            photo_id: outcomes[photo_id] or ()
+            for photo_id, status in final.items()
+            if status in SUCCEEDED or present[photo_id] not in SUCCEEDED
+        }
         with nullcontext() if together else embeddings.connection.bounded():
-            _write_embeddings(embeddings, outcomes, stored, present)
-        photos.finish({photo_id: _STATUS[what] for photo_id, what in stored.items() if what in _STATUS})
-    return stored
+            if written:
+                embeddings.replace(written)
+            if gone:
+                embeddings.delete(gone)
+        photos.finish(final)
+    return NotStored(gone, frozenset(outcomes).difference(owned))
 
 
-_STATUS = {
-    Stored.STORED: PhotoStatus.READY,
-    Stored.NO_FACES: PhotoStatus.NO_FACES_FOUND,
-    Stored.FAILED: PhotoStatus.FAILED,
-}
-
-
-def _what(exists: bool, faces: Sequence[FaceLike] | None) -> Stored:  # noqa: FBT001 - private, named at the call
-    if not exists:
-        return Stored.GONE
+def _final_status(faces: Sequence[FaceLike] | None) -> PhotoStatus:
     if faces is None:
-        return Stored.FAILED
-    return Stored.STORED if faces else Stored.NO_FACES
-
-
-def _write_embeddings(
-    embeddings: EmbeddingStore,
-    outcomes: Mapping[str, Sequence[FaceLike] | None],
-    stored: Mapping[str, Stored],
-    present: Mapping[str, PhotoStatus],
-) -> None:
-    """Write the faces of what succeeded, and remove what an earlier attempt may have left of the rest."""
-    written = {k: outcomes[k] or () for k, what in stored.items() if what in (Stored.STORED, Stored.NO_FACES)}
-    # An attempt that crashed between the databases leaves faces; with the photo FAILED they must not match.
-    written |= {k: () for k, what in stored.items() if what is Stored.FAILED and present[k] not in SUCCEEDED}
-    gone = [photo_id for photo_id, what in stored.items() if what is Stored.GONE]
-    if written:
-        embeddings.replace(written)
-    if gone:
-        embeddings.delete(gone)
+        return PhotoStatus.FAILED
+    return PhotoStatus.READY if faces else PhotoStatus.NO_FACES_FOUND

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from runner.store import schema, visibility
 from runner.store.database import Database, retrying
 from runner.store.embeddings import EmbeddingStore, FaceLike, Matches
-from runner.store.photos import PhotoTable, store_photos
+from runner.store.photos import NotStored, PhotoTable, store_photos
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runner.settings import Settings
-    from runner.store.stored import Stored
     from runner.store.visibility import Visibility
 
 T = TypeVar("T")
@@ -67,12 +66,10 @@ class Stores:
         """Return those of the photos that are UPLOADED or PROCESSING."""
         return self._retrying(lambda: PhotoTable(self._photos.connection).pending(photo_ids)) if photo_ids else set()
 
-    def store(
-        self, outcomes: Mapping[str, Sequence[FaceLike] | None], still_owned: Callable[[str], bool]
-    ) -> dict[str, Stored]:
+    def store(self, outcomes: Mapping[str, Sequence[FaceLike] | None], still_owned: Callable[[str], bool]) -> NotStored:
         """Store the outcome of every photo (see `store_photos`)."""
         if not outcomes:
-            return {}
+            return NotStored()
         return self._retrying(
             lambda: store_photos(PhotoTable(self._photos.connection), self._faces(), outcomes, still_owned)
         )

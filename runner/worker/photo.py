@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from runner.errors import InvalidJobError, PhotoGoneError, PoisonJobError, UnstorableError
-from runner.store.stored import Stored
+from runner.errors import InvalidJobError, PhotoGoneError, PoisonJobError
 from runner.worker.messages import ProcessJob
 from runner.worker.task import Outcome, Task
 
@@ -93,15 +92,12 @@ class PhotoHandler:
 
     def _store(self, batch: dict[str, Task[ProcessJob]]) -> None:
         results = {photo_id: task.faces if task.error is None else None for photo_id, task in batch.items()}
-        stored = self._stores().store(results, lambda photo_id: self._owns(batch[photo_id].lease))
-        for photo_id, task in batch.items():
-            match stored[photo_id]:
-                case Stored.LOST:
-                    task.outcome = Outcome.LOST
-                case Stored.GONE if not isinstance(task.error, _FAULTS_OF_PAYLOAD):
-                    task.error = PhotoGoneError()
-                case Stored.REFUSED:
-                    task.error = UnstorableError()
+        not_stored = self._stores().store(results, lambda photo_id: self._owns(batch[photo_id].lease))
+        for photo_id in not_stored.lost:
+            batch[photo_id].outcome = Outcome.LOST
+        for photo_id in not_stored.gone:
+            if not isinstance(batch[photo_id].error, _FAULTS_OF_PAYLOAD):
+                batch[photo_id].error = PhotoGoneError()
 
     def confirmed(self, tasks: Sequence[Task[ProcessJob]]) -> list[Task[ProcessJob]]:
         """Return all: nobody overwrites what is stored here."""

@@ -10,14 +10,13 @@ import psycopg
 import pytest
 
 from demo import api
-from runner.errors import SettingsError
+from runner.errors import SettingsError, UnstorableError
 from runner.store import schema
 from runner.store.embeddings import EmbeddingStore
-from runner.store.photos import PhotoStatus, PhotoTable
-from runner.store.stored import Stored
+from runner.store.photos import NotStored, PhotoStatus, PhotoTable
 from tests.support.store_tools import (
     MODEL,
-    Face,
+    UNSTORABLE_FACTORS,
     Runner,
     add_photos,
     faces,
@@ -25,6 +24,7 @@ from tests.support.store_tools import (
     round_trips,
     statuses,
     stored_faces,
+    unstorable_face,
 )
 
 if TYPE_CHECKING:
@@ -187,14 +187,8 @@ def test_runners_with_the_same_photos_in_any_order_never_deadlock(runner: Runner
 
 def test_every_outcome_ends_as_the_contract_says(runner: Runner) -> None:
     add_photos(runner.api, ["faces", "nobody", "broken"], "PROCESSING")
-    stored = runner.store({"faces": faces(3), "nobody": [], "broken": None, "gone": faces(2), "gone too": None})
-    assert stored == {
-        "faces": Stored.STORED,
-        "nobody": Stored.NO_FACES,
-        "broken": Stored.FAILED,
-        "gone": Stored.GONE,
-        "gone too": Stored.GONE,
-    }
+    not_stored = runner.store({"faces": faces(3), "nobody": [], "broken": None, "gone": faces(2), "gone too": None})
+    assert not_stored == NotStored(gone=frozenset({"gone", "gone too"}))
     assert statuses(runner.api) == {"faces": "READY", "nobody": "NO_FACES_FOUND", "broken": "FAILED"}
     assert stored_faces(runner.faces) == [("faces", 0), ("faces", 1), ("faces", 2)]
 
@@ -210,7 +204,7 @@ def test_doing_it_twice_leaves_what_once_leaves(runner: Runner) -> None:
 def test_what_an_earlier_attempt_left_of_a_photo_that_is_gone_is_removed(runner: Runner) -> None:
     runner.embeddings.replace({"gone": faces(2), "other": faces(1)})
     EmbeddingStore(runner.faces, "another model").replace({"gone": faces(2)})
-    assert runner.store({"gone": faces(2)}) == {"gone": Stored.GONE}
+    assert runner.store({"gone": faces(2)}) == NotStored(gone=frozenset({"gone"}))
     left = runner.faces.execute("SELECT photo_id, model FROM faces").fetchall()
     assert left == [("other", MODEL)]
 
@@ -219,7 +213,7 @@ def test_what_an_earlier_attempt_left_of_a_photo_that_fails_is_removed(runner: R
     add_photos(runner.api, ["half done"], "PROCESSING")
     add_photos(runner.api, ["done before"], "READY")
     runner.embeddings.replace({"half done": faces(2), "done before": faces(1)})
-    assert set(runner.store({"half done": None, "done before": None}).values()) == {Stored.FAILED}
+    assert runner.store({"half done": None, "done before": None}) == NotStored()
     assert statuses(runner.api) == {"half done": "FAILED", "done before": "READY"}
     assert stored_faces(runner.faces) == [("done before", 0)]
 
@@ -228,8 +222,8 @@ def test_nothing_is_touched_after_a_lost_lease(runner: Runner) -> None:
     add_photos(runner.api, ["lost", "mine", "lost failure"], "PROCESSING")
     runner.embeddings.replace({"lost and gone": faces(1)})
     outcomes = {"lost": faces(1), "mine": faces(1), "lost failure": None, "lost and gone": faces(1)}
-    stored = runner.store(outcomes, lambda photo_id: not photo_id.startswith("lost"))
-    assert {photo_id for photo_id, what in stored.items() if what is Stored.LOST} == set(outcomes) - {"mine"}
+    not_stored = runner.store(outcomes, lambda photo_id: not photo_id.startswith("lost"))
+    assert not_stored == NotStored(lost=frozenset(outcomes) - {"mine"})
     assert statuses(runner.api) == {"lost": "PROCESSING", "mine": "READY", "lost failure": "PROCESSING"}
     assert stored_faces(runner.faces) == [("lost and gone", 0), ("mine", 0)]
 
@@ -261,32 +255,26 @@ def test_a_failing_question_about_ownership_stores_nothing(runner: Runner) -> No
     assert stored_faces(runner.faces) == []
 
 
-@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 0.0, 3.0])
-def test_data_that_the_database_refuses_hurts_no_other_photo(runner: Runner, factor: float) -> None:
-    ids = [f"p{number}" for number in range(8)]
-    add_photos(runner.api, ids, "PROCESSING")
-    add_photos(runner.api, ["was ready"], "READY")
-    runner.embeddings.replace({"was ready": faces(1)})
-    with np.errstate(invalid="ignore"):
-        bad = [Face(faces(1)[0].embedding * np.float32(factor))]
-    outcomes = {photo_id: faces(2, seed) for seed, photo_id in enumerate(ids)}
-    stored = runner.store({**outcomes, "p3": [*faces(1), *bad], "p6": bad, "was ready": bad, "gone": bad})
-    refused = {"p3", "p6", "was ready"}
-    assert {photo_id for photo_id, what in stored.items() if what is Stored.REFUSED} == refused
-    assert stored["gone"] is Stored.GONE
-    assert statuses(runner.api) == {
-        **{photo_id: "FAILED" if photo_id in refused else "READY" for photo_id in ids},
-        "was ready": "READY",
-    }
-    good = [photo_id for photo_id in ids if photo_id not in refused]
-    assert stored_faces(runner.faces) == [*((p, i) for p in good for i in range(2)), ("was ready", 0)]
+@pytest.mark.parametrize("factor", UNSTORABLE_FACTORS)
+def test_a_batch_that_the_database_refuses_is_not_stored_at_all(runner: Runner, factor: float) -> None:
+    add_photos(runner.api, ["a", "b", "c"], "PROCESSING")
+    runner.embeddings.replace({"a": faces(1)})
+    for outcomes in (
+        {"a": faces(2), "b": [*faces(1), unstorable_face(factor)], "c": []},
+        {"b": [unstorable_face(factor)]},
+    ):
+        with pytest.raises(UnstorableError) as caught:
+            runner.store(outcomes)
+        assert str(caught.value) == "The database refuses what was computed for this photo."
+        assert statuses(runner.api) == dict.fromkeys("abc", "PROCESSING")
+        assert stored_faces(runner.faces) == [("a", 0)]
 
 
 def test_ids_of_any_kind(runner: Runner) -> None:
     ids = ["%", "_", "a_b", "{a,b}", 'q"uote', "back\\slash", "NULL", "été", "🎉", "x" * 256, "'; --", "%s", " "]
     add_photos(runner.api, ids)
     assert runner.photos.begin(ids) == set(ids)
-    assert set(runner.store({photo_id: faces(1) for photo_id in ids}).values()) == {Stored.STORED}
+    assert runner.store({photo_id: faces(1) for photo_id in ids}) == NotStored()
     assert set(statuses(runner.api).values()) == {"READY"}
     assert {photo_id for photo_id, _ in stored_faces(runner.faces)} == set(ids)
 
@@ -295,7 +283,8 @@ def test_a_batch_of_thousands(runner: Runner) -> None:
     ids = [f"p{number}" for number in range(2000)]
     add_photos(runner.api, ids)
     found = faces(3)
-    assert len(runner.store(dict.fromkeys(ids, found))) == 2000
+    assert runner.store(dict.fromkeys(ids, found)) == NotStored()
+    assert set(statuses(runner.api).values()) == {"READY"}
     assert len(stored_faces(runner.faces)) == 6000
 
 
@@ -319,7 +308,7 @@ def test_the_tables_may_lie_in_schemas_of_their_own(empty_database_url: str) -> 
     with Runner(api_url, faces_url) as runner:
         runner.photos.check()
         add_photos(runner.api, ["a"])
-        assert runner.store({"a": faces(1)}) == {"a": Stored.STORED}
+        assert runner.store({"a": faces(1)}) == NotStored()
         assert runner.embeddings.match([faces(1)[0].embedding], ["a"], 0.5).with_embeddings == 1
 
 

@@ -13,7 +13,7 @@ from demo import api
 from demo.api import Api
 from runner.errors import SettingsError
 from runner.store import schema
-from runner.store.stored import Stored
+from runner.store.photos import NotStored
 from tests.integration import pgbouncer
 from tests.integration.pgbouncer import PgBouncer
 from tests.support.run_tools import Service
@@ -104,7 +104,7 @@ def test_no_setting_leaks_either_way(pool: PgBouncer, direct: str, neighbour: ps
         add_photos(runner.api, ["a", "b"])
         assert runner.photos.begin(["a", "b"]) == {"a", "b"}
         person = faces(1)
-        assert runner.store({"a": person, "b": []}) == {"a": Stored.STORED, "b": Stored.NO_FACES}
+        assert runner.store({"a": person, "b": []}) == NotStored()
         assert runner.embeddings.match([person[0].embedding], ["a"], 0.5).with_embeddings == 1
         assert statuses(runner.api) == {"a": "READY", "b": "NO_FACES_FOUND"}
         shown = runner.api.query("SELECT current_setting('statement_timeout'), current_setting('lock_timeout')")

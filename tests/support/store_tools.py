@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from runner.store.database import connect
 from runner.store.embeddings import EmbeddingStore
-from runner.store.photos import PhotoTable, store_photos
+from runner.store.photos import NotStored, PhotoTable, store_photos
 from runner.store.session import Session
-from runner.store.stored import Stored
 
 Command = Callable[[Sequence[str], str | None], tuple[int, str, str]]
 
@@ -53,6 +52,16 @@ def unit(values: NDArray[np.float64]) -> NDArray[np.float32]:
 def faces(count: int, seed: int = 0) -> list[Face]:
     """Return `count` random faces, dissimilar to each other."""
     return [Face(row) for row in unit(np.random.default_rng(seed).standard_normal((count, 512)))]
+
+
+# What an embedding is multiplied by, so that the database refuses it: not finite, or not of length 1.
+UNSTORABLE_FACTORS = (float("nan"), float("inf"), 0.0, 3.0)
+
+
+def unstorable_face(factor: float) -> Face:
+    """Return a face that the database refuses; `factor` is one of `UNSTORABLE_FACTORS`."""
+    with np.errstate(invalid="ignore"):
+        return Face(faces(1)[0].embedding * np.float32(factor))
 
 
 def resembling(face: Face, similarity: float, seed: int = 1) -> Face:
@@ -110,7 +119,7 @@ class Runner:
 
     def store(
         self, outcomes: Mapping[str, Sequence[Face] | None], still_owned: Callable[[str], bool] = lambda _: True
-    ) -> dict[str, Stored]:
+    ) -> NotStored:
         return store_photos(self.photos, self.embeddings, outcomes, still_owned)
 
     def close(self) -> None:
