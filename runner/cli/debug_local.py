@@ -1,4 +1,4 @@
-"""`debug --local`: a single job in this process, by the handlers of a run, with stores that write nothing."""
+"""`debug --local`: a single job in this process, by the handlers of a run, writing nothing."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from runner.queue.leases import Lease
 from runner.settings import Settings
 from runner.store.embeddings import FaceLike, Matches
 from runner.store.photos import NotStored
+from runner.store.repository import Repository
 from runner.store.results import ResultStore
-from runner.store.stores import Stores
 from runner.worker.kinds import Kind, Services, kind_of
 from runner.worker.task import AnyTask, Task
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-class _ReadOnlyStores(Stores):
+class _ReadOnlyRepository(Repository):
     """Reads stored embeddings, and reports every write as done without doing it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -56,8 +56,8 @@ class _ReadOnlyStores(Stores):
             raise SettingsError(
                 "EMBEDDINGS_DATABASE_URL is missing: set it (or DATABASE_URL): a comparison reads the embeddings"
             )
-        with Stores(self._settings, self.model, application_name="spottmee-worker debug") as stores:
-            return stores.match(selfie, stored_ids, threshold)
+        with Repository(self._settings, self.model, application_name="spottmee-worker debug") as repository:
+            return repository.match(selfie, stored_ids, threshold)
 
 
 class _DiscardedResults(ResultStore):
@@ -159,9 +159,9 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
     """
     kind = kind_of(payload)
     task: AnyTask = Task(Lease("local", kind.queue, payload, attempts=1))
-    result, stores, answers = Result(kind, task), _ReadOnlyStores(settings), _DiscardedResults()
+    result, repository, answers = Result(kind, task), _ReadOnlyRepository(settings), _DiscardedResults()
     fetcher = Fetcher.from_settings(settings)
-    handler = kind.handler(Services(settings, answers, lambda: stores, fetcher, lambda _: True))
+    handler = kind.handler(Services(settings, answers, lambda: repository, fetcher, lambda _: True))
     try:
         task.job = kind.decode(payload)
         with task.stage("fetch"):
@@ -171,7 +171,7 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
         result.size = (image.shape[1], image.shape[0])
         with task.stage("model"):
             engine = _engine(settings)
-        result.model = stores.model = engine.model
+        result.model = repository.model = engine.model
         with engine, task.stage("faces"):
             task.faces = engine.submit(lambda: image).result()
         if picture is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runner.faces.engine import Face
     from runner.queue.leases import Lease
     from runner.queue.parking import Parking, PhotosAtWork, ProcessJobs
-    from runner.store.stores import Stores
+    from runner.store.repository import Repository
     from runner.worker.messages import CompareJob
     from runner.worker.task import Task
 
@@ -69,7 +69,7 @@ class AlbumGate:
 
     def __init__(
         self,
-        stores: Callable[[], Stores],
+        repository: Callable[[], Repository],
         jobs: ProcessJobs,
         parking: Parking | None,
         *,
@@ -77,7 +77,7 @@ class AlbumGate:
         timeout_seconds: float,
     ) -> None:
         self.model = model
-        self._stores = stores
+        self._repository = repository
         self._jobs = jobs
         self._parking = parking
         self._timeout_seconds = timeout_seconds
@@ -88,7 +88,7 @@ class AlbumGate:
         undecided: dict[Task[CompareJob], set[str]] = {}
         for task in tasks:
             assert task.job is not None  # noqa: S101 - the others are answered at once
-            pending = self._stores().pending(task.job.stored_ids)
+            pending = self._repository().pending(task.job.stored_ids)
             if pending and _age(task.lease) < self._timeout_seconds:
                 undecided[task] = pending
             else:
@@ -109,14 +109,14 @@ class AlbumGate:
         if not self._parking.announce(task.lease, waited_for, self._timeout_seconds):
             return Decision(Readiness.LOST)
         # What became final before it was announced nobody reports again.
-        done = set(waited_for) - self._stores().pending(waited_for)
+        done = set(waited_for) - self._repository().pending(waited_for)
         if done:
             self._parking.photos_done(done)
         return Decision(Readiness.PARK, len(pending), looks)
 
     def _without_work(self, lease: Lease, pending: Collection[str], looks: Looks) -> Decision:
         """Decide on photos without a job: they have just become final, or nobody has pushed their jobs."""
-        still = self._stores().pending(pending)
+        still = self._repository().pending(pending)
         if still and _age(lease) - looks.first_at < GRACE_SECONDS:
             return Decision(Readiness.PUT_OFF, len(still), looks, GRACE_SECONDS)
         return Decision(Readiness.ANSWER, len(still))

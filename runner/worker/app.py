@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # imported below, in the order of the start-up
     from runner.faces.engine import Engine
     from runner.queue.leases import LeaseQueue
     from runner.settings import Settings
-    from runner.store.stores import Stores
+    from runner.store.repository import Repository
     from runner.worker.loop import WorkerLoop
 
 # After RUNNER_DRAIN_SECONDS (8): how long the loop may take to end, then to release what it holds. With both, a run is
@@ -119,10 +119,10 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
     with ExitStack() as stack:
 
         @cache
-        def stores() -> Stores:
-            from runner.store.stores import Stores
+        def repository() -> Repository:
+            from runner.store.repository import Repository
 
-            return stack.enter_context(Stores(settings, model, application_name=f"spottmee-worker {owner}"))
+            return stack.enter_context(Repository(settings, model, application_name=f"spottmee-worker {owner}"))
 
         from runner.images.fetch import Fetcher
         from runner.queue.client import opened
@@ -142,13 +142,15 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         known = None if settings.job else KnownDatabases(redis, PHOTO.queue)
         parking = Parking(redis)
         album = AlbumGate(
-            stores,
+            repository,
             ProcessJobs(redis),
             None if settings.job else parking,  # nobody could wake a job that is in no queue
             model=model,
             timeout_seconds=settings.album_timeout_seconds,
         )
-        services = Services(settings, ResultStore(redis), stores, fetcher, heartbeat.still_owned, known, album, parking)
+        services = Services(
+            settings, ResultStore(redis), repository, fetcher, heartbeat.still_owned, known, album, parking
+        )
         handlers = {name: kinds[name].handler(services) for name in queues}
         settlement = Settlement(
             settings,
@@ -168,7 +170,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             compute_threads=thread_count(settings.threads),
             settlement=settlement,
             stop=stop,
-            prepare=partial(_prepare, stores),
+            prepare=partial(_prepare, repository),
         )
         held.abandon = settlement.abandon
         stop.begin()
@@ -245,9 +247,9 @@ def _queues(
     return {name: stack.enter_context(private)}
 
 
-def _prepare(stores: Callable[[], Stores]) -> None:
+def _prepare(repository: Callable[[], Repository]) -> None:
     """Import what talks to PostgreSQL, connect and check; the start-up is over after it."""
-    stores().check()
+    repository().check()
     startup.end()
 
 

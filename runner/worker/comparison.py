@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the start-up decides when these are imported
 
     from runner.faces.engine import Face
     from runner.queue.leases import Lease
-    from runner.store.stores import Stores
+    from runner.store.repository import Repository
     from runner.worker.album import AlbumGate
 
 
@@ -29,14 +29,14 @@ class ComparisonHandler:
         self,
         results: ResultStore,
         watch: AnswerWatch,
-        stores: Callable[[], Stores],
+        repository: Callable[[], Repository],
         owns: Callable[[Lease], bool],
         album: AlbumGate | None,
     ) -> None:
         self._results = results
         self._album = album
         self._watch = watch
-        self._stores = stores
+        self._repository = repository
         self._owns = owns
 
     def start(self) -> None:
@@ -81,7 +81,7 @@ class ComparisonHandler:
         return self._album.decide([task for task in tasks if task.error is None and task.faces])
 
     def _wait(self, task: Task[CompareJob], job_id: str, decision: Decision) -> None:
-        faces, model = task.faces or (), self._stores().model
+        faces, model = task.faces or (), self._repository().model
         self._results.wait(
             job_id, {"complete": False, "pending": decision.pending, "faces": len(faces), "model": model}
         )
@@ -104,7 +104,7 @@ class ComparisonHandler:
         if job is not None and task.error is None:
             if faces:
                 with task.stage("match"):
-                    found = self._stores().match(_stack(faces), job.stored_ids, job.threshold)
+                    found = self._repository().match(_stack(faces), job.stored_ids, job.threshold)
                 scores, with_embeddings = found.scores, found.with_embeddings
             else:
                 task.error = NoFaceInSelfieError()
@@ -113,7 +113,7 @@ class ComparisonHandler:
         return matched, {
             "scores": {photo_id: round(scores[photo_id], 6) for photo_id in matched},
             "faces": len(faces or ()),
-            "model": self._stores().model,
+            "model": self._repository().model,
             "threshold": job.threshold if job else None,
             "stored_ids": len(job.stored_ids) if job else None,
             "with_embeddings": with_embeddings,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # opened by the start-up, one after the other: importing them
     from runner.queue.leases import Lease
     from runner.queue.parking import Parking
     from runner.settings import Settings
-    from runner.store.stores import Stores
+    from runner.store.repository import Repository
     from runner.worker.album import AlbumGate
     from runner.worker.task import Handler
 
@@ -30,7 +30,7 @@ PAYLOAD_SECONDS = 30 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What handlers work with. `owns` tells whether a lease is still this run's; `stores` connects on first use.
+    """What handlers work with. `owns` tells whether a lease is still this run's; `repository` connects on first use.
 
     `known_databases` is None where the job comes from no queue. Without `album` a comparison is answered with what is
     stored, and without `parking` nobody is woken.
@@ -38,7 +38,7 @@ class Services:
 
     settings: Settings
     results: ResultStore
-    stores: Callable[[], Stores]
+    repository: Callable[[], Repository]
     fetcher: Fetcher
     owns: Callable[[Lease], bool]
     known_databases: KnownDatabases | None = None
@@ -76,10 +76,10 @@ PHOTO = Kind(
     marks=frozenset({"id", "imageUrl"}),
     decode=decode_process,
     handler=lambda services: PhotoHandler(
-        services.stores,
+        services.repository,
         services.fetcher,
         services.owns,
-        VisibilityGuard(services.stores, services.known_databases),
+        VisibilityGuard(services.repository, services.known_databases),
         services.parking,
     ),
     stores_faces=True,
@@ -88,7 +88,7 @@ PHOTO = Kind(
 
 def _comparison_handler(services: Services) -> ComparisonHandler:
     watch = AnswerWatch(services.results, seconds=services.settings.initiated_seconds)
-    return ComparisonHandler(services.results, watch, services.stores, services.owns, services.album)
+    return ComparisonHandler(services.results, watch, services.repository, services.owns, services.album)
 
 
 COMPARISON = Kind(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the start-up decides when these are imported
     from runner.images.fetch import Fetcher
     from runner.queue.leases import Lease
     from runner.queue.parking import Parking
-    from runner.store.stores import Stores
+    from runner.store.repository import Repository
     from runner.worker.visibility import VisibilityGuard
 
 # Found before anyone looked for the photo, so its absence explains nothing: the job becomes a dead letter all the same.
@@ -25,14 +25,14 @@ class PhotoHandler:
 
     def __init__(
         self,
-        stores: Callable[[], Stores],
+        repository: Callable[[], Repository],
         fetcher: Fetcher,
         owns: Callable[[Lease], bool],
         guard: VisibilityGuard,
         parking: Parking | None,
     ) -> None:
         self._parking = parking
-        self._stores = stores
+        self._repository = repository
         self._fetcher = fetcher
         self._owns = owns
         self._guard = guard
@@ -49,7 +49,7 @@ class PhotoHandler:
         Raises `PhotosInvisibleError` where photos are missing and deletion is not the likely reason.
         """
         photo_ids = [task.job.photo_id for task in tasks if task.job]
-        existing = self._stores().begin(photo_ids)
+        existing = self._repository().begin(photo_ids)
         self._guard.check(photo_ids, existing)
         for task in tasks:
             if task.job and task.job.photo_id not in existing:
@@ -92,7 +92,7 @@ class PhotoHandler:
 
     def _store(self, batch: dict[str, Task[ProcessJob]]) -> None:
         results = {photo_id: task.faces if task.error is None else None for photo_id, task in batch.items()}
-        not_stored = self._stores().store(results, lambda photo_id: self._owns(batch[photo_id].lease))
+        not_stored = self._repository().store(results, lambda photo_id: self._owns(batch[photo_id].lease))
         for photo_id in not_stored.lost:
             batch[photo_id].outcome = Outcome.LOST
         for photo_id in not_stored.gone:

@@ -13,7 +13,7 @@ from runner.errors import NO_VISIBLE_ROW, ROW_SECURITY_ADVICE, PhotosInvisibleEr
 
 if TYPE_CHECKING:
     from runner.queue.databases import KnownDatabases
-    from runner.store.stores import Stores
+    from runner.store.repository import Repository
 
 _SAME_DEPLOYMENT = "check that DATABASE_URL and REDIS_URL belong to the same deployment"
 
@@ -24,8 +24,8 @@ class VisibilityGuard:
     `known` is None for a job that comes from no list: then nothing is known about where its photo belongs.
     """
 
-    def __init__(self, stores: Callable[[], Stores], known: KnownDatabases | None) -> None:
-        self._stores = stores
+    def __init__(self, repository: Callable[[], Repository], known: KnownDatabases | None) -> None:
+        self._repository = repository
         self._known = known
         self._noted = False
         self._missing: set[str] = set()  # since a photo was last found
@@ -44,12 +44,12 @@ class VisibilityGuard:
 
     def _note(self) -> None:
         if self._known is not None and not self._noted:
-            self._known.add(self._stores().identity())
+            self._known.add(self._repository().identity())
             self._noted = True
 
     def _reason(self) -> str | None:
         """Return why the missing photos cannot be taken for deleted ones, or None where they can."""
-        seen = self._stores().visibility()
+        seen = self._repository().visibility()
         many = len(self._missing) > 1
         none = f"none of {len(self._missing)} photos is there" if many else "the photo is not there"
         if not seen.any_row and seen.filtered:
@@ -66,7 +66,7 @@ class VisibilityGuard:
         if self._known is None or self._noted:
             return None
         known = self._known.all()
-        if self._stores().identity() in known:
+        if self._repository().identity() in known:
             return None
         if known:
             return f"{none}, and photos of this list were found in another database: {_SAME_DEPLOYMENT}"

@@ -154,8 +154,8 @@ def _points() -> dict[str, Callable[[], None]]:
     from runner.images.fetch import Fetcher
     from runner.queue.leases import LeaseQueue
     from runner.store.photos import PhotoTable
+    from runner.store.repository import Repository
     from runner.store.results import ResultStore
-    from runner.store.stores import Stores
 
     def fetched(data: bytes, _: Any, url: str) -> None:
         _BY_BYTES[id(data)] = _BY_URL[url]
@@ -169,12 +169,12 @@ def _points() -> dict[str, Callable[[], None]]:
 
     return {
         "after_claim": lambda: _wrap(LeaseQueue, "claim", None, lambda leases, *_, **__: inject(_subjects(leases))),
-        "after_begin": lambda: _wrap(Stores, "begin", None, lambda _, __, ids: inject(ids)),
+        "after_begin": lambda: _wrap(Repository, "begin", None, lambda _, __, ids: inject(ids)),
         "after_fetch": lambda: _wrap(Fetcher, "fetch", None, lambda _, __, url: inject([_BY_URL[url]])),
         "in_decode": in_decode,
-        "before_store": lambda: _wrap(Stores, "store", lambda _, outcomes, __: inject(outcomes), None),
+        "before_store": lambda: _wrap(Repository, "store", lambda _, outcomes, __: inject(outcomes), None),
         "between_databases": lambda: _wrap(PhotoTable, "finish", lambda _, statuses: inject(statuses), None),
-        "after_store": lambda: _wrap(Stores, "store", None, lambda _, __, outcomes, ___: inject(outcomes)),
+        "after_store": lambda: _wrap(Repository, "store", None, lambda _, __, outcomes, ___: inject(outcomes)),
         "after_answer": lambda: _wrap(ResultStore, "answer", None, lambda _, __, job_id, *___: inject([job_id])),
         "before_dead_letter": lambda: _wrap(LeaseQueue, "bury", lambda _, lease, *__: inject(_subjects([lease])), None),
         "after_acknowledge": lambda: _wrap(

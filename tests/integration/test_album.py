@@ -16,7 +16,7 @@ from runner.faces.engine import Face
 from runner.queue.leases import Lease, Parked
 from runner.queue.parking import WAITED_FOR, Parking, PhotosAtWork, ProcessJobs
 from runner.settings import load
-from runner.store.stores import Stores
+from runner.store.repository import Repository
 from runner.worker.album import STATE_BYTES, AlbumGate, Looks, Readiness, freeze, thaw
 from runner.worker.messages import CompareJob
 from runner.worker.task import Task
@@ -53,11 +53,11 @@ class Hooked:
 class World:
     """Photos with statuses and process jobs, and comparisons that look at them."""
 
-    def __init__(self, redis: Redis, connection: psycopg.Connection, stores: Stores) -> None:
+    def __init__(self, redis: Redis, connection: psycopg.Connection, repository: Repository) -> None:
         self.redis = redis
         self.connection = connection
         self.before: Callable[[], None] = lambda: None
-        self.stores = self._hooked(stores)
+        self.repository = self._hooked(repository)
         self.client = self._hooked(redis)
         self.process = queue_of(redis, "process/1")
         self.compare = queue_of(self.client, "compare/1", name="compare")
@@ -72,7 +72,7 @@ class World:
 
     def gate_of(self, parking: Parking | None, timeout_seconds: float = TIMEOUT) -> AlbumGate:
         jobs = ProcessJobs(self.client)
-        return AlbumGate(lambda: self.stores, jobs, parking, model=MODEL, timeout_seconds=timeout_seconds)
+        return AlbumGate(lambda: self.repository, jobs, parking, model=MODEL, timeout_seconds=timeout_seconds)
 
     def photos(self, *ids: str, status: str = "UPLOADED") -> None:
         for photo_id in ids:
@@ -106,9 +106,9 @@ def world(redis: Redis, redis_url: str, database_url: str) -> Iterator[World]:
     settings = load({"REDIS_URL": redis_url, "DATABASE_URL": database_url})
     with (
         psycopg.connect(database_url, autocommit=True) as connection,
-        Stores(settings, MODEL, application_name="test") as stores,
+        Repository(settings, MODEL, application_name="test") as repository,
     ):
-        yield World(redis, connection, stores)
+        yield World(redis, connection, repository)
 
 
 @pytest.mark.parametrize("status", ["READY", "FAILED", "NO_FACES_FOUND"])

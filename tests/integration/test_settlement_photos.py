@@ -12,8 +12,8 @@ from runner.images.fetch import Fetcher
 from runner.queue.dead_letters import DeadLetters
 from runner.queue.heartbeat import Heartbeat
 from runner.settings import load
+from runner.store.repository import Repository
 from runner.store.results import ResultStore
-from runner.store.stores import Stores
 from runner.worker.kinds import PHOTO, Services
 from runner.worker.settlement import Settlement
 from runner.worker.summary import Summary
@@ -49,10 +49,12 @@ class PhotoBench:
         )
         self.queue = queue_of(redis, "here/1", max_attempts=ATTEMPTS)
         self.heartbeat = Heartbeat([self.queue])
-        self.stores = Stores(settings, MODEL, application_name="test")
+        self.repository = Repository(settings, MODEL, application_name="test")
         self.fetcher = Fetcher.from_settings(settings)
         self.summary = Summary({PHOTO.queue: PHOTO})
-        services = Services(settings, ResultStore(redis), lambda: self.stores, self.fetcher, self.heartbeat.still_owned)
+        services = Services(
+            settings, ResultStore(redis), lambda: self.repository, self.fetcher, self.heartbeat.still_owned
+        )
         self.settlement = Settlement(
             settings,
             kinds={PHOTO.queue: PHOTO},
@@ -80,7 +82,7 @@ def bench(request: pytest.FixtureRequest, redis: Redis, database_url: str) -> It
     faces_url = database_url if request.param == "one database" else f"{database_url}?schema=public"
     with Runner(database_url, faces_url) as runner:
         bench = PhotoBench(redis, runner)
-        with bench.heartbeat, bench.stores:
+        with bench.heartbeat, bench.repository:
             yield bench
         bench.fetcher.close()
 

@@ -12,7 +12,7 @@ from demo.servers import EmbeddedPostgres
 from runner import settings
 from runner.store.database import is_transient
 from runner.store.photos import NotStored
-from runner.store.stores import Stores
+from runner.store.repository import Repository
 from runner.store.sweep import sweep
 from tests.support.proxy import Proxy, Verdict
 from tests.support.store_tools import MODEL, Runner, add_photos, faces, opened, statuses, stored_faces
@@ -129,12 +129,12 @@ def test_a_run_gets_over_a_connection_that_breaks_at_any_message(direct: Runner,
     }
     for at in range(1, MOST_MESSAGES):
         prepare(direct)
-        with Stores(settings.load(environment), MODEL, application_name="test") as stores:
-            stores.check()
+        with Repository(settings.load(environment), MODEL, application_name="test") as repository:
+            repository.check()
             proxy.watch(breaking(at, how))
-            assert stores.begin(list(OUTCOMES)) == set(OUTCOMES) - {"gone"}
-            assert stores.store(OUTCOMES, lambda _: True) == EXPECTED
-            assert stores.match(faces(3)[0].embedding, list(OUTCOMES), 0.9).with_embeddings == 3
+            assert repository.begin(list(OUTCOMES)) == set(OUTCOMES) - {"gone"}
+            assert repository.store(OUTCOMES, lambda _: True) == EXPECTED
+            assert repository.match(faces(3)[0].embedding, list(OUTCOMES), 0.9).with_embeddings == 3
             through = at > proxy.messages
             proxy.watch(lambda _: Verdict.PASS)
         assert statuses(direct.api) == FINAL

@@ -1,32 +1,29 @@
-"""Both databases of a run behind one object: connected once, reconnected after a loss."""
+"""What a run reads and writes in PostgreSQL, over connections that are opened again after they were lost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Self, TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.settings import Settings
 from runner.store import schema, visibility
 from runner.store.database import Database, retrying
 from runner.store.embeddings import EmbeddingStore, FaceLike, Matches
 from runner.store.photos import NotStored, PhotoTable, store_photos
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from runner.settings import Settings
-    from runner.store.visibility import Visibility
+from runner.store.visibility import Visibility
 
 T = TypeVar("T")
 
 
-class Stores:
-    """The API's table and the embeddings of one model.
+class Repository:
+    """The API's table "Photo" and the embeddings of one model, in one database or in two.
 
-    Every method repeats its work after transient errors of PostgreSQL for `connect_seconds`, then raises
-    `DatabaseUnreachableError`. All of it is idempotent.
+    Every method retries after transient errors of PostgreSQL for `connect_seconds`, then raises
+    `DatabaseUnreachableError`. All methods are idempotent.
     """
 
     def __init__(self, settings: Settings, model: str, *, application_name: str) -> None:
