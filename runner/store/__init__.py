@@ -1,1 +1,1 @@
-"""What is kept: embeddings, photo statuses and match results."""
+"""Storage: embeddings and photo statuses in PostgreSQL, results of comparisons in Redis."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import psycopg
@@ -21,15 +22,12 @@ from runner.retry import RetryPolicy
 from runner.settings import postgres_conninfo
 from runner.store.session import Limits, Session
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
 T = TypeVar("T")
 
-# No statement of a run takes a second on a healthy server; these end what hangs on a sick one.
+# No statement of a run takes a second on a healthy server; these limits end what hangs on an unhealthy one.
 STATEMENT_SECONDS = 60.0
 LOCK_SECONDS = 10.0
-# A runner that is frozen inside a transaction (a paused node) must not hold its row locks against the API.
+# A runner that is frozen inside a transaction (a paused node) must not keep its row locks and block the API.
 IDLE_IN_TRANSACTION_SECONDS = 60.0
 CONNECT_TIMEOUT_SECONDS = 10
 
@@ -47,8 +45,8 @@ _LIMITS = {
 # start-up parameter it also holds behind PgBouncer, which tracks it for each client.
 _ENFORCED = {"client_encoding": "UTF8"}
 
-# libpq gives no SQLSTATE for a refused connection, only a text, in English on every usual image. What is not
-# recognised counts as passing and is tried again, bounded.
+# libpq gives no SQLSTATE for a refused connection, only a text, in English on every usual image. A text that is not
+# recognised counts as transient: a bounded number of retries does no harm.
 _REFUSED_FOR_GOOD = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|(role|database) \"[^\"]*\" does not exist"
     r"|permission denied for database|is not permitted to log in|server does not support SSL"
@@ -67,7 +65,7 @@ _PERMANENT_STATES = {"57P04"}  # database_dropped
 _SETUP_CLASSES = ("28", "3D", "3F", "42")  # authorisation, catalog, schema, access rules and names
 _STATES_TO_RECONNECT_AFTER = {"25006", "0A000"}
 
-# What a pooler says that gives every statement another server connection.
+# The error of a pooler that may run each statement over another server connection.
 _STATEMENT_POOLING = "transaction blocks not allowed in statement pooling mode"
 
 
@@ -84,7 +82,7 @@ def connect(
     `url` may carry Prisma's own parameters; its `schema` names the schema of every table. `variable` is what
     messages call the URL: they never repeat any of it. `statement_seconds` of 0 sets no limit.
 
-    Raises `SettingsError` at once for what no retry can heal (the URL itself, password, role, database), and
+    Raises `SettingsError` at once for what no retry can change (the URL itself, password, role, database), and
     `DatabaseUnreachableError` when the time is up.
     """
     database = Database(url, application_name=application_name, variable=variable, statement_seconds=statement_seconds)
@@ -92,9 +90,9 @@ def connect(
 
 
 class Database:
-    """One database of a run: connects when it is first needed, and again after a loss.
+    """One database of a run: connects when it is first needed, and again after the connection was lost.
 
-    Nothing is connected by making one. `connection` is the live connection, for use within `retrying`.
+    The constructor connects nothing. `connection` is the live connection, for use within `retrying`.
     """
 
     def __init__(
@@ -120,7 +118,7 @@ class Database:
 
     @property
     def connection(self) -> Session:
-        """The live connection, opened where there is none. Raises what one attempt of `connect` meets."""
+        """The live connection, opened where there is none. Raises what one attempt of `connect` raises."""
         if self._connection is None or self._connection.closed:
             self._connection = self._open()
         return self._connection
@@ -132,7 +130,7 @@ class Database:
             self._connection = None
 
     def after(self, error: psycopg.Error) -> None:
-        """Drop the connection where `error` has spoilt it, or means that another one may fare better."""
+        """Close the connection where `error` has made it unusable, or where a new one may lead to another server."""
         connection = self._connection
         if connection is None:
             return
@@ -234,14 +232,14 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         if is_transient(error):
             raise DatabaseUnreachableError(f"{names}: {shown} (tried for {seconds:g} s)") from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
-            raise SettingsError(f"{names}: PostgreSQL refuses what this program does: {shown}") from None
+            raise SettingsError(f"{names}: PostgreSQL refuses a statement of this program: {shown}") from None
         raise
 
 
 def reason(error: psycopg.Error, secrets: Sequence[str] = ()) -> str:
-    """Return one line that says what went wrong, without anything that came out of a URL or a job, or `secrets`.
+    """Return one line that says what went wrong, without any part of a URL or a job, and without `secrets`.
 
-    What libpq says about a host may quote a piece of a password whose special characters were not encoded.
+    libpq's message about a host may quote a piece of a password whose special characters were not encoded.
     """
     return redacted(_reason(error), secrets)
 

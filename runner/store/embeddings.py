@@ -23,9 +23,9 @@ INSERT INTO {faces}.faces (photo_id, model, face_index, embedding, box, score, l
 VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 
-# One index search a photo, and one row back, whatever the planner guesses about the length of the array: of five
-# shapes that were measured this one was the quickest and grew the least with the number of faces in the selfie.
-# The parameters are sent in binary: 20,000 ids take 7 ms, as text 40 ms.
+# One index search per photo, and one row back, whatever length the planner assumes for the array: of five measured
+# forms this one is the fastest and grows the least with the number of faces in the selfie. The parameters are sent in
+# binary: 20,000 ids take 7 ms, as text 40 ms.
 _MATCH = """
 WITH selfie AS MATERIALIZED (SELECT ARRAY[{selfie}] AS embeddings)
 SELECT count(best), json_object_agg(id, best) FILTER (WHERE best > %b::float8)
@@ -38,7 +38,7 @@ SELECT count(best), json_object_agg(id, best) FILTER (WHERE best > %b::float8)
 
 
 class FaceLike(Protocol):
-    """What is stored of a face: see `runner.faces.engine.Face`."""
+    """The attributes of a face that are stored: see `runner.faces.engine.Face`."""
 
     @property
     def box(self) -> NDArray[np.float32]:
@@ -59,10 +59,10 @@ class FaceLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """What a comparison found.
+    """The result of a comparison.
 
-    `scores` holds the best cosine similarity of every photo above the threshold, in no order; `with_embeddings`
-    is how many of the photos asked for have embeddings of the model at all.
+    `scores` maps each photo above the threshold to its best cosine similarity (-1 to 1), in no order;
+    `with_embeddings` is how many photos of the album have embeddings of the model at all.
     """
 
     scores: dict[str, float]
@@ -79,9 +79,10 @@ def register(connection: Connection) -> None:
 
 
 class EmbeddingStore:
-    """The embeddings of one model, over a connection that others may be using too.
+    """The embeddings of one model, over a connection that others may use too.
 
-    Each method takes part in the caller's transaction, or is one of its own. Errors of psycopg come out as they are.
+    Each method takes part in the caller's transaction, or runs in one of its own. Errors of psycopg are raised as
+    they are.
     """
 
     def __init__(self, connection: Session, model: str) -> None:
@@ -90,10 +91,10 @@ class EmbeddingStore:
         register(connection)
 
     def replace(self, faces_by_photo: Mapping[str, Sequence[FaceLike]]) -> None:
-        """Make `faces_by_photo` all that is stored of those photos and this model.
+        """Replace the stored faces of those photos and this model by `faces_by_photo`; no faces delete the old ones.
 
-        A photo without faces loses what it had. The database refuses embeddings that are not finite or not
-        normalised.
+        Raises `psycopg.IntegrityError` or `psycopg.DataError` where an embedding is not finite or not normalised: the
+        database refuses it.
         """
         rows = [
             (
@@ -115,7 +116,7 @@ class EmbeddingStore:
                 self.connection.execute(insert, row)
 
     def delete(self, photo_ids: Iterable[str]) -> int:
-        """Delete everything of the photos, of every model, and return how many faces that were."""
+        """Delete the faces of the photos, of every model, and return how many there were."""
         return self.connection.query(_DELETE, (sorted(photo_ids),)).rowcount
 
     def match(
@@ -126,14 +127,14 @@ class EmbeddingStore:
     ) -> Matches:
         """Compare every face of a selfie with every face of the photos `stored_ids`, in one statement.
 
-        `selfie` is (n, 512), L2-normalised; a row that is zero or not finite is no face and is left out. A photo
-        matches when the cosine similarity of any pair is strictly greater than `threshold`. Similarities are those
-        of half-precision embeddings: within 0.0001 of the exact ones.
+        `selfie` has the shape (n, 512), L2-normalised; a row that is zero or not finite is not a face and is left out.
+        A photo matches when the cosine similarity of any pair is strictly greater than `threshold`. Similarities are
+        those of half-precision embeddings: within 0.0001 of the exact ones.
         """
         selfie = np.asarray(selfie, dtype=np.float32).reshape(-1, EMBEDDING_SIZE)
         norms = np.linalg.norm(selfie, axis=1)
         faces = [HalfVector(face) for face in selfie[np.isfinite(norms) & (norms > 0)]]
-        # Without a face there is no pair, and so no count either: any vector serves for that.
+        # Without a face there would be no pair, and so no count of photos: any vector gives one.
         compared = faces or [HalfVector(np.zeros(EMBEDDING_SIZE))]
         vectors = [self.connection.schemas.statement("%b::{vector}.halfvec")] * len(compared)
         row = self.connection.query(

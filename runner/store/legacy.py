@@ -1,4 +1,4 @@
-"""Bringing the table of the worker that this one replaces into `faces` (docs/reference/contract.md)."""
+"""Import of the embeddings of the worker that this one replaces (docs/reference/contract.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runner.store.session import Session, identifier
 TABLE = "face_embeddings"
 BATCH = 1000
 _MAX_INDEX = 2**15 - 1
-_NAMED = 20  # unreadable rows that are named; the others are counted
+_NAMED = 20  # unreadable rows whose names are shown; the others are only counted
 
 _NEXT_ROWS = "SELECT id, name, embedding FROM {table} WHERE id > %s ORDER BY id LIMIT %s"
 _HAS_TABLE = """
@@ -31,8 +31,8 @@ SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnames
  WHERE c.relname = %s AND c.relkind IN ('r', 'p', 'f', 'v', 'm') ORDER BY 1 LIMIT 10
 """
 _EXISTING = 'SELECT id FROM {photos}."Photo" WHERE id = ANY(%b)'
-# Where a runner has done the photo with this model already, its faces stand: the two must not be mixed. Only
-# imported faces have no box.
+# A photo that a runner has processed with this model keeps those faces: the two must not be mixed. Only imported
+# faces have no box.
 _DONE = "SELECT DISTINCT photo_id FROM {faces}.faces WHERE photo_id = ANY(%b) AND model = %s AND box IS NOT NULL"
 _INSERT = """
 INSERT INTO {faces}.faces (photo_id, model, face_index, embedding) VALUES (%s, %s, %s, %s)
@@ -42,7 +42,7 @@ ON CONFLICT (photo_id, model, face_index) DO NOTHING
 
 @dataclass(slots=True)
 class Imported:
-    """The rows of the old table, by what became of them. `unreadable` maps the first names to the reason."""
+    """Counts of the rows of the old table by outcome. `unreadable` maps the first 20 names to the reason."""
 
     rows: int = 0
     imported: int = 0
@@ -54,7 +54,7 @@ class Imported:
 
 
 class UnreadableRowError(ValueError):
-    """A row of the old table is not what the replaced worker wrote."""
+    """A row of the old table does not have the format of the replaced worker."""
 
 
 def parse_name(name: str) -> tuple[str, int]:
@@ -68,13 +68,13 @@ def parse_name(name: str) -> tuple[str, int]:
 def parse_embedding(text: str) -> NDArray[np.float64]:
     """Return the embedding that a list literal holds, shape (512,), L2-normalised. Raises `UnreadableRowError`."""
     try:
-        # A Python list literal of finite floats is JSON, and JSON is read ten times faster than Python.
+        # A Python list literal of finite floats is JSON, which is parsed ten times faster.
         values = json.loads(text)
         embedding = np.array(values, dtype=np.float64)
     except (ValueError, TypeError, RecursionError, OverflowError):
-        raise UnreadableRowError("the embedding is no list of numbers") from None
+        raise UnreadableRowError("the embedding is not a list of numbers") from None
     if embedding.shape != (EMBEDDING_SIZE,):
-        raise UnreadableRowError(f"the embedding has not {EMBEDDING_SIZE} numbers")
+        raise UnreadableRowError(f"the embedding does not have {EMBEDDING_SIZE} numbers")
     norm = float(np.linalg.norm(embedding))
     if not np.isfinite(norm) or norm == 0:
         raise UnreadableRowError("the embedding is zero or not finite")
@@ -87,7 +87,7 @@ def import_legacy(
     """Copy the faces of `table` into `faces` under the name `model`, and return the counts.
 
     Rows of photos that are no longer in the API's table are left out. The old table is only read. May be repeated
-    at any time; what is there stays. `table` is in the schema of the embeddings, or `SCHEMA.TABLE`. Raises
+    at any time: existing faces are kept. `table` is in the schema of the embeddings, or `SCHEMA.TABLE`. Raises
     `SettingsError` where there is no such table.
     """
     register(embeddings)
@@ -102,7 +102,7 @@ def import_legacy(
 
 
 def _find(embeddings: Session, table: str) -> Identifier:
-    """Return the old table: in the schema of the embeddings, or in that which `table` names before a dot."""
+    """Return the old table: in the schema of the embeddings, or in the schema that `table` names before a dot."""
     own = embeddings.schemas.faces
     schema, _, plain = table.partition(".")
     for candidate in ((own, table), (schema, plain)):

@@ -13,7 +13,7 @@ from runner.errors import SettingsError, UnstorableError
 from runner.store.embeddings import EmbeddingStore, FaceLike
 from runner.store.session import Session
 
-# Every statement takes its row locks in the order of the ids, so that two runners never wait for each other.
+# Every statement takes its row locks in the order of the ids, so that two runners cannot deadlock.
 _LOCK = 'SELECT id, status::text FROM {photos}."Photo" WHERE id = ANY(%b) ORDER BY id FOR NO KEY UPDATE'
 _PENDING = """
 SELECT id FROM {photos}."Photo" WHERE id = ANY(%b) AND status IN ('UPLOADED', 'PROCESSING')
@@ -55,12 +55,12 @@ class PhotoStatus(StrEnum):
     NO_FACES_FOUND = "NO_FACES_FOUND"
 
 
-# What a success says; a failure never takes it back.
+# A failure never replaces these.
 SUCCEEDED = frozenset({PhotoStatus.READY, PhotoStatus.NO_FACES_FOUND})
 
 
 class PhotoTable:
-    """Statuses in the API's table, over a connection that others may be using too. One statement a batch."""
+    """Statuses in the API's table, over a connection that others may use too. One statement per batch."""
 
     def __init__(self, connection: Session) -> None:
         self.connection = connection
@@ -89,7 +89,7 @@ class PhotoTable:
     def begin(self, photo_ids: Iterable[str]) -> set[str]:
         """Set the photos to PROCESSING and return those that exist.
 
-        A photo that is READY or NO_FACES_FOUND stays so: it is a job that was delivered again.
+        A photo that is READY or NO_FACES_FOUND keeps its status: its job was delivered more than once.
         """
         rows = self.connection.query(_BEGIN, (sorted(set(photo_ids)),)).fetchall()
         return {row[0] for row in rows}
@@ -97,7 +97,7 @@ class PhotoTable:
     def lock(self, photo_ids: Iterable[str]) -> dict[str, PhotoStatus]:
         """Lock the rows until the end of the caller's transaction and return the status of those that exist.
 
-        Until then no row vanishes, and no other runner gets past its own `lock` of the same photo.
+        Until then no row can be deleted, and another runner's `lock` of the same photo waits.
         """
         rows = self.connection.query(_LOCK, (sorted(set(photo_ids)),)).fetchall()
         return {photo_id: PhotoStatus(status) for photo_id, status in rows}

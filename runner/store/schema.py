@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
 
 from runner.errors import SchemaError
-from runner.store.session import identifier
-
-if TYPE_CHECKING:
-    from typing import LiteralString
-
-    from runner.store.session import Session
+from runner.store.session import Session, identifier
 
 # Any number that no other program of the same database uses for its advisory locks: "spottmee" in ASCII.
 _LOCK = int.from_bytes(b"spottmee")
@@ -101,7 +96,7 @@ def current_version(connection: Session) -> int:
 
 
 def check(connection: Session) -> None:
-    """Raise `SchemaError` unless the schema is at exactly the version of this program."""
+    """Raise `SchemaError` unless the schema has exactly the version of this program."""
     have, want = current_version(connection), migrations()[-1].version
     place = f'schema "{connection.schemas.faces}"'
     if have > want:
@@ -119,10 +114,10 @@ def check(connection: Session) -> None:
 def migrate(connection: Session, *, new: bool = False) -> list[str]:
     """Bring the schema to the version of this program and return the names of the files that were applied.
 
-    Each file is one transaction under an advisory lock, so several of these at once wait for each other. The schema
+    Each file is one transaction under an advisory lock, so that concurrent migrations wait for each other. The schema
     that the URL names is created where it does not exist. Raises `SchemaError` where the schema is newer, where
-    pgvector is missing or too old, where the role may not do what a migration asks for, and where the embeddings
-    seem to be in another schema, unless `new` says that a new table is wanted.
+    pgvector is missing or too old, where the role lacks a privilege, and where the embeddings seem to be in another
+    schema, unless `new` says that a new table is wanted.
     """
     applied = []
     try:
@@ -142,7 +137,7 @@ def _apply_next(connection: Session, *, new: bool) -> str | None:
     with connection.unlimited():
         # The lock is the transaction's own: it also holds behind PgBouncer.
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        connection.locate()  # another one may have been here before
+        connection.locate()  # another process may have migrated meanwhile
         have = current_version(connection)
         if have >= known[-1].version:
             check(connection)
@@ -178,7 +173,7 @@ def _schema_exists(connection: Session) -> bool:
 
 
 def _hint(connection: Session) -> str:
-    """Say more about a schema without tables, as the end of a sentence."""
+    """Return what a schema without tables may mean, as the end of a sentence."""
     if not _schema_exists(connection):
         return "; there is no such schema: is ?schema= the right one?"
     advice = _elsewhere(connection)
@@ -188,7 +183,7 @@ def _hint(connection: Session) -> str:
 def _elsewhere(connection: Session) -> str | None:
     """Return what to do about embeddings that an earlier version may have stored for this URL in another schema.
 
-    They are another installation's where this schema has photos of its own and they are of none of these.
+    They belong to another installation where this schema has photos of its own and none of them is theirs.
     """
     schemas = connection.schemas
     for row in connection.query(_ELSEWHERE, (schemas.vector, schemas.faces)).fetchall():

@@ -1,25 +1,21 @@
-"""A connection that names everything it uses, and leaves no setting behind on the server.
+"""A connection that qualifies every object with its schema, and leaves no setting behind on the server.
 
-Behind a pooler in transaction mode the next transaction may run over another server connection, and this one
-belongs to another client. So nothing is set for a session: the time limits and the planner's settings are those of
-a transaction, sent in the same message as its BEGIN, and no statement depends on `search_path`.
+Behind a pooler in transaction mode, the next transaction may run over another server connection, and this one then
+belongs to another client. So nothing is set for a session: time limits and planner settings last a transaction and
+are sent together with its BEGIN, and no statement depends on `search_path`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import Any, LiteralString
 
 import psycopg
-from psycopg import IsolationLevel, sql
+from psycopg import Cursor, IsolationLevel, sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from psycopg import Cursor
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _BEGIN_READ_ONLY = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
@@ -31,9 +27,9 @@ SELECT set_config('statement_timeout', {statement}, true), set_config('lock_time
        set_config('search_path', {path}, true),
        set_config('transaction_read_only', {read_only}, true)
 """
-# A client of a pooler that has changed its role would otherwise decide on what is seen and allowed here.
+# Otherwise the role that another client of the pooler has set would decide what is visible and allowed here.
 _OWN_ROLE = "SET LOCAL role TO DEFAULT"
-# A server that protects itself (its disk is nearly full) makes read-only the default: that holds here too.
+# A server that protects itself (its disk is nearly full) makes read-only the default, which must hold here too.
 _OWN_MODE = "SET LOCAL default_transaction_read_only TO DEFAULT"
 _MODE = """
 CASE current_setting('transaction_read_only') WHEN 'on' THEN 'on'
@@ -45,7 +41,7 @@ SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0
 """
 # The role's own path, also where another client of a pooler has set one for the session.
 _OWN_PATH = "SET LOCAL search_path TO DEFAULT"
-# Nested questions instead of joins: planning those takes 3 ms on a new connection, all of this 1 ms.
+# Subqueries instead of joins: planning joins takes 3 ms on a new connection, all of this 1 ms.
 # Where a URL names no schema, the role's path is looked through, as PostgreSQL does for a name without a schema.
 _LOCATE = """
 SELECT names,
@@ -68,13 +64,13 @@ SELECT names,
 
 @dataclass(frozen=True, slots=True)
 class Schemas:
-    """Where objects lie: what `{photos}`, `{status}`, `{faces}` and `{vector}` stand for in a statement.
+    """The schemas of objects, which `{photos}`, `{status}`, `{faces}` and `{vector}` stand for in a statement.
 
-    The table "Photo", its type "PhotoStatus", this program's own tables, and pgvector.
+    They are those of the table "Photo", its type "PhotoStatus", this program's own tables, and pgvector.
 
-    `named` is the schema that the URL names, `None` where it names none: then `photos` and `faces` are found along
-    the role's own search path, and what is not found belongs into the first schema of it. `vector` is `None` where
-    the database has no pgvector.
+    `named` is the schema that the URL names, or `None`: then `photos` and `faces` are looked up along the role's own
+    search path, and what does not exist belongs in the first schema of it. `vector` is `None` where the database has
+    no pgvector.
     """
 
     named: str | None
@@ -133,12 +129,12 @@ class Session(psycopg.Connection[TupleRow]):
 
     @property
     def schemas(self) -> Schemas:
-        """Where the objects of this program were when `locate` last looked."""
+        """The schemas that `locate` found last."""
         return self._schemas
 
     def begin(self, named: str | None, limits: Limits) -> None:
         """Find the schemas, of which the URL names `named`. Called once, before anything else."""
-        # What other clients of a pooler have set as the default of their session is no rule for these transactions.
+        # The session defaults that other clients of a pooler have set must not apply to these transactions.
         self.isolation_level = IsolationLevel.READ_COMMITTED
         self.read_only = False
         self._limits = limits
@@ -156,8 +152,8 @@ class Session(psycopg.Connection[TupleRow]):
             sql.SQL(_LOCATE).format(named=sql.Literal(named)),
         ]
         try:
-            # One message, and not a pipeline, where the reason for the end of a connection is lost. A pooler in
-            # statement mode ends this one, because the transaction goes on after the message.
+            # One message, because a pipeline loses the error with which a server ends a connection: a pooler in
+            # statement mode ends this one, as the transaction is still open after the message.
             cursor = self.execute(sql.SQL(";").join(statements))
             while cursor.nextset():
                 pass
@@ -200,11 +196,11 @@ class Session(psycopg.Connection[TupleRow]):
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
-        """Make one transaction of what is done inside, under the limits; within another one, take part in that.
+        """Run the block in one transaction, under the limits; inside another one, take part in that.
 
-        What is executed is sent when a result is first read, and at the end: BEGIN, the settings, a statement and
-        COMMIT are one round trip. Results may be read afterwards. An error may come out at a later statement than
-        the one that caused it.
+        Statements are sent when a result is first read, and at the end: BEGIN, the settings, a statement and COMMIT
+        are one round trip. Results may be read afterwards. An error may be raised by a later statement than the one
+        that caused it.
         """
         if self._inside or self.pgconn.transaction_status != TransactionStatus.IDLE:
             yield
@@ -220,7 +216,7 @@ class Session(psycopg.Connection[TupleRow]):
         except BaseException:
             try:
                 self.rollback()
-            except psycopg.Error:  # what is left of this connection must not be taken for a transaction of the caller
+            except psycopg.Error:  # otherwise what follows would take part in a transaction that is never committed
                 self.close()
             raise
         finally:
@@ -228,7 +224,7 @@ class Session(psycopg.Connection[TupleRow]):
 
     @contextmanager
     def unlimited(self) -> Iterator[None]:
-        """Make one transaction of what is done inside, without time limits: a migration may take long."""
+        """Run the block in one transaction without time limits: a migration may take long."""
         with self.transaction():
             self.execute(_UNLIMITED)
             yield

@@ -1,16 +1,12 @@
-"""Removing the embeddings of photos that the API has deleted: biometric data that the API itself never removes."""
+"""Removal of the embeddings of photos that the API has deleted: biometric data that the API itself never removes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from runner.errors import CheckFailedError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from runner.store.session import Session
+from runner.store.session import Session
 
 BATCH = 5000
 # A sweep that would remove more than this share of the photos looks like the wrong database, from so many photos on:
@@ -27,7 +23,7 @@ _EXISTING = 'SELECT id FROM {photos}."Photo" WHERE id = ANY(%b)'
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep looked at and did: photos with embeddings, those of them that are deleted, faces removed."""
+    """The counts of a sweep: photos with embeddings, how many of them are deleted, and removed faces."""
 
     photos: int = 0
     deleted_photos: int = 0
