@@ -20,7 +20,7 @@ from runner.cli.output import columns
 from runner.cli.redact import shown
 from runner.errors import CheckFailedError, UsageError
 from runner.queue.client import opened
-from runner.queue.dead_letters import DeadLetters, Letter, Requeued
+from runner.queue.dead_letters import DeadLetter, DeadLetters, Requeued
 from runner.queue.privacy import may_hold_selfie
 from runner.worker.kinds import KINDS
 
@@ -138,7 +138,7 @@ def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
         yield [DeadLetters(redis, name) for name in KINDS if queue in (None, name)]
 
 
-def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, Letter]]:
+def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, DeadLetter]]:
     """Return the dead letters that match the filters, the oldest first."""
     found = [
         (queue, letter)
@@ -149,7 +149,7 @@ def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[t
     return sorted(found, key=lambda pair: pair[1].buried)
 
 
-def _find(queues: Sequence[DeadLetters], letter_id: str) -> tuple[DeadLetters, Letter] | None:
+def _find(queues: Sequence[DeadLetters], letter_id: str) -> tuple[DeadLetters, DeadLetter] | None:
     for queue in queues:
         letter = queue.get(letter_id)
         if letter is not None:
@@ -204,7 +204,7 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_payload(letter: Letter, payload: bytes) -> None:
+def _write_payload(letter: DeadLetter, payload: bytes) -> None:
     if KINDS[letter.queue].private or may_hold_selfie(payload):
         raise UsageError(f"the payload of dead letter {letter.id} may contain a selfie: it is never written")
     if sys.stdout.isatty() and not payload.decode(errors="replace").isprintable():
@@ -243,7 +243,7 @@ def _purge(args: argparse.Namespace) -> int:
 
 def _chosen(
     queues: Sequence[DeadLetters], args: argparse.Namespace
-) -> tuple[list[tuple[DeadLetters, Letter]], list[str]]:
+) -> tuple[list[tuple[DeadLetters, DeadLetter]], list[str]]:
     """Return the dead letters to act on, the oldest first, and the ids that do not exist."""
     if not args.ids:
         return _matching(queues, args)[: args.limit or None], []
@@ -289,7 +289,7 @@ def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> 
     raise CheckFailedError(f"{len(failed)} dead letters could not be {wanted}")
 
 
-def _document(queue: DeadLetters, letter: Letter) -> dict[str, Any]:
+def _document(queue: DeadLetters, letter: DeadLetter) -> dict[str, Any]:
     seconds = queue.payload_seconds(letter.id)
     return asdict(letter) | {
         "since": _moment(letter.since),
@@ -306,7 +306,7 @@ def _print_json(document: Any) -> None:
     output.document(document, indent=2 if sys.stdout.isatty() else None)
 
 
-def _print_table(letters: Sequence[Letter]) -> None:
+def _print_table(letters: Sequence[DeadLetter]) -> None:
     if not letters:
         return
     rows = [("ID", "QUEUE", "REASON", "ATTEMPTS", "FAILED", "BYTES", "DETAIL")]

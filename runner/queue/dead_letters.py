@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from runner.queue import keys
-from runner.queue.leases import LETTER_SECONDS
+from runner.queue.leases import DEAD_LETTER_SECONDS
 from runner.queue.scripts import Script, refusals
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """A job that was buried, without its payload. `since` and `buried` are seconds of the Unix epoch.
 
     `since` is when the job left the list, `runner` the owner that buried it, `bytes` the size of its payload, and
@@ -58,10 +58,10 @@ class DeadLetters:
         self._keys = [keys.dead(name), keys.dead_index(name)]
         self._last = keys.last(name, f"letters/{owner or secrets.token_hex(8)}")
 
-    def all(self, *, newer_than: float | None = None, older_than: float = 0.0) -> Iterator[Letter]:
+    def all(self, *, newer_than: float | None = None, older_than: float = 0.0) -> Iterator[DeadLetter]:
         """Yield the letters, the oldest first; `newer_than` and `older_than` are ages in seconds, now."""
-        kept = LETTER_SECONDS if newer_than is None else min(newer_than, LETTER_SECONDS)
-        script, size, low, seen = Script(self._client, "letters"), _PAGE, "0", set[str]()
+        kept = DEAD_LETTER_SECONDS if newer_than is None else min(newer_than, DEAD_LETTER_SECONDS)
+        script, size, low, seen = Script(self._client, "dead_letters"), _PAGE, "0", set[str]()
         while True:
             rows = script(self._keys, [low, round(kept * 1000), round(older_than * 1000), size])
             fresh = [letter for letter in (self._letter(*row) for row in rows) if letter.id not in seen]
@@ -72,7 +72,7 @@ class DeadLetters:
             low = rows[-1][2].decode()  # by time, not by number: letters may be dropped meanwhile
             size = size if fresh else 2 * size  # more than a page was buried in one millisecond
 
-    def get(self, letter_id: str) -> Letter | None:
+    def get(self, letter_id: str) -> DeadLetter | None:
         """Return one letter, or None where there is none of this id."""
         with refusals(f"reading {keys.dead_index(self.name)} and {keys.dead(self.name)}"):
             moment = self._client.zscore(keys.dead_index(self.name), letter_id)
@@ -108,10 +108,10 @@ class DeadLetters:
         )
         return bool(done)
 
-    def _letter(self, raw_id: bytes, text: bytes, buried: bytes | float) -> Letter:
+    def _letter(self, raw_id: bytes, text: bytes, buried: bytes | float) -> DeadLetter:
         since, _, letter = text.partition(b" ")
         document = json.loads(letter)
-        return Letter(
+        return DeadLetter(
             id=raw_id.decode(),
             queue=self.name,
             reason=document.get("reason", "unknown"),

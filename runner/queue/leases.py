@@ -25,7 +25,7 @@ from runner.queue.scripts import Script
 if TYPE_CHECKING:
     from redis import Redis
 
-LETTER_SECONDS = 30 * 86_400
+DEAD_LETTER_SECONDS = 30 * 86_400
 # No lease and no retry lasts longer (their settings end at an hour): what lies further ahead shows that Redis'
 # clock was set back.
 HORIZON_SECONDS = 3600
@@ -137,7 +137,7 @@ class LeaseQueue:
         owner: str,
         lease_seconds: float,
         max_attempts: int,
-        payload_seconds: float = LETTER_SECONDS,
+        payload_seconds: float = DEAD_LETTER_SECONDS,
         list_name: str = "",
     ) -> None:
         self.name = name
@@ -175,7 +175,7 @@ class LeaseQueue:
             [self._list, *self._held, self._last, *self._letters],
             [
                 self.owner, word, _milliseconds(self.lease_seconds), limit, CLAIM_BYTES, CLAIM_BYTES,
-                OVERSIZED_SHOWN_BYTES, _milliseconds(HORIZON_SECONDS), _milliseconds(LETTER_SECONDS),
+                OVERSIZED_SHOWN_BYTES, _milliseconds(HORIZON_SECONDS), _milliseconds(DEAD_LETTER_SECONDS),
                 self.max_attempts, -1 if in_hand is None else in_hand,
             ],
         )  # fmt: skip
@@ -246,7 +246,7 @@ class LeaseQueue:
         )
         return {1: Parked.DONE, 0: Parked.LOST, -1: Parked.WOKEN}[int(done)]
 
-    def bury(self, lease: Lease, reason: str, detail: str) -> bool:
+    def dead_letter(self, lease: Lease, reason: str, detail: str) -> bool:
         """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""
         from runner.queue.privacy import SELFIE_SECONDS, may_hold_selfie
 
@@ -261,14 +261,14 @@ class LeaseQueue:
         }
         private = lease.truncated or may_hold_selfie(lease.payload)
         seconds = min(self._payload_seconds, SELFIE_SECONDS) if private else self._payload_seconds
-        done = Script(self._client, "bury")(
+        done = Script(self._client, "dead_letter")(
             [
                 *self._held, self._last, *self._letters, keys.dead_payload(self.list_name, lease.id),
                 self._parked, keys.pending(self.list_name, lease.id),
             ],
             [
                 _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
-                _milliseconds(LETTER_SECONDS),
+                _milliseconds(DEAD_LETTER_SECONDS),
             ],
         )  # fmt: skip
         return bool(done)
@@ -288,7 +288,7 @@ class LeaseQueue:
         """Return how the list stands."""
         waiting, in_flight, due, dead, milliseconds, parked = Script(self._client, "counts")(
             [self._list, keys.leases(self.name), keys.dead_index(self.name), self._parked],
-            [_milliseconds(LETTER_SECONDS)],
+            [_milliseconds(DEAD_LETTER_SECONDS)],
         )
         seconds = None if int(milliseconds) < 0 else int(milliseconds) / 1000
         return Counts(int(waiting), int(in_flight), int(due), int(dead), seconds, int(parked))

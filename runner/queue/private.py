@@ -53,9 +53,9 @@ class PrivateQueue(LeaseQueue):
             self._expire()
         return leases
 
-    def bury(self, lease: Lease, reason: str, detail: str) -> bool:
+    def dead_letter(self, lease: Lease, reason: str, detail: str) -> bool:
         """Make the job a dead letter, which goes with the other keys."""
-        done = super().bury(lease, reason, detail)
+        done = super().dead_letter(lease, reason, detail)
         self._expire()
         return done
 

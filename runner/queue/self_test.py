@@ -84,9 +84,9 @@ class SelfTest:
         self._expect("retry", self._older.retry(again, 0, "doctor"))
         self._expect("release", self._older.release(released))
         for lease in (buried, dropped):
-            self._expect("bury", self._older.bury(lease, "doctor", ""))
+            self._expect("dead_letter", self._older.dead_letter(lease, "doctor", ""))
             self._expire()
-        self._expect("letters", len(list(self._letters.all())) == 2)  # noqa: PLR2004 - as above
+        self._expect("dead_letters", len(list(self._letters.all())) == 2)  # noqa: PLR2004 - as above
         self._expect("requeue", self._letters.requeue(buried.id) is Requeued.DONE)
         self._expire()
         self._expect("purge", self._letters.purge(dropped.id))

@@ -240,7 +240,7 @@ class Settlement:
             if task.outcome is Outcome.LOST:
                 self._end(task, Outcome.LOST)
             elif task.error is not None and task.error.is_fault:
-                self._bury(task, task.error)
+                self._dead_letter(task, task.error)
             else:
                 done.append(task)
         for name, group in _by_queue(done).items():
@@ -266,8 +266,8 @@ class Settlement:
         outcome = Outcome.PARKED if done else Outcome.LOST
         self._end(task, outcome, reason=ALBUM_PENDING, pending=pending, **more)
 
-    def _bury(self, task: AnyTask, error: JobError) -> None:
-        done = self._queues[task.lease.queue].bury(task.lease, error.word, str(error))
+    def _dead_letter(self, task: AnyTask, error: JobError) -> None:
+        done = self._queues[task.lease.queue].dead_letter(task.lease, error.word, str(error))
         self._end(task, Outcome.DEAD if done else Outcome.LOST)
 
     def _end(self, task: AnyTask, outcome: Outcome, **more: object) -> None:

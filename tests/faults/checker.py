@@ -14,12 +14,12 @@ from demo.api import Api
 from demo.scaler import Runner
 from runner.errors import StuckError, UnreachableError
 from runner.queue import keys
-from runner.queue.dead_letters import DeadLetters, Letter
+from runner.queue.dead_letters import DeadLetters, DeadLetter
 from tests.faults.pictures import Kind
 from tests.faults.world import World
 
 KILLED, TERMINATED = -9, -15
-Letters = dict[str, Letter]
+Letters = dict[str, DeadLetter]
 _ENDINGS = ("succeeded", "gone", "retried", "buried", "parked", "released", "lost")
 _REASONS = {
     0: {"empty", "max_jobs", "max_seconds", "signal"},
@@ -122,7 +122,7 @@ def _check_photos(
 
 
 def _violations_of_photo(
-    kind: Kind, status: str, indexes: list[int], letter: Letter | None, allowed: Allowed
+    kind: Kind, status: str, indexes: list[int], letter: DeadLetter | None, allowed: Allowed
 ) -> Iterator[str]:
     if indexes != list(range(len(kind.people) if status == "READY" else 0)):
         yield f"but has the faces {indexes}"

@@ -187,7 +187,7 @@ def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, r
     leases = queue.claim(3)
     assert payload_of_photo(redis, "wanted") == payload
     for lease in leases:
-        queue.bury(lease, "invalid_job", "x")
+        queue.dead_letter(lease, "invalid_job", "x")
     assert payload_of_photo(redis, "wanted") == payload
     assert payload_of_dead_letter(redis, leases[2].id) == payload
     with pytest.raises(CheckFailedError, match="--url"):

@@ -38,7 +38,7 @@ def test_the_redis_half_stands_alone(service: Service, redis: Redis, tmp_path: P
     first, second = queue_of(redis, "job-a/pod-a/1"), queue_of(redis, "job-b/pod-b/1")
     leases = first.claim(2)
     second.claim(3)
-    first.bury(leases[0], "invalid_job", "x")
+    first.dead_letter(leases[0], "invalid_job", "x")
     second.retry(second.claim(1)[0], 0, "fetch_failed")
     document = _status(service, KUBECONFIG=str(tmp_path / "none"))
     state = document["lists"]["process"]

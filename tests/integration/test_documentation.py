@@ -106,7 +106,7 @@ def dead_id(redis: Redis) -> str:
     redis.rpush("face_embeddings:process", json.dumps({"id": "photo", "imageUrl": "https://example.com/photo.jpg"}))
     leases = LeaseQueue(redis, "process", owner="documentation", lease_seconds=30, max_attempts=3)
     (lease,) = leases.claim(1)
-    assert leases.bury(lease, "image_missing", "the image server says that the image is not there")
+    assert leases.dead_letter(lease, "image_missing", "the image server says that the image is not there")
     return lease.id
 
 

@@ -278,7 +278,7 @@ def test_a_selfie_in_the_list_of_photos_is_kept_no_longer_than_in_its_own(redis:
     push(redis, payloads)
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, "process")
     for lease in queue.claim(9):
-        queue.bury(lease, "invalid_job", "")
+        queue.dead_letter(lease, "invalid_job", "")
     kept = sorted(letters.payload_seconds(letter.id) or 0 for letter in letters.all())
     assert [seconds <= HOUR for seconds in kept] == [True, True, True, True, False]
 
@@ -298,7 +298,7 @@ def test_every_key_that_ever_holds_a_selfie_is_bounded(service: Service) -> None
     check()
     buried, retried, released = queue.claim(3)
     check()
-    queue.bury(buried, "invalid_job", "")
+    queue.dead_letter(buried, "invalid_job", "")
     queue.retry(retried, 5, "x")
     queue.release(released)
     check()

@@ -64,7 +64,7 @@ def letters(redis: Redis) -> dict[str, list[str]]:
         queue = queue_of(redis, "job/pod/1", name=name)
         leases = queue.claim(10)
         for lease, reason in zip(leases, reasons, strict=True):
-            assert queue.bury(lease, reason, f"detail of {reason}")
+            assert queue.dead_letter(lease, reason, f"detail of {reason}")
         found[name] = [lease.id for lease in leases]
         for age, letter_id in enumerate(reversed(found[name])):
             redis.zincrby(keys.dead_index(name), -100_000.0 * age - 50_000, letter_id)
@@ -147,8 +147,8 @@ def test_a_payload_as_it_is(dead: Dead, redis: Redis, letters: dict[str, list[st
     push(redis, [compare_payload(9), b"\xff\x00 not JSON"])
     queue = queue_of(redis, "a")
     misplaced, broken = queue.claim(2)
-    queue.bury(misplaced, "invalid_job", "")
-    queue.bury(broken, "invalid_job", "")
+    queue.dead_letter(misplaced, "invalid_job", "")
+    queue.dead_letter(broken, "invalid_job", "")
     assert dead("show", "--payload", misplaced.id).returncode == 2, "a comparison on the wrong list"
     assert dead("show", "--payload", broken.id).stdout == b"\xff\x00 not JSON"
     assert b"bytes, not a JSON object" in dead("show", broken.id).stdout
@@ -280,7 +280,7 @@ def test_a_reader_that_has_seen_enough(redis: Redis, redis_url: str) -> None:
     push(redis, [b"%d" % number for number in range(3000)])
     queue = queue_of(redis, "a")
     for lease in queue.claim(3000):
-        queue.bury(lease, "invalid_job", "x" * 200)
+        queue.dead_letter(lease, "invalid_job", "x" * 200)
     with subprocess.Popen(
         [sys.executable, "-m", "runner", "dead", "list", "--limit", "0"],
         env={"PATH": os.environ["PATH"], "REDIS_URL": redis_url},
@@ -307,7 +307,7 @@ def test_runners_work_meanwhile(dead: Dead, redis: Redis) -> None:
         while not stop.is_set():
             for lease in queue.claim(4):
                 if chance.random() < 0.5:
-                    assert queue.bury(lease, "image_missing", "")
+                    assert queue.dead_letter(lease, "image_missing", "")
                 else:
                     assert queue.acknowledge(lease)
                     finished.append(lease.payload)

@@ -339,9 +339,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, twice=st.booleans())
-    def bury(self, which: int, twice: bool) -> None:
+    def dead_letter(self, which: int, twice: bool) -> None:
         process, lease, job = self._pick(which)
-        if self._settled(process, lease, job, twice, lambda: process.queue.bury(lease, "image_missing", "\ud800")):
+        if self._settled(
+            process, lease, job, twice, lambda: process.queue.dead_letter(lease, "image_missing", "\ud800")
+        ):
             job.place, job.photos = "dead", set()
 
     def _settled(self, process: Process, lease: Lease, job: Job, twice: bool, settle: Callable[[], bool]) -> bool:

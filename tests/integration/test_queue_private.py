@@ -43,7 +43,7 @@ def test_the_keys_of_a_killed_run_expire(redis: Redis) -> None:
     queue = _private(redis)
     queue.__enter__()
     (lease,) = queue.claim(1)
-    assert queue.bury(lease, "invalid_job", "")
+    assert queue.dead_letter(lease, "invalid_job", "")
     left = _private_keys(redis)
     assert left
     assert all(0 < redis.ttl(key) <= LIFETIME_SECONDS for key in left)

@@ -49,7 +49,7 @@ def test_the_end_of_a_lease_makes_it_anyones(redis: Redis) -> None:
     assert dead.acknowledge(first) is False
     assert dead.retry(first, 1, "late") is False
     assert dead.release(first) is False
-    assert dead.bury(first, "late", "") is False
+    assert dead.dead_letter(first, "late", "") is False
     assert sorted(places(redis).leased.values()) == [b"one", b"two"]
     assert other.acknowledge(again) is True
 
@@ -130,7 +130,7 @@ def test_a_job_is_buried_byte_for_byte(redis: Redis, payload: bytes, detail: str
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     (lease,) = queue.claim(1)
     before = time.time()
-    assert queue.bury(lease, "invalid_job", detail) is True
+    assert queue.dead_letter(lease, "invalid_job", detail) is True
     assert queue.counts() == Counts(0, 0, 0, 1, None)
     (letter,) = letters.all()
     assert letter == letters.get(lease.id)
@@ -150,7 +150,7 @@ def test_payload_and_letter_have_their_times(redis: Redis) -> None:
         push(redis, [b"x"], name)
         queue, letters = queue_of(redis, "a", name=name), DeadLetters(redis, name)
         (lease,) = queue.claim(1)
-        queue.bury(lease, "image_undecodable", "")
+        queue.dead_letter(lease, "image_undecodable", "")
         kept = letters.payload_seconds(lease.id)
         assert kept is not None
         assert seconds - 5 < kept <= seconds
@@ -160,7 +160,7 @@ def test_a_letter_outlives_its_selfie_and_then_cannot_be_put_back(redis: Redis) 
     push(redis, [b"selfie"], "compare")
     queue, letters = queue_of(redis, "a", name="compare"), DeadLetters(redis, "compare")
     (lease,) = queue.claim(1)
-    queue.bury(lease, "image_undecodable", "")
+    queue.dead_letter(lease, "image_undecodable", "")
     redis.pexpire(keys.dead_payload("compare", lease.id), 0)
     assert letters.payload(lease.id) is None
     assert letters.payload_seconds(lease.id) is None
@@ -171,18 +171,18 @@ def test_a_letter_outlives_its_selfie_and_then_cannot_be_put_back(redis: Redis) 
     assert letters.purge(lease.id) is False
 
 
-@pytest.mark.parametrize("cleaner", ["bury", "claim"])
+@pytest.mark.parametrize("cleaner", ["dead_letter", "claim"])
 def test_old_letters_go_at_the_next_burial_or_claim(redis: Redis, cleaner: str) -> None:
     push(redis, [b"old", b"new"])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     old, new = queue.claim(2)
-    queue.bury(old, "x", "")
+    queue.dead_letter(old, "x", "")
     month = 30 * 86_400_000
     redis.zincrby(keys.dead_index(NAME), -month - 1000, old.id)
     assert queue.counts().dead == 0
     assert list(letters.all()) == []
-    if cleaner == "bury":
-        queue.bury(new, "x", "")
+    if cleaner == "dead_letter":
+        queue.dead_letter(new, "x", "")
     else:
         queue.claim(1)
     assert not redis.zscore(keys.dead_index(NAME), old.id)
@@ -196,7 +196,7 @@ def test_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: pytes
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     leases = queue.claim(10)
     for number, lease in enumerate(leases):
-        queue.bury(lease, "x", str(number))
+        queue.dead_letter(lease, "x", str(number))
         redis.zadd(keys.dead_index(NAME), {lease.id: round((time.time() - 100 * number) * 1000)})
     assert [letter.detail for letter in letters.all()] == [str(number) for number in range(9, -1, -1)]
     assert [letter.detail for letter in letters.all(newer_than=250)] == ["2", "1", "0"]
@@ -209,7 +209,7 @@ def test_what_is_dropped_meanwhile_hides_no_letter(redis: Redis, monkeypatch: py
     push(redis, [b"%d" % number for number in range(10)])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     for lease in queue.claim(10):
-        queue.bury(lease, "x", "")
+        queue.dead_letter(lease, "x", "")
     seen = [letter.id for letter in letters.all() if letters.purge(letter.id)]
     assert len(seen) == 10
 
@@ -235,7 +235,7 @@ def test_of_an_oversized_payload_only_the_beginning_is_handed_out(
     large, whole = queue.claim(2)
     assert (large.payload, large.bytes, large.truncated) == (b'{"id": "p1', len(huge), True)
     assert (len(whole.payload), whole.bytes, whole.truncated) == (1000, 1000, False)
-    queue.bury(large, "invalid_job", "")
+    queue.dead_letter(large, "invalid_job", "")
     letters = DeadLetters(redis, NAME)
     assert letters.payload(large.id) == huge
     assert [letter.bytes for letter in letters.all()] == [len(huge)]
@@ -254,7 +254,7 @@ def test_of_a_job_that_is_out_of_attempts_only_the_beginning_is_handed_out(
         shown.append((lease.attempts, len(lease.payload), lease.bytes, lease.truncated))
         pass_time(redis, 31)
     assert shown == [(1, 500, 500, False), (2, 500, 500, False), (3, 500, 500, False), (4, 10, 500, True)]
-    assert queue.bury(lease, "too_many_attempts", "")
+    assert queue.dead_letter(lease, "too_many_attempts", "")
     assert DeadLetters(redis, NAME).payload(lease.id) == b"y" * 500
 
 
@@ -356,7 +356,7 @@ def test_a_letter_is_known_by_all_it_says(redis: Redis) -> None:
     push(redis, [b"one"])
     queue = queue_of(redis, "a")
     (lease,) = queue.claim(1)
-    queue.bury(lease, "image_missing", "no such image")
+    queue.dead_letter(lease, "image_missing", "no such image")
     stored = redis.hget(keys.dead(NAME), lease.id)
     assert stored is not None
     since, _, letter = stored.partition(b" ")  # type: ignore[arg-type]  # the client answers bytes

@@ -94,8 +94,8 @@ class Scene:
         assert Parking(admin, NAME).photos_done(["another"]) == []
         queue.retry(retried, 0, "fetch_failed")
         queue.release(released)
-        queue.bury(self.buried, "invalid_job", "not JSON")
-        queue.bury(expired, "invalid_job", "not JSON")
+        queue.dead_letter(self.buried, "invalid_job", "not JSON")
+        queue.dead_letter(expired, "invalid_job", "not JSON")
         admin.zadd(keys.dead_index(NAME), {expired.id: 1})
         pass_time(admin, 31)
         queue.renew([self.held, self.kept])
@@ -115,8 +115,8 @@ class Scene:
         return {key: read[kind](key) for key, kind in sorted(found.items()) if ":last:" not in key}
 
 
-def _bury(client: Redis, lease: Lease) -> bool:
-    return queue_of(client, OLDER).bury(lease, "invalid_job", "not JSON")
+def _dead_letter(client: Redis, lease: Lease) -> bool:
+    return queue_of(client, OLDER).dead_letter(lease, "invalid_job", "not JSON")
 
 
 # What each does, and what it returns when it is not refused.
@@ -126,7 +126,7 @@ OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "acknowledge": (lambda client, scene: queue_of(client, OLDER).acknowledge(scene.held), True),
     "retry": (lambda client, scene: queue_of(client, OLDER).retry(scene.held, 5, "fetch_failed"), True),
     "release": (lambda client, scene: queue_of(client, OLDER).release(scene.held), True),
-    "bury": (lambda client, scene: _bury(client, scene.held), True),
+    "dead_letter": (lambda client, scene: _dead_letter(client, scene.held), True),
     "put off": (lambda client, scene: queue_of(client, OLDER).put_off(scene.held, 5, "x", b"state"), True),
     "announce": (lambda client, scene: Parking(client, NAME).announce(scene.held, [PHOTO], 600), True),
     "park": (lambda client, scene: queue_of(client, OLDER).park(scene.kept, "x", b"state"), Parked.DONE),
@@ -137,7 +137,7 @@ OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "purge": (lambda client, scene: DeadLetters(client, NAME).purge(scene.buried.id), True),
     "counts": (lambda client, _: queue_of(client, NEWER).counts().waiting, 2),
     "leased": (lambda client, _: len(queue_of(client, NEWER).leased()), 5),
-    "letters": (lambda client, _: len(list(DeadLetters(client, NAME).all())), 1),
+    "dead_letters": (lambda client, _: len(list(DeadLetters(client, NAME).all())), 1),
 }
 # What an operation needs at least: so a loop in which nothing is refused does not pass for a proof.
 NEEDED = {
@@ -146,7 +146,7 @@ NEEDED = {
     "acknowledge": {"+zrem", "+hdel", "+hget", "+set", "+get"},
     "retry": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
     "release": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
-    "bury": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get"},
+    "dead_letter": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get"},
     "put off": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
     "announce": {"+zrem", "+zadd", "+hmget", "+sadd", "+expire"},
     "park": {"+zrem", "+hset", "+hget", "+set", "+get", "+zscore"},
@@ -157,7 +157,7 @@ NEEDED = {
     "purge": {"+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
     "counts": {"+time", "+llen", "+zcard", "+zcount", "+zrange"},
     "leased": {"+time", "+zrange", "+hmget", "+hstrlen"},
-    "letters": {"+time", "+zrangebyscore", "+hget"},
+    "dead_letters": {"+time", "+zrangebyscore", "+hget"},
 }
 
 
@@ -210,7 +210,7 @@ def test_an_operation_with_a_key_of_another_type_in_its_way_changes_nothing(
 
 
 @pytest.mark.parametrize("kind", sorted(set(WRONG_VALUES) - {"string"}))
-@pytest.mark.parametrize("name", ["claim", "acknowledge", "retry", "release", "bury"])
+@pytest.mark.parametrize("name", ["claim", "acknowledge", "retry", "release", "dead_letter"])
 def test_a_remembered_answer_of_another_type_changes_nothing(name: str, kind: str, admin: Any, client: Redis) -> None:
     scene = Scene(admin)
     for owner in (OLDER, NEWER):
@@ -242,7 +242,7 @@ def test_every_operation_works_on_a_full_redis(name: str, admin: Any, client: Re
     assert operation(client, scene) == answer
     admin.config_set("maxmemory", 0)
     gone = {"acknowledge": [scene.held.payload], "purge": [scene.buried.payload]}.get(name, [])
-    if name in ("claim", "bury"):  # they drop the letters that are older than the retention
+    if name in ("claim", "dead_letter"):  # they drop the letters that are older than the retention
         gone = [JOBS[5]]
     assert sorted([*places(admin).all, *gone]) == everything
 

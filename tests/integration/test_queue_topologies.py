@@ -71,8 +71,8 @@ def play(client: Any) -> None:
         assert queue.acknowledge(done) is True
         assert queue.retry(again, 0, "fetch_failed") is True
         assert queue.release(released) is True
-        assert queue.bury(buried, "invalid_job", "not JSON") is True
-        assert queue.bury(purged, "invalid_job", "not JSON") is True
+        assert queue.dead_letter(buried, "invalid_job", "not JSON") is True
+        assert queue.dead_letter(purged, "invalid_job", "not JSON") is True
         letters = DeadLetters(client, name)
         assert sorted(letter.id for letter in letters.all()) == sorted([buried.id, purged.id])
         assert letters.payload(buried.id) == buried.payload
@@ -352,7 +352,7 @@ def test_a_name_that_has_moved_on_to_another_master() -> None:
             assert opened(new).llen(keys.list_key("process")) == 1
 
 
-@pytest.mark.parametrize("operation", ["claim", "acknowledge", "retry", "release", "bury", "requeue", "purge"])
+@pytest.mark.parametrize("operation", ["claim", "acknowledge", "retry", "release", "dead_letter", "requeue", "purge"])
 def test_an_operation_whose_reply_is_lost_is_answered_when_it_is_sent_again(operation: str) -> None:
     with EmbeddedRedis() as server, Relay(lambda: server.port) as relay:
         client = connect(settings_of(f"redis://127.0.0.1:{relay.port}"))
@@ -360,7 +360,7 @@ def test_an_operation_whose_reply_is_lost_is_answered_when_it_is_sent_again(oper
         queue, letters = queue_of(client, "a"), DeadLetters(client, "process")
         leases = queue.claim(1)
         if operation in ("requeue", "purge"):
-            queue.bury(leases[0], "x", "")
+            queue.dead_letter(leases[0], "x", "")
         relay.lose_replies = 1
         if operation == "claim":
             assert [(lease.payload, lease.attempts) for lease in queue.claim(1)] == [(b"two", 1)]
@@ -370,7 +370,7 @@ def test_an_operation_whose_reply_is_lost_is_answered_when_it_is_sent_again(oper
             assert queue.counts().dead == 0
             assert queue.counts().waiting == (3 if operation == "requeue" else 2)
         else:
-            more = {"retry": (5, "x"), "bury": ("x", "")}.get(operation, ())
+            more = {"retry": (5, "x"), "dead_letter": ("x", "")}.get(operation, ())
             assert getattr(queue, operation)(leases[0], *more) is True
         assert relay.lose_replies == 0
 
@@ -391,7 +391,7 @@ def test_redis_that_is_full_still_ends_and_keeps_leases() -> None:
         assert queue.acknowledge(leases[0]) is True
         assert queue.retry(leases[1], 0, "x") is True
         assert queue.release(leases[2]) is True
-        assert queue.bury(leases[3], "x", "") is True
+        assert queue.dead_letter(leases[3], "x", "") is True
         assert sorted(lease.attempts for lease in queue.claim(4)) == [1, 1, 2, 2]
         letters = DeadLetters(client, "process")
         assert letters.requeue(leases[3].id) is Requeued.DONE

@@ -90,7 +90,7 @@ def _letters(service: Service) -> list[dict[str, Any]]:
 def test_a_look_at_the_lists_with_a_hostile_owner_and_letter(hostile: Service) -> None:
     queue = queue_of(hostile.redis, HOSTILE + "/x", max_attempts=3)
     lease, other, *_ = queue.claim(3)
-    queue.bury(other, HOSTILE, HOSTILE)
+    queue.dead_letter(other, HOSTILE, HOSTILE)
     hostile.redis.hset(keys.claimed("process"), f"{lease.id}:reason", HOSTILE)
     for arguments in (["status"], ["status", "--json"], ["dead", "list"], ["dead", "list", "--json"],
                       ["dead", "show", other.id], ["dead", "show", HOSTILE], ["dead", "purge", "--yes", HOSTILE],
