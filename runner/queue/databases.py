@@ -1,23 +1,22 @@
-"""The databases in which photos of a list have been found: evidence that the jobs of the list belong there."""
+"""The databases in which photos of a list were found: evidence that its jobs belong there."""
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import cast
+
+from redis import Redis
 
 from runner.errors import RedisFullError
 from runner.queue import keys
 from runner.queue.scripts import refusals
 
-if TYPE_CHECKING:
-    from redis import Redis
-
 
 class KnownDatabases:
-    """The identities (see `runner.store.visibility.identity`) of one list.
+    """The identities (see `runner.store.visibility.identity`) of the databases of one list.
 
-    Raises `RedisRefusedError` where the key holds something else.
+    Raises `RedisRefusedError` if the key is of another type.
     """
 
     def __init__(self, redis: Redis, name: str) -> None:
@@ -25,9 +24,9 @@ class KnownDatabases:
         self._key = keys.databases(name)
 
     def add(self, identity: str) -> None:
-        """Note that a photo of the list was found in that database.
+        """Record that a photo of the list was found in that database.
 
-        On a full Redis this is left to a later run: photos can be done there all the same.
+        On a full Redis this is left to a later run: photos can be processed all the same.
         """
         if identity not in self.all():
             with suppress(RedisFullError):

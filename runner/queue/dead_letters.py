@@ -1,4 +1,4 @@
-"""Dead letters: the jobs that could not be done, kept for people to look at, put back or drop.
+"""The dead-letter queue: jobs that failed for good, kept for an operator to inspect, requeue or purge.
 
 Safe while runners work: each change is one Lua script.
 """
@@ -10,24 +10,22 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+
+from redis import Redis
 
 from runner.queue import keys
 from runner.queue.leases import DEAD_LETTER_SECONDS
 from runner.queue.scripts import Script, refusals
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 _PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A job that was buried, without its payload. `since` and `buried` are seconds of the Unix epoch.
+    """A dead-lettered job, without its payload. `since` and `buried` are seconds of the Unix epoch.
 
-    `since` is when the job left the list, `runner` the owner that buried it, `bytes` the size of its payload, and
-    `reason` one of the words in `runner/errors.py`.
+    `since` is when the job left the list, `buried` when it was dead-lettered, `runner` the owner that did so, `bytes`
+    the size of its payload, and `reason` an error code of `runner/errors.py`.
     """
 
     id: str
@@ -42,15 +40,15 @@ class DeadLetter:
 
 
 class Requeued(Enum):
-    """What became of a letter that was to be put back."""
+    """The result of `DeadLetters.requeue`."""
 
     DONE = "requeued"
-    ABSENT = "absent"  # there is no such letter (any more)
-    EXPIRED = "expired"  # its payload is no longer kept
+    ABSENT = "absent"  # there is no such dead letter
+    EXPIRED = "expired"  # its payload is gone
 
 
 class DeadLetters:
-    """The dead letters of one list. What Redis refuses for good raises `RedisRefusedError`."""
+    """The dead letters of one list. Raises `RedisRefusedError` for what Redis refuses permanently."""
 
     def __init__(self, client: Redis, name: str, *, owner: str = "") -> None:
         self.name = name
@@ -59,7 +57,7 @@ class DeadLetters:
         self._last = keys.last(name, f"letters/{owner or secrets.token_hex(8)}")
 
     def all(self, *, newer_than: float | None = None, older_than: float = 0.0) -> Iterator[DeadLetter]:
-        """Yield the letters, the oldest first; `newer_than` and `older_than` are ages in seconds, now."""
+        """Yield the dead letters, the oldest first; `newer_than` and `older_than` are ages in seconds."""
         kept = DEAD_LETTER_SECONDS if newer_than is None else min(newer_than, DEAD_LETTER_SECONDS)
         script, size, low, seen = Script(self._client, "dead_letters"), _PAGE, "0", set[str]()
         while True:
@@ -69,11 +67,11 @@ class DeadLetters:
             yield from fresh
             if len(rows) < size:
                 return
-            low = rows[-1][2].decode()  # by time, not by number: letters may be dropped meanwhile
-            size = size if fresh else 2 * size  # more than a page was buried in one millisecond
+            low = rows[-1][2].decode()  # by time, not by index: some may be purged meanwhile
+            size = size if fresh else 2 * size  # more than a page from one millisecond
 
     def get(self, letter_id: str) -> DeadLetter | None:
-        """Return one letter, or None where there is none of this id."""
+        """Return one dead letter, or None if there is none with this id."""
         with refusals(f"reading {keys.dead_index(self.name)} and {keys.dead(self.name)}"):
             moment = self._client.zscore(keys.dead_index(self.name), letter_id)
             text = self._client.hget(keys.dead(self.name), letter_id)
@@ -82,19 +80,19 @@ class DeadLetters:
         return self._letter(letter_id.encode(), text, moment)
 
     def payload(self, letter_id: str) -> bytes | None:
-        """Return what the API pushed, byte for byte, or None where it is no longer kept."""
+        """Return what the API pushed, byte for byte, or None if it has expired."""
         key = keys.dead_payload(self.name, letter_id)
         with refusals(f"reading {key}"):
             found = self._client.get(key)
         return found if isinstance(found, bytes) else None
 
     def payload_seconds(self, letter_id: str) -> float | None:
-        """Return for how long the payload is kept from now on, or None where it is no longer."""
+        """Return for how many more seconds the payload is kept, or None if it has expired."""
         milliseconds = int(self._client.pttl(keys.dead_payload(self.name, letter_id)))
         return milliseconds / 1000 if milliseconds > 0 else None
 
     def requeue(self, letter_id: str) -> Requeued:
-        """Put the job at the end of the list, as if it were new, and drop the letter."""
+        """Append the job to its list, as if it were new, and delete the dead letter."""
         done = Script(self._client, "requeue")(
             [keys.list_key(self.name), *self._keys, keys.dead_payload(self.name, letter_id), self._last],
             [secrets.token_hex(8), letter_id],
@@ -102,7 +100,7 @@ class DeadLetters:
         return {1: Requeued.DONE, 0: Requeued.ABSENT, -1: Requeued.EXPIRED}[int(done)]
 
     def purge(self, letter_id: str) -> bool:
-        """Drop the letter and its payload; False where there is none of this id."""
+        """Delete the dead letter and its payload; False if there is none with this id."""
         done = Script(self._client, "purge")(
             [*self._keys, keys.dead_payload(self.name, letter_id), self._last], [secrets.token_hex(8), letter_id]
         )

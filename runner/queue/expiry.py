@@ -1,7 +1,7 @@
-"""Comparisons that have waited for too long: found and removed, so that no selfie stays for ever where nobody works.
+"""Expiry of comparisons that have waited for too long, so that selfies do not outlive them where no runner works.
 
-The list is the API's. Its elements can have no time to live, and do not say when they were pushed: the age of a job
-counts from the moment at which it was first seen here.
+The list is the API's: its elements have no TTL and do not say when they were pushed. So a job's age counts from when
+it was first seen here.
 """
 
 from __future__ import annotations
@@ -9,30 +9,29 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+from redis import Redis
 
 from runner.queue import keys
 from runner.queue.scripts import Script
 
-if TYPE_CHECKING:
-    from redis import Redis
-
-# As long as a result is kept. Nobody waits for one any longer.
+# As long as a result is kept: nobody waits for one any longer.
 WAIT_SECONDS = 3600
-# Without a look for this long, ages count anew.
+# If the list is not checked for this long, ages start from zero.
 SEEN_SECONDS = 30 * 86_400
 _AT_ONCE = 100
 _KNOWN = 10_000
-# A look reads every waiting payload once; what one look leaves out, the next one reads.
-_LOOK_BYTES = 64 * 2**20
-_BEGINNING_BYTES = 64 * 2**10
+# One check reads new payloads up to this size; the next check reads the rest.
+_CHECK_BYTES = 64 * 2**20
+_START_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
     """A job that has waited for too long, since `since` (milliseconds of Redis' clock).
 
-    `lease_id` is empty where the job is in the list. `beginning` is that of its payload, `bytes` the size of all of it.
+    `lease_id` is empty for a job in the list. `beginning` is the start of its payload, `bytes` the size of
+    all of it.
     """
 
     lease_id: str
@@ -44,7 +43,7 @@ class Overdue:
 
 
 class Expiry:
-    """The jobs of one list by age. Errors of redis come out as they are."""
+    """The jobs of one list by age. Raises what redis raises."""
 
     def __init__(self, client: Redis, name: str, *, seconds: float = WAIT_SECONDS) -> None:
         self.name = name
@@ -54,12 +53,12 @@ class Expiry:
         self.last = keys.last(name, self._owner)
 
     def find(self) -> list[Overdue]:
-        """Return up to 100 jobs that have waited for too long, and note the jobs that are seen for the first time."""
+        """Return up to 100 jobs that have waited for too long, and record those seen for the first time."""
         rows = Script(self._client, "expired")(
             [
                 keys.list_key(self.name), keys.seen(self.name), keys.leases(self.name), keys.claimed(self.name),
             ],
-            [self._milliseconds, _AT_ONCE, _BEGINNING_BYTES, SEEN_SECONDS, _KNOWN, _LOOK_BYTES],
+            [self._milliseconds, _AT_ONCE, _START_BYTES, SEEN_SECONDS, _KNOWN, _CHECK_BYTES],
         )  # fmt: skip
         return [
             Overdue(raw.decode(), sha1.decode(), beginning, int(size), int(attempts), int(since))
@@ -67,7 +66,7 @@ class Expiry:
         ]
 
     def remove(self, job: Overdue, reason: str, detail: str) -> bool:
-        """Make a dead letter of the job, without its payload; False where somebody has claimed it meanwhile."""
+        """Dead-letter the job, without its payload; False if it was claimed meanwhile."""
         letter_id = job.lease_id or f"{secrets.token_hex(8)}-0"
         letter = {
             "id": letter_id, "queue": self.name, "reason": reason, "detail": detail, "attempts": job.attempts,

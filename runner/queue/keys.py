@@ -1,7 +1,7 @@
-"""Every key of Redis that this project touches, in one place.
+"""Every Redis key that this project uses.
 
-The side keys of a list carry its name in braces: on Redis Cluster they lie in the slot of the list itself, so one
-script may touch all of them.
+The side keys of a list have its name in braces, as a hash tag: on Redis Cluster they share the slot of the list, so one
+script can use all of them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ def list_key(name: str) -> str:
 
 
 def leases(name: str) -> str:
-    """Return the sorted set of lease ids by the moment (Redis time, milliseconds) at which they fall due."""
+    """Return the sorted set of lease ids by expiry (milliseconds, Redis time)."""
     return _side(name, "leases")
 
 
 def claimed(name: str) -> str:
-    """Return the hash of what is leased: payload, attempts, holder … of each lease id (see `common.lua`)."""
+    """Return the hash with payload, attempts, holder … of each lease (see `common.lua`)."""
     return _side(name, "claimed")
 
 
 def parked(name: str) -> str:
-    """Return the sorted set of jobs that wait without a lease, by the moment (milliseconds) until which they may."""
+    """Return the sorted set of parked jobs by the time (milliseconds) until which they may wait."""
     return _side(name, "parked")
 
 
@@ -35,12 +35,12 @@ def pending(name: str, lease_id: str) -> str:
 
 
 def last(name: str, owner: str) -> str:
-    """Return the key that holds the answer to an owner's latest call, in case its reply is lost."""
+    """Return the key with the answer to an owner's latest call, in case its reply is lost."""
     return _side(name, f"last:{owner}")
 
 
 def seen(name: str) -> str:
-    """Return the key that holds when each waiting job was first seen (see `expired.lua`)."""
+    """Return the key that records when each waiting job was first seen (see `expired.lua`)."""
     return _side(name, "seen")
 
 
@@ -50,32 +50,32 @@ def dead(name: str) -> str:
 
 
 def dead_index(name: str) -> str:
-    """Return the sorted set of the dead letters' ids by the moment (milliseconds) at which they were buried."""
+    """Return the sorted set of the dead letters' ids by when they were dead-lettered (milliseconds)."""
     return _side(name, "dead:index")
 
 
 def dead_payload(name: str, letter_id: str) -> str:
-    """Return the key that holds the payload of a dead letter, for as long as it may be kept."""
+    """Return the key with the payload of a dead letter, which expires."""
     return _side(name, f"dead:payload:{letter_id}")
 
 
 def databases(name: str) -> str:
-    """Return the sorted set of the databases in which photos of the list were found, by when they first were (s)."""
+    """Return the sorted set of the databases in which photos of the list were found, by the first time (seconds)."""
     return _side(name, "databases")
 
 
 def unconfirmed(name: str = "compare") -> str:
-    """Return the sorted set of comparisons whose answer INITIATED may still replace."""
+    """Return the sorted set of comparisons whose answer INITIATED may still overwrite."""
     return _side(name, "unconfirmed")
 
 
 def match_result(job_id: str) -> str:
-    """Return the key in which the API looks for the answer of a comparison."""
+    """Return the key from which the API reads the answer of a comparison."""
     return f"match-result:{job_id}"
 
 
 def match_result_detail(job_id: str) -> str:
-    """Return the key with everything about a comparison that does not fit the API's own."""
+    """Return the key with the details of a comparison that the API's key has no place for."""
     return f"match-result:{job_id}:detail"
 
 

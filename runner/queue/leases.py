@@ -1,9 +1,8 @@
-"""The leased list: a job is moved, never popped, so that whoever dies with it loses nothing.
+"""Leased lists: a job is moved to a lease, never popped, so a process that dies with it loses nothing.
 
-Each operation is one Lua script beside this file, atomic and on Redis' own clock. A lease belongs to the claim that
-made it: only who holds that very claim can renew or settle it (fencing), so work on a lost lease changes nothing
-here. Every operation may be sent twice: a repetition is answered like the first. See
-docs/explanation/queue-protocol.md.
+Each operation is one Lua script of `lua/`, atomic and on Redis' own clock. The claim that made a lease is its fencing
+token: only its holder can renew or settle it. Every operation is idempotent, so it can be sent again after a lost
+reply. See docs/explanation/queue-protocol.md.
 """
 
 from __future__ import annotations
@@ -20,18 +19,19 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote
 
 from runner.queue import keys
+from runner.queue.privacy import SELFIE_SECONDS, may_hold_selfie
 from runner.queue.scripts import Script
 
 if TYPE_CHECKING:
     from redis import Redis
 
 DEAD_LETTER_SECONDS = 30 * 86_400
-# No lease and no retry lasts longer (their settings end at an hour): what lies further ahead shows that Redis'
-# clock was set back.
+# The longest lease and retry delay (their settings allow no more): an expiry further ahead shows that Redis' clock was
+# set back.
 HORIZON_SECONDS = 3600
-# One claim hands out no further job once it carries this much, and of a larger payload only the beginning: a
-# payload that a runner cannot hold would end every runner at its claim, before any of them could bury it. The
-# base64 of a selfie of 48 MiB fits.
+# A claim returns no further job once it carries this much, and only the start of a larger payload: one that does not
+# fit into memory would kill every runner at its claim, before any of them could dead-letter it. The base64 of a selfie
+# of 48 MiB fits.
 CLAIM_BYTES = 64 * 2**20
 OVERSIZED_SHOWN_BYTES = 64 * 2**10
 DETAIL_LENGTH = 1000
@@ -41,12 +41,12 @@ State: TypeAlias = bytes
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A claimed job: `attempts` counts this one too.
+    """A claimed job: `attempts` includes this one.
 
-    `holder` is the claim that the lease belongs to. `bytes` is the size of the whole payload (0: that of `payload`);
-    of one that is too large `payload` is only the beginning. `alone` asks for nothing else to be in hand beside it.
-    `claimed_at` is a moment of `time.monotonic` from before the claim, `age_seconds` the time from when the job left
-    the list to its claim, and `state` what the last holder left with `put_off` or `park`.
+    `holder` is the fencing token: the claim that the lease belongs to. `bytes` is the size of the whole payload (0: of
+    `payload`); of one that is too large, `payload` is only the start. `alone` forbids other jobs in flight with it.
+    `claimed_at` is the `time.monotonic` just before the claim, `age_seconds` the time from when the job left the list
+    to its claim, and `state` what the last holder saved with `release` or `park`.
     """
 
     id: str
@@ -62,15 +62,16 @@ class Lease:
 
     @property
     def truncated(self) -> bool:
-        """Whether the payload is too large to be handed out."""
+        """Whether `payload` is only the start of the whole payload."""
         return len(self.payload) < self.bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How a list stands. `next_due_seconds` is None where nothing is leased, and 0 where a lease is due.
+    """The jobs of a list. `next_due_seconds` is None without leases, and 0 if one has expired.
 
-    `parked` counts the comparisons that wait for their album; they are not in flight.
+    `in_flight` includes retries that are not due yet. `parked` counts the comparisons that wait for their album; they
+    are not in flight.
     """
 
     waiting: int
@@ -82,18 +83,19 @@ class Counts:
 
 
 class Parked(Enum):
-    """What became of a job that was to be parked."""
+    """The result of `LeaseQueue.park`."""
 
     DONE = "parked"
-    WOKEN = "woken"  # what it waited for is over: it is still leased
-    LOST = "lost"  # the lease is another's
+    WOKEN = "woken"  # since it was announced; it is still leased
+    LOST = "lost"  # the lease belongs to another claim
 
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A lease as an onlooker sees it. `owner` is empty while the job is put off (`reason` says why).
+    """A lease as others see it. `owner` is empty after a retry or a release, whose reason is `reason`.
 
-    `due_seconds` is negative where it is overdue; `since_seconds` is the time since the job left the list.
+    `due_seconds` is the time until it expires, negative if it has; `since_seconds` is the time since the job left the
+    list.
     """
 
     id: str
@@ -107,26 +109,26 @@ class Leased:
 
 
 def owner_name(name: str) -> str:
-    """Return the owner of this process: NAME/PLACE/PROCESS, or PLACE/PROCESS where `name` is empty.
+    """Return the owner name of this process: NAME/HOST/PROCESS, or HOST/PROCESS if `name` is empty.
 
-    `name` is the Kubernetes Job's, PLACE the host's (the pod's) and PROCESS this process alone: whoever replaces a
-    dead process takes its leases over (`LeaseQueue.take_over`), and yet the two can never settle each other's.
+    `name` is the Kubernetes Job's, HOST the pod's host name, and PROCESS random: the process that replaces a dead one
+    takes over its leases (`LeaseQueue.take_over`), but the two can never settle each other's.
     """
     parts = [name, socket.gethostname(), secrets.token_hex(8)]
     return "/".join(quote(part, safe="") for part in parts if part)
 
 
 def backoff(attempts: int, *, base: float, cap: float, random: random_module.Random) -> float:
-    """Return the seconds to wait before the next attempt: doubled each time, capped, half of it jitter."""
+    """Return the delay in seconds before the next attempt: exponential, capped, half of it jitter."""
     longest: float = min(cap, base * 2.0 ** (attempts - 1))
     return longest * random.uniform(0.5, 1.0)
 
 
 class LeaseQueue:
-    """One list with its leases and dead letters, as seen by one owner. Errors of redis come out as they are.
+    """The leases of one list, as seen by one owner. Raises what redis raises.
 
-    One call at a time claims or settles, from whatever thread; `renew` and the looks may be called beside it. The
-    payload of a dead letter is kept for `payload_seconds`. The keys are those of `list_name`, where it is given.
+    Calls that claim or settle must not overlap; `renew`, `counts` and `leased` may be called from any thread at any
+    time. The payload of a dead letter is kept for `payload_seconds`. `list_name` replaces `name` in the keys.
     """
 
     def __init__(
@@ -148,38 +150,38 @@ class LeaseQueue:
         self._payload_seconds = payload_seconds
         self._client = client
         self._list = keys.list_key(self.list_name)
-        self._held = [keys.leases(self.list_name), keys.claimed(self.list_name)]
+        self._lease_keys = [keys.leases(self.list_name), keys.claimed(self.list_name)]
         self._last = keys.last(self.list_name, owner)
-        self._letters = [keys.dead(self.list_name), keys.dead_index(self.list_name)]
+        self._dead_keys = [keys.dead(self.list_name), keys.dead_index(self.list_name)]
         self._parked = keys.parked(self.list_name)
 
-    def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:
-        """Lease up to `limit` jobs: first those whose lease has expired, then the head of the list.
+    def claim(self, limit: int, *, in_flight: int | None = None) -> list[Lease]:
+        """Claim up to `limit` jobs: first those whose lease has expired, then the head of the list.
 
-        Fewer than `limit` may be returned while more are there, where their payloads are large. The attempt is
-        counted here, so that a job that ends its runner is counted too: `attempts` can exceed `max_attempts`, and
-        then the job is to be buried.
+        Large payloads can make it return fewer than `limit` although more are waiting. The attempt is counted here,
+        so that it counts even if the job kills its runner: a job whose `attempts` exceed `max_attempts` must be
+        dead-lettered.
 
-        Where `in_hand` says how many jobs the caller holds, the last attempt at a job whose runner died comes alone,
-        and only to a caller that holds none: it may be the job that ended that runner.
+        If `in_flight` says how many jobs the caller has in flight, the last attempt at a job whose runner died is
+        returned alone, and only to a caller with none: the job may have killed that runner.
         """
-        return self._claim(limit, in_hand) if limit > 0 else []
+        return self._claim(limit, in_flight) if limit > 0 else []
 
     def check(self) -> None:
-        """Raise what Redis would refuse of a claim: a right, or a key of another type. Changes nothing."""
+        """Raise the error with which Redis would refuse a claim: a missing right, a key of another type. Read-only."""
         self._claim(0, None)
 
-    def _claim(self, limit: int, in_hand: int | None) -> list[Lease]:
-        word, before = _word(), time.monotonic()
+    def _claim(self, limit: int, in_flight: int | None) -> list[Lease]:
+        request, before = _request_id(), time.monotonic()
         found = Script(self._client, "claim")(
-            [self._list, *self._held, self._last, *self._letters],
+            [self._list, *self._lease_keys, self._last, *self._dead_keys],
             [
-                self.owner, word, _milliseconds(self.lease_seconds), limit, CLAIM_BYTES, CLAIM_BYTES,
+                self.owner, request, _milliseconds(self.lease_seconds), limit, CLAIM_BYTES, CLAIM_BYTES,
                 OVERSIZED_SHOWN_BYTES, _milliseconds(HORIZON_SECONDS), _milliseconds(DEAD_LETTER_SECONDS),
-                self.max_attempts, -1 if in_hand is None else in_hand,
+                self.max_attempts, -1 if in_flight is None else in_flight,
             ],
         )  # fmt: skip
-        holder = f"{self.owner}#{word}"
+        holder = f"{self.owner}#{request}"
         return [
             Lease(
                 raw.decode(),
@@ -197,59 +199,50 @@ class LeaseQueue:
         ]
 
     def renew(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Keep the leases for another `lease_seconds`; return those that are no longer ours."""
+        """Renew the leases for another `lease_seconds`; return those that are lost."""
         if not leases:
             return []
         args: list[str | float] = [_milliseconds(self.lease_seconds), *_pairs(leases)]
-        return [leases[int(index)] for index in Script(self._client, "renew")(self._held, args)]
+        return [leases[int(index)] for index in Script(self._client, "renew")(self._lease_keys, args)]
 
     def acknowledge(self, lease: Lease) -> bool:
-        """End the lease of a job that is done; False where the lease is no longer ours."""
+        """End the lease of a finished job; False if the lease is lost."""
         return not self.acknowledge_many([lease])
 
     def acknowledge_many(self, leases: Sequence[Lease]) -> set[str]:
-        """End the leases of jobs that are done; return the ids of those that were no longer ours."""
+        """End the leases of finished jobs; return the ids of those that were lost."""
         if not leases:
             return set()
         pending = [keys.pending(self.list_name, lease.id) for lease in leases]
         return _ids(
             Script(self._client, "acknowledge")(
-                [*self._held, self._last, self._parked, *pending], [_word(), *_pairs(leases)]
+                [*self._lease_keys, self._last, self._parked, *pending], [_request_id(), *_pairs(leases)]
             )
         )
 
     def retry(self, lease: Lease, delay_seconds: float, reason: str) -> bool:
-        """Let the job fall due again later; False where the lease is no longer ours."""
-        return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), reason, spared=False)
+        """Make the job due again after `delay_seconds`; False if the lease is lost."""
+        return self._defer(lease, delay_seconds, reason, counted=True)
 
-    def release(self, lease: Lease, delay_seconds: float = 0) -> bool:
-        """Give the job back, due after `delay_seconds`; False where the lease is no longer ours.
+    def release(self, lease: Lease, delay_seconds: float = 0, *, reason: str = "released", state: bytes = b"") -> bool:
+        """Return the job to the queue, due after `delay_seconds`; False if the lease is lost.
 
-        This attempt does not count: the next claim returns the same `attempts`.
+        This attempt is not counted: the next claim returns the same `attempts`, and `state` if that is not empty.
         """
-        return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), "released", spared=True)
-
-    def put_off(self, lease: Lease, delay_seconds: float, reason: str, state: bytes) -> bool:
-        """Let the job fall due later without counting this attempt; False where the lease is no longer ours.
-
-        The next claim returns `state`.
-        """
-        return self._defer(lease, min(delay_seconds, HORIZON_SECONDS), reason, spared=True, state=state)
+        return self._defer(lease, delay_seconds, reason, counted=False, state=state)
 
     def park(self, lease: Lease, reason: str, state: bytes) -> Parked:
-        """Take an announced job out of the leases until it is woken (see `runner.queue.parking`).
+        """Park an announced job: it has no lease until it is woken (see `runner.queue.parking`).
 
-        This attempt does not count, and the next claim returns `state`.
+        This attempt is not counted, and the next claim returns `state`.
         """
         done = Script(self._client, "park")(
-            [*self._held, self._last, self._parked], [_word(), lease.id, lease.holder, reason, state]
+            [*self._lease_keys, self._last, self._parked], [_request_id(), lease.id, lease.holder, reason, state]
         )
         return {1: Parked.DONE, 0: Parked.LOST, -1: Parked.WOKEN}[int(done)]
 
     def dead_letter(self, lease: Lease, reason: str, detail: str) -> bool:
-        """Make the job a dead letter; False where the lease is no longer ours. `detail` holds nothing secret."""
-        from runner.queue.privacy import SELFIE_SECONDS, may_hold_selfie
-
+        """Move the job to the dead-letter queue; False if the lease is lost. `detail` must hold nothing secret."""
         letter = {
             "id": lease.id,
             "queue": self.name,
@@ -263,29 +256,29 @@ class LeaseQueue:
         seconds = min(self._payload_seconds, SELFIE_SECONDS) if private else self._payload_seconds
         done = Script(self._client, "dead_letter")(
             [
-                *self._held, self._last, *self._letters, keys.dead_payload(self.list_name, lease.id),
+                *self._lease_keys, self._last, *self._dead_keys, keys.dead_payload(self.list_name, lease.id),
                 self._parked, keys.pending(self.list_name, lease.id),
             ],
             [
-                _word(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
+                _request_id(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
                 _milliseconds(DEAD_LETTER_SECONDS),
             ],
         )  # fmt: skip
         return bool(done)
 
     def take_over(self) -> int:
-        """Let the leases of earlier processes of the same named owner fall due at once; return how many.
+        """Expire the leases of earlier processes of the same named owner; return how many.
 
-        A Kubernetes Job runs one pod at a time, so they are dead. One that lives after all (on a node that was given
-        up as lost) is fenced: the next claim has another holder.
+        A Kubernetes Job runs one pod at a time, so they are dead. One that is still alive (on a node that Kubernetes
+        has lost contact with) is fenced: the next claim has another holder.
         """
         job, _, _ = self.owner.rpartition("/")[0].rpartition("/")
         if not job:
             return 0
-        return int(Script(self._client, "take_over")(self._held, [f"{self.owner}#", f"{job}/"]))
+        return int(Script(self._client, "take_over")(self._lease_keys, [f"{self.owner}#", f"{job}/"]))
 
     def counts(self) -> Counts:
-        """Return how the list stands."""
+        """Return how many jobs of the list are in which state. Read-only."""
         waiting, in_flight, due, dead, milliseconds, parked = Script(self._client, "counts")(
             [self._list, keys.leases(self.name), keys.dead_index(self.name), self._parked],
             [_milliseconds(DEAD_LETTER_SECONDS)],
@@ -294,8 +287,8 @@ class LeaseQueue:
         return Counts(int(waiting), int(in_flight), int(due), int(dead), seconds, int(parked))
 
     def leased(self, limit: int = 1000) -> list[Leased]:
-        """Return up to `limit` leases, those that fall due first, without changing anything."""
-        rows = Script(self._client, "leased")(self._held, [limit])
+        """Return up to `limit` leases, the first to expire first. Read-only."""
+        rows = Script(self._client, "leased")(self._lease_keys, [limit])
         return [
             Leased(
                 id=raw.decode(),
@@ -310,24 +303,25 @@ class LeaseQueue:
             for raw, due, since, holder, attempts, reason, size in rows
         ]
 
-    def _defer(self, lease: Lease, seconds: float, reason: str, *, spared: bool, state: bytes = b"") -> bool:
+    def _defer(self, lease: Lease, seconds: float, reason: str, *, counted: bool, state: bytes = b"") -> bool:
         args: list[str | float | bytes] = [
-            _word(), lease.id, lease.holder, _milliseconds(seconds), int(spared), reason, state,
+            _request_id(), lease.id, lease.holder, _milliseconds(min(seconds, HORIZON_SECONDS)), int(not counted),
+            reason, state,
         ]  # fmt: skip
-        return bool(Script(self._client, "defer")([*self._held, self._last], args))
+        return bool(Script(self._client, "defer")([*self._lease_keys, self._last], args))
 
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _word() -> str:
-    """Return what no other call of anyone is known by: 64 random bits."""
+def _request_id() -> str:
+    """Return the id of one call, unique among all callers: 64 random bits."""
     return secrets.token_hex(8)
 
 
 def _pairs(leases: Iterable[Lease]) -> list[str]:
-    return [word for lease in leases for word in (lease.id, lease.holder)]
+    return [part for lease in leases for part in (lease.id, lease.holder)]
 
 
 def _ids(found: Iterable[bytes]) -> set[str]:

@@ -1,11 +1,11 @@
-"""Comparisons that wait for photos of their album: without a lease, so that KEDA starts no Job for them.
+"""Parked comparisons: they wait for photos of their album without a lease, so that KEDA starts no Job for them.
 
 A job is parked in three steps, because the photos are in another slot of a Redis Cluster and in PostgreSQL. Its holder
-announces which photos it waits for (`Parking.announce`), asks PostgreSQL once more which of them are pending, reports
-the others (`Parking.photos_done`), and then parks it (`LeaseQueue.park`). Whoever settles a process job calls
-`photos_done` after the photo's status is committed and before its lease ends. So a photo that becomes final before the
-second question is seen by the holder, and a photo that becomes final after it is reported to an announced job: no
-order of the steps, and no crash between them, leaves a job waiting for a photo that is final.
+announces which photos it waits for (`Parking.announce`), asks PostgreSQL again which of them are pending, reports the
+others (`Parking.photos_done`), and then parks the job (`LeaseQueue.park`). The runner of a process job calls
+`photos_done` after the photo's status is committed and before its lease ends. So the holder sees every photo that
+became final before it asked again, and every later one is reported to an announced job: no order of the steps, and no
+crash between them, leaves a job waiting for a photo that is final.
 """
 
 from __future__ import annotations
@@ -16,36 +16,34 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner.queue import keys
-from runner.queue.leases import HORIZON_SECONDS, LeaseQueue
+from runner.queue.leases import HORIZON_SECONDS, Lease, LeaseQueue
 from runner.queue.scripts import Script
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `settings` imports this module, and not every command needs redis-py (130 ms)
     from redis import Redis
 
-    from runner.queue.leases import Lease
-
-# A parked job names this many photos at most, the last of the list: when they are done, the job looks again.
+# A parked job names at most this many photos, the last to be processed: when they are done, it checks the album again.
 WAITED_FOR = 1000
 _PAGE = 1000
-# A process job is some hundred bytes; what is much larger is no job, and not worth carrying here.
+# A process job has a few hundred bytes: a much larger payload is not one, and is not transferred.
 _JOB_BYTES = 64 * 2**10
 _PAYLOADS = 200
 
 
 class Parking:
-    """The parked jobs of a list. Errors of redis come out as they are; every call may be repeated."""
+    """The parked jobs of a list. Every call is idempotent. Raises what redis raises."""
 
     def __init__(self, client: Redis, name: str = "compare") -> None:
         self._client = client
         self._name = name
-        self._held = [keys.leases(name), keys.claimed(name)]
+        self._lease_keys = [keys.leases(name), keys.claimed(name)]
         self._parked = keys.parked(name)
         self._woken: set[str] = set()
 
     def announce(self, lease: Lease, photo_ids: Sequence[str], seconds: float) -> bool:
-        """Announce that the job is about to be parked until these photos are done; False where the lease is lost.
+        """Announce that the job is about to be parked until these photos are done; False if the lease is lost.
 
-        `photo_ids` holds 1 to `WAITED_FOR` ids; `seconds` counts from when the job left the list.
+        `photo_ids` has 1 to `WAITED_FOR` ids; `seconds` counts from when the job left the list.
         """
         done = Script(self._client, "announce")(
             [keys.claimed(self._name), self._parked, keys.pending(self._name, lease.id)],
@@ -54,24 +52,24 @@ class Parking:
         return bool(done)
 
     def photos_done(self, photo_ids: Collection[str]) -> list[str]:
-        """Report photos that nobody works on any more; return the lease ids of the comparisons that this woke.
+        """Report photos whose processing has ended; return the lease ids of the comparisons that this woke.
 
-        Comparisons whose time is up are woken too.
+        Comparisons that have timed out are woken too.
         """
         return self._wake(photo_ids, everything=False)
 
     def wake_overdue(self) -> list[str]:
-        """Wake the comparisons whose time is up, and return their lease ids."""
+        """Wake the comparisons that have timed out, and return their lease ids."""
         return self._wake((), everything=False)
 
     def wake_stranded(self) -> list[str]:
         """Wake every parked comparison if there is no process job, and return their lease ids.
 
-        Whoever settles a photo wakes those that wait for it; but a failover may lose that.
+        The runner of a photo wakes those that wait for it, but a Redis failover can lose that write.
         """
         if not self._ids():
             return []
-        process = _onlooker(self._client).counts()
+        process = _observer(self._client).counts()
         return [] if process.waiting or process.in_flight else self._wake((), everything=True)
 
     def take_woken(self) -> set[str]:
@@ -83,12 +81,12 @@ class Parking:
         return [raw.decode() for raw in Script(self._client, "parked")([self._parked])]
 
     def _wake(self, photo_ids: Collection[str], *, everything: bool) -> list[str]:
-        # What is announced after this look sees the photos' statuses itself: they are committed by now.
+        # A job that is announced after this call sees the photos' statuses itself: they are committed by now.
         ids = self._ids()
         if not ids:
             return []
         woken = Script(self._client, "wake")(
-            [*self._held, self._parked, *(keys.pending(self._name, one) for one in ids)],
+            [*self._lease_keys, self._parked, *(keys.pending(self._name, one) for one in ids)],
             [int(everything), HORIZON_SECONDS * 1000, len(ids), *ids, *photo_ids],
         )
         ids = [raw.decode() for raw in woken]
@@ -98,9 +96,9 @@ class Parking:
 
 @dataclass(frozen=True, slots=True)
 class PhotosAtWork:
-    """Which photos have a process job: `ids` in the order in which they will be done, the last first.
+    """The photos that have a process job: `ids`, the last to be processed first.
 
-    `is_alive` says whether any runner holds a process job.
+    `is_alive` says whether any runner holds the lease of a process job.
     """
 
     ids: tuple[str, ...]
@@ -108,17 +106,17 @@ class PhotosAtWork:
 
 
 class ProcessJobs:
-    """The process jobs that wait or are leased, retries included. Nothing is changed."""
+    """The process jobs that wait or are leased, retries included. Read-only."""
 
     def __init__(self, client: Redis) -> None:
         self._client: Any = client
-        self._queue = _onlooker(client)
+        self._queue = _observer(client)
 
     def at_work(self, photo_ids: Collection[str]) -> PhotosAtWork:
         """Return which of the photos have a job.
 
-        A job that moves from the list to a lease meanwhile is met in one of them: the list is read first, from its
-        end, where neither claims nor pushes move what has not been read out of sight.
+        A job that moves from the list to a lease meanwhile is found in one of them: the list is read first, and from
+        its end, so that neither claims nor pushes move unread jobs past the reader.
         """
         wanted = set(photo_ids)
         found: dict[str, None] = {}
@@ -147,8 +145,8 @@ class ProcessJobs:
             yield from _photo_ids(self._client.hmget(keys.claimed("process"), names))
 
 
-def _onlooker(client: Redis) -> LeaseQueue:
-    return LeaseQueue(client, "process", owner="onlooker", lease_seconds=0, max_attempts=0)
+def _observer(client: Redis) -> LeaseQueue:
+    return LeaseQueue(client, "process", owner="observer", lease_seconds=0, max_attempts=0)
 
 
 def _photo_ids(payloads: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which payloads may hold a selfie, whatever list they are in."""
+"""Detection of payloads that may hold a selfie, in any list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SELFIE = re.compile(rb"selfie", re.IGNORECASE)
 
 
 def may_hold_selfie(payload: bytes) -> bool:
-    """Return whether a payload names a selfie, also where it is no valid JSON, or is too large for a photo's job."""
+    """Return whether a payload names a selfie, even in malformed JSON, or is too large for a photo's job."""
     if len(payload) > _LARGEST_PHOTO_JOB or _SELFIE.search(payload):
         return True
     if b"\\u" not in payload:

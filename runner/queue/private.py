@@ -1,4 +1,4 @@
-"""A queue with one given job, which only this process knows: what `run --job` works on."""
+"""A queue with one given job, known only to this process: for `run --job`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from runner.errors import RunnerError, SettingsError
 from runner.queue import keys
 from runner.queue.leases import Lease, LeaseQueue
 
-# How long the keys of a run that was killed outlive its last claim.
+# How long the keys outlive the last claim of a run that was killed.
 LIFETIME_SECONDS = 3600
 
 
 class PrivateQueue(LeaseQueue):
-    """Holds `payload` for the time of a `with` block, on a list beside that of the queue `name`.
+    """A list of its own for `payload`, a job of the queue `name`, for the duration of a `with` block.
 
-    The job is leased, retried and settled like any other. Nobody else claims it, KEDA does not count it, and its keys
-    are removed at the end, its dead letter included: what is being debugged is in its own queue, or dead, already.
+    The job is leased, retried and settled like any other. Nobody else claims it, and KEDA does not count it. All keys
+    are removed at the end, a dead letter included: the job that is debugged is also in its real queue.
     """
 
     def __init__(
@@ -40,46 +40,46 @@ class PrivateQueue(LeaseQueue):
             payload_seconds=LIFETIME_SECONDS,
         )
         self._payload = payload
-        self._made = [
+        self._created = [
             keys.list_key(list_name), keys.leases(list_name), keys.claimed(list_name), keys.last(list_name, owner),
             keys.dead(list_name), keys.dead_index(list_name),
         ]  # fmt: skip
 
-    def claim(self, limit: int, *, in_hand: int | None = None) -> list[Lease]:
-        """Lease the job where it waits or is due."""
-        leases = super().claim(limit, in_hand=in_hand)
+    def claim(self, limit: int, *, in_flight: int | None = None) -> list[Lease]:
+        """Claim the job if it is waiting or due."""
+        leases = super().claim(limit, in_flight=in_flight)
         if leases:
-            self._made += [keys.dead_payload(self.list_name, lease.id) for lease in leases]
+            self._created += [keys.dead_payload(self.list_name, lease.id) for lease in leases]
             self._expire()
         return leases
 
     def dead_letter(self, lease: Lease, reason: str, detail: str) -> bool:
-        """Make the job a dead letter, which goes with the other keys."""
+        """Dead-letter the job; the dead letter is removed with the other keys."""
         done = super().dead_letter(lease, reason, detail)
         self._expire()
         return done
 
     def __enter__(self) -> Self:
-        self._client.rpush(self._made[0], self._payload)
+        self._client.rpush(self._created[0], self._payload)
         self._expire()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(RunnerError):  # what cannot be removed now expires
-            for key in self._made:
+        with suppress(RunnerError):  # what cannot be removed expires
+            for key in self._created:
                 self._client.delete(key)
 
     def _expire(self) -> None:
-        for key in self._made:
+        for key in self._created:
             self._client.expire(key, LIFETIME_SECONDS)
 
 
 def read_payload(where: str) -> bytes:
-    """Return the payload in a file, in the files of a folder one after the other by name, or on standard input (-).
+    """Return the payload from a file, from the files of a directory joined in order of name, or from stdin (-).
 
-    A folder, because a Secret of Kubernetes holds at most 1 MiB and selfies have no such limit. Raises
+    A directory, because a Kubernetes Secret holds at most 1 MiB, and selfies have no such limit. Raises
     `SettingsError`.
     """
     if where == "-":
@@ -87,12 +87,12 @@ def read_payload(where: str) -> bytes:
     else:
         path = Path(where)
         try:
-            # Kubernetes keeps the versions of a volume in hidden folders beside the links to them.
+            # Kubernetes keeps the versions of a volume in hidden directories next to the links to them.
             parts = sorted(part for part in path.iterdir() if part.name[0] != ".") if path.is_dir() else [path]
             payload = b"".join(part.read_bytes() for part in parts)
         except OSError as error:
             raise SettingsError(f"the job cannot be read from {where}: {error.strerror}") from None
     if not payload.strip():
         place = "on standard input" if where == "-" else f"in {where}"
-        raise SettingsError(f"there is no job {place}: one JSON object is needed")
+        raise SettingsError(f"there is no job {place}: provide one JSON object")
     return payload

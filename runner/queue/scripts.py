@@ -1,4 +1,4 @@
-"""The Lua scripts beside this file, ready to be called."""
+"""The Lua scripts of `lua/`, as callables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 
 
 class Script:
-    """One script, with `common.lua` before it.
+    """One script, prefixed with `common.lua`.
 
-    It is sent whole (EVAL, about 2 kB): a server that has restarted or failed over has no script cache, and
-    EVALSHA's answer to that (NOSCRIPT) can come at any moment. The server compiles a text once, either way.
+    It is sent whole (EVAL, about 2 kB): after a restart or a failover the server's script cache is empty, and EVALSHA
+    would fail with NOSCRIPT at any time. The server compiles a text once, either way.
     """
 
     def __init__(self, client: Redis, name: str) -> None:
@@ -32,7 +32,7 @@ class Script:
     def __call__(self, keys: list[str], args: Iterable[str | float | bytes] = ()) -> Any:
         """Return the script's reply; its file documents `keys`, `args` and reply.
 
-        Raises `RedisRefusedError` where the server answers with an error that does not pass.
+        Raises `RedisRefusedError` if the server answers with a permanent error.
         """
         with refusals(f"{self._name} on {keys[0]}"):
             return self._client.eval(self._text, len(keys), *keys, *args)
@@ -40,15 +40,15 @@ class Script:
 
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Raise `RedisRefusedError`, with what to do about it, where Redis refuses for good what the block sends."""
+    """Raise `RedisRefusedError`, which says what to do, if Redis permanently refuses a command of the block."""
     from redis.exceptions import ResponseError
 
     try:
         yield
     except ResponseError as error:
-        told = reason(error)
-        advice = "; something else has written that key: rename or delete it" if "WRONGTYPE" in told else ""
-        raise RedisRefusedError(f"{what}: {told}{advice} (docs/reference/redis-keys.md, Keys)") from None
+        cause = reason(error)
+        advice = "; something else has written that key: rename or delete it" if "WRONGTYPE" in cause else ""
+        raise RedisRefusedError(f"{what}: {cause}{advice} (docs/reference/redis-keys.md, Keys)") from None
 
 
 def _source(name: str) -> str:

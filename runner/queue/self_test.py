@@ -1,15 +1,16 @@
-"""Every operation of the queue, tried once on a private list with the rights of the user that asks.
+"""A self-test for `doctor`: every operation of the queue, once, on a private list and with the user's own rights.
 
-The private keys begin like all the others, so the key patterns of docs/reference/redis-keys.md cover them. Nothing
-else reads them: runs and KEDA know the names of their lists. They are removed at the end, and expire where that is
-prevented.
+The key patterns of docs/reference/redis-keys.md cover the private keys. Nothing else reads them: runs and KEDA know
+the names of their lists. The keys are removed at the end, or expire if that fails.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+
+from redis import Redis
 
 from runner.errors import CheckFailedError, MissingRightError, RunnerError
 from runner.queue import keys
@@ -19,17 +20,12 @@ from runner.queue.leases import LeaseQueue, Parked
 from runner.queue.parking import Parking
 from runner.queue.scripts import Script
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from redis import Redis
-
 LIFETIME_SECONDS = 60
 _OLDER, _NEWER, _OPERATOR = "doctor/self-test/1", "doctor/self-test/2", "doctor"
 
 
 class SelfTest:
-    """One private list and its side keys."""
+    """A private list and its side keys."""
 
     def __init__(self, redis: Redis) -> None:
         self.token = secrets.token_hex(8)
@@ -38,7 +34,7 @@ class SelfTest:
         self.job_id = f"doctor-{self.token}"
         self._redis = redis
         self._list = keys.list_key(self.name)
-        self._letters = DeadLetters(redis, self.name, owner=_OPERATOR)
+        self._dead_letters = DeadLetters(redis, self.name, owner=_OPERATOR)
         self._older, self._newer = (
             LeaseQueue(
                 redis,
@@ -50,7 +46,7 @@ class SelfTest:
             )
             for owner in (_OLDER, _NEWER)
         )
-        self._made = [
+        self._created = [
             self._list, keys.leases(self.name), keys.claimed(self.name), keys.dead(self.name),
             keys.dead_index(self.name), keys.seen(self.name),
             self.unconfirmed, keys.last(self.name, _OLDER), keys.last(self.name, _NEWER),
@@ -59,9 +55,9 @@ class SelfTest:
         ]  # fmt: skip
 
     def require_rights(self, *, results: bool) -> None:
-        """Raise `MissingRightError` with every right at once that the Redis user lacks.
+        """Raise one `MissingRightError` with every right that the Redis user lacks.
 
-        `results`: also for the keys of comparisons' results.
+        `results` includes the keys of comparison results.
         """
         places = [self._list, keys.leases(self.name), *([keys.match_result(self.job_id)] if results else [])]
         missing = sorted({grant for key in places for grant in self._missing(key)})
@@ -69,33 +65,33 @@ class SelfTest:
             raise MissingRightError(" ".join(missing), "the self-test of the queue needs it")
 
     def play(self) -> None:
-        """Claim, renew, retry, release, bury, put back, drop, take over, park, wake and acknowledge.
+        """Claim, renew, retry, release, dead-letter, requeue, purge, take over, park, wake, acknowledge and expire.
 
-        Raises as the operations do, and `CheckFailedError` where one succeeds and does something else.
+        Raises what the operations raise, and `CheckFailedError` if one succeeds without its effect.
         """
         self._redis.rpush(self._list, *[b"doctor"] * 5)
         self._expire()
         claimed = self._older.claim(5)
         self._expire()
         self._expect("claim", len(claimed) == 5)  # noqa: PLR2004 - as many as were pushed
-        done, again, released, buried, dropped = claimed
-        self._made += [keys.dead_payload(self.name, lease.id) for lease in (buried, dropped)]
+        done, again, released, requeued, purged = claimed
+        self._created += [keys.dead_payload(self.name, lease.id) for lease in (requeued, purged)]
         self._expect("renew", self._older.renew([done]) == [])
         self._expect("retry", self._older.retry(again, 0, "doctor"))
         self._expect("release", self._older.release(released))
-        for lease in (buried, dropped):
+        for lease in (requeued, purged):
             self._expect("dead_letter", self._older.dead_letter(lease, "doctor", ""))
             self._expire()
-        self._expect("dead_letters", len(list(self._letters.all())) == 2)  # noqa: PLR2004 - as above
-        self._expect("requeue", self._letters.requeue(buried.id) is Requeued.DONE)
+        self._expect("dead_letters", len(list(self._dead_letters.all())) == 2)  # noqa: PLR2004 - as above
+        self._expect("requeue", self._dead_letters.requeue(requeued.id) is Requeued.DONE)
         self._expire()
-        self._expect("purge", self._letters.purge(dropped.id))
+        self._expect("purge", self._dead_letters.purge(purged.id))
         self._expect("take_over", self._newer.take_over() == 1)
         rest = self._newer.claim(5)
-        self._expect("claim", len(rest) == 4)  # noqa: PLR2004 - all but the one that was dropped
+        self._expect("claim", len(rest) == 4)  # noqa: PLR2004 - all but the purged one
         parking = Parking(self._redis, self.name)
         waiting = rest.pop()
-        self._made += [keys.parked(self.name), keys.pending(self.name, waiting.id)]
+        self._created += [keys.parked(self.name), keys.pending(self.name, waiting.id)]
         self._expect("announce", parking.announce(waiting, ["doctor"], LIFETIME_SECONDS))
         self._expect("park", self._newer.park(waiting, "doctor", b"doctor") is Parked.DONE)
         self._expire()
@@ -105,17 +101,17 @@ class SelfTest:
         self._redis.rpush(self._list, b"doctor")
         self._expire()
         expiry = Expiry(self._redis, self.name, seconds=0)
-        self._made.append(expiry.last)
+        self._created.append(expiry.last)
         self._expect("expire", [expiry.remove(job, "doctor", "") for job in expiry.find()] == [True])
         self._expire()
-        self._expect("purge", [self._letters.purge(letter.id) for letter in self._letters.all()] == [True])
+        self._expect("purge", [self._dead_letters.purge(letter.id) for letter in self._dead_letters.all()] == [True])
         counts = self._newer.counts()
         self._expect("counts", (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0))
 
     def clean_up(self) -> None:
-        """Remove every key, one by one: on a cluster they lie apart. What cannot be removed now expires."""
+        """Remove every key, one by one: on Redis Cluster they are in different slots. The others expire."""
         with suppress(RunnerError):
-            for key in self._made:
+            for key in self._created:
                 self._redis.delete(key)
 
     def _missing(self, key: str) -> Sequence[str]:
@@ -125,12 +121,12 @@ class SelfTest:
             return error.grant.split()
 
     def _expire(self) -> None:
-        for key in self._made:
+        for key in self._created:
             self._redis.expire(key, LIFETIME_SECONDS)
 
-    def _expect(self, operation: str, held: bool) -> None:  # noqa: FBT001 - a condition
-        if not held:
+    def _expect(self, operation: str, condition: bool) -> None:  # noqa: FBT001 - private
+        if not condition:
             raise CheckFailedError(
-                f"{operation} on the private list {self._list} did not do what it should: look for whatever else "
-                "removes or evicts keys of this Redis (maxmemory-policy, docs/reference/redis-keys.md)"
+                f"{operation} on the private list {self._list} had the wrong result: find out what else removes or "
+                "evicts keys of this Redis (maxmemory-policy, docs/reference/redis-keys.md)"
             )

@@ -1,54 +1,50 @@
-"""Whether a comparison can be answered now, or waits for photos of its album.
+"""The album gate: whether a comparison can be answered now, or has to wait for photos of its album.
 
-An answer is final: the API and its front end stop at the first one. So a comparison whose album has photos that are
-UPLOADED or PROCESSING waits for them as long as they have a process job, and at most for RUNNER_ALBUM_TIMEOUT_SECONDS.
+An answer is final: the API and its front end stop at the first one. So a comparison waits for the photos of its album
+that are UPLOADED or PROCESSING while they have a process job, for at most RUNNER_ALBUM_TIMEOUT_SECONDS.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from runner.queue.parking import WAITED_FOR
+from runner.queue.leases import Lease
+from runner.queue.parking import WAITED_FOR, Parking, PhotosAtWork, ProcessJobs
+from runner.worker.messages import CompareJob
+from runner.worker.task import Task
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
+if TYPE_CHECKING:  # `settings` imports this module: numpy and psycopg must not come with it
     from runner.faces.engine import Face
-    from runner.queue.leases import Lease
-    from runner.queue.parking import Parking, PhotosAtWork, ProcessJobs
     from runner.store.repository import Repository
-    from runner.worker.messages import CompareJob
-    from runner.worker.task import Task
 
-# The API adds the rows of an upload shortly before it pushes their jobs. Photos without a job hold nobody up for
-# longer than this.
+# The API adds the rows of an upload shortly before it pushes their jobs: photos without a job are waited for this long.
 GRACE_SECONDS = 2.0
-# While no runner holds a process job, nobody could wake a parked comparison in time: it looks again by itself, each
-# time after twice as long.
-LONGEST_PAUSE_SECONDS = 15.0
-# More than this is not kept between two claims: 248 faces take it. The faces of such a selfie are computed again.
+# While no runner holds a process job, nobody would wake a parked comparison in time: it is deferred instead, with an
+# exponential delay up to this.
+LONGEST_DELAY_SECONDS = 15.0
+# More is not kept between two claims (248 faces): the faces of such a selfie are computed again.
 STATE_BYTES = 512 * 2**10
-# Where the parts of a face end in its row: the box's 4 numbers, the landmarks' 10, the score, the embedding.
+# The columns of a face's row: the box (4), the landmarks (10), the score (1), the embedding.
 _BOX, _SCORE, _EMBEDDING = 4, 14, 15
 
 
 class Readiness(Enum):
-    """What becomes of a comparison."""
+    """What to do with a comparison."""
 
     ANSWER = "answer"
     PARK = "park"
-    PUT_OFF = "put_off"
-    LOST = "lost"  # the lease is another runner's
+    DEFER = "defer"  # release it with a delay
+    LOST = "lost"  # another runner has the lease
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
-    """How often a comparison has looked at its album, and its age in seconds at the first look."""
+class Checks:
+    """How often the album of a comparison was checked, and the job's age in seconds at the first check."""
 
     count: int = 0
     first_at: float = 0.0
@@ -56,16 +52,16 @@ class Looks:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of a comparison with `pending` photos; put off, it looks again after `seconds`."""
+    """What to do with a comparison whose album has `pending` photos; `seconds` is the delay of a deferred one."""
 
     readiness: Readiness
     pending: int = 0
-    looks: Looks = Looks()
+    checks: Checks = Checks()
     seconds: float = 0.0
 
 
 class AlbumGate:
-    """Decides for every comparison whether it waits. Without `parking` it is put off instead of parked."""
+    """Decides which comparisons wait. Without `parking` they are deferred instead of parked."""
 
     def __init__(
         self,
@@ -83,11 +79,11 @@ class AlbumGate:
         self._timeout_seconds = timeout_seconds
 
     def decide(self, tasks: Sequence[Task[CompareJob]]) -> dict[Task[CompareJob], Decision]:
-        """Return what becomes of each task, announced where it is to be parked."""
+        """Return what to do with each task; those to be parked are announced."""
         decisions: dict[Task[CompareJob], Decision] = {}
         undecided: dict[Task[CompareJob], set[str]] = {}
         for task in tasks:
-            assert task.job is not None  # noqa: S101 - the others are answered at once
+            assert task.job is not None  # noqa: S101 - invalid jobs have an error, and are not asked about
             pending = self._repository().pending(task.job.stored_ids)
             if pending and _age(task.lease) < self._timeout_seconds:
                 undecided[task] = pending
@@ -99,42 +95,42 @@ class AlbumGate:
         return decisions
 
     def _decide(self, task: Task[CompareJob], pending: set[str], at_work: PhotosAtWork) -> Decision:
-        looks = _looked_again(task.lease)
+        checks = _next_checks(task.lease)
         waited_for = [photo_id for photo_id in at_work.ids if photo_id in pending][:WAITED_FOR]
         if not waited_for:
-            return self._without_work(task.lease, pending, looks)
+            return self._without_jobs(task.lease, pending, checks)
         if self._parking is None or not at_work.is_alive:
-            pause = min(LONGEST_PAUSE_SECONDS, GRACE_SECONDS * 2.0 ** (looks.count - 1))
-            return Decision(Readiness.PUT_OFF, len(pending), looks, pause)
+            delay = min(LONGEST_DELAY_SECONDS, GRACE_SECONDS * 2.0 ** (checks.count - 1))
+            return Decision(Readiness.DEFER, len(pending), checks, delay)
         if not self._parking.announce(task.lease, waited_for, self._timeout_seconds):
             return Decision(Readiness.LOST)
-        # What became final before it was announced nobody reports again.
+        # Photos that became final before the announcement are not reported again.
         done = set(waited_for) - self._repository().pending(waited_for)
         if done:
             self._parking.photos_done(done)
-        return Decision(Readiness.PARK, len(pending), looks)
+        return Decision(Readiness.PARK, len(pending), checks)
 
-    def _without_work(self, lease: Lease, pending: Collection[str], looks: Looks) -> Decision:
-        """Decide on photos without a job: they have just become final, or nobody has pushed their jobs."""
+    def _without_jobs(self, lease: Lease, pending: Collection[str], checks: Checks) -> Decision:
+        """Decide when no pending photo has a job: they have just become final, or their jobs were never pushed."""
         still = self._repository().pending(pending)
-        if still and _age(lease) - looks.first_at < GRACE_SECONDS:
-            return Decision(Readiness.PUT_OFF, len(still), looks, GRACE_SECONDS)
+        if still and _age(lease) - checks.first_at < GRACE_SECONDS:
+            return Decision(Readiness.DEFER, len(still), checks, GRACE_SECONDS)
         return Decision(Readiness.ANSWER, len(still))
 
 
-def freeze(faces: Sequence[Face], looks: Looks, model: str) -> bytes:
-    """Return what `thaw` needs to go on with a comparison: a line of JSON, and a row of float32 for every face."""
-    import numpy as np  # loaded long before: the engine found the faces
+def dump_state(faces: Sequence[Face], checks: Checks, model: str) -> bytes:
+    """Return the state of a waiting comparison: a line of JSON, then a row of float32 for each face."""
+    import numpy as np  # the engine has imported it by now; `settings` imports this module
 
     rows = [np.concatenate([face.box, face.landmarks.ravel(), [face.score], face.embedding]) for face in faces]
     data = np.asarray(rows, dtype="<f4").tobytes()
     kept = len(rows) if len(data) <= STATE_BYTES else 0
-    header = {"model": model, "looks": looks.count, "first_at": round(looks.first_at, 3), "faces": kept}
+    header = {"model": model, "checks": checks.count, "first_at": round(checks.first_at, 3), "faces": kept}
     return json.dumps(header | {"width": len(rows[0])}).encode() + b"\n" + data * bool(kept)
 
 
-def thaw(state: bytes, model: str) -> list[Face] | None:
-    """Return the faces in a state, or None where there are none of this model or the state is not intact."""
+def load_faces(state: bytes, model: str) -> list[Face] | None:
+    """Return the faces in a state, or None if it has none of this model or is malformed."""
     import numpy as np
 
     from runner.faces.engine import Face
@@ -159,12 +155,12 @@ def thaw(state: bytes, model: str) -> list[Face] | None:
     ]
 
 
-def _looked_again(lease: Lease) -> Looks:
+def _next_checks(lease: Lease) -> Checks:
     header = _header(lease.state)
-    count, first_at = header.get("looks"), header.get("first_at")
+    count, first_at = header.get("checks"), header.get("first_at")
     if not isinstance(count, int) or not isinstance(first_at, int | float):
-        return Looks(1, _age(lease))
-    return Looks(count + 1, float(first_at))
+        return Checks(1, _age(lease))
+    return Checks(count + 1, float(first_at))
 
 
 def _header(state: bytes) -> dict[str, object]:

@@ -13,29 +13,35 @@ from typing import TYPE_CHECKING
 
 from runner import logs, output
 from runner.errors import RedisFullError, RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
-from runner.queue.databases import KnownDatabases
+from runner.images.header import DECODING_BYTES
+from runner.queue.client import opened
+from runner.queue.heartbeat import Heartbeat
+from runner.queue.leases import LeaseQueue, owner_name
+from runner.queue.parking import Parking, ProcessJobs
+from runner.settings import Settings
 from runner.store.results import ResultStore
 from runner.worker import startup
+from runner.worker.album import AlbumGate
 from runner.worker.kinds import KINDS, PHOTO, Kind, Services, kind_of
+from runner.worker.loop import WorkerLoop
+from runner.worker.settlement import Settlement
 from runner.worker.shutdown import Stop, StoppedEarlyError
 from runner.worker.summary import Summary
 
-if TYPE_CHECKING:  # imported below, in the order of the start-up
+# What is slow to import is imported in the functions below, in the order of the start-up (see `startup`).
+if TYPE_CHECKING:
     from numpy import uint8
     from numpy.typing import NDArray
     from redis import Redis
 
     from runner.faces.engine import Engine
-    from runner.queue.leases import LeaseQueue
-    from runner.settings import Settings
     from runner.store.repository import Repository
-    from runner.worker.loop import WorkerLoop
 
-# After RUNNER_DRAIN_SECONDS (8): how long the loop may take to end, then to release what it holds. With both, a run is
-# gone within 10 s of SIGTERM, whatever it was doing.
+# After RUNNER_DRAIN_SECONDS (8): how long the loop may take to end, and then to release its leases. So a run ends
+# within 10 s of SIGTERM, whatever it was doing.
 GRACE_SECONDS = 0.8
 RELEASE_SECONDS = 0.7
-# No call of the main thread takes longer, with RUNNER_CONNECT_SECONDS of trying again: 60 s is what a statement may.
+# Besides RUNNER_CONNECT_SECONDS of retries, no call of the main thread takes longer: a statement may take 60 s.
 HUNG_SECONDS = 90.0
 
 
@@ -43,11 +49,11 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
     """Run once and return the exit code; the last line on standard output is the summary."""
     log = logs.configure(settings.log_format, settings.log_level)
     summary = Summary(kinds)
-    held = _Held()
+    in_flight = _Abandonment()
 
     def last_resort(reason: str) -> None:
-        """End the process while the main thread is inside a call that does not return."""
-        held.release()
+        """End the process while the main thread is in a call that does not return."""
+        in_flight.release()
         summary.reason = reason
         code = UnreachableError.exit_code if summary.unsettled or reason == "hung" else 0
         log.error("run cut short", extra={"reason": reason, "unsettled": summary.unsettled, "exit_code": code})
@@ -58,36 +64,36 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
     stop = Stop(settings.drain_seconds + GRACE_SECONDS, settings.connect_seconds + HUNG_SECONDS, last_resort)
     try:
         with stop:
-            summary.reason = _work(settings, kinds, summary, stop, held)
+            summary.reason = _work(settings, kinds, summary, stop, in_flight)
     except StoppedEarlyError:
         summary.reason = "signal"
-    except Exception as error:  # noqa: BLE001 - every end is reported in one line, and in the summary
-        known = error if isinstance(error, RunnerError) else _unforeseen(error)
+    except Exception as error:  # noqa: BLE001 - reported in one line, and in the summary
+        known = _as_runner_error(error)
         summary.reason, code = known.word, known.exit_code
-        if stop.early:  # an import that the signal broke off reported it as a failure of its own
+        if stop.early:  # the signal interrupted an import, which raised an error of its own
             summary.reason, code = "signal", 0
         else:
-            log.error(  # noqa: TRY400 - the place is in the detail; a message may hold what nobody should read
+            log.error(  # noqa: TRY400 - the detail has the place; a traceback may hold secrets
                 "run ended", extra={"reason": known.word, "detail": str(known), "exit_code": code}
             )
     _print(summary, settings)
     return code
 
 
-class _Held:
-    """What a run holds, for whoever has to end it from outside of the loop."""
+class _Abandonment:
+    """Releases the tasks in flight if the run ends outside of the worker loop."""
 
     def __init__(self) -> None:
         self.abandon: Callable[[], None] = lambda: None
 
     def release(self) -> None:
-        """Release it, for as long as there is time; what stays leased expires."""
+        """Release what it can within `RELEASE_SECONDS`; the other leases expire."""
 
         def work() -> None:
             try:
                 self.abandon()
-            except Exception as error:  # noqa: BLE001 - the run ends in any case, and for another reason
-                known = error if isinstance(error, RunnerError) else _unforeseen(error)
+            except Exception as error:  # noqa: BLE001 - the run ends anyway, for another reason
+                known = _as_runner_error(error)
                 logs.logger().warning("not released", extra={"reason": known.word, "detail": str(known)})
 
         releasing = threading.Thread(target=work, daemon=True)
@@ -95,14 +101,16 @@ class _Held:
         releasing.join(RELEASE_SECONDS)
 
 
-def _unforeseen(error: Exception) -> RunnerError:
+def _as_runner_error(error: Exception) -> RunnerError:
+    if isinstance(error, RunnerError):
+        return error
     return RunnerError(f"{type(error).__name__} at {place(error)}; this is a defect: please report it")
 
 
-def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop: Stop, held: _Held) -> str:
+def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop: Stop, in_flight: _Abandonment) -> str:
     """Open everything in the order of the start-up, work, and close everything, also after a failure.
 
-    Jobs that were claimed before it is known that their results can be stored are released where they cannot.
+    Jobs are claimed before it is known that their results can be stored; if they cannot be, the jobs are released.
     """
     startup.begin()
     from runner.faces.engine import Engine
@@ -110,7 +118,6 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
     engine = startup.in_background(partial(_open_engine, Engine, settings), "engine")
     from runner.faces.cpu import thread_count
     from runner.faces.pack import read_manifest
-    from runner.queue.leases import owner_name
 
     if settings.job:
         settings = replace(settings, max_jobs=1)
@@ -125,12 +132,6 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             return stack.enter_context(Repository(settings, model, application_name=f"spottmee-worker {owner}"))
 
         from runner.images.fetch import Fetcher
-        from runner.queue.client import opened
-        from runner.queue.heartbeat import Heartbeat
-        from runner.queue.parking import Parking, ProcessJobs
-        from runner.worker.album import AlbumGate
-        from runner.worker.loop import WorkerLoop
-        from runner.worker.settlement import Settlement
 
         stop.progress()
         redis = stack.enter_context(opened(settings))
@@ -139,12 +140,14 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         fetcher = Fetcher.from_settings(settings)
         stack.callback(fetcher.close)
+        from runner.queue.databases import KnownDatabases
+
         known = None if settings.job else KnownDatabases(redis, PHOTO.queue)
         parking = Parking(redis)
         album = AlbumGate(
             repository,
             ProcessJobs(redis),
-            None if settings.job else parking,  # nobody could wake a job that is in no queue
+            None if settings.job else parking,  # a job that is in no queue cannot be woken
             model=model,
             timeout_seconds=settings.album_timeout_seconds,
         )
@@ -172,7 +175,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             stop=stop,
             prepare=partial(_prepare, repository),
         )
-        held.abandon = settlement.abandon
+        in_flight.abandon = settlement.abandon
         stop.begin()
         if settings.owner:
             for leased in queues.values():
@@ -180,30 +183,30 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         for handler in handlers.values():
             handler.start()
         expire = partial(_expire, redis, stop) if not settings.job else lambda: None
-        return _run_loop(loop, engine, held, expire)
+        return _run_loop(loop, engine, in_flight, expire)
 
 
-def _run_loop(loop: WorkerLoop, engine: Future[Engine], held: _Held, expire: Callable[[], None]) -> str:
-    """Work until there is a reason to leave, and return it; what is in flight after an error is released.
+def _run_loop(loop: WorkerLoop, engine: Future[Engine], in_flight: _Abandonment, expire: Callable[[], None]) -> str:
+    """Work until there is a reason to leave, and return it; after an error, release what is in flight.
 
-    Either way `expire` is called then, unless Redis is away: also runs that cannot work bound the life of selfies.
+    Either way call `expire`, unless Redis is unreachable: runs that cannot work limit the life of selfies too.
     """
     try:
         reason = loop.run()
     except Exception as error:
-        # A full Redis still takes leases back; of one that is away they can only expire.
+        # A full Redis still accepts releases; if it is unreachable, the leases expire.
         if isinstance(error, RedisFullError) or not isinstance(error, RedisUnreachableError):
-            held.release()
+            in_flight.release()
         if not isinstance(error, RedisUnreachableError):
             expire()
         raise
     expire()
-    engine.result()  # a pack that cannot be used is an error of a run without photos too
+    engine.result()  # an unusable pack is an error even if there were no photos
     return reason
 
 
 def _expire(redis: Redis, stop: Stop) -> None:
-    """End the comparisons that have waited for too long. A failure is a warning: the run's own work is done."""
+    """Dead-letter the comparisons that have waited for too long. A failure is a warning: the run's work is done."""
     if stop.requested:
         return
     from runner.expire import expire_comparisons
@@ -223,9 +226,7 @@ def _expire(redis: Redis, stop: Stop) -> None:
 def _queues(
     settings: Settings, kinds: Mapping[str, Kind], redis: Redis, owner: str, stack: ExitStack
 ) -> dict[str, LeaseQueue]:
-    """Return what to claim from: the queues of the settings, or a private one with the one job that was given."""
-    from runner.queue.leases import LeaseQueue
-
+    """Return the queues to claim from: those of the settings, or a private one with the job of `--job`."""
     lease_seconds, max_attempts = settings.lease_seconds, settings.max_attempts
     if not settings.job:
         return {
@@ -248,13 +249,13 @@ def _queues(
 
 
 def _prepare(repository: Callable[[], Repository]) -> None:
-    """Import what talks to PostgreSQL, connect and check; the start-up is over after it."""
+    """Import the PostgreSQL driver, connect and check the databases: the last step of the start-up."""
     repository().check()
     startup.end()
 
 
 def _loaded(engine: Future[Engine], seconds: float) -> Engine:
-    """Return the engine. Raises what loading it raised, and `StuckError` when that takes longer than a photo may."""
+    """Return the engine. Raises what loading it raised, and `StuckError` if that takes longer than a photo may."""
     try:
         return engine.result(seconds)
     except TimeoutError:
@@ -272,9 +273,8 @@ def _open_engine(engine: type[Engine], settings: Settings) -> Engine:
 
 
 def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
-    """Return what the engine's threads decode with; a thread's image is good until it decodes the next one."""
+    """Return the decoder of the engine's threads; a thread's image is valid until it decodes the next one."""
     from runner.images.buffers import PixelMemory
-    from runner.images.header import DECODING_BYTES
 
     memory = PixelMemory(DECODING_BYTES * settings.max_pixels)
 

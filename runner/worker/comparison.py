@@ -1,4 +1,4 @@
-"""Comparisons: a selfie in, the ids of the photos that show its person out."""
+"""The handler of comparisons: from a selfie to the ids of the photos that show the same person."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from runner.errors import NoFaceInSelfieError
+from runner.queue.leases import Lease
 from runner.store.results import AnswerWatch, ResultStore
-from runner.worker.album import Decision, Readiness, freeze, thaw
+from runner.worker.album import AlbumGate, Decision, Readiness, dump_state, load_faces
 from runner.worker.messages import CompareJob
 from runner.worker.task import Outcome, State, Task, Wait
 
-if TYPE_CHECKING:  # the start-up decides when these are imported
+if TYPE_CHECKING:  # `settings` imports this module: numpy and psycopg must not come with it
     from numpy import float32
     from numpy.typing import NDArray
 
     from runner.faces.engine import Face
-    from runner.queue.leases import Lease
     from runner.store.repository import Repository
-    from runner.worker.album import AlbumGate
 
 
 class ComparisonHandler:
-    """INITIATED → PROCESSING → the matched ids, `[]` after a failure."""
+    """Moves a result from INITIATED to PROCESSING to the matched ids, or `[]` after a failure."""
 
     def __init__(
         self,
@@ -40,13 +39,13 @@ class ComparisonHandler:
         self._owns = owns
 
     def start(self) -> None:
-        """Write again what INITIATED has replaced since earlier runs ended."""
+        """Restore answers of earlier runs that INITIATED has overwritten."""
         self._results.heal()
 
     def resume(self, task: Task[CompareJob]) -> None:
-        """Restore the selfie's faces, where they were computed before with this model."""
+        """Restore the selfie's faces if they were computed before with this model."""
         if self._album is not None:
-            task.faces = thaw(task.lease.state, self._album.model)
+            task.faces = load_faces(task.lease.state, self._album.model)
 
     def begin(self, tasks: Sequence[Task[CompareJob]]) -> None:
         """Set the results to PROCESSING."""
@@ -55,18 +54,18 @@ class ComparisonHandler:
                 self._results.begin(task.job.job_id)
 
     def read(self, task: Task[CompareJob]) -> bytes:
-        """Return the selfie, which came with the job."""
+        """Return the selfie, which is in the payload."""
         assert task.job is not None  # noqa: S101 - only accepted tasks are read
         return task.job.selfie
 
     def conclude(self, tasks: Sequence[Task[CompareJob]]) -> None:
-        """Match and answer, one job after the other, where their albums are ready; let the others wait."""
+        """Match and answer the jobs whose albums are ready, one by one; the others get `wait`."""
         decisions = self._decide(tasks)
         for task in tasks:
             job_id, decision = _job_id(task), decisions.get(task)
             task.wait = None
             if job_id is None:
-                continue  # nobody knows which comparison: there is no answer to write
+                continue  # without a job id there is no key to answer in
             if not self._owns(task.lease) or (decision is not None and decision.readiness is Readiness.LOST):
                 task.outcome = Outcome.LOST
             elif decision is None or decision.readiness is Readiness.ANSWER:
@@ -75,7 +74,7 @@ class ComparisonHandler:
                 self._wait(task, job_id, decision)
 
     def _decide(self, tasks: Sequence[Task[CompareJob]]) -> dict[Task[CompareJob], Decision]:
-        """Look at the albums of the selfies that show a face: no photo changes the answer to the others."""
+        """Check the albums of the selfies with a face: no photo changes the answer to the others."""
         if self._album is None:
             return {}
         return self._album.decide([task for task in tasks if task.error is None and task.faces])
@@ -85,8 +84,8 @@ class ComparisonHandler:
         self._results.wait(
             job_id, {"complete": False, "pending": decision.pending, "faces": len(faces), "model": model}
         )
-        seconds = decision.seconds if decision.readiness is Readiness.PUT_OFF else None
-        task.wait = Wait(decision.pending, freeze(faces, decision.looks, model), seconds)
+        seconds = decision.seconds if decision.readiness is Readiness.DEFER else None
+        task.wait = Wait(decision.pending, dump_state(faces, decision.checks, model), seconds)
 
     def _answer(self, task: Task[CompareJob], job_id: str, decision: Decision | None) -> None:
         pending = decision.pending if decision is not None else None
@@ -97,7 +96,7 @@ class ComparisonHandler:
             task.state = State.UNCONFIRMED
 
     def _match(self, task: Task[CompareJob]) -> tuple[list[str], dict[str, object]]:
-        """Return the matched ids in the order of the album, and the detail beside them."""
+        """Return the matched ids in the order of the album, and the detail."""
         job, faces = task.job, task.faces
         scores: dict[str, float] = {}
         with_embeddings = 0
@@ -122,17 +121,17 @@ class ComparisonHandler:
         }
 
     def confirmed(self, tasks: Sequence[Task[CompareJob]]) -> list[Task[CompareJob]]:
-        """Return those whose answer nothing can overwrite any more, or that were watched for long enough."""
+        """Return those whose answer can no longer be overwritten, or that were watched for long enough."""
         done = set(self._watch.poll())
         return [task for task in tasks if _job_id(task) in done]
 
-    def stop_watching(self, tasks: Sequence[Task[CompareJob]]) -> None:  # noqa: ARG002 - the watch knows them
+    def stop_watching(self, tasks: Sequence[Task[CompareJob]]) -> None:  # noqa: ARG002 - the watch has them
         """Leave the watched answers to `ResultStore.heal` of a later run."""
         self._watch.leave()
 
 
 def _stack(faces: Sequence[Face]) -> NDArray[float32]:
-    import numpy as np  # loaded long before: the engine found the faces
+    import numpy as np  # the engine has imported it by now; `settings` imports this module
 
     return np.stack([face.embedding for face in faces])
 

@@ -1,4 +1,4 @@
-"""What differs between the kinds of job, in one place for each: `PHOTO` and `COMPARISON`."""
+"""The kinds of job, `PHOTO` and `COMPARISON`: everything that differs between them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runner.queue.leases import Lease
+from runner.queue.parking import Parking
 from runner.queue.privacy import SELFIE_SECONDS
 from runner.store.results import AnswerWatch, ResultStore
+from runner.worker.album import AlbumGate
 from runner.worker.comparison import ComparisonHandler
 from runner.worker.messages import decode_compare, decode_process
 from runner.worker.photo import PhotoHandler
+from runner.worker.task import Handler
 from runner.worker.visibility import VisibilityGuard
 
-if TYPE_CHECKING:  # opened by the start-up, one after the other: importing them here would undo its order
+if TYPE_CHECKING:  # `settings` imports this module: ssl, redis and psycopg must not come with it
     from runner.images.fetch import Fetcher
     from runner.queue.databases import KnownDatabases
-    from runner.queue.leases import Lease
-    from runner.queue.parking import Parking
     from runner.settings import Settings
     from runner.store.repository import Repository
-    from runner.worker.album import AlbumGate
-    from runner.worker.task import Handler
 
 # A payload without a selfie is kept as long as its dead letter.
 PAYLOAD_SECONDS = 30 * 86_400
@@ -30,10 +30,10 @@ PAYLOAD_SECONDS = 30 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What handlers work with. `owns` tells whether a lease is still this run's; `repository` connects on first use.
+    """What handlers work with. `owns` says whether a lease is still ours; `repository` connects on first use.
 
-    `known_databases` is None where the job comes from no queue. Without `album` a comparison is answered with what is
-    stored, and without `parking` nobody is woken.
+    `known_databases` is None if the job comes from no queue. Without `album` a comparison is answered from what is
+    stored, and without `parking` no comparison is woken.
     """
 
     settings: Settings
@@ -53,7 +53,7 @@ class Kind:
     `queue` names its list, `noun` and `plural` its jobs in logs and summaries, and `id_field` the payload's field that
     identifies one. A payload with any of `marks` among its fields is of this kind. `decode` returns the job that a
     payload holds, or raises `InvalidJobError`; it needs no server. The payload of a dead letter is kept for
-    `payload_seconds`, and never shown where it is `private`. `stores_faces` tells whether the faces found are stored.
+    `payload_seconds`, and never shown if it is `private`. `stores_faces` says whether the faces found are stored.
     """
 
     queue: str
@@ -103,12 +103,12 @@ COMPARISON = Kind(
     private=True,
 )
 
-# By queue, in the default order of precedence.
+# By queue, in the default order of priority.
 KINDS: Mapping[str, Kind] = {kind.queue: kind for kind in (COMPARISON, PHOTO)}
 
 
 def kind_of(payload: bytes, kinds: Mapping[str, Kind] = KINDS) -> Kind:
-    """Return the kind of job that a payload's fields show; what shows none counts as a photo."""
+    """Return the kind of job that a payload's fields indicate, by default `PHOTO`."""
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError):

@@ -1,10 +1,10 @@
 """The worker loop, from top to bottom: claim → fetch → embed → conclude → leave.
 
 One coordinating thread (the caller's) talks to Redis and PostgreSQL. Reader threads fetch images, the engine's
-threads decode and compute, and the heartbeat renews the leases; they hand tasks back through one queue of events.
+threads decode and compute, and the heartbeat renews the leases; they return tasks through one queue of events.
 Backpressure: a claim is made only when the readers would run dry, and an image is prefetched only while few enough
-are waiting for the engine. Only the first claim is fetched and computed before its jobs are begun: what stores them is
-still being made ready then.
+wait for the engine. The jobs of the first claim are fetched and computed before they are begun, while `prepare` still
+connects to the databases.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import PhotoTimeoutError, RunnerError, StuckError
+from runner.queue.leases import Lease, LeaseQueue
+from runner.settings import Settings
+from runner.worker.settlement import Settlement
+from runner.worker.shutdown import Stop
 from runner.worker.task import AnyTask, Handler, State
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `app` starts to load the engine before it imports anything else that is slow
     from numpy import uint8
     from numpy.typing import NDArray
 
     from runner.faces.engine import Face
-    from runner.queue.leases import Lease, LeaseQueue
-    from runner.settings import Settings
-    from runner.worker.settlement import Settlement
-    from runner.worker.shutdown import Stop
 
 READERS = 4
-# Images that may be prefetched beyond one for each of the engine's threads: enough to hide a slow download, and to give
-# the engine so many photos that their crops are worth gathering.
+# Images prefetched beyond one for each of the engine's threads: enough to hide a slow download, and to let the engine
+# batch the crops of several photos.
 PREFETCH = 8
-# Results are stored together: at this many, when nothing else is coming, or when one has waited this long.
+# Results are stored in batches: at this many, when nothing else is in flight, or when one has waited this long.
 STORE_BATCH = 8
 STORE_SECONDS = 0.1
-# How often an empty list is asked again while work is in flight, and how often a waiting run looks up.
+# How often an empty list is polled while work is in flight, and how often a waiting loop checks for anything else.
 CLAIM_PAUSE = 0.25
 TICK = 0.05
-# A live runner renews at two thirds of a lease: one with less than this share left has probably lost its runner.
+# A live runner renews at two thirds of a lease: with less than this share left, its runner is probably dead.
 ORPHAN_SHARE = 0.6
 
 
@@ -83,8 +83,8 @@ class WorkerLoop:
     def run(self) -> str:
         """Work until there is a reason to leave, and return it.
 
-        Raises `UnreachableError` when a server stays away, `ModelError` when the engine cannot be opened, and
-        `StuckError` when native code does not return.
+        Raises `UnreachableError` if a server cannot be reached, `ModelError` if the engine cannot be opened, and
+        `StuckError` if native code does not return.
         """
         self._stop.wake = lambda: self._events.put(None)
         for number in range(READERS):
@@ -108,7 +108,7 @@ class WorkerLoop:
                 return reason
 
     def _start_ahead(self) -> None:
-        """Let the first jobs be fetched and computed while `prepare` makes ready what they are stored with."""
+        """Have the first jobs fetched and computed while `prepare` connects to the databases."""
         self._claim()
         self._start_reads()
         self._prepare()
@@ -122,7 +122,7 @@ class WorkerLoop:
         if room <= 0:
             return
         for source in self._queues.values():
-            leases = source.claim(room, in_hand=len(self._working()))
+            leases = source.claim(room, in_flight=len(self._working()))
             if leases:
                 self._accept(leases)
                 self._idle_since = None
@@ -132,23 +132,23 @@ class WorkerLoop:
         self._next_claim = 0.0 if room == 0 else time.monotonic() + CLAIM_PAUSE
 
     def _working(self) -> list[AnyTask]:
-        """Return what a crash now would hurt."""
+        """Return the tasks that a crash now would cost an attempt."""
         return self._in_flight.of(State.CLAIMED, State.PROCESSING, State.COMPUTED)
 
     def _alone(self) -> bool:
-        """Return whether the job in flight is one that may have ended its runner: nothing is put beside it."""
+        """Return whether the job in flight may have killed its runner: nothing else is claimed with it."""
         return any(task.lease.alone for task in self._working())
 
     def _claimable(self) -> int:
         if self._stop.requested or self._out_of_time():
             return 0
-        # With nothing in flight it is always asked again: a run leaves only after it has just seen that nothing waits.
+        # With nothing in flight it always claims: a run leaves only after an empty claim.
         if time.monotonic() < self._next_claim and len(self._in_flight):
             return 0
         waiting, computed = len(self._in_flight.of(State.CLAIMED)), len(self._in_flight.of(State.COMPUTED))
         if waiting > READERS or computed >= STORE_BATCH or self._alone():
             return 0
-        # A retry that this run has scheduled is a job that it has counted already.
+        # A retry that this run has scheduled is a job that it has counted before.
         room = self._settings.max_jobs - self._claimed
         return min(self._settings.claim_size, room or self._settlement.take_due_retries())
 
@@ -156,7 +156,7 @@ class WorkerLoop:
         return time.monotonic() - self._started >= self._settings.max_seconds
 
     def _accept(self, leases: Sequence[Lease]) -> None:
-        tasks = self._settlement.hold(leases)
+        tasks = self._settlement.accept(leases)
         self._claimed = min(self._settings.max_jobs, self._claimed + sum(not task.own_retry for task in tasks))
         if self._prepared:
             self._begin(tasks)
@@ -189,7 +189,7 @@ class WorkerLoop:
             except RunnerError as error:  # the engine cannot be used: no job's fault
                 self._fatal = error
                 self._events.put(None)
-            except Exception as error:  # noqa: BLE001 - one job's failure must never end its reader
+            except Exception as error:  # noqa: BLE001 - one job's failure must not end its reader
                 task.fail(error)
                 self._events.put(task)
             else:
@@ -218,7 +218,7 @@ class WorkerLoop:
         return arrived
 
     def _collect(self) -> None:
-        """Wait for a task to come back or for a reason to look up, and take all that have come back."""
+        """Wait until a task is computed or a timeout passes, and collect every computed task."""
         soon = self._in_flight.of(State.COMPUTED, State.UNCONFIRMED)
         timeout = 0.0 if self._must_store() else TICK if soon else CLAIM_PAUSE
         try:
@@ -231,14 +231,14 @@ class WorkerLoop:
             return
 
     def _check_stuck(self) -> None:
-        """End the run when a photo has been in native code for too long: no thread can be stopped there."""
+        """End the run if a photo has been in native code for too long: a thread cannot be stopped there."""
         limit = self._settings.photo_seconds
         processing = self._in_flight.of(State.PROCESSING)
         computing = {task: since for task in processing if (since := task.computing_since) is not None}
         oldest = min(computing, key=computing.__getitem__, default=None)
         if oldest is None or time.monotonic() - computing[oldest] <= limit:
             return
-        # A thread gathers the faces of several photos: those that it began earlier only wait behind the last.
+        # A thread batches several photos: those that it began earlier only wait for the last.
         stuck = max((task for task in computing if task.thread == oldest.thread), key=computing.__getitem__)
         stuck.error = PhotoTimeoutError(f"{limit:g} s")
         stuck.computed()
@@ -289,15 +289,14 @@ class WorkerLoop:
         return None
 
     def _has_woken_stranded(self, reason: str) -> bool:
-        """Return whether comparisons were woken that nobody else would wake, and this run can still take them."""
+        """Wake comparisons that no other run would wake, and return whether this run can still claim them."""
         return reason != "signal" and self._settlement.wake_stranded() and reason == "empty"
 
     def _worth_waiting(self, idle: float) -> bool:
-        """Return whether a lease expires soon: a retry of this run, or what a dead runner left.
+        """Return whether a lease expires soon: a retry of this run, or an orphan, whose runner is dead.
 
-        A lease that a live runner holds is renewed at two thirds of its time, so its end moves on before
-        `ORPHAN_SHARE` is left. A run that found nothing at all has probably been started for an orphan: it also
-        waits long enough to see whether a younger lease is renewed.
+        A live runner renews a lease before `ORPHAN_SHARE` of it is left. A run that has found nothing at all was
+        probably started for an orphan: it also waits long enough to see whether a younger lease is renewed.
         """
         if idle >= self._settings.retry_max_seconds:
             return False
@@ -311,13 +310,13 @@ class WorkerLoop:
         if soon <= lease * ORPHAN_SHARE:
             return True
         now = time.monotonic()
-        if soon > lease:  # nobody holds anything: this is a retry, and whoever scheduled it waits for it, if it lives
+        if soon > lease:  # nothing is held: this is a retry, and the run that scheduled it waits for it, if it is alive
             self._retry_at = now + soon
         return self._claimed == 0 and (now < self._retry_at or idle < lease * (1 - ORPHAN_SHARE))
 
 
 def _skip_computing(tasks: Sequence[AnyTask]) -> None:
-    """Pass over fetching and computing where a task has failed before them, or an earlier run has done them."""
+    """Skip fetching and computing for tasks that have failed, or whose faces an earlier run has computed."""
     for task in tasks:
         if (task.error is not None or task.faces is not None) and task.state is State.CLAIMED:
             task.computed()

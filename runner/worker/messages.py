@@ -1,7 +1,7 @@
-"""The two kinds of job, decoded from the wire and validated (docs/reference/contract.md).
+"""The wire format of both kinds of job, decoded and validated (docs/reference/contract.md).
 
-Decoding raises `InvalidJobError` and nothing else, whatever the bytes. The error's sentence names the field and
-never repeats a value of it: payloads hold selfies.
+Decoding raises nothing but `InvalidJobError`, whatever the bytes. Its message names the field and never repeats the
+value: payloads hold selfies.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ProcessJob:
 class CompareJob:
     """Find the photos that show the person of a selfie.
 
-    `stored_ids` keeps the order of the album, without repetitions; `threshold` is a cosine similarity that a
-    match exceeds strictly.
+    `stored_ids` keeps the order of the album, without duplicates. A match has a cosine
+    similarity strictly above `threshold`.
     """
 
     job_id: str
@@ -68,7 +68,7 @@ def decode_compare(payload: bytes) -> CompareJob:
 
 
 def subject(name: str, beginning: bytes) -> str | None:
-    """Return the id in the field `name`, where the beginning of a payload shows one among its first fields."""
+    """Return the id in the field `name` from the start of a truncated payload, or None if it has none."""
     text, place, decoder = beginning.decode(errors="replace"), 0, json.JSONDecoder()
     try:
         while opening := _FIELD.match(text, place):
@@ -91,7 +91,7 @@ def _object(payload: bytes) -> dict[str, Any]:
         kind = "nested too deeply" if isinstance(error, RecursionError) else "not valid JSON"
         raise InvalidJobError(f"the payload is {kind}") from None
     if not isinstance(document, dict):
-        raise InvalidJobError("the payload is JSON, but no object")
+        raise InvalidJobError("the payload is JSON, but not an object")
     return document
 
 
@@ -99,8 +99,8 @@ def _no_constant(_name: str) -> NoReturn:
     raise ValueError
 
 
-def _reject(sentence: str, *, subject: str | None) -> NoReturn:
-    raise InvalidJobError(sentence, subject=subject)
+def _reject(message: str, *, subject: str | None) -> NoReturn:
+    raise InvalidJobError(message, subject=subject)
 
 
 def _identifier(document: dict[str, Any], name: str, *, subject: str | None) -> str:
@@ -114,9 +114,9 @@ def _identifier(document: dict[str, Any], name: str, *, subject: str | None) -> 
 def _check_identifier(value: str, name: str, *, subject: str | None) -> None:
     if len(value) > MAX_ID_LENGTH:
         _reject(f"{name} is longer than {MAX_ID_LENGTH} characters", subject=subject)
-    # PostgreSQL stores no NUL, and lone surrogates are no text that UTF-8 can carry.
+    # PostgreSQL cannot store NUL, and UTF-8 cannot encode lone surrogates.
     if "\0" in value or _LONE_SURROGATE.search(value):
-        _reject(f"{name} holds a character that no id has", subject=subject)
+        _reject(f"{name} holds a character that is not valid in an id", subject=subject)
 
 
 def _stored_ids(value: object, job_id: str) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def _selfie(value: object, job_id: str) -> bytes:
         if len(digits) % 4 and not digits.endswith(b"="):
             digits += b"=" * (-len(digits) % 4)
         selfie = base64.b64decode(digits, validate=True)
-    except ValueError:  # binascii.Error is one, and so is what is not ASCII
+    except ValueError:  # includes binascii.Error and UnicodeEncodeError
         _reject("selfie is not valid base64", subject=job_id)
     if not selfie:
         _reject("selfie is empty", subject=job_id)
@@ -149,7 +149,7 @@ def _selfie(value: object, job_id: str) -> bytes:
 def _threshold(value: object, job_id: str) -> float:
     if value is None:
         return DEFAULT_THRESHOLD
-    # bool is an int to Python, and no number to JSON.
+    # bool is a subclass of int in Python, but not a number in JSON.
     if isinstance(value, bool) or not isinstance(value, int | float):
         _reject("threshold must be a number or null", subject=job_id)
     try:

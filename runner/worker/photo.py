@@ -1,4 +1,4 @@
-"""Photos: an image in, its embeddings and its status out."""
+"""The handler of photos: from an image to its embeddings and its status."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from runner.errors import InvalidJobError, PhotoGoneError, PoisonJobError
+from runner.queue.leases import Lease
+from runner.queue.parking import Parking
 from runner.worker.messages import ProcessJob
 from runner.worker.task import Outcome, Task
+from runner.worker.visibility import VisibilityGuard
 
-if TYPE_CHECKING:  # the start-up decides when these are imported
+if TYPE_CHECKING:  # `settings` imports this module: ssl and psycopg must not come with it
     from runner.images.fetch import Fetcher
-    from runner.queue.leases import Lease
-    from runner.queue.parking import Parking
     from runner.store.repository import Repository
-    from runner.worker.visibility import VisibilityGuard
 
-# Found before anyone looked for the photo, so its absence explains nothing: the job becomes a dead letter all the same.
+# Raised before the photo was looked up, so a missing row does not explain them: the job is dead-lettered anyway.
 _FAULTS_OF_PAYLOAD = (InvalidJobError, PoisonJobError)
 
 
 class PhotoHandler:
-    """UPLOADED → PROCESSING → READY, NO_FACES_FOUND or FAILED."""
+    """Moves a photo from UPLOADED to PROCESSING to READY, NO_FACES_FOUND or FAILED."""
 
     def __init__(
         self,
@@ -41,12 +41,12 @@ class PhotoHandler:
         """Do nothing: no earlier run leaves anything behind."""
 
     def resume(self, task: Task[ProcessJob]) -> None:
-        """Do nothing: no lease of a photo has a state."""
+        """Do nothing: the lease of a photo has no state."""
 
     def begin(self, tasks: Sequence[Task[ProcessJob]]) -> None:
-        """Set the photos to PROCESSING in one statement; where a photo is deleted, its task gets its `error`.
+        """Set the photos to PROCESSING in one statement; a task whose photo is deleted gets its `error`.
 
-        Raises `PhotosInvisibleError` where photos are missing and deletion is not the likely reason.
+        Raises `PhotosInvisibleError` if photos are missing and deletion is not the likely reason.
         """
         photo_ids = [task.job.photo_id for task in tasks if task.job]
         existing = self._repository().begin(photo_ids)
@@ -64,17 +64,17 @@ class PhotoHandler:
         """Write embeddings and statuses, and wake the comparisons that wait for these photos."""
         try:
             self._store_all(tasks)
-        finally:  # also after a failure: a comparison that is woken early only looks again
+        finally:  # also after a failure: a comparison that is woken early only checks its album again
             self._wake_comparisons(tasks)
 
     def _wake_comparisons(self, tasks: Sequence[Task[ProcessJob]]) -> None:
-        """Report the photos before their leases end: after a crash in between, the job is done and reported again."""
+        """Report the photos before their leases end: after a crash in between, the next delivery does so again."""
         photo_ids = [photo_id for task in tasks if (photo_id := _photo_id(task)) is not None]
         if self._parking is not None and photo_ids:
             self._parking.photos_done(photo_ids)
 
     def _store_all(self, tasks: Sequence[Task[ProcessJob]]) -> None:
-        """Two jobs for one photo are stored one after the other."""
+        """Store the results; two jobs for one photo are stored one after the other."""
         remaining = list(tasks)
         while remaining:
             batch: dict[str, Task[ProcessJob]] = {}
@@ -82,7 +82,7 @@ class PhotoHandler:
             for task in remaining:
                 photo_id = _photo_id(task)
                 if photo_id is None:
-                    continue  # nobody knows which photo: there is no status to write
+                    continue  # without a photo id there is no status to write
                 if photo_id in batch:
                     later.append(task)
                 else:
@@ -100,11 +100,11 @@ class PhotoHandler:
                 batch[photo_id].error = PhotoGoneError()
 
     def confirmed(self, tasks: Sequence[Task[ProcessJob]]) -> list[Task[ProcessJob]]:
-        """Return all: nobody overwrites what is stored here."""
+        """Return all: nothing overwrites a stored photo."""
         return list(tasks)
 
     def stop_watching(self, tasks: Sequence[Task[ProcessJob]]) -> None:
-        """Do nothing, as nothing is watched."""
+        """Do nothing: nothing is watched."""
 
 
 def _photo_id(task: Task[ProcessJob]) -> str | None:

@@ -1,12 +1,13 @@
-"""How a leased job leaves the run: concluded by its handler, then settled in its queue, exactly once."""
+"""How a task ends: its handler concludes it, then its lease is settled in its queue, exactly once."""
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runner.errors import (
     InvalidJobError,
@@ -18,31 +19,28 @@ from runner.errors import (
     RunnerError,
 )
 from runner.logs import logger
-from runner.queue.leases import Parked, backoff
+from runner.queue.heartbeat import Heartbeat
+from runner.queue.leases import Lease, LeaseQueue, Parked, backoff
+from runner.queue.parking import Parking
+from runner.settings import Settings
+from runner.worker.kinds import Kind
 from runner.worker.messages import subject
-from runner.worker.task import AnyTask, Handler, InFlight, Outcome, State, Task
+from runner.worker.summary import Summary
+from runner.worker.task import AnyTask, Handler, InFlight, Outcome, State, Task, Wait
 
-if TYPE_CHECKING:
-    from runner.queue.heartbeat import Heartbeat
-    from runner.queue.leases import Lease, LeaseQueue
-    from runner.queue.parking import Parking
-    from runner.settings import Settings
-    from runner.worker.kinds import Kind
-    from runner.worker.summary import Summary
-
-# Leases that are due are claimed before the list. This keeps photos that no run can see from standing before the
-# others for ever: one of those may show that the database is the right one.
+# Expired leases are claimed before the list. This delay keeps photos that no run can see from blocking the others: one
+# of those may show that the database is the right one.
 INVISIBLE_SECONDS = 60.0
-# How often a run wakes comparisons whose time is up.
+# How often a run wakes comparisons that have timed out.
 OVERDUE_SECONDS = 5.0
 ALBUM_PENDING = "album_pending"  # why a comparison waits, as its log line and its lease say
 
 
 class Settlement:
-    """Owns what is in flight, and ends each task in one way.
+    """Owns the tasks in flight, and ends each of them once.
 
     A failed job is retried while its error is transient and attempts are left; otherwise its handler writes the final
-    status, and only then does it become a dead letter: a crash in between leaves a lease, never a job without status.
+    status, and only then is it dead-lettered: a crash in between leaves a lease, never a job without a status.
     """
 
     def __init__(
@@ -64,18 +62,20 @@ class Settlement:
         self._heartbeat = heartbeat
         self._summary = summary
         self._random = random.Random()  # noqa: S311 - jitter, no secret
-        self._own_retries: dict[str, float] = {}
         self._parking = parking
-        self._own_parked: set[str] = set()
+        # What this run has retried, deferred or parked: when each lease is due (`time.monotonic`; parked: infinity).
+        self._own_retries: dict[str, float] = {}
         self._next_overdue = 0.0
 
-    # Taking in
+    # Accepting
 
-    def hold(self, leases: Sequence[Lease]) -> list[AnyTask]:
-        """Keep the leases alive from now on, and return a task for each: decoded, or with its `error`."""
-        self._heartbeat.hold(leases)
+    def accept(self, leases: Sequence[Lease]) -> list[AnyTask]:
+        """Renew the leases from now on, and return a task for each: decoded, or with its `error`."""
+        self._heartbeat.add(leases)
         self._summary.claimed += len(leases)
-        tasks: list[AnyTask] = [Task(lease, own_retry=self._take_own(lease.id)) for lease in leases]
+        tasks: list[AnyTask] = [
+            Task(lease, own_retry=self._own_retries.pop(lease.id, None) is not None) for lease in leases
+        ]
         self.in_flight.add(tasks)
         for task in tasks:
             self._decode(task)
@@ -92,13 +92,13 @@ class Settlement:
             task.error.subject = subject(self._kinds[lease.queue].id_field, lease.payload)
         try:
             task.job = self._kinds[lease.queue].decode(lease.payload)
-        except Exception as error:  # noqa: BLE001 - one job's payload must hurt no other
+        except Exception as error:  # noqa: BLE001 - one job's payload must not harm another job
             task.fail(error)
         if task.error is None and lease.state:
             self._handlers[lease.queue].resume(task)
 
     def begin(self, tasks: Iterable[AnyTask]) -> None:
-        """Let the handlers write that work has begun; what turns out to be in vain gets its `error`.
+        """Have the handlers record that work has begun; a task that needs no work gets its `error`.
 
         Jobs whose photos cannot be seen are released, and `PhotosInvisibleError` ends the run.
         """
@@ -114,34 +114,28 @@ class Settlement:
                 task.to_begin = False
 
     def drop_lost(self, task: AnyTask) -> bool:
-        """Return whether the lease is known to be lost; then the task has ended here."""
+        """End the task if its lease is known to be lost, and return whether it is."""
         if not self._heartbeat.has_lost(task.lease):
             return False
         self._end(task, Outcome.LOST)
         return True
 
-    # Retries of this run, and comparisons that it has parked
-
-    def _take_own(self, lease_id: str) -> bool:
-        """Return whether this run has retried or parked the job before, and forget that."""
-        was_parked = lease_id in self._own_parked
-        self._own_parked.discard(lease_id)
-        return self._own_retries.pop(lease_id, None) is not None or was_parked
+    # Retries of this run, and comparisons that it has deferred or parked
 
     def wake_overdue(self) -> None:
-        """Wake the comparisons that have waited for their album for long enough, every few seconds."""
+        """Wake the comparisons that have timed out; does so every few seconds, however often it is called."""
         if self._parking is not None and time.monotonic() >= self._next_overdue:
             self._next_overdue = time.monotonic() + OVERDUE_SECONDS
             self._parking.wake_overdue()
 
     def wake_stranded(self) -> bool:
-        """Wake every parked comparison if there is no process job at all; return whether there was one."""
+        """Wake every parked comparison if there is no process job; return whether any was woken."""
         return self._parking is not None and bool(self._parking.wake_stranded())
 
     def _expect_woken(self) -> None:
-        """Count on what this run has parked and woken as on a retry of its own."""
+        """Note that what this run has parked and woken is due now."""
         if self._parking is not None:
-            for lease_id in self._own_parked.intersection(self._parking.take_woken()):
+            for lease_id in self._own_retries.keys() & self._parking.take_woken():
                 self._own_retries[lease_id] = time.monotonic()
 
     def next_own_retry(self) -> float | None:
@@ -149,10 +143,11 @@ class Settlement:
         self._expect_woken()
         now = time.monotonic()
         self._own_retries = {k: due for k, due in self._own_retries.items() if due > now - 1}
-        return max(0.0, min(self._own_retries.values()) - now) if self._own_retries else None
+        due = min(self._own_retries.values(), default=math.inf)
+        return max(0.0, due - now) if due < math.inf else None
 
     def take_due_retries(self) -> int:
-        """Return how many retries of this run are due, and forget them: another run may have been quicker."""
+        """Return how many retries of this run are due, and forget them: another run may have claimed them."""
         self._expect_woken()
         now = time.monotonic()
         due = [lease_id for lease_id, moment in self._own_retries.items() if moment <= now]
@@ -163,7 +158,7 @@ class Settlement:
     # Settling
 
     def conclude(self, tasks: Sequence[AnyTask]) -> None:
-        """Retry what may still work; store the result of everything else and settle it."""
+        """Retry transient failures; have the results of all other tasks stored, and settle them."""
         final: list[AnyTask] = []
         for task in tasks:
             if task.error is not None and task.error.transient and self._has_attempts(task):
@@ -178,31 +173,39 @@ class Settlement:
                 task.stages["store"] = task.stages.get("store", 0.0) + share
             for task, error in failures:
                 self._not_stored(task, error)
-            self._let_wait([task for task in group if task.wait is not None and task.state is not State.SETTLED])
+            self._wait_all(task for task in group if task.wait is not None and task.state is not State.SETTLED)
             self._settle(task for task in group if task.state not in (State.UNCONFIRMED, State.SETTLED))
 
-    def _let_wait(self, tasks: Sequence[AnyTask]) -> None:
-        """Park the tasks or put them off; conclude those again whose album became ready meanwhile."""
-        woken: list[AnyTask] = []
-        for task in tasks:
-            queue, wait = self._queues[task.lease.queue], task.wait
-            assert wait is not None  # noqa: S101 - the caller has looked
-            if wait.seconds is not None:
-                done = queue.put_off(task.lease, wait.seconds, ALBUM_PENDING, wait.state)
-                self._own_retries |= {task.lease.id: time.monotonic() + wait.seconds} if done else {}
-                self._end_waiting(task, done, wait.pending, again_in_seconds=wait.seconds)
-                continue
+    def _wait_all(self, tasks: Iterable[AnyTask]) -> None:
+        """Park or defer the tasks, and conclude those again whose album became ready meanwhile."""
+        ready = [task for task in tasks if task.wait is not None and not self._wait(task, task.wait)]
+        if ready:
+            self.conclude(ready)
+
+    def _wait(self, task: AnyTask, wait: Wait) -> bool:
+        """Park the task, or release it with a delay; False if it was woken before it was parked."""
+        queue = self._queues[task.lease.queue]
+        if wait.seconds is None:
             parked = queue.park(task.lease, ALBUM_PENDING, wait.state)
             if parked is Parked.WOKEN:
-                woken.append(task)
-                continue
-            self._own_parked |= {task.lease.id} if parked is Parked.DONE else set()
-            self._end_waiting(task, parked is Parked.DONE, wait.pending)
-        if woken:
-            self.conclude(woken)
+                return False
+            done, due = parked is Parked.DONE, math.inf
+        else:
+            done = queue.release(task.lease, wait.seconds, reason=ALBUM_PENDING, state=wait.state)
+            due = time.monotonic() + wait.seconds
+        if done:
+            self._own_retries[task.lease.id] = due
+        self._end(
+            task,
+            Outcome.PARKED if done else Outcome.LOST,
+            reason=ALBUM_PENDING,
+            pending=wait.pending,
+            again_in_seconds=wait.seconds,
+        )
+        return True
 
     def _not_stored(self, task: AnyTask, error: Exception) -> None:
-        """Retry the task, or store that it failed; where not even that can be stored, its dead letter says so."""
+        """Retry the task, or store that it failed; if not even that can be stored, its dead letter says why."""
         was_failure = task.error is not None
         task.fail(error)
         assert task.error is not None  # noqa: S101 - set by the line above
@@ -212,29 +215,29 @@ class Settlement:
             isolated(self._handlers[task.lease.queue].conclude, [task])
 
     def settle_confirmed(self) -> None:
-        """Settle the watched answers that nothing can overwrite any more."""
+        """Settle the watched answers that can no longer be overwritten."""
         for name, group in _by_queue(self.in_flight.of(State.UNCONFIRMED)).items():
             self._settle(self._handlers[name].confirmed(group))
 
     def settle_unconfirmed(self) -> None:
-        """Settle every watched answer: the run ends, and a later one confirms what the API overwrites."""
+        """Settle every watched answer: the run ends, and a later one restores what the API overwrites."""
         for name, group in _by_queue(self.in_flight.of(State.UNCONFIRMED)).items():
             self._handlers[name].stop_watching(group)
             self._settle(group)
 
     def release(self, tasks: Iterable[AnyTask], *, delay_seconds: float = 0) -> None:
-        """Return the jobs to their queues, to be claimed after `delay_seconds`, without counting the attempt."""
+        """Return the jobs to their queues, due after `delay_seconds`, without counting the attempt."""
         for task in tasks:
             done = self._queues[task.lease.queue].release(task.lease, delay_seconds)
             self._end(task, Outcome.RELEASED if done else Outcome.LOST)
 
     def abandon(self) -> None:
-        """End everything that is in flight, from any thread: the run ends before its time."""
+        """End every task in flight, from any thread: the run ends early."""
         self.settle_unconfirmed()
         self.release(self.in_flight)
 
     def _settle(self, tasks: Iterable[AnyTask]) -> None:
-        """Dead-letter the faults and acknowledge the others, those of a queue in one call."""
+        """Dead-letter the faults and acknowledge the others, those of each queue in one call."""
         done: list[AnyTask] = []
         for task in tasks:
             if task.outcome is Outcome.LOST:
@@ -262,10 +265,6 @@ class Settlement:
         else:
             self._end(task, Outcome.LOST)
 
-    def _end_waiting(self, task: AnyTask, done: bool, pending: int, **more: object) -> None:  # noqa: FBT001 - private
-        outcome = Outcome.PARKED if done else Outcome.LOST
-        self._end(task, outcome, reason=ALBUM_PENDING, pending=pending, **more)
-
     def _dead_letter(self, task: AnyTask, error: JobError) -> None:
         done = self._queues[task.lease.queue].dead_letter(task.lease, error.word, str(error))
         self._end(task, Outcome.DEAD if done else Outcome.LOST)
@@ -273,9 +272,9 @@ class Settlement:
     def _end(self, task: AnyTask, outcome: Outcome, **more: object) -> None:
         """Count the outcome and write the one log line of the job."""
         if not self.in_flight.remove(task):
-            return  # `abandon` has ended it from another thread
+            return  # `abandon` has ended it in another thread
         task.state, task.outcome = State.SETTLED, outcome
-        self._heartbeat.drop(task.lease)
+        self._heartbeat.remove(task.lease)
         self._summary.count(task, outcome)
         error = task.error
         logger().log(
@@ -295,9 +294,9 @@ class Settlement:
 
 
 def isolated(work: Callable[[Sequence[AnyTask]], None], tasks: Sequence[AnyTask]) -> list[tuple[AnyTask, Exception]]:
-    """Do `work` on a batch; where that fails, on each task alone, so that no job's data hurts another's.
+    """Do `work` on a batch or, if that fails, on each task alone, so that no job's data harms another job.
 
-    Returns the tasks that failed alone, each with its error. A `RunnerError` is nobody's data, and comes out.
+    Returns the tasks that failed alone, each with its error. Raises `RunnerError`, which no job's data causes.
     """
     try:
         work(tasks)

@@ -1,8 +1,8 @@
-"""The start-up of a run: how interpreter and C libraries are set for it, and set back after it.
+"""The start-up of a run: settings of the interpreter and the C libraries that make it fast, undone after it.
 
-Imports hold the interpreter, so `app` has them one after the other, in the order in which something slow can begin
-behind them: the model loads in a thread of its own, then the first jobs are fetched and computed, and PostgreSQL's
-driver, a quarter of all imports, comes last. docs/explanation/performance.md has the measurements.
+Imports hold the GIL, so `app` orders them by what can then start in the background: first the model loads in a thread
+of its own, then the first jobs are fetched and computed, and the PostgreSQL driver, a quarter of all imports, is
+imported last. docs/explanation/performance.md has the measurements.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from typing import TypeVar
 T = TypeVar("T")
 
 M_ARENA_MAX = -8  # malloc.h of glibc
-# How long a thread waits for the interpreter before it asks for it: in the start-up, and afterwards (Python's default).
+# How long a thread waits for the GIL before it requests it: during the start-up, and afterwards (Python's default).
 START_UP_SWITCH_SECONDS = 0.00005
 SWITCH_SECONDS = 0.005
 
 
 def begin() -> None:
-    """Make the start-up quick: no garbage collection, quick thread switches, one BLAS thread, one malloc arena."""
-    # What imports make stays: the collector would look through it a dozen times.
+    """Speed up the start-up: no garbage collection, fast thread switches, one BLAS thread, one malloc arena."""
+    # Imported objects stay: the collector would traverse them a dozen times.
     gc.disable()
-    # Imports keep the interpreter busy, and a thread that comes back from native code waits this long for it, every
-    # time: the model took 160 instead of 60 ms to load behind them.
+    # Imports hold the GIL, and a thread that returns from native code waits this long for it every time: the model took
+    # 160 instead of 60 ms to load during them.
     sys.setswitchinterval(START_UP_SWITCH_SECONDS)
-    # numpy's BLAS would start a thread for every core of the node, each with a buffer, and a run multiplies small
-    # matrices alone.
+    # numpy's BLAS would start a thread for every core of the node, each with a buffer, although a run multiplies only
+    # small matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # OpenCV repeats warnings of its decoders on standard error, which may hold text of the image.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    # glibc gives every thread a heap, which keeps the most it ever held: 40 MiB over 40 photos of 12 megapixels.
-    with suppress(OSError, AttributeError):  # another libc has no such call
+    # glibc gives every thread an arena that never shrinks: 40 MiB over 40 photos of 12 megapixels.
+    with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def end() -> None:
-    """Switch threads and collect garbage as usual, but never look at what the start-up made: not at the exit either."""
+    """Restore thread switching and garbage collection, which ignores what the start-up has allocated from now on."""
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
     gc.enable()
 
 
 def in_background(work: Callable[[], T], name: str) -> Future[T]:
-    """Do `work` in a daemon thread of its own."""
+    """Do `work` in a new daemon thread."""
     future: Future[T] = Future()
 
     def target() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - raised again by `Future.result`
             future.set_exception(error)
 
     threading.Thread(target=target, name=name, daemon=True).start()

@@ -1,4 +1,4 @@
-"""What a run did, counted while it runs and printed as its last line."""
+"""The summary of a run: counted while it works, printed as its last line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from runner.output import json_text
 from runner.worker.kinds import KINDS, Kind
-from runner.worker.task import Outcome
-
-if TYPE_CHECKING:
-    from runner.worker.task import AnyTask
+from runner.worker.task import AnyTask, Outcome
 
 
 @dataclass
@@ -30,7 +26,7 @@ class Summary:
     reason: str = ""
 
     def count(self, task: AnyTask, outcome: Outcome) -> None:
-        """Add a settled task: its outcome, what it took and, where it succeeded, what it brought."""
+        """Count a settled task: its outcome, its stages and, if it succeeded, its faces."""
         self.outcomes[outcome] += 1
         for name, seconds in task.stages.items():
             self.stages[name] = self.stages.get(name, 0.0) + seconds

@@ -1,4 +1,4 @@
-"""A leased job on its way through the run: its state, its outcome, and the one collection of what is in flight."""
+"""The task: a leased job with its state and its outcome; the tasks in flight; what a handler does with them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from runner.errors import JobError, UnexpectedJobError, place
 from runner.logs import logger
+from runner.queue.leases import Lease
 
-if TYPE_CHECKING:  # the queue and the engine are imported by whoever opens them, in the order of the start-up
+if TYPE_CHECKING:  # `settings` imports this module: numpy must not come with it
     from runner.faces.engine import Face
-    from runner.queue.leases import Lease
 
 Job = TypeVar("Job")
 
 
 class State(Enum):
-    """Where a task is on its way. It only ever moves down this list."""
+    """How far a task has come. It only moves down this list."""
 
     CLAIMED = "claimed"  # leased; waits for a reader
     PROCESSING = "processing"  # with a reader or the engine
@@ -30,22 +30,22 @@ class State(Enum):
 
 
 class Outcome(StrEnum):
-    """How a task left the run, as summary and log name it. Every settled task has exactly one."""
+    """How a task ended, with the names of summary and log. Every settled task has exactly one."""
 
     SUCCEEDED = "succeeded"  # done and acknowledged
-    GONE = "gone"  # acknowledged, and nothing was done: the photo is not in the API's table
-    RETRIED = "retried"  # to be claimed again later
-    DEAD = "buried"  # a dead letter, its final status written
-    PARKED = "parked"  # waits for photos of its album, the attempt not counted
-    RELEASED = "released"  # returned to the queue, the attempt not counted
+    GONE = "gone"  # acknowledged without effect: the photo is not in the API's table
+    RETRIED = "retried"  # due again after a delay
+    DEAD = "buried"  # in the dead-letter queue, its final status written
+    PARKED = "parked"  # parked or deferred until photos of its album are done; the attempt is not counted
+    RELEASED = "released"  # returned to the queue; the attempt is not counted
     LOST = "lost"  # another runner has the lease
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """How a task waits for `pending` photos: parked, or claimed again after `seconds` where that is not None.
+    """How a task waits for `pending` photos: deferred by `seconds`, or parked if that is None.
 
-    `state` is what the next claim of the job returns.
+    The next claim of the job returns `state`.
     """
 
     pending: int
@@ -57,9 +57,9 @@ class Wait:
 class Task(Generic[Job]):
     """One lease, its decoded job, and what is known so far.
 
-    `job` is None where the payload is not a valid job; then `error` says why. `to_begin` holds until the start of the
-    work has been written (PROCESSING). `stages` holds seconds by stage; moments are those of `time.monotonic`.
-    `own_retry` marks what this run itself has retried or parked; `thread` is the engine's thread that computes it.
+    `job` is None if the payload is not valid; then `error` says why. `to_begin` is true until the start of the work has
+    been recorded (PROCESSING). `stages` has seconds by stage; times are those of `time.monotonic`. `own_retry` marks a
+    job that this run has retried, deferred or parked before; `thread` is the engine's thread that computes it.
     """
 
     lease: Lease
@@ -91,9 +91,9 @@ class Task(Generic[Job]):
         self.state, self.computed_at = State.COMPUTED, time.monotonic()
 
     def fail(self, error: Exception) -> None:
-        """Keep `error` as the failure of this job, unless it has failed before.
+        """Record `error` as the failure of this job, unless it has failed before.
 
-        The message of an unforeseen error may hold anything, a URL or a selfie: only its type and place are logged.
+        The message of an unexpected error may hold a URL or a selfie: only its type and place are logged.
         """
         if self.error is not None:
             return
@@ -103,7 +103,7 @@ class Task(Generic[Job]):
         self.error = error
 
     def log_fields(self) -> dict[str, object]:
-        """Return what every log line about the task carries: never its payload."""
+        """Return the fields of every log line about the task: never its payload."""
         photo, comparison = getattr(self.job, "photo_id", None), getattr(self.job, "job_id", None)
         return {
             "queue": self.lease.queue,
@@ -120,18 +120,18 @@ AnyTask = Task[Any]
 class InFlight:
     """Every task whose lease this run holds, in the order of their claims.
 
-    One thread changes it. Another may iterate over it meanwhile: it then sees each task that was there all along.
+    One thread changes it. Others may iterate meanwhile: they see every task that was there all along.
     """
 
     def __init__(self) -> None:
         self._tasks: dict[AnyTask, None] = {}
 
     def add(self, tasks: Iterable[AnyTask]) -> None:
-        """Take the tasks in."""
+        """Add the tasks."""
         self._tasks |= dict.fromkeys(tasks)
 
     def remove(self, task: AnyTask) -> bool:
-        """Take the task out; False where another thread has done so."""
+        """Remove the task; False if another thread has done so."""
         return self._tasks.pop(task, self) is None
 
     def of(self, *states: State) -> list[AnyTask]:
@@ -146,29 +146,29 @@ class InFlight:
 
 
 class Handler(Protocol[Job]):
-    """The work that is particular to one kind of job."""
+    """The work that one kind of job needs."""
 
     def start(self) -> None:
-        """Finish what earlier runs have left to a later one. Called once, before the first claim."""
+        """Finish what earlier runs have left unfinished. Called once, before the first claim."""
         ...
 
     def resume(self, task: Task[Job]) -> None:
-        """Restore what `Lease.state` holds; where that includes `faces`, they are not computed again."""
+        """Restore `Lease.state`; faces restored from it are not computed again."""
         ...
 
     def begin(self, tasks: Sequence[Task[Job]]) -> None:
-        """Write that work on these has begun; where it would be in vain, set the task's `error`."""
+        """Record that work has begun; set the `error` of tasks that need none."""
         ...
 
     def read(self, task: Task[Job]) -> bytes:
-        """Return the encoded image of the task. Called in a thread of its own; raises `JobError`."""
+        """Return the encoded image of the task. Called in a reader thread; raises `JobError`."""
         ...
 
     def conclude(self, tasks: Sequence[Task[Job]]) -> None:
-        """Store the results, final failures included, and set each task's `outcome` where it is not SUCCEEDED.
+        """Store the results, final failures included. Set `outcome` to LOST for tasks whose lease is lost.
 
-        A task that may still have to be answered again gets `State.UNCONFIRMED` instead, and one that cannot be
-        concluded yet gets `wait`.
+        A task whose answer may still be overwritten gets `State.UNCONFIRMED`, and one that cannot be concluded yet gets
+        `wait`.
         """
         ...
 
@@ -177,5 +177,5 @@ class Handler(Protocol[Job]):
         ...
 
     def stop_watching(self, tasks: Sequence[Task[Job]]) -> None:
-        """Leave what a later run needs to confirm the unconfirmed `tasks`."""
+        """Record what a later run needs to confirm the unconfirmed `tasks`."""
         ...

@@ -1,7 +1,7 @@
-"""Telling photos that were deleted from photos that this run cannot see.
+"""The visibility guard: it distinguishes deleted photos from photos that this run cannot see.
 
-Both look the same: no row. A run that took the second for the first would acknowledge every job of the list and leave
-the photos UPLOADED for ever. docs/explanation/queue-protocol.md has the rule, its reasons and its limits.
+Both have no row. A run that mistook invisible photos for deleted ones would acknowledge every job of the list and leave
+the photos UPLOADED permanently. docs/explanation/queue-protocol.md has the rule, its reasons and its limits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import NO_VISIBLE_ROW, ROW_SECURITY_ADVICE, PhotosInvisibleError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `settings` imports this module: redis and psycopg must not come with it
     from runner.queue.databases import KnownDatabases
     from runner.store.repository import Repository
 
@@ -19,36 +19,36 @@ _SAME_DEPLOYMENT = "check that DATABASE_URL and REDIS_URL belong to the same dep
 
 
 class VisibilityGuard:
-    """Stops a run whose jobs' photos are missing for another reason than that they were deleted.
+    """Stops a run if the photos of its jobs are missing for another reason than deletion.
 
-    `known` is None for a job that comes from no list: then nothing is known about where its photo belongs.
+    `known` is None for a job that comes from no list: then it is unknown to which database its photo belongs.
     """
 
     def __init__(self, repository: Callable[[], Repository], known: KnownDatabases | None) -> None:
         self._repository = repository
         self._known = known
-        self._noted = False
+        self._recorded = False
         self._missing: set[str] = set()  # since a photo was last found
 
     def check(self, photo_ids: Collection[str], found: Collection[str]) -> None:
-        """Raise `PhotosInvisibleError` unless those of `photo_ids` that are not among `found` were deleted."""
+        """Raise `PhotosInvisibleError` unless the `photo_ids` that are not in `found` were deleted."""
         if not photo_ids:
             return
         if found:
             self._missing.clear()
-            self._note()
+            self._record()
             return
         self._missing.update(photo_ids)
         if (reason := self._reason()) is not None:
             raise PhotosInvisibleError(reason)
 
-    def _note(self) -> None:
-        if self._known is not None and not self._noted:
+    def _record(self) -> None:
+        if self._known is not None and not self._recorded:
             self._known.add(self._repository().identity())
-            self._noted = True
+            self._recorded = True
 
     def _reason(self) -> str | None:
-        """Return why the missing photos cannot be taken for deleted ones, or None where they can."""
+        """Return why the missing photos cannot be assumed to be deleted, or None if they can."""
         seen = self._repository().visibility()
         many = len(self._missing) > 1
         none = f"none of {len(self._missing)} photos is there" if many else "the photo is not there"
@@ -63,7 +63,7 @@ class VisibilityGuard:
         return self._unknown(none, many=many)
 
     def _unknown(self, none: str, *, many: bool) -> str | None:
-        if self._known is None or self._noted:
+        if self._known is None or self._recorded:
             return None
         known = self._known.all()
         if self._repository().identity() in known:

@@ -14,7 +14,7 @@ from demo.api import Api
 from demo.scaler import Runner
 from runner.errors import StuckError, UnreachableError
 from runner.queue import keys
-from runner.queue.dead_letters import DeadLetters, DeadLetter
+from runner.queue.dead_letters import DeadLetter, DeadLetters
 from tests.faults.pictures import Kind
 from tests.faults.world import World
 

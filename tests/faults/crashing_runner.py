@@ -207,7 +207,7 @@ def main() -> int:
     if seconds := os.environ.get("FAULT_HUNG_SECONDS"):
         from runner.worker import app, shutdown
 
-        app.HUNG_SECONDS, shutdown.FROZEN_SECONDS, shutdown.GUARD_SECONDS = float(seconds), 4.0, 0.5
+        app.HUNG_SECONDS, shutdown.FROZEN_SECONDS, shutdown.WATCHDOG_SECONDS = float(seconds), 4.0, 0.5
     from runner.cli import main as command_line
 
     return command_line(sys.argv[1:])

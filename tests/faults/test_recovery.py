@@ -81,7 +81,7 @@ def test_a_run_stops_waiting_once_it_sees_that_the_owner_of_a_lease_is_alive(wor
     alive = dead_runner(world, "process", 6, owner="alive/1")
     with Heartbeat([alive]) as heartbeat:
         leases = alive.claim(5)
-        heartbeat.hold(leases)
+        heartbeat.add(leases)
         ended = run(world, RUNNER_LEASE_SECONDS="6")
         assert (ended.code, ended.summary["claimed"], ended.summary["reason"]) == (0, 0, "empty"), ended.errors
         assert ended.summary["seconds"] < 6

@@ -17,7 +17,7 @@ from runner.queue.leases import Lease, Parked
 from runner.queue.parking import WAITED_FOR, Parking, PhotosAtWork, ProcessJobs
 from runner.settings import load
 from runner.store.repository import Repository
-from runner.worker.album import STATE_BYTES, AlbumGate, Looks, Readiness, freeze, thaw
+from runner.worker.album import STATE_BYTES, AlbumGate, Checks, Readiness, dump_state, load_faces
 from runner.worker.messages import CompareJob
 from runner.worker.task import Task
 from tests.support.queue_tools import pass_time, places, push, queue_of
@@ -139,8 +139,10 @@ def test_photos_that_nobody_works_on_hold_up_for_two_looks_only(world: World) ->
     world.photos("a", "b")
     task = world.comparison("a", "b")
     first = world.gate.decide([task])[task]
-    assert (first.readiness, first.pending, first.seconds) == (Readiness.PUT_OFF, 2, 2.0)
-    assert world.compare.put_off(task.lease, first.seconds, "album_pending", freeze([_face(1)], first.looks, MODEL))
+    assert (first.readiness, first.pending, first.seconds) == (Readiness.DEFER, 2, 2.0)
+    assert world.compare.release(
+        task.lease, first.seconds, reason="album_pending", state=dump_state([_face(1)], first.checks, MODEL)
+    )
     pass_time(world.redis, 2, "compare")
     again = world.claimed("a", "b")
     assert again.lease.attempts == 1
@@ -153,7 +155,9 @@ def test_a_job_that_is_pushed_between_the_looks_is_waited_for(world: World) -> N
     world.process.claim(1)
     task = world.comparison("a")
     first = world.gate.decide([task])[task]
-    world.compare.put_off(task.lease, first.seconds, "album_pending", freeze([_face(1)], first.looks, MODEL))
+    world.compare.release(
+        task.lease, first.seconds, reason="album_pending", state=dump_state([_face(1)], first.checks, MODEL)
+    )
     pass_time(world.redis, 2, "compare")
     world.push("a")
     world.park(world.claimed("a"))
@@ -166,9 +170,11 @@ def test_while_no_runner_holds_a_process_job_a_comparison_looks_again_by_itself(
     pauses = []
     for _ in range(6):
         decision = world.gate.decide([task])[task]
-        assert decision.readiness is Readiness.PUT_OFF
+        assert decision.readiness is Readiness.DEFER
         pauses.append(decision.seconds)
-        world.compare.put_off(task.lease, decision.seconds, "x", freeze([_face(1)], decision.looks, MODEL))
+        world.compare.release(
+            task.lease, decision.seconds, reason="x", state=dump_state([_face(1)], decision.checks, MODEL)
+        )
         pass_time(world.redis, decision.seconds, "compare")
         task = world.claimed("a")
     assert pauses == [2, 4, 8, 15, 15, 15]
@@ -202,7 +208,7 @@ def test_a_comparison_that_cannot_be_parked_is_put_off(world: World) -> None:
     world.push("a")
     world.process.claim(1)
     task = world.comparison("a")
-    assert world.gate_of(None).decide([task])[task].readiness is Readiness.PUT_OFF
+    assert world.gate_of(None).decide([task])[task].readiness is Readiness.DEFER
 
 
 def test_who_has_lost_the_lease_parks_nothing(world: World) -> None:
@@ -333,8 +339,8 @@ def _look(world: World, task: Task[CompareJob]) -> str:
         if readiness is Readiness.ANSWER:
             assert world.compare.acknowledge(task.lease)
             return "answered"
-        if readiness is Readiness.PUT_OFF:
-            assert world.compare.put_off(task.lease, 0, "album_pending", b"")
+        if readiness is Readiness.DEFER:
+            assert world.compare.release(task.lease, 0, reason="album_pending", state=b"")
             return "put off"
         parked = world.compare.park(task.lease, "album_pending", b"")
         if parked is Parked.DONE:
@@ -358,7 +364,7 @@ def _face(seed: int) -> Face:
 
 def test_faces_are_restored_bit_by_bit() -> None:
     faces = [_face(seed) for seed in range(5)]
-    restored = thaw(freeze(faces, Looks(3, 1.5), MODEL), MODEL)
+    restored = load_faces(dump_state(faces, Checks(3, 1.5), MODEL), MODEL)
     assert restored is not None
     for before, after in zip(faces, restored, strict=True):
         assert after.score == before.score
@@ -378,17 +384,17 @@ def _damaged(state: bytes) -> Sequence[bytes]:
 
 
 def test_a_state_that_is_not_intact_or_of_another_model_is_computed_again() -> None:
-    state = freeze([_face(1)], Looks(1, 0.0), MODEL)
-    assert thaw(state, "another") is None
+    state = dump_state([_face(1)], Checks(1, 0.0), MODEL)
+    assert load_faces(state, "another") is None
     for damaged in _damaged(state):
-        assert thaw(damaged, MODEL) is None
+        assert load_faces(damaged, MODEL) is None
 
 
 def test_a_state_is_bounded() -> None:
-    state = freeze([_face(1)] * 300, Looks(2, 0.5), MODEL)
+    state = dump_state([_face(1)] * 300, Checks(2, 0.5), MODEL)
     assert len(state) < 1000
-    assert thaw(state, MODEL) is None
-    assert len(freeze([_face(1)] * 248, Looks(), MODEL)) <= STATE_BYTES + 1000
+    assert load_faces(state, MODEL) is None
+    assert len(dump_state([_face(1)] * 248, Checks(), MODEL)) <= STATE_BYTES + 1000
 
 
 def test_the_age_of_a_job_goes_on_after_its_claim() -> None:

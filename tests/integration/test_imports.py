@@ -103,6 +103,12 @@ def test_a_run_loads_nothing_that_it_does_not_need(loaded: dict[str, object]) ->
     assert {name for name in own if name.startswith(COMMANDS)} == {"runner.cli.flags", "runner.cli.run"}
 
 
+def test_settings_and_kinds_are_known_before_anything_slow_is_imported() -> None:
+    code = "import runner.settings, runner.worker.app, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"cv2", "numpy", "onnxruntime", "psycopg", "redis", "ssl"} & set(done.stdout.split())
+
+
 def test_the_collector_works_again_and_leaves_alone_what_the_start_up_made(loaded: dict[str, object]) -> None:
     assert loaded["collects"] is True
     assert isinstance(loaded["frozen"], int)

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 def _die_with_all(redis: Redis, count: int, times: int) -> None:
     """Let `times` runners die with `count` jobs in hand."""
     for number in range(times):
-        assert len(queue_of(redis, f"dead-{number}").claim(count, in_hand=0)) == count
+        assert len(queue_of(redis, f"dead-{number}").claim(count, in_flight=0)) == count
         pass_time(redis, LEASE_SECONDS + 1)
 
 
 def test_the_first_attempts_are_made_together(redis: Redis) -> None:
     push(redis, [b"a", b"b", b"c"])
     _die_with_all(redis, 3, 1)
-    leases = queue_of(redis, "b").claim(5, in_hand=0)
+    leases = queue_of(redis, "b").claim(5, in_flight=0)
     assert [(lease.attempts, lease.alone) for lease in leases] == [(2, False)] * 3
 
 
@@ -30,45 +30,45 @@ def test_the_last_attempt_after_a_death_comes_alone(redis: Redis) -> None:
     queue = queue_of(redis, "b")
     found = []
     for left in (2, 1, 0):
-        (lease,) = queue.claim(5, in_hand=0)
+        (lease,) = queue.claim(5, in_flight=0)
         assert (lease.attempts, lease.alone) == (3, True)
         if left:
-            assert queue.claim(5, in_hand=1) == []  # not even the new job behind the next
+            assert queue.claim(5, in_flight=1) == []  # not even the new job behind the next
         assert queue.acknowledge(lease)
         found.append(lease.payload)
     assert sorted(found) == [b"a", b"b", b"c"]
-    assert [(lease.payload, lease.alone) for lease in queue.claim(5, in_hand=0)] == [(b"d", False)]
+    assert [(lease.payload, lease.alone) for lease in queue.claim(5, in_flight=0)] == [(b"d", False)]
 
 
-def test_a_busy_runner_leaves_it_to_one_that_has_nothing_in_hand(redis: Redis) -> None:
+def test_a_busy_runner_leaves_it_to_one_that_has_nothing_in_flight(redis: Redis) -> None:
     push(redis, [b"a", b"new"])
     _die_with_all(redis, 1, 2)
-    assert queue_of(redis, "busy").claim(5, in_hand=3) == []
-    assert [lease.payload for lease in queue_of(redis, "free").claim(5, in_hand=0)] == [b"a"]
-    assert [lease.payload for lease in queue_of(redis, "busy").claim(5, in_hand=3)] == [b"new"]
+    assert queue_of(redis, "busy").claim(5, in_flight=3) == []
+    assert [lease.payload for lease in queue_of(redis, "free").claim(5, in_flight=0)] == [b"a"]
+    assert [lease.payload for lease in queue_of(redis, "busy").claim(5, in_flight=3)] == [b"new"]
 
 
 def test_what_is_in_front_of_it_is_claimed_first(redis: Redis) -> None:
     push(redis, [b"put off", b"a"])
     _die_with_all(redis, 2, 1)
     queue = queue_of(redis, "dead")
-    (other,) = [lease for lease in queue.claim(2, in_hand=0) if lease.payload == b"put off"]
+    (other,) = [lease for lease in queue.claim(2, in_flight=0) if lease.payload == b"put off"]
     assert queue.retry(other, 0, "fetch_failed")
     pass_time(redis, LEASE_SECONDS + 1)
-    assert [lease.payload for lease in queue_of(redis, "b").claim(5, in_hand=0)] == [b"put off"]
+    assert [lease.payload for lease in queue_of(redis, "b").claim(5, in_flight=0)] == [b"put off"]
 
 
 def test_retries_and_releases_are_no_deaths(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
     for _ in range(2):
         queue = queue_of(redis, "b")
-        for lease in queue.claim(2, in_hand=0):
+        for lease in queue.claim(2, in_flight=0):
             assert queue.retry(lease, 0, "fetch_failed")
-    leases = queue.claim(2, in_hand=0)
+    leases = queue.claim(2, in_flight=0)
     assert [(lease.attempts, lease.alone) for lease in leases] == [(3, False)] * 2
     for lease in leases:
         assert queue.release(lease)
-    assert [(lease.attempts, lease.alone) for lease in queue.claim(2, in_hand=0)] == [(3, False)] * 2
+    assert [(lease.attempts, lease.alone) for lease in queue.claim(2, in_flight=0)] == [(3, False)] * 2
 
 
 def test_what_has_used_up_its_attempts_is_claimed_to_be_buried_beside_others(redis: Redis) -> None:
@@ -76,11 +76,11 @@ def test_what_has_used_up_its_attempts_is_claimed_to_be_buried_beside_others(red
     for _ in range(3):
         assert len(queue_of(redis, "dead").claim(2)) == 2
         pass_time(redis, LEASE_SECONDS + 1)
-    leases = queue_of(redis, "b").claim(5, in_hand=2)
+    leases = queue_of(redis, "b").claim(5, in_flight=2)
     assert [(lease.attempts, lease.alone) for lease in leases] == [(4, False), (4, False), (1, False)]
 
 
-def test_who_does_not_say_what_is_in_hand_gets_everything(redis: Redis) -> None:
+def test_who_does_not_say_what_is_in_flight_gets_everything(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
     _die_with_all(redis, 2, 2)
     assert [lease.alone for lease in queue_of(redis, "b").claim(2)] == [False, False]

@@ -45,7 +45,7 @@ def test_a_lease_outlasts_its_time_many_times_over(redis: Redis) -> None:
     (lease,) = queue.claim(1)
     least = 0.6
     with Heartbeat([queue]) as heartbeat:
-        heartbeat.hold([lease])
+        heartbeat.add([lease])
         until = time.monotonic() + 3
         while time.monotonic() < until:
             assert other.claim(1) == []
@@ -60,8 +60,8 @@ def test_a_dropped_lease_is_left_to_end(redis: Redis) -> None:
     queue = queue_of(redis, "a", lease_seconds=0.6)
     kept, dropped = queue.claim(2)
     with Heartbeat([queue]) as heartbeat:
-        heartbeat.hold([kept, dropped])
-        heartbeat.drop(dropped)
+        heartbeat.add([kept, dropped])
+        heartbeat.remove(dropped)
         time.sleep(1)
         assert [lease.payload for lease in queue_of(redis, "b").claim(2)] == [dropped.payload]
         assert heartbeat.still_owned(kept)
@@ -74,7 +74,7 @@ def test_a_loss_is_noticed_before_anything_is_stored(redis: Redis, clock: Clock)
     queue = queue_of(redis, "a")
     lost, kept = queue.claim(2)
     with Heartbeat([queue], clock=clock) as heartbeat:
-        heartbeat.hold([lost, kept], claimed_at=clock.now)
+        heartbeat.add([lost, kept], claimed_at=clock.now)
         clock.now += 1
         assert heartbeat.still_owned(lost)
         pass_time(redis, 31)
@@ -96,7 +96,7 @@ def test_redis_is_asked_once_for_a_batch(redis: Redis, clock: Clock, monkeypatch
 
     monkeypatch.setattr(queue, "renew", counted)
     with Heartbeat([queue], clock=clock) as heartbeat:
-        heartbeat.hold(leases, claimed_at=clock.now)
+        heartbeat.add(leases, claimed_at=clock.now)
         clock.now += 5
         assert all(heartbeat.still_owned(lease) for lease in leases)
         assert calls == [8]
@@ -107,7 +107,7 @@ def test_without_its_thread_it_asks_itself(redis: Redis, clock: Clock) -> None:
     queue = queue_of(redis, "a")
     (lease,) = queue.claim(1)
     heartbeat = Heartbeat([queue], clock=clock)
-    heartbeat.hold([lease], claimed_at=clock.now)
+    heartbeat.add([lease], claimed_at=clock.now)
     clock.now += 5
     pass_time(redis, 31)
     queue_of(redis, "b").claim(1)
@@ -119,14 +119,14 @@ def test_both_claims_of_one_job_are_told_apart(redis: Redis, clock: Clock) -> No
     queue = queue_of(redis, "a")
     heartbeat = Heartbeat([queue], clock=clock)
     (before,) = queue.claim(1)
-    heartbeat.hold([before], claimed_at=clock.now)
+    heartbeat.add([before], claimed_at=clock.now)
     pass_time(redis, 31)
     (after,) = queue.claim(1)
-    heartbeat.hold([after], claimed_at=clock.now)
+    heartbeat.add([after], claimed_at=clock.now)
     clock.now += 1
     assert not heartbeat.still_owned(before)
     assert heartbeat.still_owned(after)
-    heartbeat.drop(before)
+    heartbeat.remove(before)
     assert heartbeat.still_owned(after)
 
 
@@ -163,7 +163,7 @@ class TestRedisAway:
         (lease,) = queue.claim(1)
         claimed = time.monotonic()
         with Heartbeat([queue]) as heartbeat:
-            heartbeat.hold([lease])
+            heartbeat.add([lease])
             assert heartbeat.still_owned(lease)
             confirmed = time.monotonic()
             relay.cut_off()
@@ -173,7 +173,7 @@ class TestRedisAway:
                 time.sleep(0.01)
             given_up = time.monotonic()
             assert claimed + 3 < given_up < confirmed + 4
-            heartbeat.drop(lease)  # as its runner does; else it is renewed as soon as Redis is there again
+            heartbeat.remove(lease)  # as its runner does; else it is renewed as soon as Redis is there again
             relay.restore()
             other = queue_of(self.connected(relay, "5"), "b")
             while not other.claim(1):
@@ -188,7 +188,7 @@ class TestRedisAway:
         queue = queue_of(client, "a")
         leases = queue.claim(8)
         with Heartbeat([queue]) as heartbeat:
-            heartbeat.hold(leases)
+            heartbeat.add(leases)
             time.sleep(0.1)
             relay.cut_off()
             start = time.monotonic()
@@ -202,7 +202,7 @@ class TestRedisAway:
         queue = queue_of(client, "a", lease_seconds=1.5)
         (lease,) = queue.claim(1)
         with Heartbeat([queue]) as heartbeat:
-            heartbeat.hold([lease])
+            heartbeat.add([lease])
             relay.cut_off()
             time.sleep(0.8)
             relay.restore()

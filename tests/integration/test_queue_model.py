@@ -84,7 +84,7 @@ class Job:
     attempts: int = 0
     holder: str = ""
     due: float = 0.0
-    spared: bool = False
+    uncounted: bool = False
     expired_letter: bool = False
     stored: int = 0
     since: float = 0.0
@@ -165,22 +165,22 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(
         number=st.integers(0, 2),
         limit=st.integers(1, 4),
-        in_hand=st.sampled_from([None, 0, 0, 2]),
+        in_flight=st.sampled_from([None, 0, 0, 2]),
         twice=st.booleans(),
     )
-    def claim(self, number: int, limit: int, in_hand: int | None, twice: bool) -> None:
+    def claim(self, number: int, limit: int, in_flight: int | None, twice: bool) -> None:
         process = self.processes[number]
-        expected = self._expected(limit, in_hand)
+        expected = self._expected(limit, in_flight)
         self.client.twice = twice
-        leases = process.queue.claim(limit, in_hand=in_hand)
+        leases = process.queue.claim(limit, in_flight=in_flight)
         self.client.twice = False
-        process.heartbeat.hold(leases, claimed_at=self.local)
+        process.heartbeat.add(leases, claimed_at=self.local)
         assert [lease.payload for lease in leases] == [job.payload for job in expected]
         for lease, job in zip(leases, expected, strict=True):
             if job.place == "leased":
                 assert lease.id == job.lease_id
-                assert lease.alone is (in_hand == 0 and self._may_have_killed(job))
-                job.attempts += 0 if job.spared else 1
+                assert lease.alone is (in_flight == 0 and self._may_have_killed(job))
+                job.attempts += 0 if job.uncounted else 1
             else:
                 assert self.waiting.pop(0) is job
                 job.place, job.lease_id, job.attempts, job.since = "leased", lease.id, 1, self.now
@@ -188,7 +188,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert abs(lease.age_seconds - max(0.0, self.now - job.since)) < 45
             self._take(process, job, lease)
 
-    def _expected(self, limit: int, in_hand: int | None) -> list[Job]:
+    def _expected(self, limit: int, in_flight: int | None) -> list[Job]:
         """Return what a claim has to take, in its order."""
         for job in self._leased():
             if job.due > self.now + HORIZON_SECONDS:
@@ -196,8 +196,8 @@ class QueueMachine(RuleBasedStateMachine):
         expected: list[Job] = []
         due = [job for job in self._leased() if job.due <= self.now]
         for job in sorted(due, key=lambda job: (job.due, job.lease_id))[:limit]:
-            alone = in_hand is not None and self._may_have_killed(job)
-            if alone and (expected or in_hand):
+            alone = in_flight is not None and self._may_have_killed(job)
+            if alone and (expected or in_flight):
                 return expected
             expected.append(job)
             if alone:
@@ -213,7 +213,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert lease.attempts == job.attempts
         assert lease.holder.startswith(f"{process.queue.owner}#")
         assert lease.holder != job.holder
-        job.holder, job.due, job.spared = lease.holder, self.now + LEASE, False
+        job.holder, job.due, job.uncounted = lease.holder, self.now + LEASE, False
         process.held.append((lease, job))
 
     @rule(number=st.integers(0, 2))
@@ -244,7 +244,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Something is stored, if and only if the heartbeat says that the lease is still ours."""
         process, lease, job = self._pick(which)
         self.local += 0.1
-        known = (lease.id, lease.holder) in process.heartbeat._held
+        known = (lease.id, lease.holder) in process.heartbeat._leases
         owned = process.heartbeat.still_owned(lease)
         note(f"store {lease.id} by {process.queue.owner}: {owned}")
         if known:
@@ -265,23 +265,23 @@ class QueueMachine(RuleBasedStateMachine):
     def retry(self, which: int, delay: float, twice: bool) -> None:
         process, lease, job = self._pick(which)
         if self._settled(process, lease, job, twice, lambda: process.queue.retry(lease, delay, "fetch_failed")):
-            job.due, job.spared = self.now + delay, False
+            job.due, job.uncounted = self.now + delay, False
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, twice=st.booleans())
     def release(self, which: int, twice: bool) -> None:
         process, lease, job = self._pick(which)
         if self._settled(process, lease, job, twice, lambda: process.queue.release(lease)):
-            job.due, job.spared = self.now, True
+            job.due, job.uncounted = self.now, True
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, delay=st.sampled_from(DELAYS), twice=st.booleans())
-    def put_off(self, which: int, delay: float, twice: bool) -> None:
+    def defer(self, which: int, delay: float, twice: bool) -> None:
         process, lease, job = self._pick(which)
         state = b"state %d \xff\n" % next(self.numbers)
-        settle = lambda: process.queue.put_off(lease, delay, "album_pending", state)  # noqa: E731 - one of several
+        settle = lambda: process.queue.release(lease, delay, reason="album_pending", state=state)  # noqa: E731 - one of several
         if self._settled(process, lease, job, twice, settle):
-            job.due, job.spared, job.state = self.now + delay, True, state
+            job.due, job.uncounted, job.state = self.now + delay, True, state
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, photos=st.sets(PHOTOS, min_size=1), seconds=st.sampled_from(TIMEOUTS), twice=st.booleans())
@@ -307,10 +307,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.client.twice = False
         if expected is Parked.WOKEN:
             return
-        process.heartbeat.drop(lease)
+        process.heartbeat.remove(lease)
         process.held.remove((lease, job))
         if expected is Parked.DONE:
-            job.place, job.holder, job.spared, job.state = "parked", "", True, state
+            job.place, job.holder, job.uncounted, job.state = "parked", "", True, state
 
     @rule(photos=st.sets(PHOTOS))
     def photos_are_done(self, photos: set[str]) -> None:
@@ -353,7 +353,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.client.twice = False
         note(f"{lease.id} by {process.queue.owner}: {done}")
         assert done is owned, "who holds the lease settles it, and nobody else"
-        process.heartbeat.drop(lease)
+        process.heartbeat.remove(lease)
         process.held.remove((lease, job))
         if owned:
             job.holder = ""
@@ -400,12 +400,12 @@ class QueueMachine(RuleBasedStateMachine):
         """The model's attempts only grow, so those of Redis never fall."""
         claimed = self.redis.hgetall(keys.claimed(NAME))
         for job in [*self._leased(), *self._parked()]:
-            names = ("attempts", "holder", "spared", "state")
+            names = ("attempts", "holder", "uncounted", "state")
             told = {name: claimed.get(f"{job.lease_id}:{name}".encode()) for name in names}
             assert told == {
                 "attempts": b"%d" % job.attempts,
                 "holder": job.holder.encode(),
-                "spared": b"1" if job.spared else None,
+                "uncounted": b"1" if job.uncounted else None,
                 "state": job.state or None,
             }
 
@@ -445,7 +445,7 @@ class QueueMachine(RuleBasedStateMachine):
         if not self.orderly:
             return
         for process in [*self.processes, *self.zombies]:
-            for entry in process.heartbeat._held.values():
+            for entry in process.heartbeat._leases.values():
                 if self.local < entry.until:
                     job = next(job for lease, job in process.held if lease == entry.lease)
                     assert self._owns(entry.lease, job)
@@ -492,7 +492,7 @@ def test_the_queue_behaves_as_its_model(
     redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = iter(f"{number:012d}" for number in range(10**9))  # of two leases that end at once, the smaller id is first
-    monkeypatch.setattr("runner.queue.leases._word", lambda: next(words))
+    monkeypatch.setattr("runner.queue.leases._request_id", lambda: next(words))
     caplog.set_level(logging.CRITICAL, LOGGER_NAME)  # thousands of lost leases
     run_state_machine_as_test(
         lambda: QueueMachine(redis),  # type: ignore[arg-type]  # any factory does

@@ -117,7 +117,7 @@ def play_parking(client: Any, name: str) -> None:
     first, second = queue.claim(2)
     assert parking.announce(first, ["photo-1", "photo-2"], 600) is True
     assert queue.park(first, "album_pending", b"state") is Parked.DONE
-    assert queue.put_off(second, 0, "album_pending", b"later") is True
+    assert queue.release(second, 0, reason="album_pending", state=b"later") is True
     assert queue.counts().parked == 1
     assert parking.photos_done(["photo-1"]) == []
     assert parking.photos_done(["photo-2"]) == [first.id]

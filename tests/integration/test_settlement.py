@@ -169,7 +169,7 @@ def test_due_retries_of_its_own_are_counted_once(bench: SettlementBench) -> None
     assert waits is not None
     assert 0 < waits <= 2
     pass_time(bench.redis, 10)
-    again = bench.settlement.hold(bench.queue.claim(1))
+    again = bench.settlement.accept(bench.queue.claim(1))
     assert [task.own_retry for task in again] == [True]
     bench.settlement._own_retries = dict.fromkeys(bench.settlement._own_retries, 0.0)  # the other is due now
     assert bench.settlement.take_due_retries() == 1

@@ -68,7 +68,7 @@ class PhotoBench:
         """Return a claimed task for each photo, with the faces that were found."""
         payloads = [json.dumps({"id": photo_id, "imageUrl": "https://h/a.jpg"}).encode() for photo_id in found]
         push(self.redis, payloads)
-        tasks = self.settlement.hold(self.queue.claim(len(found)))
+        tasks = self.settlement.accept(self.queue.claim(len(found)))
         for task, faces_of_photo in zip(tasks, found.values(), strict=True):
             task.faces = list(faces_of_photo)  # type: ignore[arg-type]  # made-up faces have the engine's attributes
         return tasks

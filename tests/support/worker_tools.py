@@ -121,7 +121,7 @@ class SettlementBench:
         for _ in range(attempt - 1):
             for lease in self.queue.claim(len(payloads)):
                 assert self.queue.retry(lease, 0, "earlier")
-        return self.settlement.hold(self.queue.claim(len(payloads)))
+        return self.settlement.accept(self.queue.claim(len(payloads)))
 
     def outcomes(self) -> dict[str, int]:
         assert self.summary.unsettled >= 0

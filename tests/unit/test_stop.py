@@ -78,7 +78,7 @@ def test_the_guard_acts_when_the_run_has_not_ended_in_time(calls: Calls) -> None
 
 
 def test_the_guard_acts_when_the_main_thread_does_not_come_back(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GUARD_SECONDS", 0.02)
+    monkeypatch.setattr(module, "WATCHDOG_SECONDS", 0.02)
     with Stop(5, 0.3, calls) as stop:
         stop.begin()
         for _ in range(20):

@@ -1,7 +1,7 @@
--- End leases whose jobs are done: only their holder can. The same call again returns the same.
+-- Acknowledge jobs: end their leases and delete their payloads. Only for their holder. Idempotent per request id.
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last  KEYS[4] parked  KEYS[5…] pending of each lease
--- ARGV[1] word of this call  ARGV[2…] lease id and holder of each
--- Returns the ids that are no longer the holder's.
+-- ARGV[1] request id  ARGV[2…] lease id and holder of each
+-- Returns the ids whose leases belong to another claim.
 local earlier = recall(KEYS[3], ARGV[1])
 if earlier then
     return earlier
@@ -14,7 +14,7 @@ local lost, count = {}, 0
 for index = 2, #ARGV, 2 do
     local id = ARGV[index]
     if call('HGET', KEYS[2], id .. ':holder') == ARGV[index + 1] then
-        forget(KEYS[1], KEYS[2], id)
+        remove_lease(KEYS[1], KEYS[2], id)
         leave_parking(KEYS[4], KEYS[4 + index / 2], id)
         count = count + 1
     else

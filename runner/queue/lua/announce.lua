@@ -1,9 +1,9 @@
--- Announce that a leased job is about to be parked, and what it waits for: only its holder can. From then on `wake`
--- counts; the holder asks PostgreSQL once more which of the photos are pending, and only then parks the job.
+-- Announce that a leased job is about to be parked, and for which photos. Only for its holder. From then on `wake`
+-- applies to it; the holder asks PostgreSQL once more which of the photos are pending, and only then parks the job.
 -- KEYS[1] claimed  KEYS[2] parked  KEYS[3] pending
--- ARGV[1] lease id  ARGV[2] holder  ARGV[3] milliseconds from when the job left the list until it waits no longer
+-- ARGV[1] lease id  ARGV[2] holder  ARGV[3] milliseconds, from when the job left the list, that it may wait
 -- ARGV[4…] photo ids, at least one and at most a thousand
--- Returns 1, or 0 where the lease is no longer the holder's.
+-- Returns 1, or 0 if the lease belongs to another claim.
 local id = ARGV[1]
 local holder, since = unpack(call('HMGET', KEYS[1], id .. ':holder', id .. ':since'))
 if holder ~= ARGV[2] then
@@ -12,7 +12,7 @@ end
 local deadline = (since or now()) + ARGV[3]
 check_parking(KEYS[2], KEYS[3])
 leave_parking(KEYS[2], KEYS[3], id)
-call('SADD', KEYS[3], unpack(ARGV, 4)) -- first: it could not be checked
+call('SADD', KEYS[3], unpack(ARGV, 4)) -- the first write: SADD has no check
 call('EXPIRE', KEYS[3], PENDING_SECONDS)
 call('ZADD', KEYS[2], deadline, id)
 return 1

@@ -1,33 +1,33 @@
--- Stands before every script of this folder (see `scripts.py`).
+-- Prepended to every script of this folder (see `scripts.py`).
 --
--- A lease is a member of KEYS `leases` (its score: the moment it falls due) and these fields of the hash `claimed`:
+-- A lease is a member of the sorted set `leases` (score: when it expires) and these fields of the hash `claimed`:
 --   ID:payload   what the API pushed, byte for byte
 --   ID:attempts  how often it was claimed, not counting claims that were released
---   ID:holder    OWNER#CLAIM of who has it; empty while it is put off
+--   ID:holder    OWNER#CLAIM, the fencing token; empty after a retry or a release
 --   ID:since     when it left the list
---   ID:reason    why it was last put off
---   ID:spared    there after a release: the next claim is not counted
---   ID:state     what the last holder had worked out when it parked the job or put it off
+--   ID:reason    of the last retry or release
+--   ID:uncounted set by a release: the next claim is not counted
+--   ID:state     what the last holder saved when it parked or released the job
 --
--- A parked job has these fields and is a member of KEYS `parked` (its score: the moment until which it waits at most)
--- instead of `leases`. A holder announces that first: then it is a member of both, and parking fails if it is no
--- longer a member of `parked`. The set `pending` of each such job holds the photos that it waits for.
+-- A parked job has these fields and is a member of the sorted set `parked` (score: until when it may wait) instead of
+-- `leases`. Its holder announces that first: then it is a member of both, and parking fails if it has left `parked`
+-- since. The set `pending` of each such job holds the photos that it waits for.
 --
--- Redis does not roll scripts back: a command that it refuses (a missing right, a key of another type) ends the
--- script, and every earlier write of the script stays. So a script that changes something first calls the `check_`
--- functions for its keys. They send each command of the script in a form that changes nothing, and meet every
--- refusal while nothing has been written. HSET and RPUSH have no such form: one of them is the first real write.
--- Keys need no check for key patterns: EVAL itself is refused unless the user may read and write all of KEYS.
+-- Redis does not roll scripts back: a refused command (a missing right, a key of another type) ends the script, and
+-- its earlier writes stay. So a script that writes first calls the `check_` functions for its keys. They send each
+-- command of the script in a form that changes nothing, so that every refusal comes before the first write. HSET,
+-- SADD and RPUSH have no such form: one of them is the first real write. Key patterns need no check: EVAL itself is
+-- refused unless the user may read and write all of KEYS.
 --
--- A Redis that is full (maxmemory) refuses a script's first write if that needs memory, and none after another write
--- command, even one that changed nothing. The ZREM of a check needs no memory and comes first, so leases are kept and
--- settled on a full Redis too.
+-- A full Redis (maxmemory) refuses a script's first write if it needs memory, and none that follows another write
+-- command, even one that changed nothing. The ZREM of a check needs no memory and comes first, so leases can be
+-- renewed and settled on a full Redis too.
 
 local REMEMBERED_SECONDS = 3600
--- The set of photos that a parked job waits for is kept for longer than any job can be parked.
+-- Longer than any job can be parked.
 local PENDING_SECONDS = 7200
 
--- As redis.call, with an error that names the command and the key: not every server's own message does.
+-- Like redis.call, with an error that names command and key: not every server's message does.
 local function call(command, ...)
     local reply = redis.pcall(command, ...)
     if type(reply) == 'table' and reply.err then
@@ -36,7 +36,7 @@ local function call(command, ...)
     return reply
 end
 
--- No lease and no dead letter has the empty id that the checks use.
+-- The checks use the empty id, which no lease and no dead letter has.
 
 local function check_leases(leases)
     call('ZREM', leases, '')
@@ -71,14 +71,14 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function fall_due(leases, moment, id)
+local function set_due(leases, moment, id)
     call('ZADD', leases, moment, id)
 end
 
-local function forget(leases, claimed, id)
+local function remove_lease(leases, claimed, id)
     call('ZREM', leases, id)
     call('HDEL', claimed, id .. ':payload', id .. ':attempts', id .. ':holder', id .. ':since', id .. ':reason',
-        id .. ':spared', id .. ':state')
+        id .. ':uncounted', id .. ':state')
 end
 
 local function leave_parking(parked, pending, id)
@@ -86,31 +86,31 @@ local function leave_parking(parked, pending, id)
     call('EXPIRE', pending, 0) -- deletes it; DEL has no form that changes nothing
 end
 
-local function forget_letter(dead, index, id)
+local function remove_dead_letter(dead, index, id)
     call('ZREM', index, id)
     call('HDEL', dead, id)
 end
 
-local function forget_old_letters(dead, index, moment)
+local function remove_old_dead_letters(dead, index, moment)
     for _, id in ipairs(call('ZRANGEBYSCORE', index, '-inf', moment, 'LIMIT', 0, 100)) do
-        forget_letter(dead, index, id)
+        remove_dead_letter(dead, index, id)
     end
 end
 
--- A command whose reply was lost is sent again. `last` holds the word of its caller's latest call and that call's
--- answer (ids or a number), so that the repetition is answered alike and changes nothing.
+-- A command whose reply was lost is sent again. `last` holds the request id of its caller's latest call and that
+-- call's answer (ids or a number), so that the repetition gets the same answer and changes nothing.
 
-local function remember(last, word, answer)
-    call('SET', last, word .. ' ' .. table.concat(answer, ' '), 'EX', REMEMBERED_SECONDS)
+local function remember(last, request, answer)
+    call('SET', last, request .. ' ' .. table.concat(answer, ' '), 'EX', REMEMBERED_SECONDS)
 end
 
-local function recall(last, word)
+local function recall(last, request)
     local text = call('GET', last)
-    if not text or string.sub(text, 1, #word + 1) ~= word .. ' ' then
+    if not text or string.sub(text, 1, #request + 1) ~= request .. ' ' then
         return nil
     end
     local answer = {}
-    for item in string.gmatch(string.sub(text, #word + 2), '%S+') do
+    for item in string.gmatch(string.sub(text, #request + 2), '%S+') do
         answer[#answer + 1] = item
     end
     return answer

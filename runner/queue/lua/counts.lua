@@ -1,8 +1,7 @@
--- Look at a list without changing anything.
+-- Count the jobs of a list. Read-only.
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] dead index  KEYS[4] parked
--- ARGV[1] milliseconds to keep letters
--- Returns waiting, in flight, due now, dead, milliseconds until the next lease falls due (-1: there is none),
--- parked.
+-- ARGV[1] milliseconds to keep dead letters
+-- Returns waiting, in flight, due now, dead, milliseconds until the next lease expires (-1 without leases), parked.
 local moment = now()
 local next_due = call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 return {

@@ -1,10 +1,10 @@
--- Make a dead letter of a leased job: only its holder can. The same call again returns the same. The payload is
--- moved byte for byte, inside Redis. Drops the letters that are older than the retention.
--- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last  KEYS[4] dead  KEYS[5] dead index  KEYS[6] payload of the letter
+-- Dead-letter a leased job. Only for its holder. Idempotent per request id. The payload is moved byte for byte,
+-- inside Redis. Also removes dead letters that are older than the retention.
+-- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last  KEYS[4] dead  KEYS[5] dead index  KEYS[6] payload of the dead letter
 -- KEYS[7] parked  KEYS[8] pending
--- ARGV[1] word of this call  ARGV[2] lease id  ARGV[3] holder  ARGV[4] letter
--- ARGV[5] milliseconds to keep the payload  ARGV[6] milliseconds to keep letters
--- Returns 1, or 0 where the lease is no longer the holder's.
+-- ARGV[1] request id  ARGV[2] lease id  ARGV[3] holder  ARGV[4] dead letter, JSON
+-- ARGV[5] milliseconds to keep the payload  ARGV[6] milliseconds to keep dead letters
+-- Returns 1, or 0 if the lease belongs to another claim.
 local id = ARGV[2]
 if recall(KEYS[3], ARGV[1]) then
     return 1
@@ -19,11 +19,11 @@ check_dead(KEYS[4], KEYS[5])
 check_parking(KEYS[7], KEYS[8])
 local moment = now()
 local payload, since = unpack(call('HMGET', KEYS[2], id .. ':payload', id .. ':since'))
-call('HSET', KEYS[4], id, string.format('%.0f ', since or moment) .. ARGV[4]) -- first: it could not be checked
+call('HSET', KEYS[4], id, string.format('%.0f ', since or moment) .. ARGV[4]) -- the first write: HSET has no check
 call('SET', KEYS[6], payload or '', 'PX', ARGV[5])
 call('ZADD', KEYS[5], moment, id)
-forget(KEYS[1], KEYS[2], id)
+remove_lease(KEYS[1], KEYS[2], id)
 leave_parking(KEYS[7], KEYS[8], id)
-forget_old_letters(KEYS[4], KEYS[5], moment - ARGV[6])
+remove_old_dead_letters(KEYS[4], KEYS[5], moment - ARGV[6])
 remember(KEYS[3], ARGV[1], {1})
 return 1

@@ -1,8 +1,7 @@
--- Look at dead letters, the oldest first, without changing anything.
+-- List dead letters, the oldest first. Read-only.
 -- KEYS[1] dead  KEYS[2] dead index
--- ARGV[1] the moment to begin at  ARGV[2], ARGV[3] the greatest and the least age in milliseconds
--- ARGV[4] how many at most
--- Returns {id, letter, buried} for each, as strings.
+-- ARGV[1] earliest time (ms)  ARGV[2], ARGV[3] greatest and least age in milliseconds  ARGV[4] limit
+-- Returns for each {id, dead letter, when it was dead-lettered (ms)}, as strings.
 local moment = now()
 local first, last = math.max(tonumber(ARGV[1]), moment - ARGV[2]), moment - ARGV[3]
 local entries = call('ZRANGEBYSCORE', KEYS[2], first, last, 'WITHSCORES', 'LIMIT', 0, ARGV[4])

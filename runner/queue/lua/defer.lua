@@ -1,10 +1,10 @@
--- Let a lease fall due at another moment, with no holder until then: a retry, a release, or a job that is put off
--- because its album is not ready. Only its holder can.
--- The same call again returns the same.
+-- Retry or release a job: it has no holder, and becomes due after a delay. Only for its holder. Idempotent per request
+-- id.
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last
--- ARGV[1] word of this call  ARGV[2] lease id  ARGV[3] holder  ARGV[4] milliseconds from now
--- ARGV[5] 1: the next claim is not counted, else 0  ARGV[6] reason  ARGV[7] state (empty: it stays as it is)
--- Returns 1, or 0 where the lease is no longer the holder's.
+-- ARGV[1] request id  ARGV[2] lease id  ARGV[3] holder  ARGV[4] milliseconds from now
+-- ARGV[5] 1 for a release: the next claim is not counted; 0 for a retry  ARGV[6] reason
+-- ARGV[7] state for the next holder; an empty one leaves that of the last holder
+-- Returns 1, or 0 if the lease belongs to another claim.
 local id = ARGV[2]
 if recall(KEYS[3], ARGV[1]) then
     return 1
@@ -16,10 +16,10 @@ local due = now() + ARGV[4]
 check_leases(KEYS[1])
 check_claimed(KEYS[2])
 check_last(KEYS[3])
-call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[6]) -- first: it could not be checked
-fall_due(KEYS[1], due, id)
+call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[6]) -- the first write: HSET has no check
+set_due(KEYS[1], due, id)
 if ARGV[5] == '1' then
-    call('HSET', KEYS[2], id .. ':spared', 1)
+    call('HSET', KEYS[2], id .. ':uncounted', 1)
 end
 if ARGV[7] ~= '' then
     call('HSET', KEYS[2], id .. ':state', ARGV[7])

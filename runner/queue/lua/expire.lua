@@ -1,9 +1,9 @@
--- Make a dead letter, without its payload, of a job that has waited for too long: the head of the list, or a lease that
--- nobody holds. The same call again returns the same.
+-- Dead-letter a job that has waited for too long, without its payload: the head of the list, or an expired lease.
+-- Idempotent per request id.
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] last  KEYS[5] dead  KEYS[6] dead index
--- ARGV[1] word of this call  ARGV[2] lease id, empty for the head of the list  ARGV[3] sha1 of the payload
--- ARGV[4] id of the letter  ARGV[5] milliseconds of the moment from which it has waited, a space, and the letter
--- Returns 1, or 0 where the job is no longer there: somebody has claimed it.
+-- ARGV[1] request id  ARGV[2] lease id, empty for the head of the list  ARGV[3] sha1 of the payload
+-- ARGV[4] id of the dead letter  ARGV[5] when its wait began (ms), a space, and the dead letter as JSON
+-- Returns 1, or 0 if it was claimed meanwhile.
 if recall(KEYS[4], ARGV[1]) then
     return 1
 end
@@ -23,12 +23,12 @@ check_claimed(KEYS[3])
 check_last(KEYS[4])
 check_dead(KEYS[5], KEYS[6])
 call('LPOP', KEYS[1], 0)
-call('HSET', KEYS[5], ARGV[4], ARGV[5]) -- first: it could not be checked
+call('HSET', KEYS[5], ARGV[4], ARGV[5]) -- the first write: HSET has no check
 call('ZADD', KEYS[6], moment, ARGV[4])
 if ARGV[2] == '' then
     call('LPOP', KEYS[1])
 else
-    forget(KEYS[2], KEYS[3], ARGV[2])
+    remove_lease(KEYS[2], KEYS[3], ARGV[2])
 end
 remember(KEYS[4], ARGV[1], {1})
 return 1

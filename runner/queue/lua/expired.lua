@@ -1,12 +1,12 @@
--- Find jobs that have waited for too long, in the list or as leases that nobody holds. The API's list has no room for
--- the moment of a push, so `seen` keeps the moment at which each waiting job was first seen here: a line with the
--- moment and a fingerprint for each, the head of the list first. Takes nothing from the list.
+-- Find jobs that have waited for too long, in the list or as expired leases. The API's elements do not say when they
+-- were pushed, so `seen` records when each was first seen here: a line with time and fingerprint for each, the head of
+-- the list first. Removes nothing from the list.
 -- KEYS[1] list  KEYS[2] seen  KEYS[3] leases  KEYS[4] claimed
--- ARGV[1] milliseconds that a job may wait  ARGV[2] how many to return at most  ARGV[3] bytes of payload to return
--- ARGV[4] seconds to keep `seen`  ARGV[5] how many waiting jobs to know at most
+-- ARGV[1] milliseconds that a job may wait  ARGV[2] most jobs to return  ARGV[3] bytes of payload to return
+-- ARGV[4] seconds to keep `seen`  ARGV[5] most waiting jobs to record
 -- ARGV[6] bytes of payload after which no further job is read
--- Returns {lease id or empty, sha1 of the payload, beginning of the payload, its bytes, attempts, milliseconds of the
--- moment from which it has waited} for each.
+-- Returns for each {lease id or empty, sha1 of the payload, start of the payload, its bytes, attempts, when its wait
+-- began (ms)}.
 local moment = now()
 local found, waiting = {}, call('LLEN', KEYS[1])
 
@@ -19,12 +19,12 @@ local function mark_at(index)
 end
 
 local function add(id, payload, attempts, since)
-    local beginning = string.sub(payload, 1, ARGV[3])
-    found[#found + 1] = {id, redis.sha1hex(payload), beginning, #payload, attempts, string.format('%.0f', since)}
+    local start = string.sub(payload, 1, ARGV[3])
+    found[#found + 1] = {id, redis.sha1hex(payload), start, #payload, attempts, string.format('%.0f', since)}
 end
 
--- Jobs leave the list at its head and come at its tail. So what is known of it is known still from some entry on: the
--- first whose mark is the head's, where the last entry's mark stands as far behind the head as it should.
+-- Jobs leave the list at its head and arrive at its tail. So the recorded entries still apply from some entry on: the
+-- first with the head's mark, provided that the last entry's mark is as far behind the head as recorded.
 local function still_known()
     local known, rest = {}, {}
     for since, mark in string.gmatch(call('GET', KEYS[2]) or '', '(%d+) (%S+)\n') do
@@ -62,7 +62,7 @@ for index, entry in ipairs(seen) do
         break
     end
     local payload = call('LINDEX', KEYS[1], index - 1)
-    if fingerprint(payload) ~= entry[2] then -- something else has taken jobs out of the middle
+    if fingerprint(payload) ~= entry[2] then -- something else has removed jobs from the middle
         call('DEL', KEYS[2])
         break
     end

@@ -1,8 +1,8 @@
--- Look at the leases, those that fall due first, without changing anything.
+-- List leases, the first to expire first. Read-only.
 -- KEYS[1] leases  KEYS[2] claimed
--- ARGV[1] how many at most
--- Returns {id, milliseconds until it falls due, milliseconds since it left the list, holder, attempts, reason,
--- bytes of payload} for each.
+-- ARGV[1] limit
+-- Returns for each {id, milliseconds until it expires, milliseconds since it left the list, holder, attempts, reason,
+-- bytes of payload}.
 local moment = now()
 local entries = call('ZRANGE', KEYS[1], 0, ARGV[1] - 1, 'WITHSCORES')
 local found = {}

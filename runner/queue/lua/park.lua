@@ -1,9 +1,9 @@
--- Park a leased job that was announced: it leaves the leases until `wake` brings it back, and its next claim is not
--- counted. Only its holder can. The same call again returns the same.
+-- Park an announced job: it leaves the leases until `wake` makes it due, and its next claim is not counted. Only for
+-- its holder. Idempotent per request id.
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last  KEYS[4] parked
--- ARGV[1] word of this call  ARGV[2] lease id  ARGV[3] holder  ARGV[4] reason  ARGV[5] state
--- Returns 1, 0 where the lease is no longer the holder's, or -1 where the job was woken since it was announced: then
--- nothing has changed.
+-- ARGV[1] request id  ARGV[2] lease id  ARGV[3] holder  ARGV[4] reason  ARGV[5] state
+-- Returns 1, 0 if the lease belongs to another claim, or -1 if the job was woken since it was announced: then nothing
+-- has changed.
 local id = ARGV[2]
 if recall(KEYS[3], ARGV[1]) then
     return 1
@@ -16,7 +16,7 @@ if not call('ZSCORE', KEYS[4], id) then
 end
 check_leases(KEYS[1])
 check_last(KEYS[3])
-call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[4], id .. ':spared', 1, id .. ':state', ARGV[5])
+call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[4], id .. ':uncounted', 1, id .. ':state', ARGV[5])
 call('ZREM', KEYS[1], id)
 remember(KEYS[3], ARGV[1], {1})
 return 1

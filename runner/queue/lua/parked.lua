@@ -1,4 +1,4 @@
--- Look at the parked and announced jobs without changing anything.
+-- List parked and announced jobs. Read-only.
 -- KEYS[1] parked
--- Returns their ids, those that wait the shortest first.
+-- Returns their ids, the first to time out first.
 return call('ZRANGE', KEYS[1], 0, -1)

@@ -1,8 +1,8 @@
--- Put the job of a dead letter at the end of the list, as if it were new, and drop the letter. The same call again
--- returns the same.
--- KEYS[1] list  KEYS[2] dead  KEYS[3] dead index  KEYS[4] payload of the letter  KEYS[5] last
--- ARGV[1] word of this call  ARGV[2] id of the letter
--- Returns 1, 0 where there is no such letter, or -1 where its payload is no longer kept.
+-- Append the job of a dead letter to its list, as if it were new, and delete the dead letter. Idempotent per request
+-- id.
+-- KEYS[1] list  KEYS[2] dead  KEYS[3] dead index  KEYS[4] payload of the dead letter  KEYS[5] last
+-- ARGV[1] request id  ARGV[2] id of the dead letter
+-- Returns 1, 0 if there is no such dead letter, or -1 if its payload has expired.
 if recall(KEYS[5], ARGV[1]) then
     return 1
 end
@@ -15,9 +15,9 @@ if not payload then
 end
 check_dead(KEYS[2], KEYS[3])
 check_last(KEYS[5])
-call('DEL', KEYS[5]) -- checks DEL; the answer to the caller's previous call is no longer needed
-call('RPUSH', KEYS[1], payload) -- the first change: it could not be checked
+call('DEL', KEYS[5]) -- checks DEL: the caller's previous answer is no longer needed
+call('RPUSH', KEYS[1], payload) -- the first write: RPUSH has no check
 call('DEL', KEYS[4])
-forget_letter(KEYS[2], KEYS[3], ARGV[2])
+remove_dead_letter(KEYS[2], KEYS[3], ARGV[2])
 remember(KEYS[5], ARGV[1], {1})
 return 1

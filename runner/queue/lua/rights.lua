@@ -1,6 +1,7 @@
--- Try every command that the scripts and the client send, and change nothing.
+-- Try every command that the scripts and the client send, without changing anything.
 -- KEYS[1] a key that does not exist
--- Returns the commands that the user may not run. Other errors (a full Redis, a replica) are left to whoever uses it.
+-- Returns the commands that the user may not run. Other errors (a full Redis, a replica) are left to the
+-- operations themselves.
 local key = KEYS[1]
 local refused = {}
 

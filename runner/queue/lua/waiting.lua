@@ -1,8 +1,7 @@
--- Look at a page of a list, counted from its end, without changing anything. Larger payloads than asked for are left
--- out.
+-- Read a page of a list, counted from its end. Read-only.
 -- KEYS[1] list
--- ARGV[1], ARGV[2] the first and the last index, negative  ARGV[3] bytes
--- Returns how many jobs the page has, and the payloads.
+-- ARGV[1], ARGV[2] first and last index, negative  ARGV[3] largest payload to return
+-- Returns how many jobs the page has, and their payloads.
 local page = call('LRANGE', KEYS[1], ARGV[1], ARGV[2])
 local found = {}
 for index = 1, #page do

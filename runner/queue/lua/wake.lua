@@ -1,9 +1,9 @@
--- Wake parked jobs: those that wait for none but the given photos, those whose time is up, or all. A job that was
--- announced and is still leased is only taken out of `parked`: its holder notices. The same call again wakes no more.
+-- Wake parked jobs: those that wait for no other than the given photos, those that have timed out, or all. A job that
+-- was announced and is still leased is only removed from `parked`: its holder notices. Idempotent.
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] parked  KEYS[4…] pending of each job
--- ARGV[1] 1: wake all of them, else 0  ARGV[2] milliseconds that nothing waits for: more is the clock's doing
--- ARGV[3] how many jobs  ARGV[4…] their ids, then the photos that nobody works on any more
--- Returns the ids of the jobs that can be claimed now.
+-- ARGV[1] 1 to wake all, else 0  ARGV[2] longest possible wait in milliseconds: more means that the clock was set back
+-- ARGV[3] number of jobs  ARGV[4…] their ids, then the photos whose processing has ended
+-- Returns the ids of the jobs that have become due.
 local moment = now()
 local count = tonumber(ARGV[3])
 local woken = {}
@@ -25,7 +25,7 @@ for index = 1, count do
     call('SCARD', pending)
     if deadline and is_over(pending, tonumber(deadline)) then
         if not call('ZSCORE', KEYS[1], id) and call('HEXISTS', KEYS[2], id .. ':payload') == 1 then
-            call('ZADD', KEYS[1], moment, id) -- before it leaves `parked`: it is always in one of them
+            call('ZADD', KEYS[1], moment, id) -- before it leaves `parked`: so it is always in one of them
             woken[#woken + 1] = id
         end
         leave_parking(KEYS[3], pending, id)
