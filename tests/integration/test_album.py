@@ -135,7 +135,7 @@ def test_photos_at_work_park_a_comparison_until_the_last_is_reported(world: Worl
     assert (lease.id, lease.attempts, lease.state) == (woken, 1, b"state")
 
 
-def test_photos_that_nobody_works_on_hold_up_for_two_looks_only(world: World) -> None:
+def test_photos_without_a_job_are_waited_for_during_two_checks_only(world: World) -> None:
     world.photos("a", "b")
     task = world.comparison("a", "b")
     first = world.gate.decide([task])[task]
@@ -149,7 +149,7 @@ def test_photos_that_nobody_works_on_hold_up_for_two_looks_only(world: World) ->
     assert world.decide(again) == (Readiness.ANSWER, 2)
 
 
-def test_a_job_that_is_pushed_between_the_looks_is_waited_for(world: World) -> None:
+def test_a_job_pushed_between_two_checks_is_waited_for(world: World) -> None:
     world.photos("a")
     world.push("other")
     world.process.claim(1)
@@ -163,7 +163,7 @@ def test_a_job_that_is_pushed_between_the_looks_is_waited_for(world: World) -> N
     world.park(world.claimed("a"))
 
 
-def test_while_no_runner_holds_a_process_job_a_comparison_looks_again_by_itself(world: World) -> None:
+def test_without_a_live_runner_of_photos_a_comparison_is_deferred_with_growing_delays(world: World) -> None:
     world.photos("a")
     world.push("a")
     task = world.comparison("a")
@@ -182,7 +182,7 @@ def test_while_no_runner_holds_a_process_job_a_comparison_looks_again_by_itself(
     world.park(task)
 
 
-def test_after_its_time_a_comparison_is_answered_with_what_is_pending(world: World) -> None:
+def test_after_its_timeout_a_comparison_is_answered_with_photos_pending(world: World) -> None:
     world.photos("a", "b")
     world.push("a", "b")
     world.process.claim(1)
@@ -195,7 +195,7 @@ def test_after_its_time_a_comparison_is_answered_with_what_is_pending(world: Wor
     assert world.decide(world.claimed("a", "b")) == (Readiness.ANSWER, 2)
 
 
-def test_without_a_time_nothing_waits(world: World) -> None:
+def test_a_timeout_of_zero_disables_waiting(world: World) -> None:
     world.photos("a")
     world.push("a")
     task = world.comparison("a")
@@ -203,7 +203,7 @@ def test_without_a_time_nothing_waits(world: World) -> None:
     assert (decision.readiness, decision.pending) == (Readiness.ANSWER, 1)
 
 
-def test_a_comparison_that_cannot_be_parked_is_put_off(world: World) -> None:
+def test_a_comparison_that_cannot_be_parked_is_deferred(world: World) -> None:
     world.photos("a")
     world.push("a")
     world.process.claim(1)
@@ -211,7 +211,7 @@ def test_a_comparison_that_cannot_be_parked_is_put_off(world: World) -> None:
     assert world.gate_of(None).decide([task])[task].readiness is Readiness.DEFER
 
 
-def test_who_has_lost_the_lease_parks_nothing(world: World) -> None:
+def test_a_comparison_whose_lease_is_lost_is_not_parked(world: World) -> None:
     world.photos("a")
     world.push("a")
     world.process.claim(1)
@@ -224,7 +224,7 @@ def test_who_has_lost_the_lease_parks_nothing(world: World) -> None:
     assert other.attempts == 2
 
 
-def test_when_nobody_works_on_photos_every_parked_comparison_is_woken(world: World) -> None:
+def test_without_process_jobs_every_parked_comparison_is_woken(world: World) -> None:
     world.photos("a")
     world.push("a")
     (photo,) = world.process.claim(1)
@@ -235,7 +235,7 @@ def test_when_nobody_works_on_photos_every_parked_comparison_is_woken(world: Wor
     assert world.parking.wake_stranded() == []
 
 
-def test_of_a_large_album_the_last_photos_are_waited_for(world: World) -> None:
+def test_a_parked_comparison_waits_for_the_last_photos_of_a_large_album(world: World) -> None:
     ids = [f"photo-{number:04d}" for number in range(2500)]
     world.photos(*ids)
     world.push(*ids)
@@ -246,7 +246,7 @@ def test_of_a_large_album_the_last_photos_are_waited_for(world: World) -> None:
 
 
 @pytest.mark.parametrize("popped", [0, 1, 700, 1000, 2400])
-def test_a_list_that_moves_while_it_is_read_hides_no_job(world: World, popped: int) -> None:
+def test_claims_and_pushes_during_a_scan_hide_no_job(world: World, popped: int) -> None:
     ids = [f"photo-{number:04d}" for number in range(2500)]
     world.push(*ids)
     steps = itertools.count()
@@ -263,7 +263,7 @@ def test_a_list_that_moves_while_it_is_read_hides_no_job(world: World, popped: i
     assert sorted(found.ids) == ids
 
 
-def test_what_is_no_photo_job_is_passed_over(world: World) -> None:
+def test_payloads_that_are_not_photo_jobs_are_skipped(world: World) -> None:
     payloads = [b"\xff", b"[1]", b"[" * 5000, b'{"id": 7}', b'{"id": "big", "x": "' + b"x" * 70_000 + b'"}', b"null"]
     push(world.redis, payloads)
     world.push("a")
@@ -362,7 +362,7 @@ def _face(seed: int) -> Face:
     )
 
 
-def test_faces_are_restored_bit_by_bit() -> None:
+def test_faces_are_restored_bit_for_bit() -> None:
     faces = [_face(seed) for seed in range(5)]
     restored = load_faces(dump_state(faces, Checks(3, 1.5), MODEL), MODEL)
     assert restored is not None
@@ -383,21 +383,21 @@ def _damaged(state: bytes) -> Sequence[bytes]:
     ]  # fmt: skip
 
 
-def test_a_state_that_is_not_intact_or_of_another_model_is_computed_again() -> None:
+def test_faces_from_a_malformed_state_or_another_model_are_computed_again() -> None:
     state = dump_state([_face(1)], Checks(1, 0.0), MODEL)
     assert load_faces(state, "another") is None
     for damaged in _damaged(state):
         assert load_faces(damaged, MODEL) is None
 
 
-def test_a_state_is_bounded() -> None:
+def test_the_size_of_a_state_is_bounded() -> None:
     state = dump_state([_face(1)] * 300, Checks(2, 0.5), MODEL)
     assert len(state) < 1000
     assert load_faces(state, MODEL) is None
     assert len(dump_state([_face(1)] * 248, Checks(), MODEL)) <= STATE_BYTES + 1000
 
 
-def test_the_age_of_a_job_goes_on_after_its_claim() -> None:
+def test_the_age_of_a_job_grows_after_its_claim() -> None:
     lease = Lease("id", "compare", b"", 1, claimed_at=time.monotonic() - 5, age_seconds=7)
     assert 11.9 < _age_of(lease) < 13
 

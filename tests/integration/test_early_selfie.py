@@ -155,7 +155,7 @@ def test_one_run_that_takes_both_lists_answers_after_the_last_photo(party: Party
     assert party.service.leftovers() == {}
 
 
-def test_a_guest_whose_album_is_done_does_not_wait(party: Party) -> None:
+def test_a_comparison_of_a_finished_album_does_not_wait(party: Party) -> None:
     party.upload(8)
     party.service.run("--queues", "process")
     party.upload(20)  # of somebody else
@@ -167,7 +167,7 @@ def test_a_guest_whose_album_is_done_does_not_wait(party: Party) -> None:
     assert len(party.service.api.result(guest) or []) == 2
 
 
-def test_photos_that_nobody_works_on_hold_up_for_seconds(party: Party) -> None:
+def test_photos_without_a_job_delay_an_answer_by_seconds_only(party: Party) -> None:
     party.upload(8)
     party.service.run("--queues", "process")
     party.service.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('lost by the API')")
@@ -180,7 +180,7 @@ def test_photos_that_nobody_works_on_hold_up_for_seconds(party: Party) -> None:
     assert party.service.api.result(guest) == party.expected(guest)
 
 
-def test_at_the_latest_it_is_answered_when_its_time_is_up(party: Party) -> None:
+def test_a_comparison_is_answered_at_its_timeout_at_the_latest(party: Party) -> None:
     party.upload(4)
     party.service.run("--queues", "process")
     party.upload(4)
@@ -197,7 +197,7 @@ def test_at_the_latest_it_is_answered_when_its_time_is_up(party: Party) -> None:
     assert len(party.service.api.result(guest) or []) == 1
 
 
-def test_while_no_run_takes_photos_it_looks_again_until_its_time_is_up(party: Party) -> None:
+def test_without_runs_for_photos_a_comparison_is_deferred_until_its_timeout(party: Party) -> None:
     party.upload(4)
     guest = party.guest("Ada")
     ended = party.service.run("--queues", "compare", RUNNER_ALBUM_TIMEOUT_SECONDS="4")
@@ -221,7 +221,7 @@ def test_deleted_photos_and_failures_wake_a_comparison(party: Party) -> None:
     assert party.service.api.detail(guest)["complete"] is True
 
 
-def test_the_one_job_that_is_given_waits_in_its_own_process(party: Party, tmp_path: Path) -> None:
+def test_a_comparison_of_run_job_waits_in_its_own_process(party: Party, tmp_path: Path) -> None:
     party.upload(6)
     party.guest("Ada")
     payload = tmp_path / "job.json"
@@ -257,7 +257,7 @@ def test_a_state_of_another_model_is_computed_again(party: Party) -> None:
     assert party.service.api.result(guest) == party.expected(guest)
 
 
-def test_status_and_doctor_show_who_waits(party: Party, tmp_path: Path) -> None:
+def test_status_and_doctor_show_parked_comparisons(party: Party, tmp_path: Path) -> None:
     party.upload(4)
     queue_of(party.service.redis, "alive").claim(1)
     party.guest("Ada")

@@ -75,7 +75,7 @@ def test_a_parked_comparison_is_woken_at_its_timeout_and_ends_after_an_hour(serv
     assert (redis.get("match-result:parked"), where_selfies_are(redis)) == (b"[]", set())
 
 
-def test_a_sweep_ends_the_comparisons_of_a_list_that_nobody_drains(service: Service) -> None:
+def test_sweep_expires_the_comparisons_of_a_list_without_runs(service: Service) -> None:
     redis: Any = service.redis
     push(redis, [comparison("c1"), comparison("c2"), b'{"jobId": "c3", "selfie": "' + SELFIE.encode()], "compare")
     redis.set("match-result:c1", "INITIATED")
@@ -105,7 +105,7 @@ def test_a_sweep_ends_the_comparisons_of_a_list_that_nobody_drains(service: Serv
 
 
 @pytest.mark.parametrize("queues", ["process", "compare,process"])
-def test_a_run_that_cannot_work_ends_them_too(service: Service, queues: str) -> None:
+def test_a_run_that_cannot_work_expires_comparisons_too(service: Service, queues: str) -> None:
     """PostgreSQL is away: what it claims it gives back, again and again, and no attempt is counted."""
     redis: Any = service.redis
     push(redis, [comparison("c1"), comparison("c2")], "compare")
@@ -121,7 +121,7 @@ def test_a_run_that_cannot_work_ends_them_too(service: Service, queues: str) -> 
     assert where_selfies_are(redis) == set()
 
 
-def test_a_run_that_works_does_what_is_old(service: Service) -> None:
+def test_a_working_run_processes_old_comparisons(service: Service) -> None:
     redis: Any = service.redis
     push(redis, [comparison("c1")], "compare")
     expire_comparisons(redis)
@@ -137,7 +137,7 @@ def test_sweep_without_redis_says_so_and_with_one_that_is_away_sweeps_the_rest(s
     assert (ended.code, "faces were removed" in ended.output, "REDIS_URL" in ended.errors) == (75, True, True)
 
 
-def test_a_lease_that_nobody_holds_expires_and_one_that_is_held_does_not(redis: Redis) -> None:
+def test_only_leases_without_a_live_holder_expire(redis: Redis) -> None:
     push(redis, [comparison("held"), comparison("dead"), comparison("young")], "compare")
     queue = queue_of(redis, "a", name="compare")
     held, dead = queue.claim(2)
@@ -152,7 +152,7 @@ def test_a_lease_that_nobody_holds_expires_and_one_that_is_held_does_not(redis: 
     assert queue.acknowledge(held) is True
 
 
-def test_jobs_that_are_claimed_and_pushed_meanwhile_keep_their_own_age(redis: Redis) -> None:
+def test_jobs_keep_their_age_across_claims_and_pushes(redis: Redis) -> None:
     push(redis, [comparison(name) for name in "abc"], "compare")
     assert expire_comparisons(redis) == 0
     later(redis, HOUR / 2)
@@ -167,7 +167,7 @@ def test_jobs_that_are_claimed_and_pushed_meanwhile_keep_their_own_age(redis: Re
     assert expire_comparisons(redis) == 1
 
 
-def test_what_is_claimed_between_the_look_and_the_removal_stays(redis: Redis) -> None:
+def test_a_job_claimed_between_check_and_removal_is_kept(redis: Redis) -> None:
     push(redis, [comparison("a"), comparison("b")], "compare")
     expiry = Expiry(redis, "compare")
     expiry.find()
@@ -191,7 +191,7 @@ def _leased(redis: Redis, name: str) -> Any:
     return job
 
 
-def test_the_same_payload_twice_is_not_taken_for_one_that_never_ages(redis: Redis) -> None:
+def test_identical_payloads_still_age(redis: Redis) -> None:
     push(redis, [comparison("a")] * 2, "compare")
     for _ in range(3):
         expire_comparisons(redis)
@@ -214,7 +214,7 @@ def test_of_two_equal_payloads_the_younger_keeps_its_age(redis: Redis) -> None:
     assert expire_comparisons(redis) == 1
 
 
-def test_a_key_of_the_wrong_type_takes_no_job(redis: Any) -> None:
+def test_a_key_of_another_type_loses_no_job(redis: Any) -> None:
     from runner.errors import RedisRefusedError
 
     push(redis, [comparison("a")], "compare")
@@ -234,7 +234,7 @@ def test_a_key_of_the_wrong_type_takes_no_job(redis: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_job_expires_early_and_none_stays(redis: Any, seed: int) -> None:
+def test_every_job_expires_on_time(redis: Any, seed: int) -> None:
     """Pushes, claims, removals from the middle and looks in any order, with every true age known."""
     chance, clock, born, number = random.Random(seed), 0.0, dict[str, float](), 0
     queue = queue_of(redis, "a", name="compare")

@@ -89,7 +89,7 @@ def loaded(service: Service, tmp_path: Path) -> dict[str, object]:
     return document
 
 
-def test_a_run_loads_nothing_that_it_does_not_need(loaded: dict[str, object]) -> None:
+def test_a_run_imports_only_what_it_needs(loaded: dict[str, object]) -> None:
     names = loaded["modules"]
     assert isinstance(names, list)
     tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
@@ -109,7 +109,9 @@ def test_settings_and_kinds_are_known_before_anything_slow_is_imported() -> None
     assert not {"cv2", "numpy", "onnxruntime", "psycopg", "redis", "ssl"} & set(done.stdout.split())
 
 
-def test_the_collector_works_again_and_leaves_alone_what_the_start_up_made(loaded: dict[str, object]) -> None:
+def test_after_the_start_up_the_garbage_collector_is_enabled_and_ignores_older_objects(
+    loaded: dict[str, object],
+) -> None:
     assert loaded["collects"] is True
     assert isinstance(loaded["frozen"], int)
     assert loaded["frozen"] > 10_000

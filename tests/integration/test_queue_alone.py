@@ -17,14 +17,14 @@ def _die_with_all(redis: Redis, count: int, times: int) -> None:
         pass_time(redis, LEASE_SECONDS + 1)
 
 
-def test_the_first_attempts_are_made_together(redis: Redis) -> None:
+def test_early_attempts_are_claimed_together(redis: Redis) -> None:
     push(redis, [b"a", b"b", b"c"])
     _die_with_all(redis, 3, 1)
     leases = queue_of(redis, "b").claim(5, in_flight=0)
     assert [(lease.attempts, lease.alone) for lease in leases] == [(2, False)] * 3
 
 
-def test_the_last_attempt_after_a_death_comes_alone(redis: Redis) -> None:
+def test_the_last_attempt_after_a_death_is_claimed_alone(redis: Redis) -> None:
     push(redis, [b"a", b"b", b"c", b"d"])
     _die_with_all(redis, 3, 2)
     queue = queue_of(redis, "b")
@@ -40,7 +40,7 @@ def test_the_last_attempt_after_a_death_comes_alone(redis: Redis) -> None:
     assert [(lease.payload, lease.alone) for lease in queue.claim(5, in_flight=0)] == [(b"d", False)]
 
 
-def test_a_busy_runner_leaves_it_to_one_that_has_nothing_in_flight(redis: Redis) -> None:
+def test_a_busy_runner_does_not_claim_a_last_attempt_after_a_death(redis: Redis) -> None:
     push(redis, [b"a", b"new"])
     _die_with_all(redis, 1, 2)
     assert queue_of(redis, "busy").claim(5, in_flight=3) == []
@@ -48,7 +48,7 @@ def test_a_busy_runner_leaves_it_to_one_that_has_nothing_in_flight(redis: Redis)
     assert [lease.payload for lease in queue_of(redis, "busy").claim(5, in_flight=3)] == [b"new"]
 
 
-def test_what_is_in_front_of_it_is_claimed_first(redis: Redis) -> None:
+def test_jobs_due_before_a_last_attempt_are_claimed_first(redis: Redis) -> None:
     push(redis, [b"put off", b"a"])
     _die_with_all(redis, 2, 1)
     queue = queue_of(redis, "dead")
@@ -58,7 +58,7 @@ def test_what_is_in_front_of_it_is_claimed_first(redis: Redis) -> None:
     assert [lease.payload for lease in queue_of(redis, "b").claim(5, in_flight=0)] == [b"put off"]
 
 
-def test_retries_and_releases_are_no_deaths(redis: Redis) -> None:
+def test_a_retry_or_a_release_does_not_count_as_a_death(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
     for _ in range(2):
         queue = queue_of(redis, "b")
@@ -71,7 +71,7 @@ def test_retries_and_releases_are_no_deaths(redis: Redis) -> None:
     assert [(lease.attempts, lease.alone) for lease in queue.claim(2, in_flight=0)] == [(3, False)] * 2
 
 
-def test_what_has_used_up_its_attempts_is_claimed_to_be_buried_beside_others(redis: Redis) -> None:
+def test_jobs_without_attempts_left_are_claimed_together_with_others(redis: Redis) -> None:
     push(redis, [b"a", b"b", b"c"])
     for _ in range(3):
         assert len(queue_of(redis, "dead").claim(2)) == 2
@@ -80,7 +80,7 @@ def test_what_has_used_up_its_attempts_is_claimed_to_be_buried_beside_others(red
     assert [(lease.attempts, lease.alone) for lease in leases] == [(4, False), (4, False), (1, False)]
 
 
-def test_who_does_not_say_what_is_in_flight_gets_everything(redis: Redis) -> None:
+def test_without_a_count_in_flight_last_attempts_are_claimed_with_others(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
     _die_with_all(redis, 2, 2)
     assert [lease.alone for lease in queue_of(redis, "b").claim(2)] == [False, False]

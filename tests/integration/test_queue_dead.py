@@ -77,7 +77,7 @@ def listed(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
     return found
 
 
-def test_list_as_a_table(dead: Dead, letters: dict[str, list[str]]) -> None:
+def test_list_prints_a_table(dead: Dead, letters: dict[str, list[str]]) -> None:
     done = dead("list")
     assert done.returncode == 0
     lines = done.stdout.decode().splitlines()
@@ -92,7 +92,7 @@ def test_list_as_a_table(dead: Dead, letters: dict[str, list[str]]) -> None:
     ), "the newest first"
 
 
-def test_list_as_json(dead: Dead, letters: dict[str, list[str]]) -> None:
+def test_list_prints_json(dead: Dead, letters: dict[str, list[str]]) -> None:
     (first, *_) = listed(dead("list", "--json", "--queue", "compare"))
     assert first["id"] == letters["compare"][-1]
     assert {name: first[name] for name in ("queue", "reason", "detail", "attempts", "runner")} == {
@@ -113,19 +113,21 @@ def test_list_as_json(dead: Dead, letters: dict[str, list[str]]) -> None:
         (["--limit", "0"], 5), (["--limit", "2"], 2), (["--queue", "compare", "--newer", "1m"], 1),
     ],
 )  # fmt: skip
-def test_filters(dead: Dead, letters: dict[str, list[str]], filters: list[str], expected: int) -> None:
+def test_filters_select_dead_letters(
+    dead: Dead, letters: dict[str, list[str]], filters: list[str], expected: int
+) -> None:
     assert len(letters) == 2
     assert len(listed(dead("list", "--json", *filters))) == expected
 
 
-def test_nothing_to_list(dead: Dead) -> None:
+def test_an_empty_list_says_so(dead: Dead) -> None:
     assert listed(dead("list", "--json")) == []
     done = dead("list")
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"none" in done.stderr
 
 
-def test_show_tells_all_but_the_selfie(dead: Dead, letters: dict[str, list[str]]) -> None:
+def test_show_prints_everything_but_the_selfie(dead: Dead, letters: dict[str, list[str]]) -> None:
     for arguments in (["--json"], []):
         done = dead("show", letters["compare"][0], letters["process"][0], *arguments)
         assert done.returncode == 0
@@ -138,7 +140,7 @@ def test_show_tells_all_but_the_selfie(dead: Dead, letters: dict[str, list[str]]
     assert process["payload"]["id"] == "p0"
 
 
-def test_a_payload_as_it_is(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
+def test_show_payload_writes_the_payload_byte_for_byte(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
     done = dead("show", "--payload", letters["process"][0])
     assert (done.returncode, done.stdout) == (0, process_payload(0))
     refused = dead("show", "--payload", letters["compare"][0])
@@ -154,14 +156,14 @@ def test_a_payload_as_it_is(dead: Dead, redis: Redis, letters: dict[str, list[st
     assert b"bytes, not a JSON object" in dead("show", broken.id).stdout
 
 
-def test_show_what_is_not_there(dead: Dead, letters: dict[str, list[str]]) -> None:
+def test_show_reports_unknown_ids(dead: Dead, letters: dict[str, list[str]]) -> None:
     done = dead("show", "nothing", letters["process"][0])
     assert done.returncode == 5
     assert b"there is no dead letter nothing" in done.stderr
     assert letters["process"][0].encode() in done.stdout, "the others are shown all the same"
 
 
-def test_requeue_by_id(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
+def test_requeue_by_id_appends_the_job(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
     push(redis, [b"already here"])
     done = dead("requeue", letters["process"][1], letters["process"][0], "--json")
     assert json.loads(done.stdout) == {
@@ -172,7 +174,7 @@ def test_requeue_by_id(dead: Dead, redis: Redis, letters: dict[str, list[str]]) 
     assert [lease.attempts for lease in queue_of(redis, "b").claim(5)] == [1, 1, 1]
 
 
-def test_requeue_by_filter_and_all(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
+def test_requeue_by_filter_or_all_appends_every_match(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
     dry = dead("requeue", "--reason", "image_missing", "--dry-run")
     assert (dry.returncode, dry.stdout) == (0, b"2 of 2 dead letters would be requeued\n")
     assert len(places(redis).dead) == 3
@@ -185,7 +187,9 @@ def test_requeue_by_filter_and_all(dead: Dead, redis: Redis, letters: dict[str, 
     assert dead("requeue", "--all").stdout == b"0 of 0 dead letters requeued\n"
 
 
-def test_a_letter_whose_payload_is_no_longer_kept(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
+def test_a_dead_letter_without_a_payload_cannot_be_requeued(
+    dead: Dead, redis: Redis, letters: dict[str, list[str]]
+) -> None:
     gone, kept = letters["compare"]
     redis.delete(keys.dead_payload("compare", gone))
     for arguments in (["--dry-run"], []):
@@ -199,7 +203,7 @@ def test_a_letter_whose_payload_is_no_longer_kept(dead: Dead, redis: Redis, lett
     assert dead("show", gone, "--payload").returncode == 5
 
 
-def test_purge_wants_a_yes(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
+def test_purge_without_a_terminal_requires_yes(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
     refused = dead("purge", "--all")
     assert (refused.returncode, refused.stdout) == (2, b"")
     assert b"5 dead letters would be deleted" in refused.stderr
@@ -243,7 +247,9 @@ def test_purge_asks_on_a_terminal(
         ["show", "a", "--payload", "--json"], ["list", "--limit", "99999999999999999999"],
     ],
 )  # fmt: skip
-def test_bad_input(dead: Dead, letters: dict[str, list[str]], redis: Redis, arguments: list[str]) -> None:
+def test_bad_input_is_refused_without_a_traceback(
+    dead: Dead, letters: dict[str, list[str]], redis: Redis, arguments: list[str]
+) -> None:
     done = dead(*arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"Traceback" not in done.stderr
@@ -258,7 +264,7 @@ def test_arguments_are_checked_before_redis_is_asked(dead: Dead, action: str) ->
         assert dead(action, *arguments, url="redis://127.0.0.1:1").returncode == 2
 
 
-def test_a_server_that_cannot_be_used(dead: Dead) -> None:
+def test_an_unusable_server_is_reported(dead: Dead) -> None:
     for url, code in (
         ("redis://u:hunter2@127.0.0.1:1", 75),
         ("redis://u:hunter2@127.0.0.1:port", 2),
@@ -276,7 +282,7 @@ def test_a_server_that_cannot_be_used(dead: Dead) -> None:
         assert b"hunter" not in done.stderr
 
 
-def test_a_reader_that_has_seen_enough(redis: Redis, redis_url: str) -> None:
+def test_a_closed_pipe_is_not_an_error(redis: Redis, redis_url: str) -> None:
     push(redis, [b"%d" % number for number in range(3000)])
     queue = queue_of(redis, "a")
     for lease in queue.claim(3000):
@@ -295,7 +301,7 @@ def test_a_reader_that_has_seen_enough(redis: Redis, redis_url: str) -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
-def test_runners_work_meanwhile(dead: Dead, redis: Redis) -> None:
+def test_dead_letters_are_requeued_safely_while_runners_work(dead: Dead, redis: Redis) -> None:
     """Letters are put back while two runners bury and finish: every job is somewhere, and none twice."""
     payloads = [b"job-%d" % number for number in range(300)]
     push(redis, payloads)

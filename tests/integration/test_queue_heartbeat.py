@@ -39,7 +39,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_lease_outlasts_its_time_many_times_over(redis: Redis) -> None:
+def test_renewal_keeps_a_lease_far_beyond_its_duration(redis: Redis) -> None:
     push(redis, [b"one"])
     queue, other = queue_of(redis, "a", lease_seconds=0.6), queue_of(redis, "b", lease_seconds=0.6)
     (lease,) = queue.claim(1)
@@ -55,7 +55,7 @@ def test_a_lease_outlasts_its_time_many_times_over(redis: Redis) -> None:
     assert least > 0.2, "it is renewed at two thirds of its time"
 
 
-def test_a_dropped_lease_is_left_to_end(redis: Redis) -> None:
+def test_a_removed_lease_expires(redis: Redis) -> None:
     push(redis, [b"one", b"two"])
     queue = queue_of(redis, "a", lease_seconds=0.6)
     kept, dropped = queue.claim(2)
@@ -68,7 +68,7 @@ def test_a_dropped_lease_is_left_to_end(redis: Redis) -> None:
         assert not heartbeat.still_owned(dropped)
 
 
-def test_a_loss_is_noticed_before_anything_is_stored(redis: Redis, clock: Clock) -> None:
+def test_a_lost_lease_is_noticed_before_anything_is_stored(redis: Redis, clock: Clock) -> None:
     """The clock of Redis leaps ahead and another runner claims: by the local clock the lease would still be ours."""
     push(redis, [b"one", b"two"])
     queue = queue_of(redis, "a")
@@ -102,7 +102,7 @@ def test_redis_is_asked_once_for_a_batch(redis: Redis, clock: Clock, monkeypatch
         assert calls == [8]
 
 
-def test_without_its_thread_it_asks_itself(redis: Redis, clock: Clock) -> None:
+def test_without_its_thread_it_asks_redis_in_the_callers(redis: Redis, clock: Clock) -> None:
     push(redis, [b"one"])
     queue = queue_of(redis, "a")
     (lease,) = queue.claim(1)
@@ -114,7 +114,7 @@ def test_without_its_thread_it_asks_itself(redis: Redis, clock: Clock) -> None:
     assert not heartbeat.still_owned(lease)
 
 
-def test_both_claims_of_one_job_are_told_apart(redis: Redis, clock: Clock) -> None:
+def test_two_claims_of_one_job_are_distinguished(redis: Redis, clock: Clock) -> None:
     push(redis, [b"one"])
     queue = queue_of(redis, "a")
     heartbeat = Heartbeat([queue], clock=clock)
@@ -181,7 +181,7 @@ class TestRedisAway:
                 time.sleep(0.01)
             assert time.monotonic() > given_up
 
-    def test_who_stores_does_not_wait_for_redis(self, relay: Relay) -> None:
+    def test_storing_does_not_wait_for_an_unreachable_redis(self, relay: Relay) -> None:
         """Locks are held in PostgreSQL meanwhile: half a second once, then the local clock at once."""
         client = self.connected(relay, "60")
         push(client, [b"%d" % number for number in range(8)])
@@ -196,7 +196,7 @@ class TestRedisAway:
             assert time.monotonic() - start < 2 * heartbeat_module.ASK_SECONDS
             relay.restore()
 
-    def test_it_goes_on_after_redis_was_away(self, relay: Relay) -> None:
+    def test_renewal_resumes_after_redis_was_unreachable(self, relay: Relay) -> None:
         client = self.connected(relay, "0.1")
         push(client, [b"one"])
         queue = queue_of(client, "a", lease_seconds=1.5)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.support.run_tools import Service
 
 
-def test_an_oversized_payload_is_buried_and_its_subject_told(service: Service) -> None:
+def test_an_oversized_payload_is_dead_lettered_and_its_subject_gets_a_final_status(service: Service) -> None:
     (photo_id,) = service.api.upload({"a": "http://127.0.0.1:1/a.jpg"}).values()
     job_id = service.api.compare(b"selfie", [photo_id])
     service.redis.delete(keys.list_key("process"), keys.list_key("compare"))
@@ -31,7 +31,7 @@ def test_an_oversized_payload_is_buried_and_its_subject_told(service: Service) -
     assert DeadLetters(service.redis, "process").payload(letter.id) == process.encode()
 
 
-def test_a_job_that_is_out_of_attempts_is_buried_without_being_decoded(service: Service) -> None:
+def test_a_job_without_attempts_left_is_dead_lettered_without_being_decoded(service: Service) -> None:
     """Two large payloads whose runners died: the last claim sees their beginnings, and that is enough."""
     (photo_id,) = service.api.upload({"a": "http://127.0.0.1:1/a.jpg"}).values()
     job_id = service.api.compare(b"selfie", [photo_id])

@@ -37,7 +37,7 @@ def test_a_claim_moves_jobs_and_counts_the_attempt(redis: Redis) -> None:
     assert queue.claim(-1) == []
 
 
-def test_the_end_of_a_lease_makes_it_anyones(redis: Redis) -> None:
+def test_an_expired_lease_is_claimed_by_any_runner(redis: Redis) -> None:
     push(redis, [b"one", b"two"])
     dead, other = queue_of(redis, "dead"), queue_of(redis, "other")
     first = dead.claim(1)[0]
@@ -101,7 +101,7 @@ def test_a_retry_waits_without_a_holder(redis: Redis) -> None:
     assert [again.attempts for again in queue.claim(1)] == [2]
 
 
-def test_a_release_is_due_at_once_and_its_attempt_does_not_count(redis: Redis) -> None:
+def test_a_released_job_is_due_at_once_and_its_attempt_is_not_counted(redis: Redis) -> None:
     push(redis, [b"one"])
     queue = queue_of(redis, "a")
     attempts = []
@@ -125,7 +125,7 @@ def test_the_longest_retry_is_within_the_horizon(redis: Redis) -> None:
 
 @pytest.mark.parametrize("payload", HOSTILE)
 @pytest.mark.parametrize("detail", ["plain", "\ud800 lone", "\0\"'\\", "x" * 5000, "é漢\U0001f600"])
-def test_a_job_is_buried_byte_for_byte(redis: Redis, payload: bytes, detail: str) -> None:
+def test_a_job_is_dead_lettered_byte_for_byte(redis: Redis, payload: bytes, detail: str) -> None:
     push(redis, [payload])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     (lease,) = queue.claim(1)
@@ -145,7 +145,7 @@ def test_a_job_is_buried_byte_for_byte(redis: Redis, payload: bytes, detail: str
     assert queue.claim(1)[0].attempts == 1
 
 
-def test_payload_and_letter_have_their_times(redis: Redis) -> None:
+def test_payload_and_dead_letter_expire_independently(redis: Redis) -> None:
     for name, seconds in (("process", 30 * 86_400), ("compare", 3540)):
         push(redis, [b"x"], name)
         queue, letters = queue_of(redis, "a", name=name), DeadLetters(redis, name)
@@ -156,7 +156,7 @@ def test_payload_and_letter_have_their_times(redis: Redis) -> None:
         assert seconds - 5 < kept <= seconds
 
 
-def test_a_letter_outlives_its_selfie_and_then_cannot_be_put_back(redis: Redis) -> None:
+def test_a_dead_letter_outlives_its_selfie_and_then_cannot_be_requeued(redis: Redis) -> None:
     push(redis, [b"selfie"], "compare")
     queue, letters = queue_of(redis, "a", name="compare"), DeadLetters(redis, "compare")
     (lease,) = queue.claim(1)
@@ -172,7 +172,7 @@ def test_a_letter_outlives_its_selfie_and_then_cannot_be_put_back(redis: Redis) 
 
 
 @pytest.mark.parametrize("cleaner", ["dead_letter", "claim"])
-def test_old_letters_go_at_the_next_burial_or_claim(redis: Redis, cleaner: str) -> None:
+def test_old_dead_letters_are_removed_by_the_next_dead_letter_or_claim(redis: Redis, cleaner: str) -> None:
     push(redis, [b"old", b"new"])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
     old, new = queue.claim(2)
@@ -190,7 +190,7 @@ def test_old_letters_go_at_the_next_burial_or_claim(redis: Redis, cleaner: str) 
     assert not [raw for raw in left if raw.startswith(old.id.encode())]
 
 
-def test_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runner.queue.dead_letters._PAGE", 3)
     push(redis, [b"%d" % number for number in range(10)])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
@@ -203,7 +203,7 @@ def test_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: pytes
     assert [letter.detail for letter in letters.all(older_than=750)] == ["9", "8"]
 
 
-def test_what_is_dropped_meanwhile_hides_no_letter(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_purge_between_two_pages_hides_no_dead_letter(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Purging while listing moves what follows to the front: none may be left out."""
     monkeypatch.setattr("runner.queue.dead_letters._PAGE", 3)
     push(redis, [b"%d" % number for number in range(10)])
@@ -214,7 +214,7 @@ def test_what_is_dropped_meanwhile_hides_no_letter(redis: Redis, monkeypatch: py
     assert len(seen) == 10
 
 
-def test_a_claim_takes_no_more_than_it_can_carry(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_is_limited_in_bytes(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases_module, "CLAIM_BYTES", 1000)
     push(redis, [b"x" * 400] * 5)
     queue = queue_of(redis, "a")
@@ -224,9 +224,7 @@ def test_a_claim_takes_no_more_than_it_can_carry(redis: Redis, monkeypatch: pyte
     assert len(queue.claim(5)) == 2
 
 
-def test_of_an_oversized_payload_only_the_beginning_is_handed_out(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_claim_returns_only_the_start_of_an_oversized_payload(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases_module, "CLAIM_BYTES", 1000)
     monkeypatch.setattr(leases_module, "OVERSIZED_SHOWN_BYTES", 10)
     huge = b'{"id": "p1' + b"y" * 5000
@@ -241,7 +239,7 @@ def test_of_an_oversized_payload_only_the_beginning_is_handed_out(
     assert [letter.bytes for letter in letters.all()] == [len(huge)]
 
 
-def test_of_a_job_that_is_out_of_attempts_only_the_beginning_is_handed_out(
+def test_a_claim_returns_only_the_start_of_the_payload_of_a_job_without_attempts_left(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its payload may be what ends every runner that decodes it: nobody has to, to bury it."""
@@ -258,7 +256,7 @@ def test_of_a_job_that_is_out_of_attempts_only_the_beginning_is_handed_out(
     assert DeadLetters(redis, NAME).payload(lease.id) == b"y" * 500
 
 
-def test_more_jobs_than_a_script_could_unpack(redis: Redis) -> None:
+def test_more_jobs_than_lua_can_unpack_are_claimed_and_settled(redis: Redis) -> None:
     push(redis, [b"%d" % number for number in range(12_000)])
     queue = queue_of(redis, "a")
     leases = queue.claim(12_000)
@@ -269,7 +267,7 @@ def test_more_jobs_than_a_script_could_unpack(redis: Redis) -> None:
     assert places(redis).all == []
 
 
-def test_the_clock_set_back_holds_nothing_back_for_longer_than_the_horizon(redis: Redis) -> None:
+def test_a_clock_set_back_delays_no_lease_beyond_the_horizon(redis: Redis) -> None:
     push(redis, [b"one", b"two"])
     dead, other = queue_of(redis, "dead"), queue_of(redis, "other")
     dead.claim(1)
@@ -282,7 +280,7 @@ def test_the_clock_set_back_holds_nothing_back_for_longer_than_the_horizon(redis
     assert b"one" in [lease.payload for lease in other.claim(2)]
 
 
-def test_a_living_runner_keeps_its_lease_when_the_clock_is_set_back(redis: Redis) -> None:
+def test_a_live_runner_keeps_its_lease_when_the_clock_is_set_back(redis: Redis) -> None:
     push(redis, [b"one"])
     queue, other = queue_of(redis, "a"), queue_of(redis, "b")
     lease = queue.claim(1)[0]
@@ -293,7 +291,7 @@ def test_a_living_runner_keeps_its_lease_when_the_clock_is_set_back(redis: Redis
     assert queue.acknowledge(lease) is True
 
 
-def test_a_clock_that_leaps_ahead_costs_an_attempt_and_loses_nothing(redis: Redis) -> None:
+def test_a_clock_set_forward_costs_an_attempt_and_loses_nothing(redis: Redis) -> None:
     push(redis, [b"one"])
     queue, other = queue_of(redis, "a"), queue_of(redis, "b")
     lease = queue.claim(1)[0]
@@ -308,7 +306,7 @@ class TestTakeOver:
     JOB = "job-1"
 
     @pytest.mark.parametrize("replacement", ["job-1/pod-a/2", "job-1/pod-b/2"])
-    def test_whoever_replaces_a_dead_process_of_the_job_takes_over_at_once(
+    def test_the_replacement_of_a_dead_process_takes_over_its_leases_at_once(
         self, redis: Redis, replacement: str
     ) -> None:
         push(redis, [b"one"])
@@ -318,7 +316,7 @@ class TestTakeOver:
         assert next_.take_over() == 0, "a repetition brings nothing further forward"
         assert [(again.id, again.attempts) for again in next_.claim(1)] == [(lease.id, 2)]
 
-    def test_one_that_lives_after_all_is_fenced(self, redis: Redis) -> None:
+    def test_a_process_that_is_still_alive_is_fenced(self, redis: Redis) -> None:
         push(redis, [b"one", b"two"])
         lost, next_ = queue_of(redis, "job-1/pod-a/1"), queue_of(redis, "job-1/pod-b/2")
         taken, kept = lost.claim(2)
@@ -331,27 +329,27 @@ class TestTakeOver:
         assert next_.acknowledge(again) is True
 
     @pytest.mark.parametrize("stranger", ["job-10/pod/1", "job-2/pod/1", "pod/1", "job%2F1/pod/1", "job"])
-    def test_strangers_are_left_alone(self, redis: Redis, stranger: str) -> None:
+    def test_leases_of_other_jobs_are_not_taken_over(self, redis: Redis, stranger: str) -> None:
         push(redis, [b"one"])
         queue_of(redis, stranger).claim(1)
         assert queue_of(redis, "job-1/pod/2").take_over() == 0
         assert queue_of(redis, "pod/2").take_over() == 0, "without a name nobody is replaced"
 
-    def test_what_is_put_off_stays_put_off(self, redis: Redis) -> None:
+    def test_a_delayed_retry_is_not_taken_over(self, redis: Redis) -> None:
         push(redis, [b"one"])
         dead, next_ = queue_of(redis, "job-1/pod/1"), queue_of(redis, "job-1/pod/2")
         dead.retry(dead.claim(1)[0], 60, "x")
         assert next_.take_over() == 0
         assert next_.claim(1) == []
 
-    def test_the_own_leases_are_left_alone(self, redis: Redis) -> None:
+    def test_its_own_leases_are_not_taken_over(self, redis: Redis) -> None:
         push(redis, [b"one"])
         queue = queue_of(redis, "job-1/pod/1")
         queue.claim(1)
         assert queue.take_over() == 0
 
 
-def test_a_letter_is_known_by_all_it_says(redis: Redis) -> None:
+def test_a_dead_letter_has_every_field(redis: Redis) -> None:
     """The stored letter is JSON that other tools read too."""
     push(redis, [b"one"])
     queue = queue_of(redis, "a")

@@ -222,7 +222,7 @@ def test_a_remembered_answer_of_another_type_changes_nothing(name: str, kind: st
 
 
 @pytest.mark.parametrize("kind", sorted(set(WRONG_VALUES) - {"string"}))
-def test_a_payload_of_another_type_is_not_put_back(kind: str, admin: Any, client: Redis) -> None:
+def test_a_payload_key_of_another_type_is_not_requeued(kind: str, admin: Any, client: Redis) -> None:
     scene = Scene(admin)
     key = keys.dead_payload(NAME, scene.buried.id)
     admin.delete(key)
@@ -247,7 +247,7 @@ def test_every_operation_works_on_a_full_redis(name: str, admin: Any, client: Re
     assert sorted([*places(admin).all, *gone]) == everything
 
 
-def test_what_a_refused_run_left_is_claimed_by_a_healthy_one(admin: Any, client: Redis) -> None:
+def test_jobs_of_a_refused_run_are_claimed_by_a_healthy_one(admin: Any, client: Redis) -> None:
     """No attempt is counted for a claim that was refused, so no job is given up for it."""
     scene = Scene(admin)
     for command in ("+hset", "+zadd", "+zrem", "+hdel", "+lpop", "+set", "+hget", "+hmget") * 3:
@@ -260,7 +260,7 @@ def test_what_a_refused_run_left_is_claimed_by_a_healthy_one(admin: Any, client:
 
 
 @pytest.mark.parametrize("key", [keys.dead(NAME), keys.dead_index(NAME)])
-def test_looking_at_a_letter_names_what_is_in_the_way(key: str, admin: Any, client: Redis) -> None:
+def test_showing_a_dead_letter_names_a_key_of_another_type(key: str, admin: Any, client: Redis) -> None:
     scene = Scene(admin)
     admin.set(key, "in the way")
     with pytest.raises(RedisRefusedError, match="rename or delete it") as refused:

@@ -54,7 +54,7 @@ def missing(client: Redis) -> set[str]:
     return set()
 
 
-def test_the_documented_rights_suffice_and_nothing_is_left(redis: Redis, limited: Redis) -> None:
+def test_the_documented_rights_suffice_and_every_key_is_removed(redis: Redis, limited: Redis) -> None:
     test = SelfTest(limited)
     test.require_rights(results=True)
     test.play()
@@ -124,7 +124,7 @@ def test_doctor_and_run_name_a_key_of_another_type_and_no_job_is_lost(service: S
     assert service.run(RUNNER_MAX_ATTEMPTS="1").summary["claimed"] == 1
 
 
-def test_a_run_that_may_not_write_leases_loses_no_job(service: Service, limited_url: str) -> None:
+def test_a_run_without_the_right_to_write_leases_loses_no_job(service: Service, limited_url: str) -> None:
     service.api.upload({"a": "http://127.0.0.1:1/a.jpg", "b": "http://127.0.0.1:1/b.jpg"})
     for command in ("hset", "zadd", "zrem"):
         service.redis.execute_command("ACL", "SETUSER", WORDS[1], f"-{command}")
@@ -137,7 +137,7 @@ def test_a_run_that_may_not_write_leases_loses_no_job(service: Service, limited_
     assert (ended.code, ended.summary["claimed"], ended.summary["buried"]) == (0, 2, 2)
 
 
-def test_a_full_redis_gives_comparisons_back_with_no_attempt_counted(service: Service) -> None:
+def test_on_a_full_redis_comparisons_are_released_uncounted(service: Service) -> None:
     """Their results cannot be written. However long that lasts, no attempt is used up by it."""
     job_id = service.api.compare(b"no image", [])
     try:
@@ -155,7 +155,7 @@ def test_a_full_redis_gives_comparisons_back_with_no_attempt_counted(service: Se
     assert service.redis.get(keys.match_result(job_id)) == b"[]"
 
 
-def test_a_run_that_may_not_write_results_gives_comparisons_back(service: Service, limited_url: str) -> None:
+def test_a_run_without_the_right_to_write_results_releases_comparisons(service: Service, limited_url: str) -> None:
     job_id = service.api.compare(b"no image", [])
     service.redis.execute_command("ACL", "SETUSER", WORDS[1], "resetkeys", *(PATTERNS - {"~match-result:*"}))
     for _ in range(4):  # one more than a job has attempts

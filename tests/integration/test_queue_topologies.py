@@ -149,7 +149,7 @@ def test_standalone_with_a_password_and_a_database_number() -> None:
             connect(settings_of(url.replace("/7", "/16")))
 
 
-def test_a_unix_socket(tmp_path: Path) -> None:
+def test_the_protocol_works_over_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "valkey.sock"
     with EmbeddedRedis(arguments=["--unixsocket", str(path)]) as server:
         play(connect(settings_of(f"unix://{path}?db=3")))
@@ -185,7 +185,7 @@ def granted_besides(place: str) -> list[str]:
     return found[1].replace("`", " ").split()
 
 
-def test_a_database_number_needs_one_word_more() -> None:
+def test_a_database_number_needs_the_right_to_select() -> None:
     words = acl_line(PAGE.read_text(encoding="utf-8")).split()
     with EmbeddedRedis() as server:
         admin: Any = opened(server)
@@ -203,7 +203,9 @@ class TestTls:
         with EmbeddedRedis() as server:
             yield server
 
-    def test_a_private_authority(self, server: EmbeddedRedis, authority: trustme.CA, ca_file: Path) -> None:
+    def test_a_private_certificate_authority_is_accepted(
+        self, server: EmbeddedRedis, authority: trustme.CA, ca_file: Path
+    ) -> None:
         with Relay(lambda: server.port, server_context(authority)) as relay:
             play(connect(settings_of(f"rediss://127.0.0.1:{relay.port}/2?ssl_ca_certs={ca_file}")))
             with pytest.raises(SettingsError, match="certificate is not trusted"):
@@ -211,7 +213,7 @@ class TestTls:
             with pytest.raises(SettingsError, match="certificate is not trusted"):  # it is for 127.0.0.1
                 connect(settings_of(f"rediss://localhost:{relay.port}?ssl_ca_certs={ca_file}"))
 
-    def test_a_client_certificate(
+    def test_a_client_certificate_is_sent(
         self, server: EmbeddedRedis, authority: trustme.CA, ca_file: Path, tmp_path: Path
     ) -> None:
         clients = trustme.CA()
@@ -225,19 +227,19 @@ class TestTls:
             with pytest.raises(SettingsError, match="wants a client certificate"):
                 connect(settings_of(url))
 
-    def test_a_server_without_tls(self, server: EmbeddedRedis) -> None:
+    def test_a_server_without_tls_is_reported(self, server: EmbeddedRedis) -> None:
         with pytest.raises((SettingsError, RedisUnreachableError)):
             connect(settings_of(f"rediss://127.0.0.1:{server.port}?socket_timeout=0.5", "0"))
 
 
-def test_cluster(cluster: Cluster) -> None:
+def test_the_protocol_works_on_redis_cluster(cluster: Cluster) -> None:
     client = connect(settings_of(cluster.url))
     slots = {int(client.execute_command("CLUSTER KEYSLOT", keys.list_key(name))) for name in ("compare", "process")}
     assert len(slots) == 2, "the two lists lie apart, so each has its side keys beside it"
     play(client)
 
 
-def test_the_acl_of_a_cluster(cluster: Cluster) -> None:
+def test_the_documented_acl_suffices_on_redis_cluster(cluster: Cluster) -> None:
     words = acl_line(PAGE.read_text(encoding="utf-8")).split()
     for node in cluster.nodes:
         opened(node).execute_command("ACL", "SETUSER", words[1], *words[2:], *granted_besides("cluster"))
@@ -250,7 +252,7 @@ def test_the_acl_of_a_cluster(cluster: Cluster) -> None:
     assert [key for node in cluster.nodes for key in opened(node).scan_iter() if b"doctor" in key] == []
 
 
-def test_a_cluster_node_fails(cluster: Cluster) -> None:
+def test_a_failing_cluster_node_loses_no_job(cluster: Cluster) -> None:
     client = connect(settings_of(cluster.url, "30"))
     push(client, [b"one", b"two"])
     queue = queue_of(client, "a")
@@ -269,7 +271,7 @@ def test_a_cluster_node_fails(cluster: Cluster) -> None:
     play(connect(settings_of(cluster.url)))
 
 
-def test_a_cluster_has_one_database(cluster: Cluster) -> None:
+def test_a_database_number_on_redis_cluster_is_refused(cluster: Cluster) -> None:
     with pytest.raises(SettingsError, match="only number 0"):
         connect(settings_of(f"{cluster.url}/1"))
 
@@ -375,7 +377,7 @@ def test_an_operation_whose_reply_is_lost_is_answered_when_it_is_sent_again(oper
         assert relay.lose_replies == 0
 
 
-def test_redis_that_is_full_still_ends_and_keeps_leases() -> None:
+def test_leases_are_renewed_and_settled_on_a_full_redis() -> None:
     with EmbeddedRedis() as server:
         admin = opened(server)
         client: Redis = connect(settings_of(server.url, "0.2"))
@@ -399,7 +401,7 @@ def test_redis_that_is_full_still_ends_and_keeps_leases() -> None:
         admin.config_set("maxmemory", 0)
 
 
-def test_what_is_in_the_way_is_named() -> None:
+def test_a_key_of_another_type_is_named() -> None:
     with EmbeddedRedis() as server:
         client: Any = connect(settings_of(server.url))
         client.set(keys.list_key("process"), "no list")

@@ -42,7 +42,7 @@ def test_an_empty_list_ends_at_once_and_says_so(service: Service) -> None:
     assert len(ended.output.splitlines()) == 1
 
 
-def test_the_limits_of_flag_and_environment(service: Service, server: OddServer) -> None:
+def test_limits_come_from_flags_and_environment(service: Service, server: OddServer) -> None:
     service.api.upload({f"{n}": server.url("lake.jpg") for n in range(7)})
     assert service.run("--max-jobs", "3").summary["claimed"] == 3
     by_environment = service.run(RUNNER_MAX_JOBS="2").summary
@@ -53,7 +53,7 @@ def test_the_limits_of_flag_and_environment(service: Service, server: OddServer)
     assert service.leftovers() == {"process waiting": 1}
 
 
-def test_an_empty_list_is_waited_on_for_as_long_as_asked(service: Service, server: OddServer) -> None:
+def test_a_run_waits_for_idle_seconds_on_an_empty_list(service: Service, server: OddServer) -> None:
     process = service.start("run", "--idle-seconds", "3")
     time.sleep(1.5)
     service.api.upload({"late": server.url("lake.jpg")})
@@ -71,7 +71,7 @@ def test_max_seconds_ends_the_claiming(service: Service) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_gives_back_what_has_not_begun_and_ends_with_0(
+def test_a_signal_releases_jobs_that_have_not_begun_and_exits_0(
     service: Service, server: OddServer, number: signal.Signals
 ) -> None:
     service.api.upload({f"slow {n}": server.url("hang") for n in range(20)})
@@ -94,7 +94,7 @@ def test_a_signal_gives_back_what_has_not_begun_and_ends_with_0(
     assert {lease.attempts for lease in again} == {1}  # a release is no attempt
 
 
-def test_a_signal_lets_what_has_begun_finish(service: Service, server: OddServer) -> None:
+def test_begun_jobs_finish_after_a_signal(service: Service, server: OddServer) -> None:
     photos = service.api.upload({f"{n}": server.url("lake.jpg") for n in range(200)})
     process = service.start("run", "--max-jobs", "200")
     while "NO_FACES_FOUND" not in service.api.statuses().values():
@@ -156,7 +156,7 @@ def test_the_summary_is_also_the_termination_message(service: Service, tmp_path:
     assert json.loads(file.read_text()) == ended.summary
 
 
-def test_doctor_looks_at_everything_and_changes_nothing(service: Service, server: OddServer) -> None:
+def test_doctor_checks_everything_and_changes_nothing(service: Service, server: OddServer) -> None:
     service.api.upload({"lake": server.url("lake.jpg")})
     ended = service.command("doctor", "--json")
     checks = json.loads(ended.output)
@@ -171,14 +171,14 @@ def test_doctor_looks_at_everything_and_changes_nothing(service: Service, server
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["run", "--help"], ["doctor", "--help"], ["migrate", "--help"], ["models", "--help"]]
 )
-def test_help_teaches(service: Service, arguments: list[str]) -> None:
+def test_help_explains_commands_and_settings(service: Service, arguments: list[str]) -> None:
     ended = service.command(*arguments)
     assert ended.code == 0
     assert len(ended.output.splitlines()) > 5
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["run", "--max-job", "x", "--nonsense"], ["models"]])
-def test_wrong_arguments_are_refused_with_2(service: Service, arguments: list[str]) -> None:
+def test_wrong_arguments_exit_2(service: Service, arguments: list[str]) -> None:
     ended = service.command(*arguments)
     assert ended.code == 2
     assert "usage:" in ended.errors

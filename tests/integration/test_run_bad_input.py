@@ -120,7 +120,7 @@ def server() -> Iterator[OddServer]:
         yield found
 
 
-def test_every_way_to_serve_a_photo_ends_in_its_state(service: Service, server: OddServer) -> None:
+def test_each_way_to_serve_a_photo_leads_to_its_status(service: Service, server: OddServer) -> None:
     photos = service.api.upload({case.path: server.url(case.path) for case in SERVED})
     service.run(**QUICK)
     statuses = service.api.statuses()
@@ -130,7 +130,7 @@ def test_every_way_to_serve_a_photo_ends_in_its_state(service: Service, server: 
     assert service.leftovers() == {"process dead": sum(case.status == "FAILED" for case in SERVED)}
 
 
-def test_each_failure_is_told_in_one_line_by_its_word(service: Service, server: OddServer) -> None:
+def test_each_failure_is_logged_in_one_line_with_its_reason(service: Service, server: OddServer) -> None:
     failing = [case for case in SERVED if case.word]
     photos = service.api.upload({case.path: server.url(case.path) for case in failing})
     ended = service.run(
@@ -160,7 +160,7 @@ INVALID_PROCESS: dict[str, bytes] = {
 INVALID_URLS: dict[str, object] = {"missing": ..., "null": None, "empty": "", "a list": [], "blank": "  "}
 
 
-def test_process_payloads_that_are_no_jobs_are_buried_byte_for_byte(service: Service) -> None:
+def test_invalid_process_payloads_are_dead_lettered_byte_for_byte(service: Service) -> None:
     for payload in INVALID_PROCESS.values():
         service.redis.rpush(PROCESS, payload)
     ended = service.run("--queues", "process")
@@ -181,14 +181,14 @@ def test_a_photo_whose_job_has_no_usable_url_fails(service: Service) -> None:
     assert service.api.statuses() == dict.fromkeys(INVALID_URLS, "FAILED")
 
 
-def test_a_malformed_job_is_buried_even_where_its_photo_is_deleted(service: Service) -> None:
+def test_a_malformed_job_is_dead_lettered_even_if_its_photo_is_deleted(service: Service) -> None:
     service.redis.rpush(PROCESS, json.dumps({"id": "deleted"}))
     ended = service.run("--queues", "process")
     assert (ended.summary["buried"], ended.summary["gone"]) == (1, 0)
     assert service.leftovers() == {"process dead": 1}
 
 
-def test_an_unknown_photo_stores_nothing_and_is_no_fault(service: Service, server: OddServer) -> None:
+def test_an_unknown_photo_stores_nothing_and_is_not_dead_lettered(service: Service, server: OddServer) -> None:
     service.api.upload({"known": server.url("one pixel.png")})
     service.redis.rpush(PROCESS, json.dumps({"id": "deleted", "imageUrl": server.url("ada.jpg")}))
     before = len(server.requests)
@@ -204,7 +204,7 @@ def test_an_unknown_photo_stores_nothing_and_is_no_fault(service: Service, serve
     assert service.leftovers() == {}
 
 
-def test_what_is_fetched_ahead_for_a_deleted_photo_is_not_stored(service: Service, server: OddServer) -> None:
+def test_a_prefetched_image_of_a_deleted_photo_is_not_stored(service: Service, server: OddServer) -> None:
     for name in ("ada.jpg", "status/500", "status/404"):
         service.redis.rpush(PROCESS, json.dumps({"id": f"deleted {name}", "imageUrl": server.url(name)}))
     service.api.upload({"known": server.url("one pixel.png")})
@@ -256,7 +256,7 @@ BAD_COMPARISONS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_every_failed_comparison_is_an_empty_array_with_a_reason_beside_it(service: Service) -> None:
+def test_every_failed_comparison_is_an_empty_array_with_a_reason_in_its_detail(service: Service) -> None:
     for name, (changes, _) in BAD_COMPARISONS.items():
         job = {"jobId": name, "storedIds": ["photo"], "selfie": _selfie(), "threshold": 0.5} | changes
         _compare(service, {key: value for key, value in job.items() if value is not ...})
@@ -270,7 +270,7 @@ def test_every_failed_comparison_is_an_empty_array_with_a_reason_beside_it(servi
         assert len(error["sentence"]) > 10
 
 
-def test_a_comparison_without_a_job_id_is_buried_and_the_next_one_answered(service: Service) -> None:
+def test_a_comparison_without_a_job_id_is_dead_lettered_and_the_next_one_answered(service: Service) -> None:
     for payload in (b"{}", b'{"jobId": null}', b"nonsense", json.dumps({"storedIds": [], "selfie": "x"}).encode()):
         service.redis.rpush(COMPARE, payload)
     _compare(service, {"jobId": "good", "storedIds": [], "selfie": _selfie()})
@@ -281,7 +281,7 @@ def test_a_comparison_without_a_job_id_is_buried_and_the_next_one_answered(servi
     assert service.leftovers() == {"compare dead": 4}
 
 
-def test_thresholds_and_repeated_ids(service: Service, server: OddServer) -> None:
+def test_thresholds_are_strict_and_duplicate_ids_are_removed(service: Service, server: OddServer) -> None:
     photos = service.api.upload({name: server.url(name) for name in ("ada.jpg", "one pixel.png", "grey.png")})
     service.run()
     ada, _, grey = photos.values()
@@ -302,7 +302,7 @@ def test_thresholds_and_repeated_ids(service: Service, server: OddServer) -> Non
     assert set(detail["scores"]) == set(both)
 
 
-def test_twenty_thousand_stored_ids(service: Service, server: OddServer) -> None:
+def test_a_comparison_with_twenty_thousand_ids_is_answered(service: Service, server: OddServer) -> None:
     photos = service.api.upload({"ada.jpg": server.url("ada.jpg")})
     service.run()
     ids = [f"photo-{n}" for n in range(19_999)]

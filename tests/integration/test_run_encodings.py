@@ -69,9 +69,7 @@ def test_a_photo_is_stored_and_matched_whatever_the_encoding_of_the_database(
 
 
 @pytest.mark.parametrize("where", ["URL", "environment"])
-def test_an_encoding_that_was_asked_for_elsewhere_changes_nothing(
-    service: Service, images: ImageServer, where: str
-) -> None:
+def test_a_client_encoding_set_elsewhere_is_ignored(service: Service, images: ImageServer, where: str) -> None:
     photo_id = IDS["UTF8"]
     service.connection.execute('INSERT INTO "Photo" (id) VALUES (%s)', (photo_id,))
     service.redis.rpush(PROCESS_LIST, json.dumps({"id": photo_id, "imageUrl": images.url(PHOTO)}))

@@ -129,7 +129,7 @@ def test_row_security_that_hides_every_photo_stops_the_run(
 
 
 @pytest.mark.parametrize("command", ["SELECT", "UPDATE"])
-def test_a_policy_for_one_command_alone_shows_no_photo(
+def test_a_policy_for_one_command_alone_stops_the_run(
     restricted: Service, service: Service, server: OddServer, role: str, command: str
 ) -> None:
     photos = _upload(service, server, 2)
@@ -146,7 +146,7 @@ def test_one_hidden_photo_alone_in_the_list_stops_the_run_where_none_is_visible(
     _all_are_there(service, photos)
 
 
-def test_a_batch_of_which_row_security_may_hide_all_stops_the_run(
+def test_a_batch_that_row_security_may_hide_stops_the_run(
     restricted: Service, service: Service, server: OddServer, role: str
 ) -> None:
     service.connection.execute(f"CREATE POLICY ours ON \"Photo\" TO {role} USING (album_id = 'ours')".encode())
@@ -170,7 +170,7 @@ def test_a_restrictive_policy_counts_as_hiding(
     _all_are_there(service, hidden)
 
 
-def test_under_open_policies_a_deleted_album_is_gone(
+def test_a_deleted_album_ends_as_gone_under_open_policies(
     restricted: Service, service: Service, server: OddServer, role: str
 ) -> None:
     service.connection.execute(f'CREATE POLICY open ON "Photo" TO {role} USING (true)'.encode())
@@ -218,7 +218,7 @@ def test_a_batch_that_no_known_database_explains_stops_the_run(
     _all_are_there(service, photos)
 
 
-def test_a_given_job_says_nothing_about_the_list(
+def test_run_job_does_not_record_a_database_for_the_list(
     service: Service, server: OddServer, elsewhere: psycopg.Connection, tmp_path: Path
 ) -> None:
     elsewhere.execute("INSERT INTO \"Photo\" (id) VALUES ('theirs')")
@@ -293,7 +293,7 @@ def _api_database(service: Service, **environment: str) -> tuple[int, str]:
     return ended.code, checks["API database"]["finding"]
 
 
-def test_doctor_says_what_the_role_sees(
+def test_doctor_shows_what_the_role_can_see(
     restricted: Service, service: Service, server: OddServer, role: str, elsewhere: psycopg.Connection
 ) -> None:
     code, finding = _api_database(service)
@@ -311,16 +311,14 @@ def test_doctor_says_what_the_role_sees(
     assert (code, "found the photos of this queue in another database" in finding) == (0, True)
 
 
-def test_doctor_names_the_refusal_where_the_role_may_not_read_photos(
-    restricted: Service, service: Service, role: str
-) -> None:
+def test_doctor_reports_a_role_that_may_not_read_photos(restricted: Service, service: Service, role: str) -> None:
     service.connection.execute(f'REVOKE SELECT ON "Photo" FROM {role}'.encode())
     ended = restricted.command("doctor")
     assert (ended.code, "permission denied for table Photo" in ended.output) == (SettingsError.exit_code, True)
 
 
 @pytest.mark.parametrize("command", [("sweep",), ("sweep", "--all"), ("import-legacy", "--model", "any")])
-def test_what_removes_or_leaves_out_deleted_photos_refuses_where_photos_may_be_hidden(
+def test_commands_that_drop_deleted_photos_refuse_to_run_if_photos_may_be_hidden(
     restricted: Service, service: Service, role: str, command: Sequence[str]
 ) -> None:
     service.connection.execute(f"CREATE POLICY ours ON \"Photo\" TO {role} USING (album_id = 'ours')".encode())
@@ -336,9 +334,7 @@ def test_what_removes_or_leaves_out_deleted_photos_refuses_where_photos_may_be_h
 # What Redis keeps about it
 
 
-def test_something_else_under_the_key_of_the_databases_ends_the_run_and_no_job(
-    service: Service, server: OddServer
-) -> None:
+def test_a_databases_key_of_another_type_ends_the_run_and_loses_no_job(service: Service, server: OddServer) -> None:
     photos = _upload(service, server, 2)
     service.redis.set(keys.databases("process"), "theirs")
     ended = service.command("run")
@@ -348,7 +344,7 @@ def test_something_else_under_the_key_of_the_databases_ends_the_run_and_no_job(
     assert service.run().summary["photos"] == len(photos)
 
 
-def test_photos_are_done_on_a_full_redis(service: Service, server: OddServer) -> None:
+def test_photos_are_processed_on_a_full_redis(service: Service, server: OddServer) -> None:
     photos = _upload(service, server, 2)
     service.redis.config_set("maxmemory", "1")
     try:

@@ -34,7 +34,7 @@ def _bad(error: Exception) -> Callable[[AnyTask], Exception | None]:
     return lambda task: error if task.lease.payload == b"bad" else None
 
 
-def test_one_job_that_cannot_be_begun_leaves_the_others_alone(bench: SettlementBench) -> None:
+def test_a_job_that_cannot_be_begun_does_not_affect_others(bench: SettlementBench) -> None:
     tasks = bench.held(b"a", b"bad", b"c")
     bench.handler.refuse = _bad(ValueError("secret"))
     bench.settlement.begin(tasks)
@@ -43,7 +43,7 @@ def test_one_job_that_cannot_be_begun_leaves_the_others_alone(bench: SettlementB
     assert bench.handler.batches == [[b"a", b"bad", b"c"], [b"a"], [b"bad"], [b"c"]]
 
 
-def test_one_job_that_cannot_be_stored_is_retried_and_the_others_are_done(bench: SettlementBench) -> None:
+def test_a_job_that_cannot_be_stored_is_retried_and_the_others_succeed(bench: SettlementBench) -> None:
     tasks = bench.held(b"a", b"bad", b"c")
     bench.handler.refuse = _bad(ValueError())
     bench.settlement.conclude(tasks)
@@ -52,7 +52,7 @@ def test_one_job_that_cannot_be_stored_is_retried_and_the_others_are_done(bench:
     assert bench.handler.stored == {b"a": None, b"c": None}
 
 
-def test_at_its_last_attempt_it_is_stored_as_failed_and_buried(bench: SettlementBench) -> None:
+def test_at_its_last_attempt_a_job_is_stored_as_failed_and_dead_lettered(bench: SettlementBench) -> None:
     tasks = bench.held(b"a", b"bad", attempt=3)
     bench.handler.refuse = lambda task: ValueError() if task.lease.payload == b"bad" and task.error is None else None
     bench.settlement.conclude(tasks)
@@ -61,7 +61,7 @@ def test_at_its_last_attempt_it_is_stored_as_failed_and_buried(bench: Settlement
     assert bench.dead() == {"unexpected": 3}
 
 
-def test_what_cannot_even_be_stored_as_failed_is_buried_all_the_same(bench: SettlementBench) -> None:
+def test_a_job_that_cannot_be_stored_as_failed_is_still_dead_lettered(bench: SettlementBench) -> None:
     tasks = bench.held(b"bad", attempt=3)
     bench.handler.refuse = _bad(ValueError())
     bench.settlement.conclude(tasks)
@@ -79,7 +79,7 @@ def test_what_cannot_even_be_stored_as_failed_is_buried_all_the_same(bench: Sett
         (PhotoGoneError(), 1, {"gone": 1}, {}),
     ],
 )
-def test_what_becomes_of_a_failure(
+def test_a_failure_is_retried_or_dead_lettered_by_its_error(
     bench: SettlementBench, error: JobError, attempt: int, outcomes: dict[str, int], dead: dict[str, int]
 ) -> None:
     (task,) = bench.held(b"job", attempt=attempt)
@@ -90,7 +90,7 @@ def test_what_becomes_of_a_failure(
     assert bench.handler.stored == ({} if "retried" in outcomes else {b"job": error.word})
 
 
-def test_a_gone_photo_is_no_success_and_adds_no_faces(bench: SettlementBench) -> None:
+def test_a_gone_photo_is_not_a_success_and_adds_no_faces(bench: SettlementBench) -> None:
     (task,) = bench.held(b"job")
     task.faces, task.error = [None, None], PhotoGoneError()  # type: ignore[list-item]  # only their number matters
     bench.settlement.conclude([task])
@@ -101,7 +101,7 @@ def test_a_gone_photo_is_no_success_and_adds_no_faces(bench: SettlementBench) ->
     assert places(bench.redis).all == []
 
 
-def test_a_job_that_has_ended_its_runners_is_not_begun_again(bench: SettlementBench) -> None:
+def test_a_job_that_has_killed_its_runners_is_not_begun_again(bench: SettlementBench) -> None:
     (task,) = bench.held(b"job", attempt=4)
     bench.settlement.begin([task])
     assert bench.handler.batches == []
@@ -109,7 +109,7 @@ def test_a_job_that_has_ended_its_runners_is_not_begun_again(bench: SettlementBe
     assert task.error.word == "too_many_attempts"
 
 
-def test_an_error_that_ends_the_run_leaves_everything_to_be_given_back(bench: SettlementBench) -> None:
+def test_after_an_error_that_ends_the_run_every_job_can_be_released(bench: SettlementBench) -> None:
     tasks = bench.held(b"a", b"b", b"c", b"d")
     bench.handler.unconfirmed = True
     bench.settlement.conclude(tasks[:1])  # an answer under watch: it is done, and its lease is not given back
@@ -125,7 +125,7 @@ def test_an_error_that_ends_the_run_leaves_everything_to_be_given_back(bench: Se
     assert sorted((lease.payload, lease.attempts) for lease in again) == [(b"b", 1), (b"c", 1), (b"d", 1)]
 
 
-def test_a_lease_that_another_runner_has_is_lost_and_nothing_of_it_changed(bench: SettlementBench) -> None:
+def test_a_job_that_another_runner_has_claimed_ends_as_lost_unchanged(bench: SettlementBench) -> None:
     tasks = bench.held(b"a", b"b", b"c")
     pass_time(bench.redis, LEASE_SECONDS + 1)
     assert len(queue_of(bench.redis, "there/1").claim(3)) == 3
@@ -136,7 +136,7 @@ def test_a_lease_that_another_runner_has_is_lost_and_nothing_of_it_changed(bench
     assert places(bench.redis) == before
 
 
-def test_what_is_known_to_be_lost_is_not_begun(bench: SettlementBench) -> None:
+def test_a_task_whose_lease_is_known_to_be_lost_is_dropped(bench: SettlementBench) -> None:
     kept, lost = bench.held(b"a", b"b")
     pass_time(bench.redis, LEASE_SECONDS + 1)
     while queue_of(bench.redis, "there/1").claim(1)[0].payload != b"b":
@@ -147,7 +147,7 @@ def test_what_is_known_to_be_lost_is_not_begun(bench: SettlementBench) -> None:
     del kept
 
 
-def test_given_back_from_another_thread_a_job_still_ends_once(bench: SettlementBench) -> None:
+def test_a_job_released_by_another_thread_still_ends_once(bench: SettlementBench) -> None:
     for round_ in range(20):
         tasks = bench.held(*(f"{round_}-{number}".encode() for number in range(8)))
         giving = threading.Thread(target=bench.settlement.abandon)

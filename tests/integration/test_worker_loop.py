@@ -44,7 +44,7 @@ def stuck_for_ever() -> Iterator[threading.Event]:
     event.set()
 
 
-def test_everything_is_done_once(redis: Redis) -> None:
+def test_every_job_is_processed_once(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(100)])
     bench = LoopBench(redis, RUNNER_MAX_JOBS="1000")
     assert bench.run() == "empty"
@@ -54,7 +54,7 @@ def test_everything_is_done_once(redis: Redis) -> None:
     assert bench.last_resorts == []
 
 
-def test_no_more_is_claimed_than_it_may(redis: Redis) -> None:
+def test_a_run_claims_no_more_than_max_jobs(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(30)])
     bench = LoopBench(redis, RUNNER_MAX_JOBS="13")
     assert bench.run() == "max_jobs"
@@ -78,7 +78,7 @@ def test_the_first_jobs_are_read_and_computed_while_the_stores_are_prepared(redi
     assert bench.outcomes() == {"succeeded": 20}
 
 
-def test_what_was_taken_before_the_stores_are_refused_can_be_given_back(redis: Redis) -> None:
+def test_jobs_claimed_before_the_stores_fail_are_released(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(20)])
     bench = LoopBench(redis)
 
@@ -95,7 +95,7 @@ def test_what_was_taken_before_the_stores_are_refused_can_be_given_back(redis: R
     assert bench.handler.stored == {}
 
 
-def test_what_is_begun_in_vain_ends_as_that_whether_it_was_read_or_not(redis: Redis) -> None:
+def test_deleted_photos_end_as_gone_whether_fetched_or_not(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(8)])
     bench = LoopBench(redis)
     gone = {b"0", b"7"}  # the first is being read by then, the last is not
@@ -105,7 +105,7 @@ def test_what_is_begun_in_vain_ends_as_that_whether_it_was_read_or_not(redis: Re
     assert {payload for payload, word in bench.handler.stored.items() if word == "photo_gone"} == gone
 
 
-def test_what_may_have_ended_its_runners_is_done_beside_nothing_else(redis: Redis) -> None:
+def test_a_job_that_may_have_killed_its_runners_is_processed_alone(redis: Redis) -> None:
     push(redis, [b"poison", b"innocent"])
     for number in range(2):
         assert len(queue_of(redis, f"dead/{number}").claim(2)) == 2
@@ -119,7 +119,7 @@ def test_what_may_have_ended_its_runners_is_done_beside_nothing_else(redis: Redi
     assert max(len(together) for together in bench.handler.seen_together) > 1
 
 
-def test_the_photo_that_is_stuck_is_the_last_that_its_thread_began(redis: Redis, stuck_for_ever: Any) -> None:
+def test_the_last_photo_that_a_stuck_thread_began_is_blamed(redis: Redis, stuck_for_ever: Any) -> None:
     push(redis, [b"first", b"second", b"third"])
     bench = LoopBench(redis, RUNNER_PHOTO_SECONDS="1")
     loads: list[Load] = []
@@ -148,7 +148,7 @@ def test_the_photo_that_is_stuck_is_the_last_that_its_thread_began(redis: Redis,
     assert places(redis).leased[retried.id] == bench.decoded[-1]
 
 
-def test_a_signal_gives_back_what_has_not_begun_and_finishes_the_rest(redis: Redis) -> None:
+def test_a_signal_releases_jobs_that_have_not_begun_and_finishes_the_others(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(40)])
     bench = LoopBench(redis, RUNNER_MAX_JOBS="1000", RUNNER_CLAIM_SIZE="40")
     going_on = threading.Event()
@@ -168,7 +168,7 @@ def test_a_signal_gives_back_what_has_not_begun_and_finishes_the_rest(redis: Red
     assert bench.summary.unsettled == 0
 
 
-def test_what_has_begun_is_given_back_when_its_time_is_up(redis: Redis) -> None:
+def test_begun_jobs_are_released_after_the_grace_period(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
     bench = LoopBench(redis, RUNNER_DRAIN_SECONDS="0.3")
     bench.compute = lambda _: Future()
@@ -182,7 +182,7 @@ def test_what_has_begun_is_given_back_when_its_time_is_up(redis: Redis) -> None:
     assert bench.outcomes() == {"released": 2}
 
 
-def test_an_engine_that_cannot_be_opened_ends_the_run_and_no_job(redis: Redis) -> None:
+def test_an_engine_that_cannot_be_opened_ends_the_run_and_loses_no_job(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
     bench = LoopBench(redis)
 
@@ -197,7 +197,7 @@ def test_an_engine_that_cannot_be_opened_ends_the_run_and_no_job(redis: Redis) -
     assert [lease.attempts for lease in queue_of(redis, "b").claim(5)] == [1, 1]
 
 
-def test_a_lease_that_was_lost_meanwhile_is_not_begun(redis: Redis) -> None:
+def test_a_job_whose_lease_is_lost_is_not_fetched(redis: Redis) -> None:
     push(redis, [f"{number}".encode() for number in range(30)])
     bench = LoopBench(redis, RUNNER_CLAIM_SIZE="30", RUNNER_MAX_JOBS="30")
     going_on = threading.Event()

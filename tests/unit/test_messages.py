@@ -24,7 +24,7 @@ def process_payload(**changes: object) -> bytes:
     return json.dumps({key: value for key, value in document.items() if value != "absent"}).encode()
 
 
-def test_process_job_as_the_api_sends_it() -> None:
+def test_a_process_job_of_the_api_is_decoded() -> None:
     job = decode_process(process_payload())
     assert (job.photo_id, job.image_url) == ("p1", "https://storage.example/a b#1?.jpg")
 
@@ -38,7 +38,7 @@ def test_process_job_as_the_api_sends_it() -> None:
         b'{"id": "\\ud800", "imageUrl": "https://h/x.jpg"}',
     ],
 )  # fmt: skip
-def test_payloads_without_a_usable_photo_id(payload: bytes) -> None:
+def test_a_payload_without_a_valid_photo_id_is_rejected_without_a_subject(payload: bytes) -> None:
     with pytest.raises(InvalidJobError) as caught:
         decode_process(payload)
     assert caught.value.subject is None
@@ -46,31 +46,31 @@ def test_payloads_without_a_usable_photo_id(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("url", ["absent", None, "", "  ", 5, ["https://h/x.jpg"], {}])
-def test_a_bad_url_still_names_the_photo(url: object) -> None:
+def test_an_invalid_url_is_rejected_with_the_photo_as_subject(url: object) -> None:
     with pytest.raises(InvalidJobError) as caught:
         decode_process(process_payload(imageUrl=url))
     assert caught.value.subject == "p1"
 
 
-def test_compare_job_as_the_api_sends_it() -> None:
+def test_a_compare_job_of_the_api_is_decoded() -> None:
     job = decode_compare(compare_payload())
     assert (job.job_id, job.stored_ids, job.threshold) == ("j1", ("a", "b"), 0.5)
     assert job.selfie == b"\xff\xd8 a picture"
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [("absent", 0.5), (None, 0.5), (-1, -1.0), (2, 2.0), (0, 0.0)])
-def test_thresholds_that_are_numbers_or_missing(threshold: object, expected: float) -> None:
+def test_numeric_and_missing_thresholds_are_accepted(threshold: object, expected: float) -> None:
     assert decode_compare(compare_payload(threshold=threshold)).threshold == expected
 
 
 @pytest.mark.parametrize("threshold", ["x", "0.5", True, [], {}, 10**400])
-def test_thresholds_that_are_no_numbers(threshold: object) -> None:
+def test_thresholds_that_are_not_numbers_are_rejected(threshold: object) -> None:
     with pytest.raises(InvalidJobError, match="threshold"):
         decode_compare(compare_payload(threshold=threshold))
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_thresholds_that_json_has_not(word: str) -> None:
+def test_nan_and_infinity_are_rejected(word: str) -> None:
     payload = compare_payload(threshold=0.5).replace(b'"threshold": 0.5', f'"threshold": {word}'.encode())
     with pytest.raises(InvalidJobError):
         decode_compare(payload)
@@ -89,33 +89,33 @@ def test_thresholds_that_json_has_not(word: str) -> None:
         ("storedIds", ["a", ["b"]]), ("storedIds", ["x" * 257]), ("storedIds", ["\ud800"]), ("storedIds", True),
     ],
 )  # fmt: skip
-def test_other_bad_fields_still_name_the_comparison(field: str, value: object) -> None:
+def test_invalid_fields_are_rejected_with_the_comparison_as_subject(field: str, value: object) -> None:
     with pytest.raises(InvalidJobError, match=field) as caught:
         decode_compare(compare_payload(**{field: value}))
     assert caught.value.subject == "j1"
 
 
-def test_repeated_ids_count_once_and_keep_their_order() -> None:
+def test_duplicate_ids_are_removed_and_the_order_is_kept() -> None:
     assert decode_compare(compare_payload(storedIds=["b", "a", "b", "c", "a"])).stored_ids == ("b", "a", "c")
 
 
-def test_an_album_may_be_empty_or_large() -> None:
+def test_empty_and_large_albums_are_accepted() -> None:
     assert decode_compare(compare_payload(storedIds=[])).stored_ids == ()
     many = [f"photo-{number}" for number in range(20_000)]
     assert decode_compare(compare_payload(storedIds=many)).stored_ids == tuple(many)
 
 
-def test_a_selfie_may_be_a_data_url_or_hold_line_breaks() -> None:
+def test_selfies_with_a_data_prefix_or_line_breaks_are_decoded() -> None:
     wrapped = "data:image/jpeg;base64," + SELFIE[:4] + "\r\n" + SELFIE[4:]
     assert decode_compare(compare_payload(selfie=wrapped)).selfie == b"\xff\xd8 a picture"
 
 
 @pytest.mark.parametrize("text", ["-_-_", "+/+/", "-_-_AA", "+/+/AA==", " +/\r\n+/\tAA =="])
-def test_a_selfie_in_either_alphabet_padded_or_not(text: str) -> None:
+def test_selfies_in_either_base64_alphabet_are_decoded_with_or_without_padding(text: str) -> None:
     assert decode_compare(compare_payload(selfie=text)).selfie[:3] == b"\xfb\xff\xbf"
 
 
-def test_of_repeated_keys_the_last_counts_as_for_the_api() -> None:
+def test_the_last_of_duplicate_keys_wins_as_in_the_api() -> None:
     job = decode_process(b'{"id": "first", "id": "last", "imageUrl": "http://h/x", "imageUrl": "http://h/y"}')
     assert (job.photo_id, job.image_url) == ("last", "http://h/y")
     with pytest.raises(InvalidJobError):
@@ -123,7 +123,7 @@ def test_of_repeated_keys_the_last_counts_as_for_the_api() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_json_in_any_of_its_encodings(encoding: str) -> None:
+def test_utf_8_16_and_32_are_decoded(encoding: str) -> None:
     assert decode_process('{"id": "ü写🎉", "imageUrl": "http://h/x"}'.encode(encoding)).photo_id == "ü写🎉"
 
 
@@ -138,19 +138,19 @@ def test_json_in_any_of_its_encodings(encoding: str) -> None:
         b'{"ID": "p1", "imageUrl": "http://h/x"}', '{"id": "p1"}'.encode("utf-16")[:-1], b"\xff\xfe{", b"\xef\xbb\xbf",
     ],
 )  # fmt: skip
-def test_what_is_no_job_at_all(payload: bytes) -> None:
+def test_payloads_that_are_not_json_objects_are_rejected(payload: bytes) -> None:
     with pytest.raises(InvalidJobError):
         decode_process(payload)
     with pytest.raises(InvalidJobError):
         decode_compare(payload)
 
 
-def test_what_else_stands_in_a_payload_is_nobodys_business() -> None:
+def test_unknown_fields_are_ignored() -> None:
     extra = {"a": [None, True, 1e300, "x" * 100_000], "threshold": "x", "selfie": 5}
     assert decode_process(process_payload(**extra)).photo_id == "p1"
 
 
-def test_a_large_album_is_read_in_no_time() -> None:
+def test_a_large_album_is_decoded_quickly() -> None:
     many = [f"3f2504e0-4f89-41d3-9a0c-{number:012}" for number in range(20_000)]
     payload = compare_payload(storedIds=many, selfie=base64.b64encode(b"x" * 5_000_000).decode())
     began = time.process_time()
@@ -158,7 +158,7 @@ def test_a_large_album_is_read_in_no_time() -> None:
     assert time.process_time() - began < 0.5
 
 
-def test_neither_selfie_nor_url_shows_in_a_repr_or_error() -> None:
+def test_reprs_and_errors_contain_neither_selfie_nor_url() -> None:
     assert SELFIE not in repr(decode_compare(compare_payload()))
     assert "a picture" not in repr(decode_compare(compare_payload()))
     assert "storage.example" not in repr(decode_process(process_payload()))
@@ -186,5 +186,5 @@ def test_neither_selfie_nor_url_shows_in_a_repr_or_error() -> None:
         ("jobId", b"", None),
     ],
 )
-def test_the_subject_of_a_payload_that_is_not_decoded(field: str, beginning: bytes, expected: str | None) -> None:
+def test_the_subject_is_read_from_the_start_of_a_payload(field: str, beginning: bytes, expected: str | None) -> None:
     assert subject(field, beginning) == expected

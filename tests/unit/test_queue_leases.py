@@ -24,12 +24,12 @@ def test_a_lease_knows_whether_its_payload_is_whole() -> None:
     assert Lease("id", "process", b"123", 1, bytes=5).truncated
 
 
-def test_a_lease_was_claimed_when_it_was_made() -> None:
+def test_claimed_at_defaults_to_now() -> None:
     before = time.monotonic()
     assert before <= Lease("id", "process", b"", 1).claimed_at <= time.monotonic()
 
 
-def test_owners_are_unlike_and_begin_alike() -> None:
+def test_owners_of_one_job_are_unique_and_share_a_prefix() -> None:
     one, two = owner_name("job-1"), owner_name("job-1")
     assert one != two
     assert one.rpartition("/")[0] == two.rpartition("/")[0]
@@ -39,7 +39,7 @@ def test_owners_are_unlike_and_begin_alike() -> None:
 
 
 @given(st.text(min_size=1))
-def test_no_name_can_be_taken_for_another(name: str) -> None:
+def test_special_characters_in_an_owner_name_are_escaped(name: str) -> None:
     try:
         owner = owner_name(name)
     except UnicodeEncodeError:  # lone surrogates: an environment has none

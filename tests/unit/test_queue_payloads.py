@@ -17,7 +17,7 @@ from runner.queue.privacy import may_hold_selfie
 SELFIE = base64.b64encode(random.Random(1).randbytes(3000)).decode()
 
 
-def test_a_comparison() -> None:
+def test_a_comparison_is_shown_without_its_selfie() -> None:
     ids = [f"photo-{number}" for number in range(2345)]
     told = shown(json.dumps({"jobId": "j", "storedIds": ids, "selfie": SELFIE, "threshold": 0.5}).encode())
     assert told == {
@@ -40,7 +40,7 @@ def test_a_comparison() -> None:
         ("data:image/jpeg;base64,hunter2", "(30 characters)"),
     ],
 )
-def test_urls(url: str, expected: str) -> None:
+def test_urls_are_shown_without_user_and_query(url: str, expected: str) -> None:
     assert shown(json.dumps({"imageUrl": url, "id": "p"}).encode()) == {"imageUrl": expected.strip(), "id": "p"}
 
 
@@ -57,7 +57,7 @@ def test_urls(url: str, expected: str) -> None:
         b"1" * 5000,
     ],
 )
-def test_what_is_no_object_is_told_by_its_size(payload: bytes) -> None:
+def test_a_payload_that_is_not_an_object_is_shown_as_size_and_hash(payload: bytes) -> None:
     told = shown(payload)
     assert set(told) == {"unreadable", "sha256"}
     assert str(len(payload)) in told["unreadable"]
@@ -76,7 +76,7 @@ def test_what_is_no_object_is_told_by_its_size(payload: bytes) -> None:
         {"a": {"b": {"c": {"d": {"e": {"f": {"g": SELFIE[:100]}}}}}}},
     ],
 )
-def test_a_selfie_is_hidden_wherever_it_stands(document: dict[str, Any]) -> None:
+def test_a_selfie_is_hidden_in_every_position(document: dict[str, Any]) -> None:
     payload = json.dumps(document).encode()
     assert SELFIE[20:60] not in json.dumps(shown(payload))
     assert SELFIE[220:260] not in json.dumps(shown(payload))
@@ -90,7 +90,7 @@ JSON = st.recursive(
 
 
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
-def test_anything_is_told_as_json_of_bounded_size(payload: bytes) -> None:
+def test_any_payload_is_shown_as_json_of_bounded_size(payload: bytes) -> None:
     text = json.dumps(shown(payload), allow_nan=False)
     assert isinstance(json.loads(text), dict)
 
@@ -104,5 +104,5 @@ def test_anything_is_told_as_json_of_bounded_size(payload: bytes) -> None:
         (b'{"\\u0073elfie": 1}', True),
     ],
 )
-def test_what_may_hold_a_selfie(payload: bytes, expected: bool) -> None:
+def test_payloads_that_may_hold_a_selfie_are_detected(payload: bytes, expected: bool) -> None:
     assert may_hold_selfie(payload) is expected

@@ -44,7 +44,7 @@ def _send(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_before_anything_is_claimed_a_signal_ends_the_start_up(number: signal.Signals, calls: Calls) -> None:
+def test_a_signal_before_the_first_claim_ends_the_start_up(number: signal.Signals, calls: Calls) -> None:
     stop = Stop(5, 60, calls)
     with pytest.raises(StoppedEarlyError), stop:
         _send(number)
@@ -52,7 +52,7 @@ def test_before_anything_is_claimed_a_signal_ends_the_start_up(number: signal.Si
     assert calls == []
 
 
-def test_afterwards_it_is_a_request_that_wakes_the_drain(calls: Calls) -> None:
+def test_a_signal_after_the_start_up_requests_a_stop_and_wakes_the_loop(calls: Calls) -> None:
     woken = []
     with Stop(5, 60, calls) as stop:
         stop.wake = lambda: woken.append(True)
@@ -68,7 +68,7 @@ def test_afterwards_it_is_a_request_that_wakes_the_drain(calls: Calls) -> None:
     assert calls == []
 
 
-def test_the_guard_acts_when_the_run_has_not_ended_in_time(calls: Calls) -> None:
+def test_the_watchdog_acts_when_the_grace_period_after_a_signal_is_over(calls: Calls) -> None:
     with Stop(0.2, 60, calls) as stop:
         stop.begin()
         _send(signal.SIGTERM)
@@ -77,7 +77,7 @@ def test_the_guard_acts_when_the_run_has_not_ended_in_time(calls: Calls) -> None
         assert calls[0] == "signal"
 
 
-def test_the_guard_acts_when_the_main_thread_does_not_come_back(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_acts_when_the_main_thread_hangs(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WATCHDOG_SECONDS", 0.02)
     with Stop(5, 0.3, calls) as stop:
         stop.begin()
@@ -89,7 +89,7 @@ def test_the_guard_acts_when_the_main_thread_does_not_come_back(calls: Calls, mo
         assert calls[0] == "hung"
 
 
-def test_nothing_is_left_of_a_guard_that_was_not_needed(calls: Calls) -> None:
+def test_the_watchdog_thread_ends_with_the_block(calls: Calls) -> None:
     before = set(threading.enumerate())
     with Stop(5, 60, calls):
         (guard,) = set(threading.enumerate()) - before
