@@ -1,4 +1,4 @@
-"""When a comparison is answered, parked or put off, and that no order of events leaves it parked for ever."""
+"""The album gate: when a comparison is answered, parked or deferred; no order of events leaves it parked."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Hooked:
 
 
 class World:
-    """Photos with statuses and process jobs, and comparisons that look at them."""
+    """Photos with statuses and process jobs, and comparisons that wait for them."""
 
     def __init__(self, redis: Redis, connection: psycopg.Connection, repository: Repository) -> None:
         self.redis = redis
@@ -230,7 +230,7 @@ def test_without_process_jobs_every_parked_comparison_is_woken(world: World) -> 
     (photo,) = world.process.claim(1)
     world.park(world.comparison("a"))
     assert world.parking.wake_stranded() == []
-    world.process.acknowledge(photo)  # nobody reports it: a failover has lost that
+    world.process.acknowledge(photo)  # not reported: a failover has lost that write
     assert len(world.parking.wake_stranded()) == 1
     assert world.parking.wake_stranded() == []
 
@@ -272,7 +272,7 @@ def test_payloads_that_are_not_photo_jobs_are_skipped(world: World) -> None:
 
 
 def test_no_order_of_events_leaves_a_comparison_waiting_for_a_final_photo(world: World) -> None:
-    """A photo is stored, reported and acknowledged before, between or after any calls of a comparison that looks."""
+    """A photo is stored, reported and acknowledged at any moment while a comparison checks its album."""
     calls = _calls_of_a_look(world)
     assert calls == 7
     seen = set()
@@ -341,14 +341,14 @@ def _look(world: World, task: Task[CompareJob]) -> str:
             return "answered"
         if readiness is Readiness.DEFER:
             assert world.compare.release(task.lease, 0, reason="album_pending", state=b"")
-            return "put off"
+            return "deferred"
         parked = world.compare.park(task.lease, "album_pending", b"")
         if parked is Parked.DONE:
             return "parked"
         assert parked is Parked.WOKEN
 
 
-# What is kept of a selfie while it waits
+# The state of a waiting comparison
 
 
 def _face(seed: int) -> Face:

@@ -35,7 +35,7 @@ def server(pictures: dict[str, Kind]) -> Iterator[PictureServer]:
 
 
 class Party:
-    """An album that is being uploaded, guests that come meanwhile, and runs that KEDA's formula starts."""
+    """An album that is being uploaded, guests who arrive meanwhile, and runs started by KEDA's formula."""
 
     def __init__(self, service: Service, pictures: dict[str, Kind], server: PictureServer, folder: Path) -> None:
         self.service = service
@@ -91,7 +91,7 @@ class Party:
         return [one for one, name in self.photos.items() if name == person and one in statuses]
 
     def check(self) -> None:
-        """Every first final answer is the whole one, and nothing is left behind."""
+        """Every first final answer is complete, and nothing is left in Redis."""
         for job_id in self.guests:
             assert self.finals[job_id][1] == self.expected(job_id), job_id
             detail = self.service.api.detail(job_id)
@@ -158,7 +158,7 @@ def test_one_run_that_takes_both_lists_answers_after_the_last_photo(party: Party
 def test_a_comparison_of_a_finished_album_does_not_wait(party: Party) -> None:
     party.upload(8)
     party.service.run("--queues", "process")
-    party.upload(20)  # of somebody else
+    party.upload(20)  # of another album
     guest = party.guest("Ben", list(party.photos)[:8])
     summary = party.service.run("--queues", "compare").summary
     assert (summary["claimed"], summary["succeeded"], summary["parked"]) == (1, 1, 0)

@@ -1,4 +1,4 @@
-"""A selfie has a bounded life wherever it lies, also in a list that nobody drains."""
+"""A selfie has a bounded life wherever it is stored, even in a list without runs."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_sweep_expires_the_comparisons_of_a_list_without_runs(service: Service) 
 
 @pytest.mark.parametrize("queues", ["process", "compare,process"])
 def test_a_run_that_cannot_work_expires_comparisons_too(service: Service, queues: str) -> None:
-    """PostgreSQL is away: what it claims it gives back, again and again, and no attempt is counted."""
+    """PostgreSQL is unreachable: the run releases what it claims every time, and no attempt is counted."""
     redis: Any = service.redis
     push(redis, [comparison("c1"), comparison("c2")], "compare")
     broken = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "RUNNER_CONNECT_SECONDS": "0.1", "RUNNER_QUEUES": queues,
@@ -181,7 +181,7 @@ def test_a_job_claimed_between_check_and_removal_is_kept(redis: Redis) -> None:
 
 
 def _leased(redis: Redis, name: str) -> Any:
-    """Return a job that was overdue as a lease, and has a holder by now."""
+    """Return a job that was found as an expired lease, and has been claimed since."""
     push(redis, [comparison(name)], "compare")
     queue_of(redis, "a", name="compare").claim(1)
     later(redis, HOUR)
@@ -235,11 +235,11 @@ def test_a_key_of_another_type_loses_no_job(redis: Any) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_job_expires_on_time(redis: Any, seed: int) -> None:
-    """Pushes, claims, removals from the middle and looks in any order, with every true age known."""
+    """Pushes, claims, removals from the middle and checks in any order, against known ages."""
     chance, clock, born, number = random.Random(seed), 0.0, dict[str, float](), 0
     queue = queue_of(redis, "a", name="compare")
     for _ in range(120):
-        step = chance.choice(("push", "push", "claim", "look", "look", "look", "pass", "odd"))
+        step = chance.choice(("push", "push", "claim", "check", "check", "check", "pass", "odd"))
         if step == "push":
             for _ in range(chance.choice((1, 1, 3))):
                 number += 1
@@ -253,7 +253,7 @@ def test_every_job_expires_on_time(redis: Any, seed: int) -> None:
             clock += seconds
         elif step == "odd" and redis.llen(LIST) > 2 and chance.random() < 0.3:
             redis.lrem(LIST, 1, chance.choice(redis.lrange(LIST, 1, -1)))
-        elif step == "look":
+        elif step == "check":
             before = waiting(redis)
             expire_comparisons(redis)
             gone = set(before) - set(waiting(redis))
@@ -284,7 +284,7 @@ def test_a_selfie_in_the_list_of_photos_is_kept_no_longer_than_in_its_own(redis:
 
 
 def test_every_key_that_ever_holds_a_selfie_is_bounded(service: Service) -> None:
-    """The whole life of comparisons that fail: waiting, leased, retried, dead, put back."""
+    """The whole life of comparisons that fail: waiting, leased, retried, dead-lettered, requeued."""
     redis: Any = service.redis
     push(redis, [comparison(f"c{number}") for number in range(3)], "compare")
     queue, letters = queue_of(redis, "x/y", name="compare"), DeadLetters(redis, "compare")
@@ -296,13 +296,13 @@ def test_every_key_that_ever_holds_a_selfie_is_bounded(service: Service) -> None
         assert all(0 < redis.ttl(key) <= HOUR for key in found - bounded_by_expiry)
 
     check()
-    buried, retried, released = queue.claim(3)
+    dead, retried, released = queue.claim(3)
     check()
-    queue.dead_letter(buried, "invalid_job", "")
+    queue.dead_letter(dead, "invalid_job", "")
     queue.retry(retried, 5, "x")
     queue.release(released)
     check()
-    letters.requeue(buried.id)
+    letters.requeue(dead.id)
     check()
     service.run(RUNNER_MAX_JOBS="1", RUNNER_INITIATED_SECONDS="0")
     check()

@@ -1,4 +1,4 @@
-"""What a run imports: a container lives for seconds, and every module is paid for by every burst."""
+"""What a run imports: a container lives for seconds, and every burst pays for every module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from demo.images import ImageServer
 if TYPE_CHECKING:
     from tests.support.run_tools import Service
 
-# Everything that is no part of Python, and that a whole run with a photo and a comparison may load.
+# Packages that a whole run with a photo and a comparison may import, besides the standard library.
 ALLOWED = {
     "cv2",
     "numpy",
@@ -32,8 +32,8 @@ ALLOWED = {
     "cython_runtime",  # compiled into psycopg and simplejpeg
 }
 HELPERS = ("_cython_", "_sysconfigdata_", "__")  # of compiled modules, of the interpreter, of editable installs
-# Of the standard library, what costs milliseconds and has no place in a run. asyncio and ssl are not among them: both
-# redis and psycopg import them (docs/explanation/performance.md says what leaving them out would bring).
+# Modules of the standard library that cost milliseconds and that a run does not need. Not asyncio and ssl: redis and
+# psycopg import both (docs/explanation/performance.md says what leaving them out would bring).
 REFUSED = {
     "doctest",
     "http.server",
@@ -48,19 +48,19 @@ REFUSED = {
 ROOMS = {"errors", "faces", "images", "logs", "queue", "settings", "worker"}
 ELSEWHERE = ("demo", "runner.bake", "runner.cluster", "runner.cli.doctor", "tools")
 COMMANDS = "runner.cli."
-# Runs the command line and writes to its first argument, as late as can be, what is loaded and what is collected.
+# Runs the command line, and at the very end writes to its first argument what is imported and garbage-collected.
 CHILD = """
 import gc, json, os, sys
 before = set(sys.modules)
 leave = os._exit
 
-def tell(code):
+def report(code):
     modules = sorted(set(sys.modules) - before)
     with open(sys.argv[1], "w") as file:
         json.dump({"modules": modules, "collects": gc.isenabled(), "frozen": gc.get_freeze_count()}, file)
     leave(code)
 
-os._exit = tell  # a run ends with it, and not by returning
+os._exit = report  # a run ends with it, and does not return
 from runner.cli import main
 main(sys.argv[2:])
 """
@@ -68,14 +68,14 @@ main(sys.argv[2:])
 
 @pytest.fixture
 def loaded(service: Service, tmp_path: Path) -> dict[str, object]:
-    """What is loaded at the end of a run over a photo and a comparison, both done."""
+    """What is imported at the end of a run that has processed a photo and a comparison."""
     photo = material.first_photo()
     with ImageServer({"first.jpg": photo}) as images:
         photos = service.api.upload({"first.jpg": images.url("first.jpg")})
         answer = service.api.compare(photo, list(photos.values()))
-        told = tmp_path / "modules.json"
+        report_file = tmp_path / "modules.json"
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, str(told), "run", "--max-jobs", "2"],
+            [sys.executable, "-c", CHILD, str(report_file), "run", "--max-jobs", "2"],
             env=dict(service.environment),
             capture_output=True,
             text=True,
@@ -85,7 +85,7 @@ def loaded(service: Service, tmp_path: Path) -> dict[str, object]:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["succeeded"] == 2
     assert service.api.result(answer) is not None
-    document: dict[str, object] = json.loads(told.read_text("utf-8"))
+    document: dict[str, object] = json.loads(report_file.read_text("utf-8"))
     return document
 
 

@@ -1,4 +1,4 @@
-"""A job that ends its runners is found alone: its last attempt is made beside no other."""
+"""A job that kills its runners is identified: its last attempt is made alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def _die_with_all(redis: Redis, count: int, times: int) -> None:
-    """Let `times` runners die with `count` jobs in hand."""
+    """Let `times` runners die with `count` jobs in flight."""
     for number in range(times):
         assert len(queue_of(redis, f"dead-{number}").claim(count, in_flight=0)) == count
         pass_time(redis, LEASE_SECONDS + 1)
@@ -33,7 +33,7 @@ def test_the_last_attempt_after_a_death_is_claimed_alone(redis: Redis) -> None:
         (lease,) = queue.claim(5, in_flight=0)
         assert (lease.attempts, lease.alone) == (3, True)
         if left:
-            assert queue.claim(5, in_flight=1) == []  # not even the new job behind the next
+            assert queue.claim(5, in_flight=1) == []  # not even the new job behind it
         assert queue.acknowledge(lease)
         found.append(lease.payload)
     assert sorted(found) == [b"a", b"b", b"c"]
@@ -49,13 +49,13 @@ def test_a_busy_runner_does_not_claim_a_last_attempt_after_a_death(redis: Redis)
 
 
 def test_jobs_due_before_a_last_attempt_are_claimed_first(redis: Redis) -> None:
-    push(redis, [b"put off", b"a"])
+    push(redis, [b"retried", b"a"])
     _die_with_all(redis, 2, 1)
     queue = queue_of(redis, "dead")
-    (other,) = [lease for lease in queue.claim(2, in_flight=0) if lease.payload == b"put off"]
+    (other,) = [lease for lease in queue.claim(2, in_flight=0) if lease.payload == b"retried"]
     assert queue.retry(other, 0, "fetch_failed")
     pass_time(redis, LEASE_SECONDS + 1)
-    assert [lease.payload for lease in queue_of(redis, "b").claim(5, in_flight=0)] == [b"put off"]
+    assert [lease.payload for lease in queue_of(redis, "b").claim(5, in_flight=0)] == [b"retried"]
 
 
 def test_a_retry_or_a_release_does_not_count_as_a_death(redis: Redis) -> None:

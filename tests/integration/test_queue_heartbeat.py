@@ -1,4 +1,4 @@
-"""The heartbeat: leases are renewed well before they end, a loss is noticed, and without Redis the clock decides."""
+"""The heartbeat: leases are renewed well before they expire, lost ones are noticed, without Redis the clock decides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """A monotonic clock that stands still unless it is told otherwise."""
+    """A monotonic clock that moves only when the test advances it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -69,7 +69,7 @@ def test_a_removed_lease_expires(redis: Redis) -> None:
 
 
 def test_a_lost_lease_is_noticed_before_anything_is_stored(redis: Redis, clock: Clock) -> None:
-    """The clock of Redis leaps ahead and another runner claims: by the local clock the lease would still be ours."""
+    """Redis' clock is set forward and another runner claims: by the local clock the lease would still be ours."""
     push(redis, [b"one", b"two"])
     queue = queue_of(redis, "a")
     lost, kept = queue.claim(2)
@@ -173,7 +173,7 @@ class TestRedisAway:
                 time.sleep(0.01)
             given_up = time.monotonic()
             assert claimed + 3 < given_up < confirmed + 4
-            heartbeat.remove(lease)  # as its runner does; else it is renewed as soon as Redis is there again
+            heartbeat.remove(lease)  # as its runner does; otherwise it is renewed as soon as Redis is back
             relay.restore()
             other = queue_of(self.connected(relay, "5"), "b")
             while not other.claim(1):
@@ -182,7 +182,7 @@ class TestRedisAway:
             assert time.monotonic() > given_up
 
     def test_storing_does_not_wait_for_an_unreachable_redis(self, relay: Relay) -> None:
-        """Locks are held in PostgreSQL meanwhile: half a second once, then the local clock at once."""
+        """The caller holds locks in PostgreSQL: it waits half a second once, then uses the local clock."""
         client = self.connected(relay, "60")
         push(client, [b"%d" % number for number in range(8)])
         queue = queue_of(client, "a")

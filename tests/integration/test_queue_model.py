@@ -1,4 +1,4 @@
-"""The protocol against a model of it: random interleavings of runners, crashes, expiries and clock steps.
+"""The protocol against a model: random interleavings of runners, crashes, expiries and clock steps.
 
 Every rule does one thing to the real server and to the model, and after every step the keys in Redis must be what
 the model says. `make queue-model` runs many more of them than `make test`.
@@ -56,7 +56,7 @@ STEP_COUNT = int(os.environ.get("SPOTTMEE_QUEUE_STEPS", "40"))
 
 
 class Twice:
-    """A client that sends scripts twice when told to, as one does whose first reply is lost."""
+    """A client that sends scripts twice on request, as after a lost reply."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -73,7 +73,7 @@ class Twice:
 
 @dataclass(eq=False)
 class Job:
-    """A job in the model. `holder` is the claim that has it, empty while it is put off or parked.
+    """A job in the model. `holder` is the claim that has it, empty after a retry or a release and while it is parked.
 
     `photos` is what it waits for until the moment `until`, once that is announced.
     """
@@ -95,7 +95,7 @@ class Job:
 
 @dataclass(eq=False)
 class Process:
-    """One process of a runner, and what it believes to hold. A dead one may turn out to live after all."""
+    """One process of a runner, and the leases it believes to hold. One that counts as dead may still be alive."""
 
     place: str
     queue: LeaseQueue
@@ -104,7 +104,7 @@ class Process:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Runners at one list."""
+    """Runners that share one list."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.local = 0.0
         self.jobs: list[Job] = []
         self.waiting: list[Job] = []
-        self.orderly = True  # no step of Redis' clock, and nobody was replaced who lives
+        self.orderly = True  # no step of Redis' clock, and no live process was replaced
         self.numbers = iter(range(10**9))
         self.processes = [self._process(place) for place in PLACES]
         self.zombies: list[Process] = []
@@ -127,7 +127,7 @@ class QueueMachine(RuleBasedStateMachine):
         queue = queue_of(self.client, owner, lease_seconds=LEASE, max_attempts=MAX_ATTEMPTS)  # type: ignore[arg-type]  # it passes everything on
         return Process(place, queue, Heartbeat([queue], clock=lambda: self.local))
 
-    # What happens around the runners
+    # Events around the runners
 
     @initialize(count=st.integers(1, 6))
     def some_jobs(self, count: int) -> None:
@@ -155,12 +155,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 2))
     def crash(self, number: int) -> None:
-        """A process ends with all it holds, and another takes its place."""
+        """A process dies with all its leases, and another replaces it."""
         dead = self.processes[number]
         self.zombies.append(dead)
         self.processes[number] = self._process(dead.place)
 
-    # What runners do
+    # Actions of runners
 
     @rule(
         number=st.integers(0, 2),
@@ -189,7 +189,7 @@ class QueueMachine(RuleBasedStateMachine):
             self._take(process, job, lease)
 
     def _expected(self, limit: int, in_flight: int | None) -> list[Job]:
-        """Return what a claim has to take, in its order."""
+        """Return the jobs that a claim must return, in order."""
         for job in self._leased():
             if job.due > self.now + HORIZON_SECONDS:
                 job.due = self.now + LEASE
@@ -206,7 +206,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @staticmethod
     def _may_have_killed(job: Job) -> bool:
-        """Whether the next attempt is the last one, of a job whose runner never put it off."""
+        """Whether the next attempt is the last one, of a job whose runner died."""
         return job.attempts == MAX_ATTEMPTS - 1 and bool(job.holder)
 
     def _take(self, process: Process, job: Job, lease: Lease) -> None:
@@ -223,7 +223,7 @@ class QueueMachine(RuleBasedStateMachine):
         self._renewed(process)
 
     def _renewed(self, process: Process) -> None:
-        """The model of a heartbeat: it renews what the process holds and has not been told to be lost."""
+        """The model of a heartbeat: it renews the leases that the process has not lost."""
         for lease, job in process.held:
             if self._owns(lease, job):
                 job.due = self.now + LEASE
@@ -241,7 +241,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH)
     def store(self, which: int) -> None:
-        """Something is stored, if and only if the heartbeat says that the lease is still ours."""
+        """Something is stored if and only if the heartbeat says that the lease is still ours."""
         process, lease, job = self._pick(which)
         self.local += 0.1
         known = (lease.id, lease.holder) in process.heartbeat._leases
@@ -314,7 +314,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(photos=st.sets(PHOTOS))
     def photos_are_done(self, photos: set[str]) -> None:
-        """A process job is settled somewhere, or (with no photo) a run looks for comparisons whose time is up."""
+        """A process job is settled somewhere, or (with no photo) a run wakes comparisons that have timed out."""
         woken = set()
         for job in self._announced():
             job.photos -= photos
@@ -359,7 +359,7 @@ class QueueMachine(RuleBasedStateMachine):
             job.holder = ""
         return owned
 
-    # What people do
+    # Actions of operators
 
     @precondition(lambda self: self._dead())
     @rule(which=WHICH, what=st.sampled_from(["requeue", "purge", "expire"]), twice=st.booleans())
@@ -382,7 +382,7 @@ class QueueMachine(RuleBasedStateMachine):
                 job.place, job.holder = "requeued", ""
         self.client.twice = False
 
-    # What holds after every step
+    # Invariants
 
     @invariant()
     def every_job_is_in_one_place(self) -> None:
@@ -397,12 +397,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def attempts_and_holders_are_the_models(self) -> None:
-        """The model's attempts only grow, so those of Redis never fall."""
+        """The model's attempts only grow, so those in Redis never fall."""
         claimed = self.redis.hgetall(keys.claimed(NAME))
         for job in [*self._leased(), *self._parked()]:
             names = ("attempts", "holder", "uncounted", "state")
-            told = {name: claimed.get(f"{job.lease_id}:{name}".encode()) for name in names}
-            assert told == {
+            stored = {name: claimed.get(f"{job.lease_id}:{name}".encode()) for name in names}
+            assert stored == {
                 "attempts": b"%d" % job.attempts,
                 "holder": job.holder.encode(),
                 "uncounted": b"1" if job.uncounted else None,
@@ -426,7 +426,7 @@ class QueueMachine(RuleBasedStateMachine):
         for job in self._leased():
             left = scores[job.lease_id.encode()] / 1000 - moment
             assert abs(left - (job.due - self.now)) < 45, (left, job.due - self.now)
-            # What really passed meanwhile is taken back, or it would decide which of two leases comes first.
+            # Real time that has passed is subtracted: it would decide which of two leases comes first.
             due = round((moment + job.due - self.now) * 1000) - 5
             self.redis.zadd(keys.leases(NAME), {job.lease_id: due})
 
@@ -434,14 +434,14 @@ class QueueMachine(RuleBasedStateMachine):
     def the_queue_tells_the_same(self) -> None:
         counts = self.processes[0].queue.counts()
         due = [job for job in self._leased() if job.due <= self.now]
-        told = (counts.waiting, counts.in_flight, counts.due, counts.dead, counts.parked)
-        assert told == (
+        actual = (counts.waiting, counts.in_flight, counts.due, counts.dead, counts.parked)
+        assert actual == (
             len(self.waiting), len(self._leased()), len(due), len(self._dead()), len(self._announced()),
         )  # fmt: skip
 
     @invariant()
     def where_clocks_agree_the_local_one_is_enough(self) -> None:
-        """Without Redis, a lease counts as lost before anyone else can have it."""
+        """Without Redis, a lease counts as lost before another process can claim the job."""
         if not self.orderly:
             return
         for process in [*self.processes, *self.zombies]:
@@ -451,10 +451,10 @@ class QueueMachine(RuleBasedStateMachine):
                     assert self._owns(entry.lease, job)
 
     def teardown(self) -> None:
-        """Every runner dies: whoever comes later finds all that was not finished."""
+        """Every runner dies: a later one claims every unfinished job."""
         pass_time(self.redis, 10 * HORIZON_SECONDS)
         heir, found = queue_of(self.redis, "heir", lease_seconds=LEASE), []
-        heir.claim(1)  # brings back what a clock that was set back has put far ahead
+        heir.claim(1)  # repairs expiries that are far ahead because the clock was set back
         pass_time(self.redis, 10 * HORIZON_SECONDS)
         self.parking.wake_overdue()
         while leases := heir.claim(3):
@@ -491,8 +491,10 @@ class QueueMachine(RuleBasedStateMachine):
 def test_the_queue_behaves_as_its_model(
     redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = iter(f"{number:012d}" for number in range(10**9))  # of two leases that end at once, the smaller id is first
-    monkeypatch.setattr("runner.queue.leases._request_id", lambda: next(words))
+    requests = iter(
+        f"{number:012d}" for number in range(10**9)
+    )  # of two leases that expire together, the smaller id is first
+    monkeypatch.setattr("runner.queue.leases._request_id", lambda: next(requests))
     caplog.set_level(logging.CRITICAL, LOGGER_NAME)  # thousands of lost leases
     run_state_machine_as_test(
         lambda: QueueMachine(redis),  # type: ignore[arg-type]  # any factory does
@@ -500,7 +502,7 @@ def test_the_queue_behaves_as_its_model(
             max_examples=EXAMPLES,
             stateful_step_count=STEP_COUNT,
             deadline=None,
-            # The short run is the same each time; the long one looks elsewhere each time.
+            # The short run is the same each time; the long one differs each time.
             derandomize="SPOTTMEE_QUEUE_EXAMPLES" not in os.environ,
             database=None,
             phases=[Phase.generate, Phase.shrink],

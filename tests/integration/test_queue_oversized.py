@@ -1,4 +1,4 @@
-"""Payloads that no runner could hold: each is given up with its final status, and nothing else is held up."""
+"""Payloads too large for memory: each is dead-lettered with its final status, and no other job is delayed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_an_oversized_payload_is_dead_lettered_and_its_subject_gets_a_final_stat
 
 
 def test_a_job_without_attempts_left_is_dead_lettered_without_being_decoded(service: Service) -> None:
-    """Two large payloads whose runners died: the last claim sees their beginnings, and that is enough."""
+    """Two large payloads whose runners died: the last claim returns only their starts, which suffice."""
     (photo_id,) = service.api.upload({"a": "http://127.0.0.1:1/a.jpg"}).values()
     job_id = service.api.compare(b"selfie", [photo_id])
     service.redis.delete(keys.list_key("process"), keys.list_key("compare"))

@@ -1,4 +1,4 @@
-"""The queue of `run --job`: leased like any other, invisible to other runs, and gone afterwards."""
+"""The queue of `run --job`: leased like any other, invisible to other runs, removed afterwards."""
 
 from __future__ import annotations
 

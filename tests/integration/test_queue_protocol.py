@@ -1,4 +1,4 @@
-"""The protocol of the leased list, one operation after the other, against a real server."""
+"""The queue protocol, operation by operation, against a real server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from runner.queue.leases import Lease
 
-# No UTF-8, a NUL, a quote, a newline, and what cjson or a pattern would stumble over.
+# Invalid UTF-8, a NUL, a quote, a newline, and characters that cjson or a Lua pattern would mishandle.
 HOSTILE = [b"\xff\xfe\x00%s\"'\r\n", b"", b"\xed\xa0\x80", bytes(range(256)), b'{"id":"\xc3("}', b"%1 %d -- ]]"]
 
 
@@ -204,7 +204,7 @@ def test_dead_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: 
 
 
 def test_a_purge_between_two_pages_hides_no_dead_letter(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Purging while listing moves what follows to the front: none may be left out."""
+    """A purge moves the following entries to the front: listing must not skip any."""
     monkeypatch.setattr("runner.queue.dead_letters._PAGE", 3)
     push(redis, [b"%d" % number for number in range(10)])
     queue, letters = queue_of(redis, "a"), DeadLetters(redis, NAME)
@@ -242,7 +242,7 @@ def test_a_claim_returns_only_the_start_of_an_oversized_payload(redis: Redis, mo
 def test_a_claim_returns_only_the_start_of_the_payload_of_a_job_without_attempts_left(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its payload may be what ends every runner that decodes it: nobody has to, to bury it."""
+    """Its payload may kill every runner that decodes it, so it is dead-lettered without being decoded."""
     monkeypatch.setattr(leases_module, "OVERSIZED_SHOWN_BYTES", 10)
     push(redis, [b"y" * 500])
     queue = queue_of(redis, "a")
@@ -350,7 +350,7 @@ class TestTakeOver:
 
 
 def test_a_dead_letter_has_every_field(redis: Redis) -> None:
-    """The stored letter is JSON that other tools read too."""
+    """The stored dead letter is JSON that other tools read too."""
     push(redis, [b"one"])
     queue = queue_of(redis, "a")
     (lease,) = queue.claim(1)

@@ -1,4 +1,4 @@
-"""Operations that Redis refuses halfway: for a missing right, or for a key of another type. Nothing may change."""
+"""Operations that Redis refuses halfway, for a missing right or a key of another type, change nothing."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def admin(server: EmbeddedRedis) -> Iterator[Any]:
 
 @pytest.fixture
 def client(server: EmbeddedRedis, admin: Any) -> Redis:
-    """What a run connects with: exactly the rights of the documentation."""
+    """The user of a run, with exactly the documented rights."""
     url = f"redis://{WORDS[1]}:{WORDS[3].removeprefix('>')}@127.0.0.1:{server.port}"
     return connect(load({"REDIS_URL": url, "RUNNER_CONNECT_SECONDS": "1"}, required=("redis_url",)))
 
 
 class Scene:
-    """A list with everything in it: waiting jobs, leases of every kind, parked jobs, dead letters, one of them expired.
+    """A list with jobs in every state: waiting, leased in every way, parked, and dead letters, one of them expired.
 
-    `held` is leased, `kept` as well and announced, `parked` waits for a photo.
+    `leased` is leased, `kept` is leased and announced, `parked` waits for a photo.
     """
 
     def __init__(self, admin: Any) -> None:
@@ -87,23 +87,23 @@ class Scene:
         push(admin, JOBS)
         queue = queue_of(admin, OLDER)
         leases = queue.claim(8)
-        self.held, orphan, retried, released, self.buried, expired, self.kept, self.parked = leases
+        self.leased, orphan, retried, released, self.dead, expired, self.kept, self.parked = leases
         for lease in (self.kept, self.parked):
             assert Parking(admin, NAME).announce(lease, [PHOTO, "another"], 600)
         assert queue.park(self.parked, "album_pending", b"state") is Parked.DONE
         assert Parking(admin, NAME).photos_done(["another"]) == []
         queue.retry(retried, 0, "fetch_failed")
         queue.release(released)
-        queue.dead_letter(self.buried, "invalid_job", "not JSON")
+        queue.dead_letter(self.dead, "invalid_job", "not JSON")
         queue.dead_letter(expired, "invalid_job", "not JSON")
         admin.zadd(keys.dead_index(NAME), {expired.id: 1})
         pass_time(admin, 31)
-        queue.renew([self.held, self.kept])
+        queue.renew([self.leased, self.kept])
         assert {lease.id for lease in (orphan, retried, released)} <= set(places(admin).leased)
-        self.before = self.look()
+        self.before = self.snapshot()
 
-    def look(self) -> dict[str, object]:
-        """Return every key with its value, without the answers that are kept in case a reply is lost."""
+    def snapshot(self) -> dict[str, object]:
+        """Return every key with its value, without the remembered answers."""
         read: dict[str, Callable[[Any], object]] = {
             "string": self.admin.get,
             "list": lambda key: self.admin.lrange(key, 0, -1),
@@ -119,27 +119,27 @@ def _dead_letter(client: Redis, lease: Lease) -> bool:
     return queue_of(client, OLDER).dead_letter(lease, "invalid_job", "not JSON")
 
 
-# What each does, and what it returns when it is not refused.
+# Each operation, and what it returns if it is not refused.
 OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "claim": (lambda client, _: len(queue_of(client, NEWER).claim(10)), 5),
-    "renew": (lambda client, scene: queue_of(client, OLDER).renew([scene.held]), []),
-    "acknowledge": (lambda client, scene: queue_of(client, OLDER).acknowledge(scene.held), True),
-    "retry": (lambda client, scene: queue_of(client, OLDER).retry(scene.held, 5, "fetch_failed"), True),
-    "release": (lambda client, scene: queue_of(client, OLDER).release(scene.held), True),
-    "dead_letter": (lambda client, scene: _dead_letter(client, scene.held), True),
-    "defer": (lambda client, scene: queue_of(client, OLDER).release(scene.held, 5, reason="x", state=b"state"), True),
-    "announce": (lambda client, scene: Parking(client, NAME).announce(scene.held, [PHOTO], 600), True),
+    "renew": (lambda client, scene: queue_of(client, OLDER).renew([scene.leased]), []),
+    "acknowledge": (lambda client, scene: queue_of(client, OLDER).acknowledge(scene.leased), True),
+    "retry": (lambda client, scene: queue_of(client, OLDER).retry(scene.leased, 5, "fetch_failed"), True),
+    "release": (lambda client, scene: queue_of(client, OLDER).release(scene.leased), True),
+    "dead_letter": (lambda client, scene: _dead_letter(client, scene.leased), True),
+    "defer": (lambda client, scene: queue_of(client, OLDER).release(scene.leased, 5, reason="x", state=b"state"), True),
+    "announce": (lambda client, scene: Parking(client, NAME).announce(scene.leased, [PHOTO], 600), True),
     "park": (lambda client, scene: queue_of(client, OLDER).park(scene.kept, "x", b"state"), Parked.DONE),
     "wake": (lambda client, _: len(Parking(client, NAME).photos_done([PHOTO])), 1),
     "waiting": (lambda client, _: len(ProcessJobs(client).at_work(["p"]).ids), 0),
     "take_over": (lambda client, _: queue_of(client, NEWER).take_over(), 2),
-    "requeue": (lambda client, scene: DeadLetters(client, NAME).requeue(scene.buried.id), Requeued.DONE),
-    "purge": (lambda client, scene: DeadLetters(client, NAME).purge(scene.buried.id), True),
+    "requeue": (lambda client, scene: DeadLetters(client, NAME).requeue(scene.dead.id), Requeued.DONE),
+    "purge": (lambda client, scene: DeadLetters(client, NAME).purge(scene.dead.id), True),
     "counts": (lambda client, _: queue_of(client, NEWER).counts().waiting, 2),
     "leased": (lambda client, _: len(queue_of(client, NEWER).leased()), 5),
     "dead_letters": (lambda client, _: len(list(DeadLetters(client, NAME).all())), 1),
 }
-# What an operation needs at least: so a loop in which nothing is refused does not pass for a proof.
+# The rights that each operation needs at least, so that a test in which nothing is refused cannot pass.
 NEEDED = {
     "claim": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get", "+lpop", "+llen"},
     "renew": {"+time", "+zrem", "+zadd", "+hget"},
@@ -175,7 +175,7 @@ def test_an_operation_that_lacks_a_right_changes_nothing_and_names_the_right(
         except SettingsError as error:
             refused.add(command)
             assert f"grant {command} " in str(error)  # noqa: PT017 - most of the loop does not raise
-            assert scene.look() == scene.before, command
+            assert scene.snapshot() == scene.before, command
         admin.execute_command("ACL", "SETUSER", WORDS[1], command)
         places(admin)
     assert refused >= NEEDED[name] | {"+eval"}
@@ -205,7 +205,7 @@ def test_an_operation_with_a_key_of_another_type_in_its_way_changes_nothing(
                 assert "WRONGTYPE" in str(error)  # noqa: PT017
                 assert "rename or delete it" in str(error)  # noqa: PT017
                 admin.rename("{face_embeddings:process}:aside", key)
-                assert scene.look() == scene.before, (key, kind)
+                assert scene.snapshot() == scene.before, (key, kind)
     assert refused
 
 
@@ -218,18 +218,18 @@ def test_a_remembered_answer_of_another_type_changes_nothing(name: str, kind: st
         WRONG_VALUES[kind](admin, keys.last(NAME, owner))
     with pytest.raises(RedisRefusedError, match="WRONGTYPE"):
         OPERATIONS[name][0](client, scene)
-    assert scene.look() == scene.before
+    assert scene.snapshot() == scene.before
 
 
 @pytest.mark.parametrize("kind", sorted(set(WRONG_VALUES) - {"string"}))
 def test_a_payload_key_of_another_type_is_not_requeued(kind: str, admin: Any, client: Redis) -> None:
     scene = Scene(admin)
-    key = keys.dead_payload(NAME, scene.buried.id)
+    key = keys.dead_payload(NAME, scene.dead.id)
     admin.delete(key)
     WRONG_VALUES[kind](admin, key)
     with pytest.raises(RedisRefusedError, match="WRONGTYPE"):
-        DeadLetters(client, NAME).requeue(scene.buried.id)
-    assert [letter.id for letter in DeadLetters(client, NAME).all()] == [scene.buried.id]
+        DeadLetters(client, NAME).requeue(scene.dead.id)
+    assert [letter.id for letter in DeadLetters(client, NAME).all()] == [scene.dead.id]
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -241,21 +241,21 @@ def test_every_operation_works_on_a_full_redis(name: str, admin: Any, client: Re
     admin.config_set("maxmemory", 1)
     assert operation(client, scene) == answer
     admin.config_set("maxmemory", 0)
-    gone = {"acknowledge": [scene.held.payload], "purge": [scene.buried.payload]}.get(name, [])
-    if name in ("claim", "dead_letter"):  # they drop the letters that are older than the retention
+    gone = {"acknowledge": [scene.leased.payload], "purge": [scene.dead.payload]}.get(name, [])
+    if name in ("claim", "dead_letter"):  # they remove dead letters beyond the retention
         gone = [JOBS[5]]
     assert sorted([*places(admin).all, *gone]) == everything
 
 
 def test_jobs_of_a_refused_run_are_claimed_by_a_healthy_one(admin: Any, client: Redis) -> None:
-    """No attempt is counted for a claim that was refused, so no job is given up for it."""
+    """A refused claim counts no attempt, so no job is dead-lettered because of it."""
     scene = Scene(admin)
     for command in ("+hset", "+zadd", "+zrem", "+hdel", "+lpop", "+set", "+hget", "+hmget") * 3:
         admin.execute_command("ACL", "SETUSER", WORDS[1], f"-{command[1:]}")
         with pytest.raises(SettingsError):
             queue_of(client, NEWER).claim(10)
         admin.execute_command("ACL", "SETUSER", WORDS[1], command)
-    assert scene.look() == scene.before
+    assert scene.snapshot() == scene.before
     assert sorted(lease.attempts for lease in queue_of(client, NEWER).claim(10)) == [1, 1, 1, 2, 2]
 
 
@@ -264,5 +264,5 @@ def test_showing_a_dead_letter_names_a_key_of_another_type(key: str, admin: Any,
     scene = Scene(admin)
     admin.set(key, "in the way")
     with pytest.raises(RedisRefusedError, match="rename or delete it") as refused:
-        DeadLetters(client, NAME).get(scene.buried.id)
+        DeadLetters(client, NAME).get(scene.dead.id)
     assert key in str(refused.value)

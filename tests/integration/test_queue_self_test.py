@@ -1,4 +1,4 @@
-"""`doctor` tries every right and every key without touching a job, and `run` loses none where Redis refuses."""
+"""`doctor` checks every right and every key without touching a job, and `run` loses no job if Redis refuses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def limited_url(redis: Redis, redis_url: str) -> Iterator[str]:
-    """The URL of a user with exactly the rights of the documentation."""
+    """The URL of a user with exactly the documented rights."""
     redis.execute_command("ACL", "SETUSER", WORDS[1], "reset", *WORDS[2:])
     yield redis_url.replace("://", f"://{WORDS[1]}:{WORDS[3].removeprefix('>')}@")
     redis.execute_command("ACL", "DELUSER", WORDS[1])
@@ -138,7 +138,7 @@ def test_a_run_without_the_right_to_write_leases_loses_no_job(service: Service, 
 
 
 def test_on_a_full_redis_comparisons_are_released_uncounted(service: Service) -> None:
-    """Their results cannot be written. However long that lasts, no attempt is used up by it."""
+    """Their results cannot be written: however long that lasts, it costs no attempt."""
     job_id = service.api.compare(b"no image", [])
     try:
         service.redis.config_set("maxmemory-policy", "noeviction")

@@ -1,4 +1,4 @@
-"""The whole protocol in every shape that Redis is run in, and what happens when a master fails."""
+"""The whole protocol on every topology of Redis, and failovers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.redis_topologies import Cluster, Relay, Sentinels, acl_line, 
 if TYPE_CHECKING:
     from redis import Redis
 
-SECRET = "correct horse@battery/staple,%"  # all that a URL must have quoted
+SECRET = "correct horse@battery/staple,%"  # with every character that a URL must escape
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis-keys.md"
 
 
@@ -61,24 +61,24 @@ def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def play(client: Any) -> None:
-    """Every operation once or more on both lists, and the results beside them."""
+    """Every operation at least once on both lists, and the results."""
     for name in ("compare", "process"):
         push(client, [b"job %d" % number for number in range(7)], name)
         queue = queue_of(client, "job/pod/1", name=name)
-        done, again, released, buried, purged, left = queue.claim(6)
+        done, again, released, dead, purged, left = queue.claim(6)
         assert queue.counts().waiting == 1
         assert queue.renew([done, again]) == []
         assert queue.acknowledge(done) is True
         assert queue.retry(again, 0, "fetch_failed") is True
         assert queue.release(released) is True
-        assert queue.dead_letter(buried, "invalid_job", "not JSON") is True
+        assert queue.dead_letter(dead, "invalid_job", "not JSON") is True
         assert queue.dead_letter(purged, "invalid_job", "not JSON") is True
         letters = DeadLetters(client, name)
-        assert sorted(letter.id for letter in letters.all()) == sorted([buried.id, purged.id])
-        assert letters.payload(buried.id) == buried.payload
-        assert (letters.payload_seconds(buried.id) or 0) > 3000
-        assert letters.get(buried.id) is not None
-        assert letters.requeue(buried.id) is Requeued.DONE
+        assert sorted(letter.id for letter in letters.all()) == sorted([dead.id, purged.id])
+        assert letters.payload(dead.id) == dead.payload
+        assert (letters.payload_seconds(dead.id) or 0) > 3000
+        assert letters.get(dead.id) is not None
+        assert letters.requeue(dead.id) is Requeued.DONE
         assert letters.purge(purged.id) is True
         next_ = queue_of(client, "job/pod/2", name=name)
         assert next_.take_over() == 1
@@ -107,7 +107,7 @@ def play(client: Any) -> None:
 
 
 def play_parking(client: Any, name: str) -> None:
-    """A job waits for two photos, of which one is done, and then the other; another only for its time."""
+    """One job waits for two photos, which are done one after the other; another waits for its timeout."""
     push(client, [b'{"id": "photo-1"}'], "process")
     assert ProcessJobs(client).at_work(["photo-1", "photo-2"]) == PhotosAtWork(("photo-1",), is_alive=False)
     (photo,) = queue_of(client, "a").claim(1)
@@ -178,7 +178,7 @@ def test_the_acl_line_of_the_documentation_suffices_and_is_needed() -> None:
 
 
 def granted_besides(place: str) -> list[str]:
-    """Return what the page grants besides its line, for a database number, a cluster or a sentinel."""
+    """Return the documented additional rights for a database number, a cluster or a sentinel."""
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     found = re.search(rf"{place}[^`;.]* ((?:`[^`]+`[ ,]*)+)", page.partition("More for:")[2])
     assert found, f"docs/reference/redis-keys.md says nothing about {place}"
@@ -235,7 +235,7 @@ class TestTls:
 def test_the_protocol_works_on_redis_cluster(cluster: Cluster) -> None:
     client = connect(settings_of(cluster.url))
     slots = {int(client.execute_command("CLUSTER KEYSLOT", keys.list_key(name))) for name in ("compare", "process")}
-    assert len(slots) == 2, "the two lists lie apart, so each has its side keys beside it"
+    assert len(slots) == 2, "the lists are in different slots, each with its side keys"
     play(client)
 
 
@@ -295,7 +295,7 @@ class TestSentinel:
             play(client)
 
     def test_a_master_that_is_demoted_while_it_lives(self) -> None:
-        """The old master answers READONLY on the open connection: it must be left."""
+        """The old master answers READONLY on the open connection, which must be closed."""
         with Sentinels() as servers:
             client = connect(settings_of(servers.url, "30"))
             push(client, [b"one"])
@@ -309,7 +309,7 @@ class TestSentinel:
             assert opened(servers.replica).info("replication")["role"] == "master"
 
     def test_a_failover_that_loses_the_last_writes(self) -> None:
-        """A claim that the replica never saw: the job is in the list again, the lease is not ours any more."""
+        """A claim that the replica never saw: the job is in the list again, and the lease is lost."""
         with Sentinels() as servers:
             client = connect(settings_of(servers.url, "30"))
             push(client, [b"one"])
@@ -339,7 +339,7 @@ class TestSentinel:
 
 
 def test_a_name_that_has_moved_on_to_another_master() -> None:
-    """One address in front of two servers, as managed services have it: READONLY ends the connection."""
+    """One address for two servers, as in managed services: READONLY ends the connection."""
     at_once = ["--repl-diskless-sync-delay", "0"]
     with EmbeddedRedis(arguments=at_once) as old, EmbeddedRedis(arguments=at_once) as new:
         current = [old]

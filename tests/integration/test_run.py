@@ -91,7 +91,7 @@ def test_a_signal_releases_jobs_that_have_not_begun_and_exits_0(
     left = service.leftovers()
     assert left["process leased"] + left.get("process waiting", 0) == 20
     again = queue_of(service.redis, "another").claim(20)
-    assert {lease.attempts for lease in again} == {1}  # a release is no attempt
+    assert {lease.attempts for lease in again} == {1}  # a release is not counted
 
 
 def test_begun_jobs_finish_after_a_signal(service: Service, server: OddServer) -> None:
@@ -111,7 +111,7 @@ def test_begun_jobs_finish_after_a_signal(service: Service, server: OddServer) -
     assert service.leftovers() == {}
 
 
-# How it ends where it cannot work
+# How a run ends that cannot work
 
 
 def test_every_wrong_setting_is_named_at_once(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""Bad input, a row each: it ends in the state the contract wants, with one clear log line, and hurts no other job."""
+"""Bad input: each ends in the state of the contract, with one clear log line, and harms no other job."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _portrait(person: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _palette_png(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """Return a PNG of 256 greys in a palette; OpenCV writes none."""
+    """Return a PNG with a palette of 256 greys, which OpenCV cannot write."""
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     height, width = grey.shape
 
@@ -69,7 +69,7 @@ def _oriented(image: np.ndarray[Any, np.dtype[np.uint8]], orientation: int) -> b
 
 
 class Case(NamedTuple):
-    """A photo as it is served, the status it must end in, and the word of the log line (None: it is no failure)."""
+    """A photo as it is served, its expected status, and the reason in the log (None: it is not a failure)."""
 
     path: str
     status: str
@@ -192,7 +192,7 @@ def test_an_unknown_photo_stores_nothing_and_is_not_dead_lettered(service: Servi
     service.api.upload({"known": server.url("one pixel.png")})
     service.redis.rpush(PROCESS, json.dumps({"id": "deleted", "imageUrl": server.url("ada.jpg")}))
     before = len(server.requests)
-    ended = service.run(RUNNER_CLAIM_SIZE="1")  # only what is claimed at the very start is fetched ahead
+    ended = service.run(RUNNER_CLAIM_SIZE="1")  # only the jobs of the first claim are prefetched
     assert [(line["level"], line["outcome"], line["reason"]) for line in ended.lines(photo="deleted")] == [
         ("warning", "gone", "photo_gone")
     ]
@@ -200,7 +200,7 @@ def test_an_unknown_photo_stores_nothing_and_is_not_dead_lettered(service: Servi
         "claimed": 2, "succeeded": 1, "gone": 1, "photos": 1,
     }  # fmt: skip
     assert service.faces("deleted") == 0
-    assert server.requests[before:] == ["/one pixel.png"]  # nothing is fetched for nobody
+    assert server.requests[before:] == ["/one pixel.png"]  # nothing is fetched for deleted photos
     assert service.leftovers() == {}
 
 

@@ -1,4 +1,4 @@
-"""Runs that cannot see the photos of their jobs: they stop and give the jobs back, unless the photos were deleted."""
+"""Runs that cannot see the photos of their jobs: they stop and release the jobs, unless the photos were deleted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def server() -> Iterator[OddServer]:
 
 @pytest.fixture
 def role(service: Service) -> Iterator[str]:
-    """A role that owns nothing and may do all that a run does."""
+    """A role that owns nothing and has every right that a run needs."""
     name = f"worker_{uuid.uuid4().hex}"
     service.connection.execute(f"CREATE ROLE {name} LOGIN".encode())
     service.connection.execute(f'GRANT SELECT, UPDATE ON "Photo" TO {name}'.encode())
@@ -89,7 +89,7 @@ def _counts(ended: Ended) -> dict[str, Any]:
 
 
 def _stopped(ended: Ended, released: int, because: str) -> None:
-    """Check that the run gave its jobs back, and said why."""
+    """Check that the run released its jobs, and said why."""
     assert _counts(ended) == {"code": INVISIBLE, "released": released}, ended.errors
     assert ended.summary["reason"] == PhotosInvisibleError.word
     (line,) = ended.lines(event="run ended")
@@ -97,7 +97,7 @@ def _stopped(ended: Ended, released: int, because: str) -> None:
 
 
 def _all_are_there(service: Service, photo_ids: Sequence[str]) -> None:
-    """Check that every photo waits for a run that sees it, no attempt counted."""
+    """Check that every job waits, without a counted attempt, for a run that sees its photo."""
     queued = sorted(json.loads(payload)["id"] for payload in places(service.redis).all)
     assert queued == sorted(photo_ids)
     assert {service.status(photo_id) for photo_id in photo_ids} == {"UPLOADED"}
@@ -106,7 +106,7 @@ def _all_are_there(service: Service, photo_ids: Sequence[str]) -> None:
 
 
 def _heals(service: Service, photo_ids: Sequence[str], **environment: str) -> None:
-    """Check that a run that sees the photos does them, once the jobs are due."""
+    """Check that a run that sees the photos processes them, once the jobs are due."""
     pass_time(service.redis, 61)
     ended = service.command("run", **environment)
     assert _counts(ended) == {"code": 0, "succeeded": len(photo_ids), "photos": len(photo_ids)}, ended.errors
@@ -331,7 +331,7 @@ def test_commands_that_drop_deleted_photos_refuse_to_run_if_photos_may_be_hidden
     assert (service.faces("ours"), service.faces("theirs")) == (1, 1)
 
 
-# What Redis keeps about it
+# What Redis records
 
 
 def test_a_databases_key_of_another_type_ends_the_run_and_loses_no_job(service: Service, server: OddServer) -> None:
@@ -355,7 +355,7 @@ def test_photos_are_processed_on_a_full_redis(service: Service, server: OddServe
     assert (ended.code, ended.summary["photos"]) == (0, 2), ended.errors
 
 
-# Which database it is
+# The identity of a database
 
 
 def test_a_database_is_the_same_over_every_connection_and_no_other_is(

@@ -1,4 +1,4 @@
-"""The settlement on a real queue: every lease ends in one way, and no job decides over another's."""
+"""The settlement on a real queue: every lease ends once, and no job affects another."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_job_that_has_killed_its_runners_is_not_begun_again(bench: SettlementB
 def test_after_an_error_that_ends_the_run_every_job_can_be_released(bench: SettlementBench) -> None:
     tasks = bench.held(b"a", b"b", b"c", b"d")
     bench.handler.unconfirmed = True
-    bench.settlement.conclude(tasks[:1])  # an answer under watch: it is done, and its lease is not given back
+    bench.settlement.conclude(tasks[:1])  # a watched answer is done: its lease is not released
     bench.handler.refuse = lambda _: DatabaseUnreachableError("gone")
     with pytest.raises(DatabaseUnreachableError):
         bench.settlement.conclude(tasks[1:3])

@@ -1,4 +1,4 @@
-"""The worker loop on a real queue, with work that does exactly what the test says."""
+"""The worker loop on a real queue, with a handler and an engine that the tests control."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.worker_tools import Load, LoopBench
 
 
 def computing_after(event: threading.Event) -> Callable[[Load], Future[list[Any]]]:
-    """Return what computes nothing before `event` is set, each photo in a thread of its own."""
+    """Return an engine that computes nothing before `event` is set, each photo in a thread of its own."""
 
     def compute(load: Load) -> Future[list[Any]]:
         future: Future[list[Any]] = Future()
@@ -38,7 +38,7 @@ def computing_after(event: threading.Event) -> Callable[[Load], Future[list[Any]
 
 @pytest.fixture
 def stuck_for_ever() -> Iterator[threading.Event]:
-    """An event that nobody sets before the test is over."""
+    """An event that is set only at the end of the test."""
     event = threading.Event()
     yield event
     event.set()
@@ -74,7 +74,7 @@ def test_the_first_jobs_are_read_and_computed_while_the_stores_are_prepared(redi
 
     bench.prepare = prepare
     assert bench.run() == "empty"
-    assert begun_before == []  # nothing is written before it is known that it can be
+    assert begun_before == []  # nothing is written before the stores are ready
     assert bench.outcomes() == {"succeeded": 20}
 
 
@@ -91,7 +91,7 @@ def test_jobs_claimed_before_the_stores_fail_are_released(redis: Redis) -> None:
     bench.settlement.abandon()
     assert bench.outcomes() == {"released": bench.settings.claim_size}
     again = queue_of(redis, "there/1").claim(20)
-    assert {lease.attempts for lease in again} == {1}  # what was given back is not counted
+    assert {lease.attempts for lease in again} == {1}  # a release is not counted
     assert bench.handler.stored == {}
 
 
@@ -99,7 +99,7 @@ def test_deleted_photos_end_as_gone_whether_fetched_or_not(redis: Redis) -> None
     push(redis, [f"{number}".encode() for number in range(8)])
     bench = LoopBench(redis)
     gone = {b"0", b"7"}  # the first is being read by then, the last is not
-    bench.handler.begin_in_vain = gone
+    bench.handler.gone_at_begin = gone
     assert bench.run() == "empty"
     assert bench.outcomes() == {"succeeded": 6, "gone": 2}
     assert {payload for payload, word in bench.handler.stored.items() if word == "photo_gone"} == gone
@@ -144,7 +144,7 @@ def test_the_last_photo_that_a_stuck_thread_began_is_blamed(redis: Redis, stuck_
         bench.run()
     bench.settlement.abandon()
     assert bench.outcomes() == {"retried": 1, "released": 2}
-    (retried,) = [lease for lease in queue_of(redis, "look").leased() if lease.reason == "photo_timeout"]
+    (retried,) = [lease for lease in queue_of(redis, "observer").leased() if lease.reason == "photo_timeout"]
     assert places(redis).leased[retried.id] == bench.decoded[-1]
 
 

@@ -88,10 +88,10 @@ def places(redis: Any, name: str = NAME) -> Places:
     assert {k.decode().rpartition(":")[0] for k in claimed} == set(payloads), "an ended lease left fields behind"
     pending = {raw.decode() for raw in redis.scan_iter(keys.pending(name, "*"))}
     assert pending == {keys.pending(name, one) for one in parked}, "a set of pending photos without a parked job"
-    buried = [raw.decode() for raw in redis.zrange(keys.dead_index(name), 0, -1)]
+    dead_ids = [raw.decode() for raw in redis.zrange(keys.dead_index(name), 0, -1)]
     return Places(
         waiting=redis.lrange(keys.list_key(name), 0, -1),
         leased={one: payload for one, payload in payloads.items() if one in scored},
         parked={one: payload for one, payload in payloads.items() if one not in scored},
-        dead={one: redis.get(keys.dead_payload(name, one)) or b"" for one in buried},
+        dead={one: redis.get(keys.dead_payload(name, one)) or b"" for one in dead_ids},
     )

@@ -36,7 +36,7 @@ class Recorder:
     def __init__(self) -> None:
         self.refuse: Callable[[AnyTask], Exception | None] = lambda _: None
         self.unconfirmed = False
-        self.begin_in_vain: set[bytes] = set()
+        self.gone_at_begin: set[bytes] = set()
         self.batches: list[list[bytes]] = []
         self.stored: dict[bytes, str | None] = {}
         self.lock = threading.Lock()
@@ -70,7 +70,7 @@ class Recorder:
     def begin(self, tasks: Sequence[AnyTask]) -> None:
         self._meet(tasks)
         for task in tasks:
-            if task.lease.payload in self.begin_in_vain:
+            if task.lease.payload in self.gone_at_begin:
                 task.error = PhotoGoneError()
 
     def read(self, task: AnyTask) -> bytes:

@@ -1,4 +1,4 @@
-"""Payloads from the wire: what is accepted, and that everything else is refused with a sentence."""
+"""The wire format: what is accepted, and that everything else is rejected with a message."""
 
 from __future__ import annotations
 

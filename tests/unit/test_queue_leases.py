@@ -1,4 +1,4 @@
-"""What the queue says without a server: names, back-off, reprs."""
+"""The parts of the queue that need no server: owner names, backoff, reprs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_owners_of_one_job_are_unique_and_share_a_prefix() -> None:
 def test_special_characters_in_an_owner_name_are_escaped(name: str) -> None:
     try:
         owner = owner_name(name)
-    except UnicodeEncodeError:  # lone surrogates: an environment has none
+    except UnicodeEncodeError:  # lone surrogates: impossible in an environment variable
         return
     assert owner.count("/") == 2
     assert "#" not in owner

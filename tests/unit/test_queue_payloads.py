@@ -1,4 +1,4 @@
-"""What people may see of a payload: never a selfie, never credentials."""
+"""Payloads as shown to people: without selfies and credentials."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SELFIE = base64.b64encode(random.Random(1).randbytes(3000)).decode()
 
 def test_a_comparison_is_shown_without_its_selfie() -> None:
     ids = [f"photo-{number}" for number in range(2345)]
-    told = shown(json.dumps({"jobId": "j", "storedIds": ids, "selfie": SELFIE, "threshold": 0.5}).encode())
-    assert told == {
+    document = shown(json.dumps({"jobId": "j", "storedIds": ids, "selfie": SELFIE, "threshold": 0.5}).encode())
+    assert document == {
         "jobId": "j",
         "storedIds": [*ids[:10], "… 2345 in all"],
         "selfie": "(4000 characters, not shown)",
@@ -58,9 +58,9 @@ def test_urls_are_shown_without_user_and_query(url: str, expected: str) -> None:
     ],
 )
 def test_a_payload_that_is_not_an_object_is_shown_as_size_and_hash(payload: bytes) -> None:
-    told = shown(payload)
-    assert set(told) == {"unreadable", "sha256"}
-    assert str(len(payload)) in told["unreadable"]
+    document = shown(payload)
+    assert set(document) == {"unreadable", "sha256"}
+    assert str(len(payload)) in document["unreadable"]
 
 
 @pytest.mark.parametrize(

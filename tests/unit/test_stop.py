@@ -1,4 +1,4 @@
-"""Signals, and the guard that acts where the main thread cannot."""
+"""Graceful shutdown, and the watchdog that acts if the main thread cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.worker.shutdown import Stop, StoppedEarlyError
 
 
 class Calls(list[str]):
-    """What the last resort was told; `heard` is set with the first."""
+    """The reasons given to the last resort; `heard` is set with the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ def test_the_watchdog_acts_when_the_main_thread_hangs(calls: Calls, monkeypatch:
 def test_the_watchdog_thread_ends_with_the_block(calls: Calls) -> None:
     before = set(threading.enumerate())
     with Stop(5, 60, calls):
-        (guard,) = set(threading.enumerate()) - before
-        assert guard.daemon
-    guard.join(5)
-    assert not guard.is_alive()
+        (watchdog,) = set(threading.enumerate()) - before
+        assert watchdog.daemon
+    watchdog.join(5)
+    assert not watchdog.is_alive()
     assert calls == []
