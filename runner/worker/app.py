@@ -131,29 +131,14 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
 
             return stack.enter_context(Repository(settings, model, application_name=f"spottmee-worker {owner}"))
 
-        from runner.images.fetch import Fetcher
-
         stop.progress()
         redis = stack.enter_context(opened(settings))
         stop.progress()
         queues = _queues(settings, kinds, redis, owner, stack)
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
-        fetcher = Fetcher.from_settings(settings)
-        stack.callback(fetcher.close)
-        from runner.queue.databases import KnownDatabases
-
-        known = None if settings.job else KnownDatabases(redis, PHOTO.queue)
         parking = Parking(redis)
-        album = AlbumGate(
-            repository,
-            ProcessJobs(redis),
-            None if settings.job else parking,  # a job that is in no queue cannot be woken
-            model=model,
-            timeout_seconds=settings.album_timeout_seconds,
-        )
-        services = Services(
-            settings, ResultStore(redis), repository, fetcher, heartbeat.still_owned, known, album, parking
-        )
+        services = _services(settings, redis, repository=repository, heartbeat=heartbeat, parking=parking, model=model)
+        stack.callback(services.fetcher.close)
         handlers = {name: kinds[name].handler(services) for name in queues}
         settlement = Settlement(
             settings,
@@ -246,6 +231,37 @@ def _queues(
     name = kind_of(payload, kinds).queue
     private = PrivateQueue(redis, name, payload, owner=owner, lease_seconds=lease_seconds, max_attempts=max_attempts)
     return {name: stack.enter_context(private)}
+
+
+def _services(
+    settings: Settings,
+    redis: Redis,
+    *,
+    repository: Callable[[], Repository],
+    heartbeat: Heartbeat,
+    parking: Parking,
+    model: str,
+) -> Services:
+    from runner.images.fetch import Fetcher
+    from runner.queue.databases import KnownDatabases
+
+    in_queue = not settings.job  # otherwise nothing is known of its database, and it cannot be woken
+    return Services(
+        settings,
+        ResultStore(redis),
+        repository,
+        Fetcher.from_settings(settings),
+        heartbeat.still_owned,
+        known_databases=KnownDatabases(redis, PHOTO.queue) if in_queue else None,
+        album=AlbumGate(
+            repository,
+            ProcessJobs(redis),
+            parking if in_queue else None,
+            model=model,
+            timeout_seconds=settings.album_timeout_seconds,
+        ),
+        parking=parking,
+    )
 
 
 def _prepare(repository: Callable[[], Repository]) -> None:
