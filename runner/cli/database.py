@@ -134,7 +134,7 @@ def _percent(text: str) -> float:
 def _sweep(args: argparse.Namespace) -> int:
     settings = settings_module.load(required=("database_url",))
     expired, failure = _expired_comparisons(settings, dry_run=args.dry_run)
-    swept = _with_both(
+    swept = with_both(
         settings, partial(sweep, dry_run=args.dry_run, allow_all=args.all, max_share=args.max_share / 100)
     )
     if args.json:
@@ -173,7 +173,7 @@ def _expired_comparisons(settings: Settings, *, dry_run: bool) -> tuple[int | No
 
 def _import_legacy(args: argparse.Namespace) -> int:
     settings = settings_module.load(required=("database_url",))
-    counts = _with_both(settings, partial(import_legacy, model=args.model, table=args.table))
+    counts = with_both(settings, partial(import_legacy, model=args.model, table=args.table))
     if args.json:
         _print_json(asdict(counts))
     else:
@@ -201,7 +201,7 @@ def _embeddings(settings: Settings) -> Database:
     )
 
 
-def _with_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
+def with_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
     """Return the result of `work` on the API's table and the embeddings, after checking both."""
 
     def checked() -> T:

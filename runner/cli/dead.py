@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import sys
 import time
@@ -16,7 +15,8 @@ from typing import Any
 from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
-from runner.cli.output import columns
+from runner.cli.arguments import duration, whole
+from runner.cli.output import columns, confirmed
 from runner.cli.redact import shown
 from runner.errors import CheckFailedError, UsageError
 from runner.queue.client import opened
@@ -24,8 +24,6 @@ from runner.queue.dead_letters import DeadLetter, DeadLetters, Requeued
 from runner.queue.privacy import may_hold_selfie
 from runner.worker.kinds import KINDS
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])")
 DEFAULT_LIMIT = 50
 
 
@@ -50,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     _add_filters(listing)
     listing.add_argument(
         "--limit",
-        type=_whole,
+        type=whole,
         default=DEFAULT_LIMIT,
         metavar="N",
         help="maximum number; 0 for all (default: %(default)s)",
@@ -101,9 +99,9 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reason", action="append", metavar="CODE", help="only jobs with this error code; may be repeated"
     )
-    parser.add_argument("--older", type=_duration, metavar="TIME", help="only jobs that failed longer ago, such as 2h")
+    parser.add_argument("--older", type=duration, metavar="TIME", help="only jobs that failed longer ago, such as 2h")
     parser.add_argument(
-        "--newer", type=_duration, metavar="TIME", help="only jobs that failed more recently, such as 2h"
+        "--newer", type=duration, metavar="TIME", help="only jobs that failed more recently, such as 2h"
     )
 
 
@@ -112,23 +110,10 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     _add_filters(parser)
     parser.add_argument("--all", action="store_true", help="all dead letters (of --queue, if given)")
     parser.add_argument(
-        "--limit", type=_whole, default=0, metavar="N", help="maximum number, the oldest first (default: all)"
+        "--limit", type=whole, default=0, metavar="N", help="maximum number, the oldest first (default: all)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would happen, and change nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _duration(text: str) -> float:
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid duration: write 90s, 15m, 2h or 7d")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or len(text) > len("1000000000"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
 
 
 @contextmanager
@@ -264,13 +249,9 @@ def _check_choice(args: argparse.Namespace) -> None:
 
 
 def _confirmed(count: int) -> bool:
-    if not sys.stdin.isatty():
-        raise UsageError(
-            f"{count} dead letters would be deleted, and there is no terminal to ask for confirmation: pass --yes"
-        )
-    sys.stderr.write(f"Delete {count} dead letters and their payloads permanently? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return confirmed(
+        f"Delete {count} dead letters and their payloads permanently?", f"{count} dead letters would be deleted"
+    )
 
 
 def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> int:

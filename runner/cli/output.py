@@ -1,9 +1,11 @@
-"""Plain text for a terminal or a script: columns and durations."""
+"""Plain text for a terminal or a script: columns, durations and questions."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
+from runner.errors import UsageError
 from runner.output import printable
 
 
@@ -28,3 +30,15 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours}h{minutes_left:02d}m"
     return f"{minutes}m{rest:02d}s" if minutes else f"{whole}s"
+
+
+def confirmed(question: str, consequence: str) -> bool:
+    """Ask for confirmation on the terminal, and return whether the answer is yes.
+
+    Raises `UsageError`, with the `consequence`, where there is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(f"{consequence}, and there is no terminal to ask for confirmation: pass --yes")
+    sys.stderr.write(f"{printable(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

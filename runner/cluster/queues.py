@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from redis import Redis
 
 from runner.errors import CheckFailedError, SettingsError
-from runner.queue import client, keys
+from runner.queue import client
 from runner.queue.dead_letters import DeadLetters
 from runner.queue.leases import Leased, LeaseQueue
-from runner.queue.scripts import refusals
+from runner.queue.search import JobSearch
 from runner.settings import Settings
 from runner.worker.kinds import KINDS, PHOTO
+from runner.worker.messages import fields
 
 # An interactive command gives up sooner than a run, which keeps trying for half a minute.
 PATIENCE_SECONDS = 5.0
-_PAGE = 1000
 _MOST_LEASES = 100_000
 
 
@@ -77,39 +75,15 @@ def payload_of_dead_letter(redis: Redis, letter_id: str) -> bytes:
 
 def payload_of_photo(redis: Redis, photo_id: str) -> bytes:
     """Return the payload of the photo's job: waiting, leased or dead. Raises `CheckFailedError` if there is none."""
-    for payload in _payloads(redis, PHOTO.queue):
-        if _photo_id(payload) == photo_id:
+    search = JobSearch(redis, PHOTO.queue)
+    for job in search.all():
+        payload = search.payload(job)
+        if payload is not None and fields(payload).get(PHOTO.id_field) == photo_id:
             return payload
     raise CheckFailedError(
         f"photo {photo_id} has no job: none is waiting, leased or in the dead-letter queue. Pass the URL of the image "
         "with --url"
     )
-
-
-def _payloads(redis: Redis, name: str) -> Iterator[bytes]:
-    """Yield all payloads of a queue, in the order in which a job moves, so that a job that moves is not missed."""
-    start = 0
-    commands: Any = redis
-    with refusals(f"reading {keys.list_key(name)} and {keys.claimed(name)}"):
-        while page := commands.lrange(keys.list_key(name), start, start + _PAGE - 1):
-            yield from page
-            start += len(page)
-        for _, payload in commands.hscan_iter(keys.claimed(name), match="*:payload", count=_PAGE):
-            yield payload
-    letters = DeadLetters(redis, name)
-    for letter in letters.all():
-        payload = letters.payload(letter.id)
-        if payload is not None:
-            yield payload
-
-
-def _photo_id(payload: bytes) -> str | None:
-    try:
-        document = json.loads(payload)
-    except (ValueError, RecursionError):
-        return None
-    found = document.get(PHOTO.id_field) if isinstance(document, dict) else None
-    return found if isinstance(found, str) else None
 
 
 def _queue(redis: Redis, name: str, settings: Settings) -> LeaseQueue:

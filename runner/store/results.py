@@ -119,15 +119,22 @@ class ResultStore:
         return initiated or old == INITIATED
 
     def confirm(
-        self, job_id: str, matched_ids: Sequence[str], detail: dict[str, Any], *, holds_lease: bool = True
+        self,
+        job_id: str,
+        matched_ids: Sequence[str],
+        detail: dict[str, Any],
+        *,
+        holds_lease: bool = True,
+        owned: Callable[[], bool] = lambda: True,
     ) -> bool:
         """Write the answer again where INITIATED has replaced it, and return whether it had.
 
         The answer is the one that the detail key holds, and `matched_ids` with `detail` only where that is lost.
-        Who holds the lease also restores an answer that a failover has lost.
+        Who holds the lease also restores an answer that a failover has lost; `owned` is asked before that, because
+        `forget` removes the lease and the answer.
         """
         old = self._redis.get(keys.match_result(job_id))
-        if old not in WORDS or not (holds_lease or old == INITIATED):
+        if old not in WORDS or not ((holds_lease and owned()) or (not holds_lease and old == INITIATED)):
             return False
         kept = self._read_detail(job_id)
         if "matched" not in kept:
@@ -209,9 +216,16 @@ class AnswerWatch:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, job_id: str, matched_ids: Sequence[str], detail: dict[str, Any]) -> None:
-        """Watch from now on what `ResultStore.answer` was given."""
-        self._pending[job_id] = _Watched(self._clock() + self._seconds, list(matched_ids), detail)
+    def add(
+        self,
+        job_id: str,
+        matched_ids: Sequence[str],
+        detail: dict[str, Any],
+        *,
+        owned: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Watch from now on what `ResultStore.answer` was given; `owned` tells whether the lease is still ours."""
+        self._pending[job_id] = _Watched(self._clock() + self._seconds, list(matched_ids), detail, owned)
 
     def poll(self) -> list[str]:
         """Look at every watched answer, at most every `POLL_SECONDS`, and return the jobs that are done with.
@@ -234,10 +248,11 @@ class AnswerWatch:
 
     def _settled(self, job_id: str, now: float) -> bool:
         watched = self._pending[job_id]
-        if not self._results.confirm(job_id, watched.matched_ids, watched.detail):
+        if not self._results.confirm(job_id, watched.matched_ids, watched.detail, owned=watched.owned):
             if now < watched.until:
                 return False
-            self._results.remember(job_id)
+            if watched.owned():
+                self._results.remember(job_id)
         del self._pending[job_id]
         return True
 
@@ -247,3 +262,4 @@ class _Watched:
     until: float
     matched_ids: list[str]
     detail: dict[str, Any]
+    owned: Callable[[], bool]

@@ -91,8 +91,11 @@ class ComparisonHandler:
         pending = decision.pending if decision is not None else None
         matched, detail = self._match(task)
         detail |= {"complete": pending == 0, "pending": pending}
+        if not self._owns(task.lease):  # lost while the database was busy, perhaps to `forget`
+            task.outcome = Outcome.LOST
+            return
         if not self._results.answer(job_id, matched, detail):
-            self._watch.add(job_id, matched, detail)
+            self._watch.add(job_id, matched, detail, owned=lambda: self._owns(task.lease))
             task.state = State.UNCONFIRMED
 
     def _match(self, task: Task[CompareJob]) -> tuple[list[str], dict[str, object]]:

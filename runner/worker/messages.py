@@ -84,6 +84,20 @@ def subject(name: str, beginning: bytes) -> str | None:
     return None
 
 
+def fields(payload: bytes) -> dict[str, Any]:
+    """Return the fields of a whole payload, none where it is not a JSON object. Nothing is validated."""
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def check_identifier(value: str) -> None:
+    """Raise `InvalidJobError` unless `value` can be the id of a photo or of a comparison."""
+    _identifier({"the id": value}, "the id", subject=None)
+
+
 def _object(payload: bytes) -> dict[str, Any]:
     try:
         document = json.loads(payload, parse_constant=_no_constant)

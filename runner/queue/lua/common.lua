@@ -71,6 +71,11 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- What tells one payload from another, without reading all of a selfie.
+local function fingerprint(payload)
+    return #payload .. ':' .. redis.sha1hex(string.sub(payload, 1, 256) .. string.sub(payload, -64))
+end
+
 local function set_due(leases, moment, id)
     call('ZADD', leases, moment, id)
 end

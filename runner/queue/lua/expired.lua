@@ -10,10 +10,6 @@
 local moment = now()
 local found, waiting = {}, call('LLEN', KEYS[1])
 
-local function fingerprint(payload)
-    return #payload .. ':' .. redis.sha1hex(string.sub(payload, 1, 256) .. string.sub(payload, -64))
-end
-
 local function mark_at(index)
     return fingerprint(call('LINDEX', KEYS[1], index))
 end

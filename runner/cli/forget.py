@@ -1,0 +1,163 @@
+"""`spottmee-worker forget`: removing everything that is kept of a photo, an album or a comparison."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from runner import output
+from runner import settings as settings_module
+from runner.cli import COMMANDS
+from runner.cli.arguments import identifier
+from runner.cli.database import with_both
+from runner.cli.output import confirmed
+from runner.forget import forget_jobs, forget_result, has_id, photos_of_urls
+from runner.queue.client import opened
+from runner.queue.parking import Parking
+from runner.settings import Settings
+from runner.store.erase import erase_faces, has_legacy_table, photos_of_album
+from runner.worker.kinds import COMPARISON, PHOTO
+
+if TYPE_CHECKING:  # redis is imported when a connection is opened
+    from redis import Redis
+
+EPILOG = """A run that works on one of the jobs loses its lease, and stores nothing of it. Rows of the API's table stay:
+delete photos with the API, or its next upload and `reprocess` make their embeddings again.
+
+Settings: REDIS_URL; for --photo and --album also DATABASE_URL and EMBEDDINGS_DATABASE_URL. Safe while runners work, and
+safe to repeat: what is not there any more counts as 0."""
+
+_IN_REDIS = (
+    "Redis: the append-only file until it is rewritten (BGREWRITEAOF), the snapshot until the next one (BGSAVE), and "
+    "copies of either"
+)
+_IN_POSTGRES = "PostgreSQL: dead rows until VACUUM, the write-ahead log until it is recycled, its archive, and backups"
+_IN_ANSWERS = "answers of comparisons, which name the photos that match, for an hour after they were given"
+_IN_LEGACY = "the table of the replaced worker, face_embeddings: drop it when the import is complete"
+_IN_ONE_JOB = "a run with --job and a Job of debug that have it now: they finish it"
+_IN_LOGS = "logs: the id, and nothing else"
+
+
+@dataclass(slots=True)
+class Forgotten:
+    """What was removed, and what is still there. `rows` counts the photos that the API's table still has."""
+
+    target: dict[str, str]
+    dry_run: bool
+    photos: int | None = None
+    rows: int = 0
+    removed: dict[str, int] = field(default_factory=dict)
+    held: int = 0
+    may_remain: list[str] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """Return what is printed with --json."""
+        photos = {} if self.photos is None else {"photos": self.photos, "rows_of_the_api": self.rows}
+        return {
+            **self.target, "dry_run": self.dry_run, **photos, "removed": self.removed,
+            "interrupted_runs": self.held, "may_remain": self.may_remain,
+        }  # fmt: skip
+
+    def lines(self) -> Iterator[str]:
+        """Yield it as plain text."""
+        ((kind, chosen),) = self.target.items()
+        photos = "" if self.photos is None or kind == "photo" else f", {self.photos} photos"
+        yield f"{kind} {chosen}{photos}"
+        verb = "would be removed" if self.dry_run else "removed"
+        for name, count in self.removed.items():
+            yield f"  {name.replace('_', ' '):<20} {count} {verb}"
+        if self.held:
+            yield f"  {self.held} of the leases were held by a run, which stores nothing of them"
+        if self.rows:
+            yield f'  {self.rows} photos are still in the API\'s table "Photo": delete them with the API'
+        if not self.dry_run:
+            yield "may still hold it:"
+            yield from (f"  {place}" for place in self.may_remain)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `forget`."""
+    parser = subparsers.add_parser(
+        "forget",
+        help=COMMANDS["forget"].help,
+        description="Remove everything that is kept of a comparison (its job, wherever it is, with the selfie; its "
+        "answer and the detail), of a photo, or of all photos of an album (their jobs and embeddings). Says what was "
+        "removed, and where copies may remain. Asks first; without a terminal it needs --yes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--comparison", type=identifier, metavar="ID", help="the jobId of a comparison")
+    what.add_argument("--photo", type=identifier, metavar="ID", help="the id of a photo")
+    what.add_argument(
+        "--album",
+        type=identifier,
+        metavar="ID",
+        help="the id of an album: the photos that the API's table has for it, and those whose job has a URL of it "
+        "(/albums/ID/)",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--dry-run", action="store_true", help="count, and remove nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_forget)
+
+
+def _forget(args: argparse.Namespace) -> int:
+    kind = next(name for name in ("comparison", "photo", "album") if getattr(args, name) is not None)
+    chosen: str = getattr(args, kind)
+    of_photos = kind != "comparison"
+    settings = settings_module.load(required=("redis_url", "database_url") if of_photos else ("redis_url",))
+    asked = f"everything that is kept of {kind} {chosen}"
+    if not (args.dry_run or args.yes or confirmed(f"Remove {asked} for good?", f"{asked} would be removed for good")):
+        output.problem("nothing was removed")
+        return 0
+
+    result = Forgotten({kind: chosen}, dry_run=args.dry_run)
+    with opened(settings) as redis:
+        if not of_photos:
+            _forget_comparison(redis, chosen, result)
+        else:
+            _forget_photos(redis, settings, kind, chosen, result)
+    if args.json:
+        output.document(result.document(), indent=2)
+    else:
+        output.lines(result.lines())
+    return 0
+
+
+def _forget_comparison(redis: Redis, job_id: str, result: Forgotten) -> None:
+
+    wanted = has_id(redis, COMPARISON, {job_id})
+    jobs = forget_jobs(redis, COMPARISON, wanted, dry_run=result.dry_run)
+    keys = forget_result(redis, job_id, dry_run=result.dry_run)
+    result.held = jobs.held
+    result.removed = {
+        "waiting_jobs": jobs.waiting, "leases": jobs.leases, "dead_letters": jobs.dead_letters, "results": keys,
+    }  # fmt: skip
+    result.may_remain = [_IN_REDIS, _IN_ONE_JOB, _IN_LOGS]
+
+
+def _forget_photos(redis: Redis, settings: Settings, kind: str, chosen: str, result: Forgotten) -> None:
+    """Remove jobs before embeddings: from then on no run stores anything more of the photos."""
+    # First of all: where a database cannot be used, nothing is removed.
+    has_legacy = with_both(settings, lambda _, embeddings: has_legacy_table(embeddings))
+    photo_ids = {chosen} if kind == "photo" else _photos_of_album(redis, settings, chosen)
+    jobs = forget_jobs(redis, PHOTO, has_id(redis, PHOTO, photo_ids), dry_run=result.dry_run)
+    if not result.dry_run:
+        Parking(redis).photos_done(photo_ids)  # comparisons must not wait for jobs that are not there any more
+    erased = with_both(settings, partial(erase_faces, photo_ids=photo_ids, dry_run=result.dry_run))
+    result.photos, result.rows, result.held = len(photo_ids), len(erased.rows), jobs.held
+    result.removed = {
+        "waiting_jobs": jobs.waiting, "leases": jobs.leases, "dead_letters": jobs.dead_letters, "faces": erased.faces,
+    }  # fmt: skip
+    legacy = [_IN_LEGACY] if has_legacy else []
+    result.may_remain = [_IN_REDIS, _IN_POSTGRES, *legacy, _IN_ANSWERS, _IN_ONE_JOB, _IN_LOGS]
+
+
+def _photos_of_album(redis: Redis, settings: Settings, album_id: str) -> Collection[str]:
+
+    of_table = with_both(settings, lambda photos, _: photos_of_album(photos, album_id))
+    return of_table | photos_of_urls(redis, album_id)

@@ -1,0 +1,29 @@
+-- Remove a waiting job, every copy of it, and when it was first seen. The same call again finds nothing more.
+-- KEYS[1] list  KEYS[2] seen
+-- ARGV[1] the index at which it was, negative  ARGV[2] its fingerprint  ARGV[3] seconds to keep `seen`
+-- Returns how many copies were removed: 0 where the job has left the list.
+local payload
+for index = tonumber(ARGV[1]), -call('LLEN', KEYS[1]), -1 do -- pushes move it away from the end
+    local one = call('LINDEX', KEYS[1], index)
+    if fingerprint(one) == ARGV[2] then
+        payload = one
+        break
+    end
+end
+if not payload then
+    return 0
+end
+local seen = call('GET', KEYS[2])
+call('LPOP', KEYS[1], 0) -- a write that needs no memory, so that a full Redis refuses none of those that follow
+call('SET', KEYS[2], '', seen and 'NX' or 'XX') -- checks SET
+local removed = call('LREM', KEYS[1], 0, payload)
+if seen then
+    local kept = {}
+    for entry, mark in string.gmatch(seen, '(%d+ (%S+)\n)') do
+        if mark ~= ARGV[2] then
+            kept[#kept + 1] = entry
+        end
+    end
+    call('SET', KEYS[2], table.concat(kept), 'EX', ARGV[3])
+end
+return removed

@@ -1,0 +1,15 @@
+-- Remove a lease or a parked job with its payload, whoever holds it: from then on its holder can neither renew nor
+-- settle it.
+-- KEYS[1] leases  KEYS[2] claimed  KEYS[3] parked  KEYS[4] pending
+-- ARGV[1] lease id
+-- Returns 2 where a runner held it, 1 where nobody did, 0 where there is no such lease.
+local due, holder = call('ZSCORE', KEYS[1], ARGV[1]), call('HGET', KEYS[2], ARGV[1] .. ':holder')
+if not due and not holder then
+    return 0
+end
+check_leases(KEYS[1])
+check_claimed(KEYS[2])
+check_parking(KEYS[3], KEYS[4])
+forget(KEYS[1], KEYS[2], ARGV[1])
+leave_parking(KEYS[3], KEYS[4], ARGV[1])
+return holder and holder ~= '' and 2 or 1
