@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from runner.errors import ENCODING_ADVICE, SettingsError
+from runner.photo_url import UrlTemplate
 from runner.worker.kinds import KINDS
 
 _TRUE = {"1", "true", "yes", "on"}
@@ -131,6 +132,14 @@ def _proxy_url(value: str) -> str:
     if not parts.hostname or parts.port == 0:
         message = "must be http://host:port, with user and password if needed"
         raise _UrlError(message)
+    return value
+
+
+def _photo_url(value: str) -> str:
+    try:
+        UrlTemplate.parse(value)
+    except ValueError as error:
+        raise _UrlError(str(error)) from None
     return value
 
 
@@ -404,6 +413,13 @@ class Settings:
         "RUNNER_OWNER",
         "owner of the leases; with the name of the Kubernetes Job, a replacement pod takes them over immediately; "
         "default: a name that is unique to the process",
+    )
+    photo_url: str = _setting(
+        "RUNNER_PHOTO_URL",
+        "where the API stores photos, for reprocess: a URL with columns of its table in braces, such as "
+        "https://storage.googleapis.com/BUCKET/albums/{album_id}/{normalized_name}",
+        parse=_photo_url,
+        secret=True,
     )
     log_format: str = _setting(
         "RUNNER_LOG_FORMAT",

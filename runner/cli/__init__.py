@@ -40,6 +40,9 @@ COMMANDS = {
     "import-legacy": Command("runner.cli.database", "copy the embeddings of the previous worker into this one's table"),
     "dead": Command("runner.cli.dead", "list, show, requeue or purge dead letters"),
     "forget": Command("runner.cli.forget", "remove everything that is kept of a photo, an album or a comparison"),
+    "reprocess": Command(
+        "runner.cli.reprocess", "push photos again that are stuck, failed, or without embeddings of the current model"
+    ),
     "models": Command("runner.cli.models", "bake, verify and list model packs"),
     "status": Command("runner.cli.status", "show lists, runners, Jobs, pods and ScaledJobs"),
     "debug": Command("runner.cli.debug", "run a single job, in the cluster or in this process, and show its outcome"),

@@ -64,6 +64,11 @@ def databases(name: str) -> str:
     return _side(name, "databases")
 
 
+def reprocess(name: str) -> str:
+    """Return the key that names the one process that may push jobs of photos again."""
+    return _side(name, "reprocess")
+
+
 def unconfirmed(name: str = "compare") -> str:
     """Return the sorted set of comparisons whose answer INITIATED may still overwrite."""
     return _side(name, "unconfirmed")

@@ -38,8 +38,10 @@ SHOWN = {
     "docs/explanation/fault-injection.md": ("kill-random",),
     "docs/explanation/performance.md": ("cold-start",),
     "docs/how-to/debugging.md": ("WAITING", "photo photo: 6 faces", "comparison guest: 6 faces"),
+    "docs/how-to/forget.md": ("would be removed", "BGREWRITEAOF"),
     "docs/how-to/kubernetes.md": ("image_missing",),
     "docs/how-to/model-pack.md": ("buffalo_sc",),
+    "docs/how-to/reprocess.md": ("nothing was pushed",),
     "docs/how-to/upgrading.md": ("at version",),
     "docs/tutorial/laptop.md": ('"faces": 6', '["photo-1"]', "image_missing", '"photos": 1'),
 }

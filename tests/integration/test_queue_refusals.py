@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.servers import EmbeddedRedis
-from runner.errors import RedisRefusedError, SettingsError
+from runner.errors import RedisFullError, RedisRefusedError, SettingsError
 from runner.queue import keys
 from runner.queue.client import connect
 from runner.queue.dead_letters import DeadLetters, Requeued
+from runner.queue.expiry import Expiry
 from runner.queue.leases import Parked
 from runner.queue.parking import Parking, ProcessJobs
+from runner.queue.pusher import Pusher
+from runner.queue.search import Claimed, JobSearch
 from runner.settings import load
 from tests.support.queue_tools import NAME, closing_clients, pass_time, places, push, queue_of
 from tests.support.redis_topologies import acl_line, opened
@@ -119,6 +122,10 @@ def _dead_letter(client: Redis, lease: Lease) -> bool:
     return queue_of(client, OLDER).dead_letter(lease, "invalid_job", "not JSON")
 
 
+def _claimed(lease: Lease) -> Claimed:
+    return Claimed(lease.payload, len(lease.payload), lease.id)
+
+
 # Each operation, and what it returns if it is not refused.
 OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "claim": (lambda client, _: len(queue_of(client, NEWER).claim(10)), 5),
@@ -135,6 +142,8 @@ OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "take_over": (lambda client, _: queue_of(client, NEWER).take_over(), 2),
     "requeue": (lambda client, scene: DeadLetters(client, NAME).requeue(scene.dead.id), Requeued.DONE),
     "purge": (lambda client, scene: DeadLetters(client, NAME).purge(scene.dead.id), True),
+    "search": (lambda client, _: len(list(JobSearch(client, NAME).all())), 10),
+    "revoke": (lambda client, scene: JobSearch(client, NAME).erase(_claimed(scene.leased)), (1, True)),
     "counts": (lambda client, _: queue_of(client, NEWER).counts().waiting, 2),
     "leased": (lambda client, _: len(queue_of(client, NEWER).leased()), 5),
     "dead_letters": (lambda client, _: len(list(DeadLetters(client, NAME).all())), 1),
@@ -155,6 +164,8 @@ NEEDED = {
     "take_over": {"+time", "+zrange", "+zadd", "+hget"},
     "requeue": {"+rpush", "+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
     "purge": {"+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
+    "search": {"+time", "+llen", "+lindex", "+zrange", "+hmget", "+hget", "+zrangebyscore", "+get"},
+    "revoke": {"+zscore", "+hget", "+zrem", "+hdel", "+expire"},
     "counts": {"+time", "+llen", "+zcard", "+zcount", "+zrange"},
     "leased": {"+time", "+zrange", "+hmget", "+hstrlen"},
     "dead_letters": {"+time", "+zrangebyscore", "+hget"},
@@ -241,10 +252,59 @@ def test_every_operation_works_on_a_full_redis(name: str, admin: Any, client: Re
     admin.config_set("maxmemory", 1)
     assert operation(client, scene) == answer
     admin.config_set("maxmemory", 0)
-    gone = {"acknowledge": [scene.leased.payload], "purge": [scene.dead.payload]}.get(name, [])
+    gone = {"acknowledge": [scene.leased.payload], "revoke": [scene.leased.payload], "purge": [scene.dead.payload]}.get(
+        name, []
+    )
     if name in ("claim", "dead_letter"):  # they remove dead letters beyond the retention
         gone = [JOBS[5]]
     assert sorted([*places(admin).all, *gone]) == everything
+
+
+def _erase(client: Redis, admin: Any, *words: str) -> tuple[int, bool]:
+    admin.execute_command("ACL", "SETUSER", WORDS[1], *words)
+    search = JobSearch(client, NAME)
+    return search.erase(next(search.waiting()))
+
+
+def test_a_waiting_job_is_erased_with_one_more_right_also_on_a_full_redis(admin: Any, client: Redis) -> None:
+    scene = Scene(admin)
+    Expiry(admin, NAME).find()
+    before, seen = scene.look(), admin.get(keys.seen(NAME)).splitlines()
+    jobs = admin.lrange(keys.list_key(NAME), 0, -1)
+    for command in ("+lrem", "+set", "+get", "+lindex", "+llen", "+lpop"):
+        with pytest.raises(SettingsError) as refused:
+            _erase(client, admin, "+lrem", f"-{command[1:]}")
+        assert f"grant {command} " in str(refused.value)
+        assert scene.look() == before, command
+        admin.execute_command("ACL", "SETUSER", WORDS[1], *COMMANDS)
+    admin.config_set("maxmemory-policy", "noeviction")
+    admin.config_set("maxmemory", 1)
+    assert _erase(client, admin, "+lrem") == (1, False)
+    assert admin.lrange(keys.list_key(NAME), 0, -1) == jobs[:-1]
+    assert admin.get(keys.seen(NAME)).splitlines() == seen[:-1]
+
+
+def _push(client: Redis) -> int:
+    pusher = Pusher(client, NAME, seconds=5)
+    assert pusher.acquire()
+    return pusher.push([b"1"], 10)
+
+
+def test_a_full_redis_and_a_missing_right_keep_jobs_from_being_pushed(admin: Any, client: Redis) -> None:
+    for command in ("+rpush", "+set", "+get", "+llen"):
+        admin.execute_command("ACL", "SETUSER", WORDS[1], f"-{command[1:]}")
+        with pytest.raises(SettingsError, match=rf"grant \{command} "):
+            _push(client)
+        admin.execute_command("ACL", "SETUSER", WORDS[1], *COMMANDS)
+        admin.flushall()
+    pusher = Pusher(client, NAME, seconds=5)
+    assert pusher.acquire()
+    admin.config_set("maxmemory-policy", "noeviction")
+    admin.config_set("maxmemory", 1)
+    with pytest.raises(RedisFullError):
+        pusher.push([b"1"], 10)
+    admin.config_set("maxmemory", 0)
+    assert (pusher.push([b"1", b"2", b"3"], 2), admin.lrange(keys.list_key(NAME), 0, -1)) == (2, [b"1", b"2"])
 
 
 def test_jobs_of_a_refused_run_are_claimed_by_a_healthy_one(admin: Any, client: Redis) -> None:

@@ -20,6 +20,8 @@ from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.expiry import Expiry
 from runner.queue.leases import Parked
 from runner.queue.parking import Parking, PhotosAtWork, ProcessJobs
+from runner.queue.pusher import Pusher
+from runner.queue.search import JobSearch
 from runner.queue.self_test import SelfTest
 from runner.settings import Settings, load
 from runner.store.results import ResultStore
@@ -250,6 +252,32 @@ def test_the_documented_acl_suffices_on_redis_cluster(cluster: Cluster) -> None:
     test.play()
     test.clean_up()
     assert [key for node in cluster.nodes for key in opened(node).scan_iter() if b"doctor" in key] == []
+
+
+def play_operator(client: Any) -> None:
+    """What `forget` and `reprocess` do with each list."""
+    for name in ("compare", "process"):
+        pusher = Pusher(client, name, seconds=5)
+        assert pusher.acquire()
+        assert pusher.push([b"job %d" % number for number in range(4)], 3) == 3
+        pusher.release()
+        search, queue = JobSearch(client, name), queue_of(client, "job/pod/1", name=name)
+        dead, _ = queue.claim(2)
+        assert queue.dead_letter(dead, "invalid_job", "not JSON")
+        assert Expiry(client, name).find() == []
+        found = [*search.waiting(), *search.claimed(), *search.dead()]
+        assert [(job.beginning, search.erase(job)) for job in found] == [
+            (b"job 2", (1, False)), (b"job 1", (1, True)), (b"job 0", (1, False)),
+        ]  # fmt: skip
+        assert list(search.all()) == []
+
+
+def test_forget_and_reprocess_in_a_cluster_with_the_documented_rights(cluster: Cluster) -> None:
+    words = acl_line(PAGE.read_text(encoding="utf-8")).split()
+    for node in cluster.nodes:
+        rights = [*granted_besides("cluster"), *granted_besides("forget")]
+        opened(node).execute_command("ACL", "SETUSER", "operator", *words[2:], *rights)
+    play_operator(connect(settings_of(cluster.url.replace("://", f"://operator:{words[3].removeprefix('>')}@"))))
 
 
 def test_a_failing_cluster_node_loses_no_job(cluster: Cluster) -> None:

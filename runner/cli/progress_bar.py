@@ -1,0 +1,36 @@
+"""A progress bar on a terminal, drawn by rich."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bar:
+    """Shows photos pushed, jobs waiting, and the time that is left, on standard error."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("photos pushed"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[waiting]} waiting"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("", waiting=0)
+
+    def start(self, total: int) -> None:
+        """Begin, with the number of photos."""
+        self._progress.update(self._task, total=total)
+        self._progress.start()
+
+    def update(self, done: int, waiting: int) -> None:
+        """Draw the bar."""
+        self._progress.update(self._task, completed=done, waiting=waiting)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._progress.stop()
