@@ -16,6 +16,7 @@ from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.cli.flags import add_cluster_flags
+from runner.cluster.photos import read_photos
 from runner.errors import NO_VISIBLE_ROW, ROW_SECURITY_ADVICE, PhotosInvisibleError, RunnerError
 from runner.faces import pack
 from runner.faces.cpu import cpu_quota
@@ -201,7 +202,11 @@ def _embeddings(settings: Settings) -> str:
     ) as connection:
         schema.check(connection)
         version = schema.current_version(connection)
-        return f'schema "{connection.schemas.faces}" at version {version}, up to date'
+        found = f'schema "{connection.schemas.faces}" at version {version}, up to date'
+    photos = None
+    with suppress(RunnerError):  # the API's database has a check of its own
+        photos = read_photos(settings)
+    return f"{found}; {photos}" if photos is not None and photos.without_embeddings else found
 
 
 def _model(settings: Settings) -> str:

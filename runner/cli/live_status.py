@@ -34,6 +34,10 @@ def draw(status: Status) -> RenderableType:
     parts.append(_table(f"Lists at {time.strftime('%H:%M:%S')}", lists, list_rows(status)))
     if status.redis_error:
         parts.append(Text(f"lists: {status.redis_error}", style="red"))
+    if status.photos:
+        parts.append(Text(printable(str(status.photos)), style="yellow" if status.photos.without_embeddings else "dim"))
+    if status.photos_error:
+        parts.append(Text(f"photos: {status.photos_error}", style="red"))
     cluster = status.cluster
     if cluster is None:
         parts.append(Text(f"cluster: {status.cluster_error}", style="yellow"))

@@ -12,10 +12,13 @@ from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.cli.flags import add_cluster_flags, positive_seconds
 from runner.cluster.api import Cluster
+from runner.cluster.photos import PhotoState, read_photos
 from runner.cluster.queues import read_lists
 from runner.cluster.status import Status, lines, read_cluster
 from runner.errors import ClusterError, RunnerError
 from runner.settings import Settings
+
+PHOTOS_SECONDS = 60.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,8 +26,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "status",
         help=COMMANDS["status"].help,
-        description="Show the state of the lists in Redis (REDIS_URL) and, where a cluster is reachable, the Jobs, "
-        "pods and ScaledJobs of the releases in one namespace. If one of the two is not available, the other is still "
+        description="Show the state of the lists in Redis (REDIS_URL), how many photos lack embeddings of the model "
+        "pack in RUNNER_MODEL_DIR (DATABASE_URL, EMBEDDINGS_DATABASE_URL) and, where a cluster is reachable, the Jobs, "
+        "pods and ScaledJobs of the releases in one namespace. What is not available does not keep the rest from being "
         "shown. Changes nothing.",
     )
     parser.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
@@ -60,6 +64,9 @@ class _Source:
         self._release: str | None = args.release
         self._cluster: Cluster | None = None
         self._no_cluster: ClusterError | None = None
+        self._photos: PhotoState | None = None
+        self._photos_error: RunnerError | None = None
+        self._counted: float | None = None
         try:
             self._cluster = Cluster.connect(context=args.context, namespace=args.namespace)
         except ClusterError as error:
@@ -72,12 +79,24 @@ class _Source:
             status.lists = read_lists(self._settings)
         except RunnerError as error:
             status.redis_error = error
+        self._count_photos()
+        status.photos, status.photos_error = self._photos, self._photos_error
         if self._cluster is not None:
             try:
                 status.cluster = read_cluster(self._cluster, self._release)
             except ClusterError as error:
                 status.cluster_error = error
         return status
+
+    def _count_photos(self) -> None:
+        """Count the photos to reprocess, but not at every refresh: it reads whole tables."""
+        if self._counted is not None and time.monotonic() - self._counted < PHOTOS_SECONDS:
+            return
+        try:
+            self._photos, self._photos_error = read_photos(self._settings), None
+        except RunnerError as error:
+            self._photos, self._photos_error = None, error
+        self._counted = time.monotonic()
 
 
 def _print_status(status: Status, *, as_json: bool, compact: bool = False) -> None:

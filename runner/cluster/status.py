@@ -9,6 +9,7 @@ from typing import Any
 from runner.cli.output import columns, duration
 from runner.cluster.api import APP, NAME_LABEL, RELEASE_LABEL, Cluster, NotFoundError, Object
 from runner.cluster.objects import JobState, PodState, ScaledJobState, job_state, pod_state, scaled_job_state
+from runner.cluster.photos import PhotoState
 from runner.cluster.queues import ListState
 from runner.errors import ClusterError, RunnerError
 
@@ -31,6 +32,8 @@ class Status:
 
     lists: list[ListState] = field(default_factory=list)
     redis_error: RunnerError | None = None
+    photos: PhotoState | None = None
+    photos_error: RunnerError | None = None
     cluster: ClusterState | None = None
     cluster_error: ClusterError | None = None
 
@@ -39,6 +42,8 @@ class Status:
         return {
             "lists": {state.name: {**asdict(state)} for state in self.lists},
             "redis_error": str(self.redis_error) if self.redis_error else None,
+            "photos": asdict(self.photos) if self.photos else None,
+            "photos_error": str(self.photos_error) if self.photos_error else None,
             "cluster": asdict(self.cluster) if self.cluster else None,
             "cluster_error": str(self.cluster_error) if self.cluster_error else None,
         }
@@ -81,6 +86,10 @@ def lines(status: Status) -> Iterator[str]:
     yield from columns([lists, *list_rows(status)])
     if status.redis_error:
         yield f"lists: {status.redis_error}"
+    if status.photos:
+        yield str(status.photos)
+    if status.photos_error:
+        yield f"photos: {status.photos_error}"
     cluster = status.cluster
     if cluster is None:
         yield f"cluster: {status.cluster_error}"

@@ -72,8 +72,9 @@ def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) 
         "RUNNERS",
     ]
     assert lines[2].split() == ["process", "2", "0", "0", "0", "0", "-", "-"]
-    assert lines[3].startswith("cluster: No Kubernetes cluster is available")
-    assert "KUBECONFIG" in lines[3]
+    assert lines[3].startswith("0 photos are READY without embeddings of ")
+    assert lines[4].startswith("cluster: No Kubernetes cluster is available")
+    assert "KUBECONFIG" in lines[4]
 
 
 def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: Path) -> None:

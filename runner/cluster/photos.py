@@ -1,0 +1,63 @@
+"""How many photos lack embeddings of the current model, for whoever looks at the state of a deployment."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+from runner.cluster.queues import PATIENCE_SECONDS
+from runner.errors import ModelError
+from runner.faces.model_name import model_name
+from runner.settings import Settings
+from runner.store import schema
+from runner.store.database import Database, retrying
+from runner.store.photos import PhotoTable
+from runner.store.unprocessed import Missing, count_missing
+
+APPLICATION_NAME = "spottmee-worker status"
+COUNT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoState:
+    """How many photos are READY without embeddings of `model`; at least, where the count is not `complete`."""
+
+    model: str
+    without_embeddings: int
+    complete: bool
+
+    def __str__(self) -> str:
+        at_least = "" if self.complete else "at least "
+        advice = ": spottmee-worker reprocess" if self.without_embeddings else ""
+        return f"{at_least}{self.without_embeddings} photos are READY without embeddings of {self.model}{advice}"
+
+
+def read_photos(settings: Settings, *, seconds: float = COUNT_SECONDS) -> PhotoState | None:
+    """Count for about `seconds`; None where the settings name no database, or no model pack is here.
+
+    Raises `DatabaseUnreachableError`, `SettingsError` and `SchemaError`.
+    """
+    if not settings.database_url:
+        return None
+    try:
+        model = model_name(settings.model_dir)
+    except ModelError:
+        return None
+    with (
+        closing(Database(settings.database_url, application_name=APPLICATION_NAME, variable="DATABASE_URL")) as photos,
+        closing(
+            Database(
+                settings.embeddings_database_url,
+                application_name=APPLICATION_NAME,
+                variable="EMBEDDINGS_DATABASE_URL",
+            )
+        ) as embeddings,
+    ):
+
+        def count() -> Missing:
+            PhotoTable(photos.connection).check()
+            schema.check(embeddings.connection)
+            return count_missing(photos.connection, embeddings.connection, model, seconds=seconds)
+
+        found = retrying(count, [photos, embeddings], seconds=min(settings.connect_seconds, PATIENCE_SECONDS))
+    return PhotoState(model, found.count, found.complete)
