@@ -66,7 +66,7 @@ def test_every_object_and_pod_is_labelled(case: str) -> None:
         assert labels["app.kubernetes.io/instance"] == "faces"
         assert re.fullmatch(r"spottmee-worker-[\w.+-]+", labels["helm.sh/chart"])
         if "containers" in item.get("spec", {}):
-            assert labels["app.kubernetes.io/component"] in {*LISTS, "debug", "migrate", "sweep", "test"}
+            assert labels["app.kubernetes.io/component"] in {*LISTS, "debug", "migrate", "reprocess", "sweep", "test"}
 
 
 class TestNames:
@@ -221,6 +221,19 @@ class TestJobs:
         assert "REDIS_URL" in environment(pod, rendered())
         assert {"DATABASE_URL", "EMBEDDINGS_DATABASE_URL"} <= set(variables(pod))
         assert pod["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", "memory": "512Mi"}
+
+    def test_photos_that_have_lost_their_job_are_pushed_again_where_that_is_wanted(self) -> None:
+        assert "faces-stuck" not in {item["metadata"]["name"] for item in rendered().of_kind("CronJob")}
+        objects = rendered("everything")
+        (cron,) = (item["spec"] for item in objects.of_kind("CronJob") if item["metadata"]["name"].endswith("-stuck"))
+        assert (cron["schedule"], cron["concurrencyPolicy"], cron.get("suspend")) == ("7 * * * *", "Forbid", None)
+        pod = cron["jobTemplate"]["spec"]["template"]
+        arguments = pod["spec"]["containers"][0]["args"]
+        parsed = cli._parser("reprocess").parse_args(arguments)
+        assert (parsed.status, parsed.age, parsed.max_waiting) == (["UPLOADED", "PROCESSING"], 3600, 50)
+        given = environment(pod, objects)
+        assert {"REDIS_URL", "RUNNER_PHOTO_URL"} <= set(given)
+        assert {"DATABASE_URL", "EMBEDDINGS_DATABASE_URL"} <= set(variables(pod))
 
     @EVERY_CASE
     def test_the_test_pod_runs_doctor_with_every_scaled_job(self, case: str) -> None:

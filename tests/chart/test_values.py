@@ -47,6 +47,11 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "a tag with a space": ({"image": {"tag": "1.0 beta"}}, r"tag"),
     "a negative deadline": ({"queues": {"process": {"activeDeadlineSeconds": -1}}}, r"activeDeadlineSeconds"),
     "root": ({"podSecurityContext": {"runAsUser": 0}}, r"runAsUser"),
+    "reprocess without the URL of photos": (
+        {"reprocess": {"enabled": True}},
+        r"reprocess\.enabled is true, .*set settings\.RUNNER_PHOTO_URL",
+    ),
+    "an age that is no duration": ({"reprocess": {"age": "soon"}}, r"age"),
     "no jobs per pod": (
         {"queues": {"process": {"jobsPerPod": 0}}},
         r"queues\.process\.jobsPerPod is 0: a pod takes at least 1 job; to stop the list set queues\.process\.enabled",

@@ -4,7 +4,7 @@ to do. A rule that finds a fault prints it as a line; the lines are gathered her
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
-{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "queues" "priorityClasses" "environment" "keda" "cluster" -}}
+{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "queues" "reprocess" "priorityClasses" "environment" "keda" "cluster" -}}
 {{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
 {{- end -}}
 {{- $faults := list -}}
@@ -227,6 +227,14 @@ debug.like is {{ .Values.debug.like | quote }}: it is process or compare
 {{- end -}}
 
 {{/* The cluster autoscaler ignores pods below its --expendable-pods-priority-cutoff, -10 by default. */}}
+{{- define "spottmee-worker.validate.reprocess" -}}
+{{- $given := get .Values.settings "RUNNER_PHOTO_URL" -}}
+{{- range .Values.extraEnv }}{{ if eq .name "RUNNER_PHOTO_URL" }}{{ $given = true }}{{ end }}{{ end -}}
+{{- if and .Values.reprocess.enabled (not $given) }}
+reprocess.enabled is true, and nothing says where the API stores photos: set settings.RUNNER_PHOTO_URL, to https://storage.googleapis.com/BUCKET/albums/{album_id}/{normalized_name} for example
+{{- end }}
+{{- end -}}
+
 {{- define "spottmee-worker.validate.priorityClasses" -}}
 {{- $names := dict -}}
 {{- range .Values.priorityClasses }}
