@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runner.queue import keys
-from runner.queue.dead_letters import DeadLetters, Letter
+from runner.queue.dead_letters import DeadLetter, DeadLetters
 from runner.queue.expiry import SEEN_SECONDS
 from runner.queue.leases import LeaseQueue
 from runner.queue.scripts import Script, refusals
@@ -54,7 +54,7 @@ class Claimed(Job):
 class Dead(Job):
     """The job of a dead letter."""
 
-    letter: Letter
+    letter: DeadLetter
 
 
 class JobSearch:

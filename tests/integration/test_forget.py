@@ -53,7 +53,7 @@ def scatter(service: Service, name: str, make: Callable[[str], bytes], *ids: str
         push(service.redis, [make(identifier)] * 3, name)
         _, put_off, dead = queue.claim(3)
         queue.retry(put_off, 3600, "fetch_failed")
-        assert queue.bury(dead, "fetch_failed", "no answer")
+        assert queue.dead_letter(dead, "fetch_failed", "no answer")
     push(service.redis, [make(identifier) for identifier in ids], name)
 
 

@@ -269,13 +269,13 @@ def _erase(client: Redis, admin: Any, *words: str) -> tuple[int, bool]:
 def test_a_waiting_job_is_erased_with_one_more_right_also_on_a_full_redis(admin: Any, client: Redis) -> None:
     scene = Scene(admin)
     Expiry(admin, NAME).find()
-    before, seen = scene.look(), admin.get(keys.seen(NAME)).splitlines()
+    before, seen = scene.snapshot(), admin.get(keys.seen(NAME)).splitlines()
     jobs = admin.lrange(keys.list_key(NAME), 0, -1)
     for command in ("+lrem", "+set", "+get", "+lindex", "+llen", "+lpop"):
         with pytest.raises(SettingsError) as refused:
             _erase(client, admin, "+lrem", f"-{command[1:]}")
         assert f"grant {command} " in str(refused.value)
-        assert scene.look() == before, command
+        assert scene.snapshot() == before, command
         admin.execute_command("ACL", "SETUSER", WORDS[1], *COMMANDS)
     admin.config_set("maxmemory-policy", "noeviction")
     admin.config_set("maxmemory", 1)

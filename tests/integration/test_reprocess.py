@@ -62,7 +62,7 @@ def bury(redis: Redis, photo_id: str, reason: str) -> None:
     queue = queue_of(redis, "other/pod/1")
     push(redis, [payload(photo_id)])
     (lease,) = queue.claim(1)
-    assert queue.bury(lease, reason, "detail")
+    assert queue.dead_letter(lease, reason, "detail")
 
 
 def embed(service: Service, photo_id: str, model: str) -> None:

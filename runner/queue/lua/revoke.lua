@@ -10,6 +10,6 @@ end
 check_leases(KEYS[1])
 check_claimed(KEYS[2])
 check_parking(KEYS[3], KEYS[4])
-forget(KEYS[1], KEYS[2], ARGV[1])
+remove_lease(KEYS[1], KEYS[2], ARGV[1])
 leave_parking(KEYS[3], KEYS[4], ARGV[1])
 return holder and holder ~= '' and 2 or 1
