@@ -24,7 +24,7 @@ _RUN_COLUMNS = {
     "claimed": "claimed",
     "succeeded": "succeeded",
     "gone": "photo deleted",
-    "buried": "dead letters",
+    "dead_lettered": "dead letters",
     "photos": "photos",
     "comparisons": "comparisons",
     "faces": "faces",

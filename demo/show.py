@@ -163,7 +163,7 @@ class Demonstration:
                     else {},
                     self._album.expectation(selfie) if expected else None,
                     _number(detail.get("milliseconds")),
-                    str(error["sentence"]) if isinstance(error, dict) else None,
+                    str(error["message"]) if isinstance(error, dict) else None,
                 )
             )
         stages: Counter[str] = Counter()
@@ -239,7 +239,7 @@ def _environment(redis_url: str, database_url: str) -> dict[str, str]:
         "DATABASE_URL": f"{database_url}?schema=public",  # as Prisma writes it
         "RUNNER_ALLOW_PRIVATE_URLS": "true",  # the album is served on loopback
         "RUNNER_LOG_FORMAT": "json",
-        "RUNNER_RETRY_SECONDS": "0.5",
+        "RUNNER_RETRY_BASE_SECONDS": "0.5",
     }
 
 

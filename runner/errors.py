@@ -1,7 +1,7 @@
 """All exceptions of the project, in one hierarchy, with their exit codes and error codes.
 
 There are two families. A `RunnerError` ends the command with its `exit_code`. A `JobError` ends one job and never the
-run: its `word` is the stable error code in results, dead letters and logs, and its type decides whether the job is
+run: its `code` is the stable error code in results, dead letters and logs, and its type decides whether the job is
 retried. The docstring of a class is its message; a detail may follow it.
 """
 
@@ -28,7 +28,7 @@ NO_VISIBLE_ROW = f'row-level security hides every row of "Photo" from this role:
 class SpottmeeError(Exception):
     """An error occurred."""
 
-    word: ClassVar[str] = "error"
+    code: ClassVar[str] = "error"
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
@@ -38,6 +38,10 @@ class SpottmeeError(Exception):
         """Return the message of the class and the detail, if there is one, as one printable line."""
         message = " ".join((inspect.getdoc(type(self)) or "").split())
         return printable(f"{message.rstrip('.')}: {self.detail}" if self.detail else message)
+
+    def document(self) -> dict[str, str]:
+        """Return the error as JSON carries it: the stable code, and the message for people."""
+        return {"code": self.code, "message": str(self)}
 
 
 def place(error: BaseException) -> str:
@@ -60,14 +64,14 @@ class RunnerError(SpottmeeError):
 class SettingsError(RunnerError):
     """The settings are not valid."""
 
-    word = "settings"
+    code = "settings"
     exit_code = 2
 
 
 class MissingRightError(SettingsError):
     """The Redis user in REDIS_URL lacks a permission."""
 
-    word = "redis_right_missing"
+    code = "redis_right_missing"
 
     def __init__(self, grant: str, cause: str) -> None:
         """Keep what `ACL SETUSER` has to grant, such as +hset or ~face_embeddings:*."""
@@ -78,80 +82,80 @@ class MissingRightError(SettingsError):
 class UsageError(RunnerError):
     """The command cannot run with these arguments."""
 
-    word = "usage"
+    code = "usage"
     exit_code = 2
 
 
 class SchemaError(RunnerError):
     """The embeddings database does not have the schema that this version needs; run `spottmee-worker migrate`."""
 
-    word = "schema"
+    code = "schema"
     exit_code = 3
 
 
 class ModelError(RunnerError):
     """The model pack cannot be used."""
 
-    word = "model"
+    code = "model"
     exit_code = 4
 
 
 class CheckFailedError(RunnerError):
     """The command did not succeed."""
 
-    word = "check_failed"
+    code = "check_failed"
     exit_code = 5
 
 
 class UnreachableError(RunnerError):
     """A server is unreachable; try again later."""
 
-    word = "unreachable"
+    code = "unreachable"
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class RedisUnreachableError(UnreachableError):
     """Redis is unavailable (REDIS_URL)."""
 
-    word = "redis_unreachable"
+    code = "redis_unreachable"
 
 
 class RedisFullError(RedisUnreachableError):
     """Redis is full and refuses writes: raise its maxmemory, or free memory."""
 
-    word = "redis_full"
+    code = "redis_full"
 
 
 class RedisRefusedError(RunnerError):
     """Redis rejected an operation on a queue, and a retry would not help."""
 
-    word = "redis_refused"
+    code = "redis_refused"
 
 
 class DatabaseUnreachableError(UnreachableError):
     """PostgreSQL is unavailable."""
 
-    word = "database_unreachable"
+    code = "database_unreachable"
 
 
 class ClusterError(RunnerError):
     """The Kubernetes API could not be used."""
 
-    word = "cluster"
+    code = "cluster"
     exit_code = 6
 
 
 class PhotosInvisibleError(RunnerError):
     """Photos are not visible in the API's table (DATABASE_URL)."""
 
-    word = "photos_invisible"
+    code = "photos_invisible"
     exit_code = 7
 
 
 class StuckError(RunnerError):
     """Native code did not return for a job; the run ended so that another runner can retry it."""
 
-    word = "stuck"
+    code = "stuck"
     exit_code = 76
 
 
@@ -178,7 +182,7 @@ class TransientJobError(JobError):
 class InvalidJobError(PermanentJobError):
     """The payload is not a valid job."""
 
-    word = "invalid_job"
+    code = "invalid_job"
 
     def __init__(self, detail: str, *, subject: str | None = None) -> None:
         """Keep the `subject`, if it is known."""
@@ -189,102 +193,102 @@ class InvalidJobError(PermanentJobError):
 class PoisonJobError(PermanentJobError):
     """The job has used up its attempts without a result: its runner died."""
 
-    word = "too_many_attempts"
+    code = "too_many_attempts"
 
 
 class ExpiredJobError(PermanentJobError):
     """The comparison expired: it waited longer than a result is kept."""
 
-    word = "expired"
+    code = "expired"
 
 
 class PhotoGoneError(PermanentJobError):
     """The photo is not in the API's table: it was deleted, or this role cannot see it."""
 
-    word = "photo_gone"
+    code = "photo_gone"
     is_fault = False
 
 
 class LeaseLostError(TransientJobError):
     """Another runner has taken over the lease; the work of this runner was discarded."""
 
-    word = "lease_lost"
+    code = "lease_lost"
 
 
 class ForbiddenUrlError(PermanentJobError):
     """The image URL is not one that this runner may fetch."""
 
-    word = "url_forbidden"
+    code = "url_forbidden"
 
 
 class ImageMissingError(PermanentJobError):
     """The image does not exist on its server."""
 
-    word = "image_missing"
+    code = "image_missing"
 
 
 class FetchError(TransientJobError):
     """The image could not be fetched."""
 
-    word = "fetch_failed"
+    code = "fetch_failed"
 
 
 class FetchTimeoutError(FetchError):
     """The image server was too slow."""
 
-    word = "fetch_timeout"
+    code = "fetch_timeout"
 
 
 class ImageTooManyBytesError(PermanentJobError):
     """The image has more bytes than allowed (RUNNER_MAX_IMAGE_BYTES)."""
 
-    word = "image_too_many_bytes"
+    code = "image_too_many_bytes"
 
 
 class ImageTooManyPixelsError(PermanentJobError):
     """The image has more pixels than allowed (RUNNER_MAX_PIXELS)."""
 
-    word = "image_too_many_pixels"
+    code = "image_too_many_pixels"
 
 
 class ImageUndecodableError(PermanentJobError):
     """The file is not an image that can be decoded."""
 
-    word = "image_undecodable"
+    code = "image_undecodable"
 
 
 class TooManyFacesError(PermanentJobError):
     """The photo has more faces than allowed (RUNNER_MAX_FACES)."""
 
-    word = "too_many_faces"
+    code = "too_many_faces"
 
 
 class PhotoTimeoutError(TransientJobError):
-    """The photo took longer than allowed (RUNNER_PHOTO_SECONDS)."""
+    """The photo took longer than allowed (RUNNER_PHOTO_TIMEOUT_SECONDS)."""
 
-    word = "photo_timeout"
+    code = "photo_timeout"
 
 
 class OutOfMemoryError(TransientJobError):
     """There was not enough memory for this job."""
 
-    word = "out_of_memory"
+    code = "out_of_memory"
 
 
 class UnstorableError(PermanentJobError):
     """The database rejects the embeddings of this photo."""
 
-    word = "unstorable"
+    code = "unstorable"
 
 
 class NoFaceInSelfieError(PermanentJobError):
     """No face was found in the selfie."""
 
-    word = "no_face_in_selfie"
+    code = "no_face_in_selfie"
     is_fault = False
 
 
 class UnexpectedJobError(TransientJobError):
     """An unexpected error occurred."""
 
-    word = "unexpected"
+    code = "unexpected"

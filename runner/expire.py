@@ -34,7 +34,7 @@ def expire_comparisons(redis: Redis, *, seconds: float = WAIT_SECONDS, dry_run: 
         for job in found:
             job_id = subject(COMPARISON.id_field, job.beginning)
             if job_id is not None:
-                results.answer(job_id, [], {"error": {"word": error.word, "sentence": str(error)}})
-            removed += expiry.remove(job, error.word, str(error))
+                results.answer(job_id, [], {"error": error.document()})
+            removed += expiry.remove(job, error.code, str(error))
         found = expiry.find() if removed > before else []
     return removed

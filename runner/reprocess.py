@@ -46,10 +46,10 @@ _RENEWALS = 3  # of the lock, before it expires
 def reasons() -> dict[str, bool]:
     """Return every reason that a dead letter can have → whether trying again can help."""
     classes = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobError)]
-    return {one.word: one.transient for one in classes if one.word != errors.SpottmeeError.word}
+    return {one.code: one.transient for one in classes if one.code != errors.SpottmeeError.code}
 
 
-TRANSIENT_REASONS = frozenset(word for word, transient in reasons().items() if transient) - {LeaseLostError.word}
+TRANSIENT_REASONS = frozenset(word for word, transient in reasons().items() if transient) - {LeaseLostError.code}
 
 
 class Cause(StrEnum):
@@ -201,7 +201,7 @@ class Reprocessing:
             if not isinstance(photo_id, str):
                 continue
             if isinstance(job, Dead):
-                self._dead[photo_id] = job.letter.id, job.letter.reason  # the newest comes last
+                self._dead[photo_id] = job.letter.id, job.letter.code  # the newest comes last
             else:
                 self._busy.add(photo_id)
 

@@ -282,8 +282,8 @@ class Settings:
         parse=_whole(1, 100),
         default="3",
     )
-    retry_seconds: float = _setting(
-        "RUNNER_RETRY_SECONDS",
+    retry_base_seconds: float = _setting(
+        "RUNNER_RETRY_BASE_SECONDS",
         "delay before the first retry of a job; it doubles with every further retry, and has jitter",
         parse=_seconds(0, 3600),
         default="2",
@@ -294,14 +294,14 @@ class Settings:
         parse=_seconds(0, 3600),
         default="60",
     )
-    drain_seconds: float = _setting(
-        "RUNNER_DRAIN_SECONDS",
+    shutdown_seconds: float = _setting(
+        "RUNNER_SHUTDOWN_SECONDS",
         "graceful shutdown: after SIGTERM, jobs in progress may finish within this time; the rest are released",
         parse=_seconds(0, 3600),
         default="8",
     )
-    connect_seconds: float = _setting(
-        "RUNNER_CONNECT_SECONDS",
+    connect_timeout_seconds: float = _setting(
+        "RUNNER_CONNECT_TIMEOUT_SECONDS",
         "how long to retry while Redis or PostgreSQL is unreachable; after that, the run ends with exit code 75",
         parse=_seconds(0, 3600),
         default="30",
@@ -313,8 +313,8 @@ class Settings:
         parse=_seconds(0, 3000),
         default="600",
     )
-    initiated_seconds: float = _setting(
-        "RUNNER_INITIATED_SECONDS",
+    initiated_timeout_seconds: float = _setting(
+        "RUNNER_INITIATED_TIMEOUT_SECONDS",
         "how long a result is watched for the API's late INITIATED, which the result then overwrites",
         parse=_seconds(0, 60),
         default="10",
@@ -366,20 +366,20 @@ class Settings:
         parse=_proxy_url,
         secret=True,
     )
-    fetch_connect_seconds: float = _setting(
-        "RUNNER_FETCH_CONNECT_SECONDS",
+    fetch_connect_timeout_seconds: float = _setting(
+        "RUNNER_FETCH_CONNECT_TIMEOUT_SECONDS",
         "timeout for connecting to an image server",
         parse=_seconds(0.01, 600),
         default="5",
     )
-    fetch_first_byte_seconds: float = _setting(
-        "RUNNER_FETCH_FIRST_BYTE_SECONDS",
+    fetch_read_timeout_seconds: float = _setting(
+        "RUNNER_FETCH_READ_TIMEOUT_SECONDS",
         "timeout for the first byte of an image server's response, and for every pause after it",
         parse=_seconds(0.01, 600),
         default="10",
     )
-    fetch_seconds: float = _setting(
-        "RUNNER_FETCH_SECONDS",
+    fetch_timeout_seconds: float = _setting(
+        "RUNNER_FETCH_TIMEOUT_SECONDS",
         "timeout for fetching an image, including redirects",
         parse=_seconds(0.01, 3600),
         default="30",
@@ -403,8 +403,8 @@ class Settings:
         parse=_whole(1, 10_000),
         default="1000",
     )
-    photo_seconds: float = _setting(
-        "RUNNER_PHOTO_SECONDS",
+    photo_timeout_seconds: float = _setting(
+        "RUNNER_PHOTO_TIMEOUT_SECONDS",
         "timeout for decoding and inference of a photo; the run ends if native code does not return",
         parse=_seconds(1, 3600),
         default="60",

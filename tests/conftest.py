@@ -124,7 +124,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Run a command with DATABASE_URL set, and return its exit code, standard output and standard error."""
 
     def run(arguments: Sequence[str], database_url: str | None) -> tuple[int, str, str]:
-        monkeypatch.setenv("RUNNER_CONNECT_SECONDS", "0.2")
+        monkeypatch.setenv("RUNNER_CONNECT_TIMEOUT_SECONDS", "0.2")
         if database_url is None:
             monkeypatch.delenv("DATABASE_URL", raising=False)
         else:
@@ -145,7 +145,7 @@ def _fresh(server: EmbeddedPostgres, source: str) -> Iterator[str]:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep each file on one of pytest-xdist's workers, and the image's tests on the same: it is built once."""
     for item in items:

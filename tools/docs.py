@@ -39,14 +39,14 @@ def job_error_table() -> str:
     rows = ["| code | message | retried | dead letter |", "|---|---|---|---|"]
     for kind in _leaves(errors.JobError):
         retried, dead = ("yes" if said else "no" for said in (kind.transient, kind.is_fault))
-        rows.append(f"| `{kind.word}` | {_cell(' '.join((inspect.getdoc(kind) or '').split()))} | {retried} | {dead} |")
+        rows.append(f"| `{kind.code}` | {_cell(' '.join((inspect.getdoc(kind) or '').split()))} | {retried} | {dead} |")
     return "\n".join(rows)
 
 
 def _leaves(kind: type[errors.JobError]) -> Iterator[type[errors.JobError]]:
     """Return the subclasses of `kind` that have an error code of their own, in source order."""
     for below in kind.__subclasses__():
-        if "word" in vars(below):
+        if "code" in vars(below):
             yield below
         yield from _leaves(below)
 

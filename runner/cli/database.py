@@ -192,7 +192,7 @@ def _import_legacy(args: argparse.Namespace) -> int:
 def _with_embeddings(settings: Settings, work: Callable[[Session], T]) -> T:
     """Return the result of `work` on the embeddings database; `work` is repeated after a lost connection."""
     with closing(_embeddings(settings)) as embeddings:
-        return retrying(lambda: work(embeddings.connection), [embeddings], seconds=settings.connect_seconds)
+        return retrying(lambda: work(embeddings.connection), [embeddings], seconds=settings.connect_timeout_seconds)
 
 
 def _embeddings(settings: Settings) -> Database:
@@ -214,7 +214,7 @@ def with_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
         closing(Database(settings.database_url, application_name=APPLICATION_NAME, variable="DATABASE_URL")) as photos,
         closing(_embeddings(settings)) as embeddings,
     ):
-        return retrying(checked, [photos, embeddings], seconds=settings.connect_seconds)
+        return retrying(checked, [photos, embeddings], seconds=settings.connect_timeout_seconds)
 
 
 def _print_json(document: dict[str, Any]) -> None:

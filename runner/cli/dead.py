@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from runner import output
@@ -35,7 +34,8 @@ def add_parser(subparsers: Any) -> None:
         description="A job that fails permanently, or has used up its attempts, is moved to the dead-letter queue with "
         "its payload, the reason, the time, the number of attempts and the runner. Dead letters are kept for 30 days, "
         "and so are their payloads, except those of comparisons: they contain a selfie, and are deleted after 59 "
-        "minutes, before the result expires. Safe while runners work. Settings: REDIS_URL, RUNNER_CONNECT_SECONDS.",
+        "minutes, before the result expires. Safe while runners work. Settings: REDIS_URL, "
+        "RUNNER_CONNECT_TIMEOUT_SECONDS.",
         epilog="durations: 90s, 15m, 2h, 7d",
     )
     actions = dead.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -129,9 +129,9 @@ def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[t
         (queue, letter)
         for queue in queues
         for letter in queue.all(newer_than=args.newer, older_than=args.older or 0.0)
-        if not args.reason or letter.reason in args.reason
+        if not args.reason or letter.code in args.reason
     ]
-    return sorted(found, key=lambda pair: pair[1].buried)
+    return sorted(found, key=lambda pair: pair[1].dead_lettered_at)
 
 
 def _find(queues: Sequence[DeadLetters], letter_id: str) -> tuple[DeadLetters, DeadLetter] | None:
@@ -150,7 +150,7 @@ def _list(args: argparse.Namespace) -> int:
             _print_json([_document(queue, letter) for queue, letter in newest])
             return 0
         _print_table([letter for _, letter in newest])
-    reasons = Counter(letter.reason for _, letter in found)
+    reasons = Counter(letter.code for _, letter in found)
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
     cut = f"; the newest {len(newest)} are shown (--limit 0 shows all)" if len(newest) < len(found) else ""
     output.problem(f"dead letters: {counts}{cut}")
@@ -233,7 +233,7 @@ def _chosen(
     if not args.ids:
         return _matching(queues, args)[: args.limit or None], []
     found = {letter_id: _find(queues, letter_id) for letter_id in dict.fromkeys(args.ids)}
-    chosen = sorted((pair for pair in found.values() if pair is not None), key=lambda pair: pair[1].buried)
+    chosen = sorted((pair for pair in found.values() if pair is not None), key=lambda pair: pair[1].dead_lettered_at)
     return chosen[: args.limit or None], [letter_id for letter_id, pair in found.items() if pair is None]
 
 
@@ -272,10 +272,16 @@ def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> 
 
 def _document(queue: DeadLetters, letter: DeadLetter) -> dict[str, Any]:
     seconds = queue.payload_seconds(letter.id)
-    return asdict(letter) | {
-        "since": _moment(letter.since),
-        "buried": _moment(letter.buried),
-        "payload_seconds": None if seconds is None else round(seconds),
+    return {
+        "id": letter.id,
+        "queue": letter.queue,
+        "error": {"code": letter.code, "message": letter.message},
+        "attempts": letter.attempts,
+        "runner": letter.runner,
+        "bytes": letter.bytes,
+        "claimed_at": _moment(letter.claimed_at),
+        "dead_lettered_at": _moment(letter.dead_lettered_at),
+        "payload_expires_in_seconds": None if seconds is None else round(seconds),
     }
 
 
@@ -290,9 +296,9 @@ def _print_json(document: Any) -> None:
 def _print_table(letters: Sequence[DeadLetter]) -> None:
     if not letters:
         return
-    rows = [("ID", "QUEUE", "REASON", "ATTEMPTS", "FAILED", "BYTES", "DETAIL")]
+    rows = [("ID", "QUEUE", "CODE", "ATTEMPTS", "FAILED", "BYTES", "MESSAGE")]
     rows += [
-        (one.id, one.queue, one.reason, str(one.attempts), _moment(one.buried), str(one.bytes), one.detail)
+        (one.id, one.queue, one.code, str(one.attempts), _moment(one.dead_lettered_at), str(one.bytes), one.message)
         for one in letters
     ]
     screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -305,7 +311,9 @@ def _print_letter(document: dict[str, Any]) -> None:
         if name == "payload":
             text = "expired" if value is None else output.json_text(value, indent=2)
             output.lines(f"{name:<16} {text}".splitlines())
-        elif name == "payload_seconds":
+        elif name == "error":
+            output.line(f"{name:<16} {value['code']}: {value['message']}")
+        elif name == "payload_expires_in_seconds":
             output.line(f"{'payload expires':<16} {'expired' if value is None else f'in {value} s'}")
         else:
             output.line(f"{name:<16} {value}")

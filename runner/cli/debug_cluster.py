@@ -35,7 +35,7 @@ def debug_in_cluster(payload: bytes, args: argparse.Namespace) -> int:
         output.problem(
             f"Job {run.name} was not deleted: kubectl --namespace {cluster.namespace} describe job {run.name}"
         )
-    return 0 if outcome.word == "succeeded" else CheckFailedError.exit_code
+    return 0 if outcome.ending == "succeeded" else CheckFailedError.exit_code
 
 
 def _check_payload(payload: bytes) -> None:

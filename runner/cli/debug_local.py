@@ -114,7 +114,7 @@ class Result:
             "matches": self.scores,
             "with_embeddings": self.with_embeddings,
             "picture": str(self.picture) if self.picture else None,
-            "error": {"word": error.word, "sentence": str(error)} if error else None,
+            "error": error.document() if error else None,
             "milliseconds": self.milliseconds,
         }
 
@@ -138,7 +138,7 @@ class Result:
         if self.picture:
             yield f"  saved {self.picture}"
         if error:
-            yield f"  {error.word}: {error}"
+            yield f"  {error.code}: {error}"
 
 
 def debug_locally(payload: bytes, settings: Settings, args: argparse.Namespace) -> int:

@@ -157,7 +157,7 @@ def _photos(settings: Settings) -> str:
     with closing(
         Database(settings.database_url, application_name="spottmee-worker doctor", variable="DATABASE_URL")
     ) as database:
-        found, identity = retrying(lambda: _seen_photos(database), [database], seconds=settings.connect_seconds)
+        found, identity = retrying(lambda: _seen_photos(database), [database], seconds=settings.connect_timeout_seconds)
     if _found_elsewhere(settings, identity):
         found.append(
             "earlier runs found the photos of this queue in another database: check that DATABASE_URL and REDIS_URL "
@@ -187,7 +187,7 @@ def _seen_photos(database: Database) -> tuple[list[str], str]:
 def _found_elsewhere(settings: Settings, identity: str) -> bool:
     """Return whether photos of the queue were found before, but never in the database with this identity."""
     # Errors of Redis are reported by its own check.
-    with suppress(RunnerError), opened(replace(settings, connect_seconds=0)) as redis:
+    with suppress(RunnerError), opened(replace(settings, connect_timeout_seconds=0)) as redis:
         known = KnownDatabases(redis, "process").all()
         return bool(known) and identity not in known
     return False
@@ -196,7 +196,7 @@ def _found_elsewhere(settings: Settings, identity: str) -> bool:
 def _embeddings(settings: Settings) -> str:
     with connect(
         settings.embeddings_database_url,
-        seconds=settings.connect_seconds,
+        seconds=settings.connect_timeout_seconds,
         application_name="spottmee-worker doctor",
         variable="EMBEDDINGS_DATABASE_URL",
     ) as connection:

@@ -150,7 +150,7 @@ def _reprocess(args: argparse.Namespace) -> int:
             embeddings,
             choice,
             template=template,
-            connect_seconds=settings.connect_seconds,
+            connect_seconds=settings.connect_timeout_seconds,
             lock_seconds=settings.lease_seconds,
         )
         if args.dry_run:
@@ -236,7 +236,9 @@ def _model(named: str | None, statuses: list[str], settings: Settings, embedding
     if named is None or named == packed:
         return packed or ""
 
-    if not retrying(lambda: has_model(embeddings.connection, named), [embeddings], seconds=settings.connect_seconds):
+    if not retrying(
+        lambda: has_model(embeddings.connection, named), [embeddings], seconds=settings.connect_timeout_seconds
+    ):
         here = f"the pack here is of {packed}" if packed else "there is no pack here (RUNNER_MODEL_DIR)"
         raise UsageError(
             f"--model {named!r}: no photo has embeddings of it, and {here}: check the name, or let a run with the new "
@@ -253,7 +255,7 @@ def _checked(photos: Database, embeddings: Database, settings: Settings) -> str:
         schema.check(embeddings.connection)
         return visibility.identity(photos.connection, photos.address)
 
-    return retrying(checked, [photos, embeddings], seconds=settings.connect_seconds)
+    return retrying(checked, [photos, embeddings], seconds=settings.connect_timeout_seconds)
 
 
 def _check_deployment(redis: Redis, identity: str) -> None:

@@ -45,13 +45,13 @@ _CONNECT_SECONDS, _RESPONSE_SECONDS = 5.0, 30.0
 class NoClusterError(ClusterError):
     """No Kubernetes cluster is available."""
 
-    word = "no_cluster"
+    code = "no_cluster"
 
 
 class NotFoundError(ClusterError):
     """The Kubernetes API does not have the requested object."""
 
-    word = "not_found"
+    code = "not_found"
 
 
 class Cluster:

@@ -144,11 +144,11 @@ class DebugOutcome:
     logged: Object | None
 
     @property
-    def word(self) -> str:
-        """The outcome that the run reports (succeeded, gone, buried, retried, released, parked, lost), or failed."""
+    def ending(self) -> str:
+        """The outcome that the run reports (an `Outcome` of runner/worker/task.py), or failed."""
         summary = self.pod.summary if self.pod else None
         if summary and summary["claimed"]:
-            endings = ("succeeded", "gone", "buried", "released", "lost", "retried", "parked")
+            endings = ("succeeded", "gone", "dead_lettered", "released", "lost", "retried", "parked")
             return next((ending for ending in endings if summary.get(ending)), "unsettled")
         return "failed"
 
@@ -156,7 +156,7 @@ class DebugOutcome:
         """Return what is printed with --json."""
         pod = self.pod
         return {
-            "outcome": self.word,
+            "outcome": self.ending,
             "job": self.job.name,
             "phase": self.job.phase,
             "job_reason": self.job.reason or None,
@@ -172,12 +172,12 @@ class DebugOutcome:
         """Return the outcome in one line."""
         logged, pod = self.logged or {}, self.pod
         why = [str(logged.get("detail") or logged.get("reason") or "")]
-        if self.word == "failed":
+        if self.ending == "failed":
             why += [self.job.reason, pod.reason if pod else "the Job had no pod"]
         if (faces := logged.get("faces_found")) is not None:
             why.append(f"{faces} faces")
         reasons = "; ".join(filter(None, why))
-        return f"{self.word}: {reasons}" if reasons else self.word
+        return f"{self.ending}: {reasons}" if reasons else self.ending
 
 
 class DebugRun:

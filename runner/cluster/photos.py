@@ -59,5 +59,5 @@ def read_photos(settings: Settings, *, seconds: float = COUNT_SECONDS) -> PhotoS
             schema.check(embeddings.connection)
             return count_missing(photos.connection, embeddings.connection, model, seconds=seconds)
 
-        found = retrying(count, [photos, embeddings], seconds=min(settings.connect_seconds, PATIENCE_SECONDS))
+        found = retrying(count, [photos, embeddings], seconds=min(settings.connect_timeout_seconds, PATIENCE_SECONDS))
     return PhotoState(model, found.count, found.complete)

@@ -45,7 +45,9 @@ def connection(settings: Settings) -> Iterator[Redis]:
     """Connect to Redis for the duration of the block."""
     if not settings.redis_url:
         raise SettingsError("REDIS_URL is missing: set it to the Redis that holds the lists")
-    with client.opened(replace(settings, connect_seconds=min(settings.connect_seconds, PATIENCE_SECONDS))) as redis:
+    with client.opened(
+        replace(settings, connect_timeout_seconds=min(settings.connect_timeout_seconds, PATIENCE_SECONDS))
+    ) as redis:
         yield redis
 
 

@@ -40,7 +40,7 @@ class Status:
     def document(self) -> dict[str, object]:
         """Return what is printed with --json."""
         return {
-            "lists": {state.name: {**asdict(state)} for state in self.lists},
+            "queues": {state.name: {**asdict(state)} for state in self.lists},
             "redis_error": str(self.redis_error) if self.redis_error else None,
             "photos": asdict(self.photos) if self.photos else None,
             "photos_error": str(self.photos_error) if self.photos_error else None,

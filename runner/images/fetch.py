@@ -75,9 +75,9 @@ class Fetcher:
     def from_settings(cls, settings: Settings) -> Self:
         """Return a fetcher with the limits and permissions of `settings`."""
         limits = FetchLimits(
-            settings.fetch_connect_seconds,
-            settings.fetch_first_byte_seconds,
-            settings.fetch_seconds,
+            settings.fetch_connect_timeout_seconds,
+            settings.fetch_read_timeout_seconds,
+            settings.fetch_timeout_seconds,
             settings.max_image_bytes,
         )
         return cls(

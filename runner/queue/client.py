@@ -46,7 +46,7 @@ def connect(settings: Settings) -> Redis:
     address = parse_url(settings.redis_url)
     from runner.queue.retrying import CommandRetries
 
-    retries = CommandRetries(settings.connect_seconds, address.secrets())
+    retries = CommandRetries(settings.connect_timeout_seconds, address.secrets())
     client: Any = None  # a cluster's client is no `Redis` to the type checker, but has its commands
     try:
         client = retries.call(lambda: _open(address))

@@ -22,21 +22,21 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead-lettered job, without its payload. `since` and `buried` are seconds of the Unix epoch.
+    """A dead-lettered job, without its payload. `claimed_at` and `dead_lettered_at` are seconds of the Unix epoch.
 
-    `since` is when the job left the list, `buried` when it was dead-lettered, `runner` the owner that did so, `bytes`
-    the size of its payload, and `reason` an error code of `runner/errors.py`.
+    `claimed_at` is when the job left the list, `runner` the owner that dead-lettered it, `bytes` the size of its
+    payload, and `code` an error code of `runner/errors.py`.
     """
 
     id: str
     queue: str
-    reason: str
-    detail: str
+    code: str
+    message: str
     attempts: int
     runner: str
     bytes: int
-    since: float
-    buried: float
+    claimed_at: float
+    dead_lettered_at: float
 
 
 class Requeued(Enum):
@@ -109,14 +109,15 @@ class DeadLetters:
     def _letter(self, raw_id: bytes, text: bytes, buried: bytes | float) -> DeadLetter:
         since, _, letter = text.partition(b" ")
         document = json.loads(letter)
+        error = document.get("error", {})
         return DeadLetter(
             id=raw_id.decode(),
             queue=self.name,
-            reason=document.get("reason", "unknown"),
-            detail=document.get("detail", ""),
+            code=error.get("code", "unknown"),
+            message=error.get("message", ""),
             attempts=int(document.get("attempts", 0)),
             runner=document.get("runner", ""),
             bytes=int(document.get("bytes", 0)),
-            since=float(since) / 1000,
-            buried=float(buried) / 1000,
+            claimed_at=float(since) / 1000,
+            dead_lettered_at=float(buried) / 1000,
         )

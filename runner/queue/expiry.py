@@ -69,7 +69,7 @@ class Expiry:
         """Dead-letter the job, without its payload; False if it was claimed meanwhile."""
         letter_id = job.lease_id or f"{secrets.token_hex(8)}-0"
         letter = {
-            "id": letter_id, "queue": self.name, "reason": reason, "detail": detail, "attempts": job.attempts,
+            "id": letter_id, "queue": self.name, "error": {"code": reason, "message": detail}, "attempts": job.attempts,
             "runner": self._owner, "bytes": job.bytes,
         }  # fmt: skip
         done = Script(self._client, "expire")(

@@ -246,8 +246,7 @@ class LeaseQueue:
         letter = {
             "id": lease.id,
             "queue": self.name,
-            "reason": reason,
-            "detail": detail[:DETAIL_LENGTH],
+            "error": {"code": reason, "message": detail[:DETAIL_LENGTH]},
             "attempts": lease.attempts,
             "runner": self.owner,
             "bytes": max(lease.bytes, len(lease.payload)),

@@ -29,7 +29,7 @@ class Repository:
     def __init__(self, settings: Settings, model: str, *, application_name: str) -> None:
         """Raise `SettingsError` when libpq does not understand a URL. Nothing is connected yet."""
         self.model = model
-        self._seconds = settings.connect_seconds
+        self._seconds = settings.connect_timeout_seconds
         self._photos = Database(settings.database_url, application_name=application_name, variable="DATABASE_URL")
         same = settings.embeddings_database_url == settings.database_url
         self._embeddings = (

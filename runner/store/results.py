@@ -28,7 +28,7 @@ WORDS = (None, INITIATED, PROCESSING)  # what may stand in the place of an answe
 RESULT_SECONDS = 3600
 
 # Where the detail was evicted, no answer is left to give, and waiting for ever is worse than none.
-_LOST = {"error": {"word": "answer_lost", "sentence": "The answer was lost before the API wrote INITIATED."}}
+_LOST = {"error": {"code": "answer_lost", "message": "The answer was lost before the API wrote INITIATED."}}
 
 # KEYS[1] the result; ARGV[1] its seconds. Sets PROCESSING, unless there is an answer already: then the job was
 # delivered again, and nobody who has the answer is sent back to waiting. Returns what was there.

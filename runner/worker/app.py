@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from runner.faces.engine import Engine
     from runner.store.repository import Repository
 
-# After RUNNER_DRAIN_SECONDS (8): how long the loop may take to end, and then to release its leases. So a run ends
+# After RUNNER_SHUTDOWN_SECONDS (8): how long the loop may take to end, and then to release its leases. So a run ends
 # within 10 s of SIGTERM, whatever it was doing.
 GRACE_SECONDS = 0.8
 RELEASE_SECONDS = 0.7
-# Besides RUNNER_CONNECT_SECONDS of retries, no call of the main thread takes longer: a statement may take 60 s.
+# Besides RUNNER_CONNECT_TIMEOUT_SECONDS of retries, no call of the main thread takes longer: a statement may take 60 s.
 HUNG_SECONDS = 90.0
 
 
@@ -61,7 +61,7 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
         os._exit(code)
 
     code = 0
-    stop = Stop(settings.drain_seconds + GRACE_SECONDS, settings.connect_seconds + HUNG_SECONDS, last_resort)
+    stop = Stop(settings.shutdown_seconds + GRACE_SECONDS, settings.connect_timeout_seconds + HUNG_SECONDS, last_resort)
     try:
         with stop:
             summary.reason = _work(settings, kinds, summary, stop, in_flight)
@@ -69,12 +69,12 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
         summary.reason = "signal"
     except Exception as error:  # noqa: BLE001 - reported in one line, and in the summary
         known = _as_runner_error(error)
-        summary.reason, code = known.word, known.exit_code
+        summary.reason, code = known.code, known.exit_code
         if stop.early:  # the signal interrupted an import, which raised an error of its own
             summary.reason, code = "signal", 0
         else:
             log.error(  # noqa: TRY400 - the detail has the place; a traceback may hold secrets
-                "run ended", extra={"reason": known.word, "detail": str(known), "exit_code": code}
+                "run ended", extra={"reason": known.code, "detail": str(known), "exit_code": code}
             )
     _print(summary, settings)
     return code
@@ -94,7 +94,7 @@ class _Abandonment:
                 self.abandon()
             except Exception as error:  # noqa: BLE001 - the run ends anyway, for another reason
                 known = _as_runner_error(error)
-                logs.logger().warning("not released", extra={"reason": known.word, "detail": str(known)})
+                logs.logger().warning("not released", extra={"reason": known.code, "detail": str(known)})
 
         releasing = threading.Thread(target=work, daemon=True)
         releasing.start()
@@ -154,7 +154,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             queues=queues,
             handlers=handlers,
             decode=_decoder(settings),
-            compute=lambda load: _loaded(engine, settings.photo_seconds).submit(load),
+            compute=lambda load: _loaded(engine, settings.photo_timeout_seconds).submit(load),
             compute_threads=thread_count(settings.threads),
             settlement=settlement,
             stop=stop,
@@ -201,7 +201,7 @@ def _expire(redis: Redis, stop: Stop) -> None:
         expired = expire_comparisons(redis)
     except RunnerError as error:
         logs.logger().warning(
-            "expired comparisons were not removed", extra={"reason": error.word, "detail": str(error)}
+            "expired comparisons were not removed", extra={"reason": error.code, "detail": str(error)}
         )
         return
     if expired:

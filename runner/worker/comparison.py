@@ -120,7 +120,7 @@ class ComparisonHandler:
             "stored_ids": len(job.stored_ids) if job else None,
             "with_embeddings": with_embeddings,
             "milliseconds": round((time.monotonic() - task.claimed_at) * 1000, 1),
-            "error": {"word": error.word, "sentence": str(error)} if error else None,
+            "error": error.document() if error else None,
         }
 
     def confirmed(self, tasks: Sequence[Task[CompareJob]]) -> list[Task[CompareJob]]:

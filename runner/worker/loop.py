@@ -232,7 +232,7 @@ class WorkerLoop:
 
     def _check_stuck(self) -> None:
         """End the run if a photo has been in native code for too long: a thread cannot be stopped there."""
-        limit = self._settings.photo_seconds
+        limit = self._settings.photo_timeout_seconds
         processing = self._in_flight.of(State.PROCESSING)
         computing = {task: since for task in processing if (since := task.computing_since) is not None}
         oldest = min(computing, key=computing.__getitem__, default=None)
@@ -263,7 +263,7 @@ class WorkerLoop:
     def _release_after_signal(self) -> None:
         """Release what has not begun and, once the grace period is over, what did not finish in time."""
         self._settlement.release(self._in_flight.of(State.CLAIMED))
-        if self._stop.overdue(self._settings.drain_seconds):
+        if self._stop.overdue(self._settings.shutdown_seconds):
             self._settlement.release(self._in_flight.of(State.PROCESSING, State.COMPUTED))
         if not self._working():
             self._settlement.settle_unconfirmed()

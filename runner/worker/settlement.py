@@ -257,16 +257,16 @@ class Settlement:
     def _retry(self, task: AnyTask, error: JobError) -> None:
         settings = self._settings
         delay = backoff(
-            task.lease.attempts, base=settings.retry_seconds, cap=settings.retry_max_seconds, random=self._random
+            task.lease.attempts, base=settings.retry_base_seconds, cap=settings.retry_max_seconds, random=self._random
         )
-        if self._queues[task.lease.queue].retry(task.lease, delay, error.word):
+        if self._queues[task.lease.queue].retry(task.lease, delay, error.code):
             self._own_retries[task.lease.id] = time.monotonic() + delay
             self._end(task, Outcome.RETRIED, again_in_seconds=round(delay, 3))
         else:
             self._end(task, Outcome.LOST)
 
     def _dead_letter(self, task: AnyTask, error: JobError) -> None:
-        done = self._queues[task.lease.queue].dead_letter(task.lease, error.word, str(error))
+        done = self._queues[task.lease.queue].dead_letter(task.lease, error.code, str(error))
         self._end(task, Outcome.DEAD if done else Outcome.LOST)
 
     def _end(self, task: AnyTask, outcome: Outcome, **more: object) -> None:
@@ -284,7 +284,7 @@ class Settlement:
                 **task.log_fields(),
                 "outcome": str(outcome),
                 "faces_found": None if task.faces is None else len(task.faces),
-                "reason": error.word if error else None,
+                "reason": error.code if error else None,
                 "detail": str(error) if error else None,
                 "milliseconds": round((time.monotonic() - task.claimed_at) * 1000, 1),
                 "stages_ms": {name: round(seconds * 1000, 1) for name, seconds in task.stages.items()},

@@ -35,7 +35,7 @@ class Outcome(StrEnum):
     SUCCEEDED = "succeeded"  # done and acknowledged
     GONE = "gone"  # acknowledged without effect: the photo is not in the API's table
     RETRIED = "retried"  # due again after a delay
-    DEAD = "buried"  # in the dead-letter queue, its final status written
+    DEAD = "dead_lettered"  # in the dead-letter queue, its final status written
     PARKED = "parked"  # parked or deferred until photos of its album are done; the attempt is not counted
     RELEASED = "released"  # returned to the queue; the attempt is not counted
     LOST = "lost"  # another runner has the lease

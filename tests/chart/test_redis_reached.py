@@ -40,7 +40,7 @@ def played(values: Object, tmp_path: Path) -> tuple[int, int]:
     for name, text in (objects.find("Secret", "faces-inline")["stringData"]).items():
         (tmp_path / name).write_text(text)  # in place of the mounted Secret
     given["REDIS_URL"] = given["REDIS_URL"].replace(MOUNT, str(tmp_path))
-    client = connect(settings.load(given | {"RUNNER_CONNECT_SECONDS": "10"}))
+    client = connect(settings.load(given | {"RUNNER_CONNECT_TIMEOUT_SECONDS": "10"}))
     try:
         client.rpush(keys.list_key("process"), b"{}", b"{}", b"{}")
         assert len(LeaseQueue(client, "process", owner="a", lease_seconds=30, max_attempts=3).claim(2)) == 2

@@ -191,7 +191,7 @@ class TestJobs:
         for item in scaled_jobs(objects).values():
             job = item["spec"]["jobTargetRef"]
             seconds = environment(job["template"], objects)
-            drain, limit = float(seconds["RUNNER_DRAIN_SECONDS"]), float(seconds["RUNNER_MAX_SECONDS"])
+            drain, limit = float(seconds["RUNNER_SHUTDOWN_SECONDS"]), float(seconds["RUNNER_MAX_SECONDS"])
             assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= drain + 5
             assert job["activeDeadlineSeconds"] > limit + drain
 
@@ -229,7 +229,7 @@ class TestJobs:
         assert (cron["schedule"], cron["concurrencyPolicy"], cron.get("suspend")) == ("7 * * * *", "Forbid", None)
         pod = cron["jobTemplate"]["spec"]["template"]
         arguments = pod["spec"]["containers"][0]["args"]
-        parsed = cli._parser("reprocess").parse_args(arguments)
+        parsed = cli._parser().parse_args(arguments)
         assert (parsed.status, parsed.age, parsed.max_waiting) == (["UPLOADED", "PROCESSING"], 3600, 50)
         given = environment(pod, objects)
         assert {"REDIS_URL", "RUNNER_PHOTO_URL"} <= set(given)
@@ -241,7 +241,7 @@ class TestJobs:
         (pod,) = objects.of_kind("Pod")
         assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
         arguments = pod["spec"]["containers"][0]["args"]
-        parsed = cli._parser("doctor").parse_args(arguments)
+        parsed = cli._parser().parse_args(arguments)
         if case == "openshift":
             assert arguments == ["doctor"]
         else:
@@ -596,7 +596,7 @@ def test_the_notes_contain_only_valid_commands(case: str) -> None:
     commands = [line.partition("spottmee-worker ")[2] for line in printed.splitlines() if "  spottmee-worker " in line]
     assert [command.split()[0] for command in commands if "debug" not in command] == ["status", "dead", "dead"]
     for command in commands:
-        parser = cli._parser(command.split()[0])
+        parser = cli._parser()
         assert parser.parse_args(command.split()).run, command
     suspended = [item for item in rendered(case).of_kind("CronJob") if item["spec"].get("suspend")]
     assert re.findall(r"--from=cronjob/(\S+)", printed) == [item["metadata"]["name"] for item in suspended]

@@ -96,7 +96,7 @@ def test_debug_reports_why_a_job_failed(site: Site, namespace: str, release: str
     assert (done.returncode, done.stdout.partition(":")[0]) == (5, "gone")
     done = site.worker("debug", "--photo", "there", "--url", "file:///etc/passwd", "-n", namespace)
     assert done.returncode == 5
-    assert done.stdout.startswith("buried: The image URL is not one that this runner may fetch")
+    assert done.stdout.startswith("dead_lettered: The image URL is not one that this runner may fetch")
     assert backends.api.statuses()["there"] == "FAILED"
     assert _leftovers(site, namespace) == []
     assert release

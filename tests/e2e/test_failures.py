@@ -16,7 +16,12 @@ from tests.e2e.site import CHART, Object, Site, wait
 WRONG: dict[str, tuple[dict[str, Any], int, str, int]] = {
     "no model": ({"settings": {"RUNNER_MODEL_DIR": "/nonexistent"}}, 4, "PodFailurePolicy", 1),
     "wrong database": ({}, 7, "PodFailurePolicy", 1),
-    "no database": ({"settings": {"RUNNER_CONNECT_SECONDS": 0}, "backoffLimit": 1}, 75, "BackoffLimitExceeded", 2),
+    "no database": (
+        {"settings": {"RUNNER_CONNECT_TIMEOUT_SECONDS": 0}, "backoffLimit": 1},
+        75,
+        "BackoffLimitExceeded",
+        2,
+    ),
 }
 
 

@@ -20,7 +20,7 @@ from tests.faults.world import World
 
 KILLED, TERMINATED = -9, -15
 Letters = dict[str, DeadLetter]
-_ENDINGS = ("succeeded", "gone", "retried", "buried", "parked", "released", "lost")
+_ENDINGS = ("succeeded", "gone", "retried", "dead_lettered", "parked", "released", "lost")
 _REASONS = {
     0: {"empty", "max_jobs", "max_seconds", "signal"},
     UnreachableError.exit_code: {"redis_unreachable", "database_unreachable", "signal", "hung"},
@@ -80,7 +80,7 @@ def check(world: World, allowed: Allowed) -> Verdict:
         "runs": len(world.scaler.runners),
         "exits": {str(code): count for code, count in sorted(world.exits().items())},
         "faults": dict(world.faults_noted() + world.seen),
-        "dead letters": dict(Counter(str(letter.reason) for found in letters.values() for letter in found.values())),
+        "dead letters": dict(Counter(str(letter.code) for found in letters.values() for letter in found.values())),
         **{
             ending: sum(runner.summary.get(ending, 0) for runner in world.scaler.runners)
             for ending in ("succeeded", "gone", "retried", "parked", "released", "lost")
@@ -127,7 +127,7 @@ def _violations_of_photo(
     if indexes != list(range(len(kind.people) if status == "READY" else 0)):
         yield f"but has the faces {indexes}"
     if status == "FAILED" and kind.status != "FAILED":
-        if not letter or letter.reason not in allowed.reasons:
+        if not letter or letter.code not in allowed.reasons:
             yield f"but has the dead letter {letter}"
     elif status != kind.status:
         yield f"not {kind.status}"
@@ -153,7 +153,7 @@ def _check_comparisons(world: World, api: Api, letters: Letters, allowed: Allowe
             continue
         empty += 1
         letter = letters.get(job_id)
-        excused = answer == [] and letter is not None and letter.reason in allowed.reasons
+        excused = answer == [] and letter is not None and letter.code in allowed.reasons
         verdict.expect(excused, f"comparison {job_id} ({person}): {answer}, dead letter {letter}")
     verdict.counts["answered"] = len(world.jobs.comparisons) - empty
 
@@ -164,7 +164,7 @@ def _check_early(world: World, api: Api, job_id: str, *, letters: Letters, allow
     shown = [photo_id for photo_id in album if person in world.jobs.photos[photo_id].people]
     ready = {photo_id for photo_id in shown if statuses.get(photo_id) == "READY"}
     answer, letter, detail = world.finals.get(job_id), letters.get(job_id), api.detail(job_id)
-    if answer == [] and letter is not None and letter.reason in allowed.reasons:
+    if answer == [] and letter is not None and letter.code in allowed.reasons:
         verdict.counts["guests with a dead letter"] = verdict.counts.get("guests with a dead letter", 0) + 1
         return
     whole = answer is not None and answer == [p for p in shown if p in ready or (p in world.deleted and p in answer)]
@@ -196,7 +196,7 @@ def _check_sums(world: World, letters: dict[str, Letters], allowed: Allowed, ver
     sums = Counter[str]()
     for runner in world.scaler.runners:
         sums.update({ending: runner.summary.get(ending, 0) for ending in _ENDINGS})
-    ended, sent = sums["succeeded"] + sums["gone"] + sums["buried"], len(world.jobs)
+    ended, sent = sums["succeeded"] + sums["gone"] + sums["dead_lettered"], len(world.jobs)
     verdict.expect(allowed.lossy or ended <= sent, f"{ended} jobs ended, but only {sent} were sent")
     silent = any(not runner.summary for runner in world.scaler.runners)
     # If Redis's reply is lost with the connection, the runner counts a job as lost that is in fact acknowledged.
@@ -205,8 +205,8 @@ def _check_sums(world: World, letters: dict[str, Letters], allowed: Allowed, ver
     )
     dead = sum(len(found) for found in letters.values())
     verdict.expect(
-        silent or allowed.lossy or sums["buried"] <= dead,
-        f"the summaries count {sums['buried']} dead letters, but there are {dead}",
+        silent or allowed.lossy or sums["dead_lettered"] <= dead,
+        f"the summaries count {sums['dead_lettered']} dead letters, but there are {dead}",
     )
 
 

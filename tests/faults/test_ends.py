@@ -16,7 +16,7 @@ from tests.faults.runs import end
 from tests.faults.world import Setup, World
 
 DRAIN_SECONDS = 1.0
-# After RUNNER_DRAIN_SECONDS, the run's last resort ends it within 1.5 s; the rest allows for a busy machine.
+# After RUNNER_SHUTDOWN_SECONDS, the run's last resort ends it within 1.5 s; the rest allows for a busy machine.
 REST_SECONDS = 2.5
 KINDS = ["Ada", "Ben", "nobody"]
 
@@ -25,7 +25,7 @@ KINDS = ["Ada", "Ben", "nobody"]
 def world() -> Iterator[World]:
     """One world for all tests of this module, which start their own runners; checks at the end that no job is lost."""
     environment = {
-        "RUNNER_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}",
+        "RUNNER_SHUTDOWN_SECONDS": f"{DRAIN_SECONDS:g}",
         "RUNNER_LEASE_SECONDS": "2",
         "RUNNER_MAX_ATTEMPTS": "20",  # many runners of these tests end with the same photos in flight
     }
@@ -161,10 +161,10 @@ def test_native_code_that_never_releases_the_gil_ends_the_process(world: World) 
 
 @pytest.mark.usefixtures("photos")
 def test_a_photo_that_hangs_ends_the_run_and_costs_no_other_photo_an_attempt(world: World) -> None:
-    world.environment["RUNNER_PHOTO_SECONDS"] = "1"
+    world.environment["RUNNER_PHOTO_TIMEOUT_SECONDS"] = "1"
     fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "hang", "FAULT_SHARE": "1"}
     ended = end(run(world, fault), 30)
-    del world.environment["RUNNER_PHOTO_SECONDS"]
+    del world.environment["RUNNER_PHOTO_TIMEOUT_SECONDS"]
     assert ended.code == StuckError.exit_code, ended.errors
     assert ended.summary["reason"] == "stuck"
     assert ended.summary["retried"] == 1

@@ -22,7 +22,7 @@ KINDS = ["Ada", "Ben", "nobody"]
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[World]:
-    with World(kinds(), Setup(environment={"RUNNER_INITIATED_SECONDS": "3"})) as world:
+    with World(kinds(), Setup(environment={"RUNNER_INITIATED_TIMEOUT_SECONDS": "3"})) as world:
         yield world
 
 
@@ -148,7 +148,9 @@ def test_retries_do_not_make_a_run_exceed_its_maximum_of_jobs(world: World) -> N
 def test_a_run_that_watches_a_result_key_keeps_claiming(world: World) -> None:
     world.prepare_comparisons()
     first, second = _comparison(world, "first"), _comparison(world, "second")
-    world.redis.rpush(COMPARE_LIST, first)  # INITIATED is never set: the key is watched for RUNNER_INITIATED_SECONDS
+    world.redis.rpush(
+        COMPARE_LIST, first
+    )  # INITIATED is never set: the key is watched for RUNNER_INITIATED_TIMEOUT_SECONDS
     process = world.command("run", "--queues", "compare")
     while not (world.redis.get(keys.match_result("first")) or b"").startswith(b"["):
         assert process.poll() is None, process.communicate()

@@ -130,7 +130,7 @@ class World:
             "RUNNER_ALLOW_PRIVATE_URLS": "true",
             "RUNNER_LOG_FORMAT": "json",
             "RUNNER_LEASE_SECONDS": "3" if self.short else "5",
-            "RUNNER_RETRY_SECONDS": "0.3",
+            "RUNNER_RETRY_BASE_SECONDS": "0.3",
             "RUNNER_RETRY_MAX_SECONDS": "10",
             "RUNNER_THREADS": "1",
             **setup.environment,

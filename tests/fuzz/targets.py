@@ -100,9 +100,9 @@ def check_image(data: bytes) -> str:
         image = decode(data, max_pixels=MOST_PIXELS, max_bytes=MOST_BYTES)
     except ImageUndecodableError as error:
         _check_refusal(data, str(error))
-        return error.word
+        return error.code
     except JobError as error:
-        return error.word
+        return error.code
     header = headers.read(data)
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous

@@ -149,7 +149,7 @@ def test_logs_are_json_lines_and_the_summary_is_the_last_line(cluster: Cluster, 
 
 
 def test_an_unreachable_server_is_named_by_its_setting(cluster: Cluster) -> None:
-    ended = cluster.command("run", REDIS_URL="redis://127.0.0.1:1/0", RUNNER_CONNECT_SECONDS="1")
+    ended = cluster.command("run", REDIS_URL="redis://127.0.0.1:1/0", RUNNER_CONNECT_TIMEOUT_SECONDS="1")
     assert ended.code == 75
     assert "Redis is unavailable (REDIS_URL)" in ended.errors
 
@@ -165,7 +165,7 @@ def test_a_running_container_can_be_inspected(cluster: Cluster, images: ImageSer
     assert "ok" in container.execute("spottmee-worker", "doctor")
     status = cluster.command("status", "--json")
     assert status.code == 0, status.errors
-    assert json.loads(status.output)["lists"].keys() == {"compare", "process"}
+    assert json.loads(status.output)["queues"].keys() == {"compare", "process"}
     container.terminate()
     assert container.wait().code == 0
 

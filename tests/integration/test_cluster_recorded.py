@@ -78,7 +78,7 @@ def test_the_job_is_the_template_with_one_payload(monkeypatch: pytest.MonkeyPatc
 def test_a_job_that_is_buried(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with _scene("debug-is-buried", monkeypatch):
         assert main(["debug", "--photo", "there", "--url", "file:///x", "-n", "recorded"]) == 5
-    assert capsys.readouterr().out.startswith("buried: The image URL is not one that this runner may fetch")
+    assert capsys.readouterr().out.startswith("dead_lettered: The image URL is not one that this runner may fetch")
 
 
 def test_kept_is_the_job_and_never_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_status_of_a_release(
     (job,), (pod,) = cluster["jobs"], cluster["pods"]
     assert (job["phase"], job["component"], job["release"]) == ("Complete", "debug", "party")
     assert (pod["phase"], pod["reason"], pod["exit_code"], pod["job"]) == ("Succeeded", "Completed", 0, job["name"])
-    assert pod["summary"]["buried"] == 1
+    assert pod["summary"]["dead_lettered"] == 1
     text = capsys.readouterr().out
     assert "namespace recorded of recorded" in text
     assert "party-process" in text

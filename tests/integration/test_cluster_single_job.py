@@ -74,7 +74,7 @@ def test_a_given_job_is_tried_again_as_often_as_any_other(service: Service, tmp_
         (tmp_path / "job").write_bytes(_pop(service.redis))
         ended = service.run("--job", str(tmp_path / "job"), RUNNER_MAX_JOBS="1")
         assert len(server.requests) == 3
-    assert (ended.summary["claimed"], ended.summary["retried"], ended.summary["buried"]) == (3, 2, 1)
+    assert (ended.summary["claimed"], ended.summary["retried"], ended.summary["dead_lettered"]) == (3, 2, 1)
     assert service.status(photos["x"]) == "FAILED"
     assert service.leftovers() == {}  # no dead letter: the job never was in the list
 
@@ -91,7 +91,7 @@ def test_a_job_that_is_not_there_is_an_error_of_the_settings(service: Service, t
 def test_a_payload_that_is_no_job_is_buried_not_crashed_on(service: Service, tmp_path: Path) -> None:
     (tmp_path / "job").write_bytes(b'{"imageUrl": 5')
     ended = service.run("--job", str(tmp_path / "job"))
-    assert ended.summary["buried"] == 1
+    assert ended.summary["dead_lettered"] == 1
     assert ended.lines(reason="invalid_job")
 
 
@@ -167,12 +167,12 @@ def test_debug_says_why_a_job_fails(service: Service, tmp_path: Path) -> None:
         assert "image_missing" in ended.output
         broken = service.command("debug", "--local", "--photo", "b", "--url", server.url("text"), "--json")
     assert broken.code == 5
-    assert json.loads(broken.output)["error"]["word"] == "image_undecodable"
+    assert json.loads(broken.output)["error"]["code"] == "image_undecodable"
     flat, _ = np.zeros((64, 64, 3), np.uint8), None
     encoded = base64.b64encode(cv2.imencode(".png", flat)[1].tobytes()).decode()
     nobody = {"jobId": "c", "storedIds": [], "selfie": encoded}
     ended = service.command("debug", "--local", "--job", json.dumps(nobody), "--out", str(tmp_path / "c.png"), "--json")
-    assert (ended.code, json.loads(ended.output)["error"]["word"]) == (5, "no_face_in_selfie")
+    assert (ended.code, json.loads(ended.output)["error"]["code"]) == (5, "no_face_in_selfie")
 
 
 def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, redis: Redis, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_the_redis_half_stands_alone(service: Service, redis: Redis, tmp_path: P
     first.dead_letter(leases[0], "invalid_job", "x")
     second.retry(second.claim(1)[0], 0, "fetch_failed")
     document = _status(service, KUBECONFIG=str(tmp_path / "none"))
-    state = document["lists"]["process"]
+    state = document["queues"]["process"]
     assert {name: state[name] for name in ("waiting", "in_flight", "due", "dead", "runners")} == {
         "waiting": 3,
         "in_flight": 5,
@@ -50,7 +50,7 @@ def test_the_redis_half_stands_alone(service: Service, redis: Redis, tmp_path: P
         "runners": {"job-b/pod-b": 3, "job-a/pod-a": 1},
     }
     assert 0 <= state["oldest_lease_seconds"] < 60
-    assert document["lists"]["compare"]["waiting"] == 0
+    assert document["queues"]["compare"]["waiting"] == 0
     assert document["cluster"] is None
     assert "kubeconfig" in document["cluster_error"]
 
@@ -79,7 +79,9 @@ def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) 
 
 def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: Path) -> None:
     none = str(tmp_path / "none")
-    away = service.command("status", REDIS_URL="redis://127.0.0.1:1/0", KUBECONFIG=none, RUNNER_CONNECT_SECONDS="0.1")
+    away = service.command(
+        "status", REDIS_URL="redis://127.0.0.1:1/0", KUBECONFIG=none, RUNNER_CONNECT_TIMEOUT_SECONDS="0.1"
+    )
     assert (away.code, "lists: Redis is unavailable" in away.output) == (75, True)
     unset = service.command("status", REDIS_URL="", KUBECONFIG=none)
     assert (unset.code, "REDIS_URL is missing" in unset.output) == (2, True)
@@ -98,7 +100,7 @@ def test_watching_in_a_pipe_repeats_plain_lines(service: Service, tmp_path: Path
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
-    assert all(set(document["lists"]) == {"compare", "process"} for document in seen)
+    assert all(set(document["queues"]) == {"compare", "process"} for document in seen)
 
 
 def test_watching_on_a_terminal_draws_over_itself(service: Service, redis: Redis, tmp_path: Path) -> None:

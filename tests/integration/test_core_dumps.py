@@ -82,6 +82,6 @@ def test_no_command_is_dumpable(command: list[str]) -> None:
         f"print(ctypes.CDLL(None).prctl({PR_GET_DUMPABLE}, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE)[0])"
     )
     environment = {**os.environ, "REDIS_URL": "redis://127.0.0.1:1", "DATABASE_URL": "postgresql://127.0.0.1:1/x",
-                   "RUNNER_CONNECT_SECONDS": "0", "KUBECONFIG": "/dev/null"}  # fmt: skip
+                   "RUNNER_CONNECT_TIMEOUT_SECONDS": "0", "KUBECONFIG": "/dev/null"}  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 0"

@@ -263,7 +263,7 @@ def test_status_and_doctor_show_parked_comparisons(party: Party, tmp_path: Path)
     party.guest("Ada")
     party.service.run("--queues", "compare")
     status = party.service.command("status", "--json", KUBECONFIG=str(tmp_path / "none"))
-    lists = json.loads(status.output)["lists"]
+    lists = json.loads(status.output)["queues"]
     assert (lists["compare"]["parked"], lists["compare"]["in_flight"]) == (1, 0)
     found = party.service.command("doctor").output
     assert "compare: 0 waiting, 0 in flight, 1 waiting for their album, 0 dead" in found

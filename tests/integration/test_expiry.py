@@ -94,10 +94,10 @@ def test_sweep_expires_the_comparisons_of_a_list_without_runs(service: Service) 
     assert waiting(redis) == ["young"]
     assert [redis.get(f"match-result:{name}") for name in ("c1", "c2", "c3")] == [b"[]", b'["there already"]', b"[]"]
     assert 0 < redis.ttl("match-result:c1") <= HOUR
-    assert json.loads(redis.get("match-result:c1:detail"))["error"]["word"] == "expired"
+    assert json.loads(redis.get("match-result:c1:detail"))["error"]["code"] == "expired"
     letters = list(DeadLetters(redis, "compare").all())
-    assert [(letter.reason, letter.attempts) for letter in letters] == [("expired", 0)] * 3
-    assert all(HOUR - 1 <= letter.buried - letter.since < HOUR + 120 for letter in letters)
+    assert [(letter.code, letter.attempts) for letter in letters] == [("expired", 0)] * 3
+    assert all(HOUR - 1 <= letter.dead_lettered_at - letter.claimed_at < HOUR + 120 for letter in letters)
     assert where_selfies_are(redis) == {LIST}
     later(redis, HOUR)
     assert "1 comparisons" in service.command("sweep").output
@@ -109,8 +109,8 @@ def test_a_run_that_cannot_work_expires_comparisons_too(service: Service, queues
     """PostgreSQL is unreachable: the run releases what it claims every time, and no attempt is counted."""
     redis: Any = service.redis
     push(redis, [comparison("c1"), comparison("c2")], "compare")
-    broken = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "RUNNER_CONNECT_SECONDS": "0.1", "RUNNER_QUEUES": queues,
-              "RUNNER_CLAIM_SIZE": "1"}  # fmt: skip
+    broken = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "RUNNER_CONNECT_TIMEOUT_SECONDS": "0.1",
+              "RUNNER_QUEUES": queues, "RUNNER_CLAIM_SIZE": "1"}  # fmt: skip
     push(redis, [b'{"id": "p", "imageUrl": "http://127.0.0.1:1/x"}'])
     assert service.command("run", **broken).code == 75
     later(redis, HOUR + 1)
@@ -126,14 +126,14 @@ def test_a_working_run_processes_old_comparisons(service: Service) -> None:
     push(redis, [comparison("c1")], "compare")
     expire_comparisons(redis)
     later(redis, 2 * HOUR)
-    ended = service.run(RUNNER_INITIATED_SECONDS="0")
+    ended = service.run(RUNNER_INITIATED_TIMEOUT_SECONDS="0")
     assert ended.lines(comparison="c1", reason="image_undecodable")
     assert not ended.lines(event="comparisons expired")
 
 
 def test_sweep_without_redis_says_so_and_with_one_that_is_away_sweeps_the_rest(service: Service) -> None:
     assert "set REDIS_URL" in service.command("sweep", REDIS_URL="").errors
-    ended = service.command("sweep", REDIS_URL="redis://127.0.0.1:1", RUNNER_CONNECT_SECONDS="0")
+    ended = service.command("sweep", REDIS_URL="redis://127.0.0.1:1", RUNNER_CONNECT_TIMEOUT_SECONDS="0")
     assert (ended.code, "faces were removed" in ended.output, "REDIS_URL" in ended.errors) == (75, True, True)
 
 
@@ -304,7 +304,7 @@ def test_every_key_that_ever_holds_a_selfie_is_bounded(service: Service) -> None
     check()
     letters.requeue(dead.id)
     check()
-    service.run(RUNNER_MAX_JOBS="1", RUNNER_INITIATED_SECONDS="0")
+    service.run(RUNNER_MAX_JOBS="1", RUNNER_INITIATED_TIMEOUT_SECONDS="0")
     check()
     assert seen >= bounded_by_expiry
     assert any("dead:payload" in key for key in seen)

@@ -204,7 +204,7 @@ def test_a_run_stores_nothing_of_a_photo_that_is_forgotten_meanwhile(
 
     with Web({"/slow": slow}) as web:
         photos = service.api.upload({"slow": web.url("/slow"), "quick": images.url(CLEO)})
-        run = service.start("run", RUNNER_FETCH_FIRST_BYTE_SECONDS="60", RUNNER_FETCH_SECONDS="60")
+        run = service.start("run", RUNNER_FETCH_READ_TIMEOUT_SECONDS="60", RUNNER_FETCH_TIMEOUT_SECONDS="60")
         assert asked.wait(60)
         ended = service.command("forget", "--photo", photos["slow"], "--yes", "--json")
         assert removed(ended)["leases"] == 1
@@ -227,7 +227,7 @@ def test_a_run_that_watches_an_answer_does_not_write_it_again(
     selfie = base64.b64encode(album.selfies[0].data).decode()
     payload = {"jobId": "guest-1", "storedIds": list(photos.values()), "selfie": selfie}
     push(service.redis, [json.dumps(payload).encode()], "compare")  # and no INITIATED: the run waits for it
-    run = service.start("run", RUNNER_INITIATED_SECONDS="5")
+    run = service.start("run", RUNNER_INITIATED_TIMEOUT_SECONDS="5")
     wait_for(lambda: service.redis.exists(keys.match_result_detail("guest-1")))
     ended = service.command("forget", "--comparison", "guest-1", "--yes", "--json")
     assert (removed(ended)["leases"], removed(ended)["results"]) == (1, 2)
@@ -240,7 +240,7 @@ def test_a_run_that_watches_an_answer_does_not_write_it_again(
 def test_a_late_initiated_is_all_that_is_left_of_a_forgotten_comparison(service: Service, album: Album) -> None:
     payload = {"jobId": "guest-1", "storedIds": [], "selfie": base64.b64encode(album.selfies[0].data).decode()}
     push(service.redis, [json.dumps(payload).encode()], "compare")
-    run = service.start("run", RUNNER_INITIATED_SECONDS="4")
+    run = service.start("run", RUNNER_INITIATED_TIMEOUT_SECONDS="4")
     wait_for(lambda: service.redis.exists(keys.match_result_detail("guest-1")))
     assert service.command("forget", "--comparison", "guest-1", "--yes").code == 0
     service.redis.set(keys.match_result("guest-1"), "INITIATED")
@@ -306,7 +306,7 @@ def test_bad_input(service: Service, arguments: list[str]) -> None:
 
 
 def test_servers_that_cannot_be_used(service: Service) -> None:
-    away = {"RUNNER_CONNECT_SECONDS": "0.2"}
+    away = {"RUNNER_CONNECT_TIMEOUT_SECONDS": "0.2"}
     push(service.redis, [photo_job("p1")])
     for more, code in (
         ({"REDIS_URL": "redis://u:hunter2@127.0.0.1:1"}, 75), ({"REDIS_URL": ""}, 2), ({"DATABASE_URL": ""}, 2),

@@ -39,7 +39,7 @@ def dead(redis_url: str) -> Dead:
     """Run `spottmee-worker dead …` and return what came of it. Never with a terminal."""
 
     def run(*arguments: str, url: str = redis_url, **more: str) -> subprocess.CompletedProcess[bytes]:
-        environment = {"PATH": os.environ["PATH"], "REDIS_URL": url, "RUNNER_CONNECT_SECONDS": "1", **more}
+        environment = {"PATH": os.environ["PATH"], "REDIS_URL": url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "1", **more}
         return subprocess.run(
             [sys.executable, "-m", "runner", "dead", *arguments],
             env={name: value for name, value in environment.items() if value},
@@ -81,7 +81,7 @@ def test_list_prints_a_table(dead: Dead, letters: dict[str, list[str]]) -> None:
     done = dead("list")
     assert done.returncode == 0
     lines = done.stdout.decode().splitlines()
-    assert lines[0].split() == ["ID", "QUEUE", "REASON", "ATTEMPTS", "FAILED", "BYTES", "DETAIL"]
+    assert lines[0].split() == ["ID", "QUEUE", "CODE", "ATTEMPTS", "FAILED", "BYTES", "MESSAGE"]
     assert len(lines) == 6
     assert {line.split()[0] for line in lines[1:]} == {*letters["process"], *letters["compare"]}
     assert b"2 image_missing" in done.stderr
@@ -95,13 +95,14 @@ def test_list_prints_a_table(dead: Dead, letters: dict[str, list[str]]) -> None:
 def test_list_prints_json(dead: Dead, letters: dict[str, list[str]]) -> None:
     (first, *_) = listed(dead("list", "--json", "--queue", "compare"))
     assert first["id"] == letters["compare"][-1]
-    assert {name: first[name] for name in ("queue", "reason", "detail", "attempts", "runner")} == {
-        "queue": "compare", "reason": "too_many_attempts", "detail": "detail of too_many_attempts", "attempts": 1,
+    assert {name: first[name] for name in ("queue", "error", "attempts", "runner")} == {
+        "queue": "compare", "attempts": 1,
+        "error": {"code": "too_many_attempts", "message": "detail of too_many_attempts"},
         "runner": "job/pod/1",
     }  # fmt: skip
     assert first["bytes"] == len(compare_payload(1))
-    assert 3000 < first["payload_seconds"] <= 3540
-    assert first["buried"].endswith("Z")
+    assert 3000 < first["payload_expires_in_seconds"] <= 3540
+    assert first["dead_lettered_at"].endswith("Z")
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ class TestRedisAway:
 
     def connected(self, relay: Relay, seconds: str) -> Redis:
         url = f"redis://127.0.0.1:{relay.port}"
-        return connect(load({"REDIS_URL": url, "RUNNER_CONNECT_SECONDS": seconds}, required=("redis_url",)))
+        return connect(load({"REDIS_URL": url, "RUNNER_CONNECT_TIMEOUT_SECONDS": seconds}, required=("redis_url",)))
 
     def test_leases_count_as_lost_before_another_can_take_them(
         self, relay: Relay, monkeypatch: pytest.MonkeyPatch

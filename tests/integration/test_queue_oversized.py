@@ -23,11 +23,11 @@ def test_an_oversized_payload_is_dead_lettered_and_its_subject_gets_a_final_stat
     service.redis.rpush(keys.list_key("process"), process)
     service.redis.rpush(keys.list_key("compare"), json.dumps({"jobId": job_id, "storedIds": [], "selfie": filler}))
     ended = service.run()
-    assert (ended.summary["claimed"], ended.summary["buried"]) == (2, 2)
+    assert (ended.summary["claimed"], ended.summary["dead_lettered"]) == (2, 2)
     assert service.status(photo_id) == "FAILED"
     assert service.redis.get(keys.match_result(job_id)) == b"[]"
     (letter,) = DeadLetters(service.redis, "process").all()
-    assert (letter.reason, letter.bytes) == ("invalid_job", len(process))
+    assert (letter.code, letter.bytes) == ("invalid_job", len(process))
     assert DeadLetters(service.redis, "process").payload(letter.id) == process.encode()
 
 
@@ -45,9 +45,9 @@ def test_a_job_without_attempts_left_is_dead_lettered_without_being_decoded(serv
             assert len(queue_of(service.redis, f"dead-{number}", name=name).claim(1)) == 1
             pass_time(service.redis, 31, name)
     ended = service.run()
-    assert ended.summary["buried"] == 2
+    assert ended.summary["dead_lettered"] == 2
     assert service.status(photo_id) == "FAILED"
     assert service.redis.get(keys.match_result(job_id)) == b"[]"
     for name in ("process", "compare"):
         (letter,) = DeadLetters(service.redis, name).all()
-        assert (letter.reason, letter.attempts) == ("too_many_attempts", 4)
+        assert (letter.code, letter.attempts) == ("too_many_attempts", 4)

@@ -54,7 +54,7 @@ def test_a_given_job_that_fails_leaves_no_dead_letter(service: Service, tmp_path
     job = tmp_path / "job.json"
     job.write_bytes(payload)
     ended = service.run("--job", str(job))
-    assert (ended.summary["claimed"], ended.summary["buried"], ended.summary["reason"]) == (1, 1, "max_jobs")
+    assert (ended.summary["claimed"], ended.summary["dead_lettered"], ended.summary["reason"]) == (1, 1, "max_jobs")
     assert _private_keys(service.redis) == []
     assert service.leftovers() == {}
 
@@ -64,7 +64,7 @@ def test_a_signal_drops_the_given_job(service: Service, tmp_path: Path) -> None:
     job.write_text(json.dumps({"id": service.api.upload({"a.jpg": "http://127.0.0.1:9/a.jpg"})["a.jpg"],
                                "imageUrl": "http://127.0.0.1:9/a.jpg"}))  # fmt: skip
     service.redis.delete("face_embeddings:process")
-    process = service.start("run", "--job", str(job), RUNNER_RETRY_SECONDS="60")
+    process = service.start("run", "--job", str(job), RUNNER_RETRY_BASE_SECONDS="60")
     deadline = time.monotonic() + 60
     while not any(b":leases" in key for key in _private_keys(service.redis)):
         assert time.monotonic() < deadline

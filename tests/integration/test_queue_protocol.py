@@ -134,11 +134,11 @@ def test_a_job_is_dead_lettered_byte_for_byte(redis: Redis, payload: bytes, deta
     assert queue.counts() == Counts(0, 0, 0, 1, None)
     (letter,) = letters.all()
     assert letter == letters.get(lease.id)
-    assert (letter.id, letter.queue, letter.reason, letter.attempts, letter.runner, letter.bytes) == (
+    assert (letter.id, letter.queue, letter.code, letter.attempts, letter.runner, letter.bytes) == (
         lease.id, NAME, "invalid_job", 1, "a", len(payload),
     )  # fmt: skip
-    assert letter.detail == detail[:1000]
-    assert before - 1 < letter.since <= letter.buried <= time.time()
+    assert letter.message == detail[:1000]
+    assert before - 1 < letter.claimed_at <= letter.dead_lettered_at <= time.time()
     assert letters.payload(lease.id) == payload
     assert letters.requeue(lease.id) is Requeued.DONE
     assert places(redis).all == [payload]
@@ -198,9 +198,9 @@ def test_dead_letters_are_filtered_by_time_and_paged(redis: Redis, monkeypatch: 
     for number, lease in enumerate(leases):
         queue.dead_letter(lease, "x", str(number))
         redis.zadd(keys.dead_index(NAME), {lease.id: round((time.time() - 100 * number) * 1000)})
-    assert [letter.detail for letter in letters.all()] == [str(number) for number in range(9, -1, -1)]
-    assert [letter.detail for letter in letters.all(newer_than=250)] == ["2", "1", "0"]
-    assert [letter.detail for letter in letters.all(older_than=750)] == ["9", "8"]
+    assert [letter.message for letter in letters.all()] == [str(number) for number in range(9, -1, -1)]
+    assert [letter.message for letter in letters.all(newer_than=250)] == ["2", "1", "0"]
+    assert [letter.message for letter in letters.all(older_than=750)] == ["9", "8"]
 
 
 def test_a_purge_between_two_pages_hides_no_dead_letter(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def admin(server: EmbeddedRedis) -> Iterator[Any]:
 def client(server: EmbeddedRedis, admin: Any) -> Redis:
     """The user of a run, with exactly the documented rights."""
     url = f"redis://{WORDS[1]}:{WORDS[3].removeprefix('>')}@127.0.0.1:{server.port}"
-    return connect(load({"REDIS_URL": url, "RUNNER_CONNECT_SECONDS": "1"}, required=("redis_url",)))
+    return connect(load({"REDIS_URL": url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "1"}, required=("redis_url",)))
 
 
 class Scene:

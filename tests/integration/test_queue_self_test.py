@@ -43,7 +43,7 @@ def limited_url(redis: Redis, redis_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def limited(limited_url: str) -> Redis:
-    return connect(load({"REDIS_URL": limited_url, "RUNNER_CONNECT_SECONDS": "1"}, required=("redis_url",)))
+    return connect(load({"REDIS_URL": limited_url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "1"}, required=("redis_url",)))
 
 
 def missing(client: Redis) -> set[str]:
@@ -134,7 +134,7 @@ def test_a_run_without_the_right_to_write_leases_loses_no_job(service: Service, 
         assert f"grant +{command} " in ended.errors
         assert service.leftovers() == {"process waiting": 2}
     ended = service.command("run", REDIS_URL=limited_url, RUNNER_MAX_ATTEMPTS="1")
-    assert (ended.code, ended.summary["claimed"], ended.summary["buried"]) == (0, 2, 2)
+    assert (ended.code, ended.summary["claimed"], ended.summary["dead_lettered"]) == (0, 2, 2)
 
 
 def test_on_a_full_redis_comparisons_are_released_uncounted(service: Service) -> None:
@@ -144,7 +144,7 @@ def test_on_a_full_redis_comparisons_are_released_uncounted(service: Service) ->
         service.redis.config_set("maxmemory-policy", "noeviction")
         service.redis.config_set("maxmemory", 1)
         for _ in range(4):  # one more than a job has attempts
-            ended = service.command("run", RUNNER_CONNECT_SECONDS="0.2")
+            ended = service.command("run", RUNNER_CONNECT_TIMEOUT_SECONDS="0.2")
             assert ended.code == 75
             assert "maxmemory" in ended.errors
             assert (ended.summary["claimed"], ended.summary["released"], ended.summary["unsettled"]) == (1, 1, 0)

@@ -41,7 +41,7 @@ def _closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def settings_of(url: str, seconds: str = "15") -> Settings:
-    return load({"REDIS_URL": url, "RUNNER_CONNECT_SECONDS": seconds}, required=("redis_url",))
+    return load({"REDIS_URL": url, "RUNNER_CONNECT_TIMEOUT_SECONDS": seconds}, required=("redis_url",))
 
 
 @pytest.fixture(scope="module")

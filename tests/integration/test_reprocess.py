@@ -410,7 +410,7 @@ def test_status_and_doctor_count_photos_without_embeddings_of_the_model(
 
 
 def test_status_says_that_postgresql_is_away_and_shows_the_rest(service: Service, tmp_path: Path) -> None:
-    away = {"KUBECONFIG": str(tmp_path / "none"), "RUNNER_CONNECT_SECONDS": "0.2"}
+    away = {"KUBECONFIG": str(tmp_path / "none"), "RUNNER_CONNECT_TIMEOUT_SECONDS": "0.2"}
     ended = service.command("status", DATABASE_URL="postgresql://u:hunter2@127.0.0.1:1/x", **away)
     assert (ended.code, "WAITING" in ended.output, "photos: PostgreSQL" in ended.output) == (0, True, True)
     assert "hunter2" not in ended.output + ended.errors
@@ -460,7 +460,7 @@ def one_line(ended: Ended, code: int, *expected: str) -> None:
 
 def test_settings_and_servers_that_cannot_be_used(service: Service, empty_database_url: str) -> None:
     add(service, "p1")
-    away = {"RUNNER_CONNECT_SECONDS": "0.2"}
+    away = {"RUNNER_CONNECT_TIMEOUT_SECONDS": "0.2"}
 
     def run(*arguments: str, **more: str) -> Ended:
         return service.command("reprocess", *arguments, **away, **more)

@@ -19,7 +19,7 @@ from tests.support.queue_tools import queue_of
 if TYPE_CHECKING:
     from tests.support.run_tools import Service
 
-COUNTS = ("claimed", "succeeded", "retried", "buried", "released", "photos", "faces", "seconds", "reason")
+COUNTS = ("claimed", "succeeded", "retried", "dead_lettered", "released", "photos", "faces", "seconds", "reason")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_signal_releases_jobs_that_have_not_begun_and_exits_0(
     service: Service, server: OddServer, number: signal.Signals
 ) -> None:
     service.api.upload({f"slow {n}": server.url("hang") for n in range(20)})
-    process = service.start("run", RUNNER_CLAIM_SIZE="20", RUNNER_DRAIN_SECONDS="1")
+    process = service.start("run", RUNNER_CLAIM_SIZE="20", RUNNER_SHUTDOWN_SECONDS="1")
     while not server.requests or server.requests[-1] != "/hang":
         assert process.poll() is None
         time.sleep(0.05)
@@ -135,7 +135,7 @@ def test_every_wrong_setting_is_named_at_once(service: Service) -> None:
     ],
 )
 def test_an_unreachable_server_is_a_temporary_failure(service: Service, variable: str, url: str, reason: str) -> None:
-    ended = service.command("run", **{variable: url.format(port=_closed_port())}, RUNNER_CONNECT_SECONDS="1")
+    ended = service.command("run", **{variable: url.format(port=_closed_port())}, RUNNER_CONNECT_TIMEOUT_SECONDS="1")
     assert ended.code == 75
     assert ended.summary["reason"] == reason
     assert "Traceback" not in ended.errors
@@ -163,7 +163,9 @@ def test_doctor_checks_everything_and_changes_nothing(service: Service, server: 
     assert ended.code == 0
     assert [check["ok"] for check in checks] == [True] * len(checks)
     assert service.leftovers() == {"process waiting": 1}
-    broken = service.command("doctor", REDIS_URL=f"redis://127.0.0.1:{_closed_port()}", RUNNER_CONNECT_SECONDS="0")
+    broken = service.command(
+        "doctor", REDIS_URL=f"redis://127.0.0.1:{_closed_port()}", RUNNER_CONNECT_TIMEOUT_SECONDS="0"
+    )
     assert broken.code == 75
     assert broken.output.count("FAIL") == 1
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 PROCESS, COMPARE = "face_embeddings:process", "face_embeddings:compare"
 QUICK = {
-    "RUNNER_FETCH_FIRST_BYTE_SECONDS": "0.8",
-    "RUNNER_FETCH_SECONDS": "4",
+    "RUNNER_FETCH_READ_TIMEOUT_SECONDS": "0.8",
+    "RUNNER_FETCH_TIMEOUT_SECONDS": "4",
     "RUNNER_MAX_IMAGE_BYTES": "2000000",
 }
 
@@ -73,7 +73,7 @@ class Case(NamedTuple):
 
     path: str
     status: str
-    word: str | None
+    code: str | None
 
 
 SERVED = [
@@ -131,16 +131,16 @@ def test_each_way_to_serve_a_photo_leads_to_its_status(service: Service, server:
 
 
 def test_each_failure_is_logged_in_one_line_with_its_reason(service: Service, server: OddServer) -> None:
-    failing = [case for case in SERVED if case.word]
+    failing = [case for case in SERVED if case.code]
     photos = service.api.upload({case.path: server.url(case.path) for case in failing})
     ended = service.run(
-        RUNNER_FETCH_FIRST_BYTE_SECONDS="0.5", RUNNER_FETCH_SECONDS="3", RUNNER_MAX_IMAGE_BYTES="2000000"
+        RUNNER_FETCH_READ_TIMEOUT_SECONDS="0.5", RUNNER_FETCH_TIMEOUT_SECONDS="3", RUNNER_MAX_IMAGE_BYTES="2000000"
     )
     for case in failing:
-        lines = ended.lines(photo=photos[case.path], outcome="buried")
-        assert [line["reason"] for line in lines] == [case.word], case.path
+        lines = ended.lines(photo=photos[case.path], outcome="dead_lettered")
+        assert [line["reason"] for line in lines] == [case.code], case.path
         assert lines[0]["level"] == "warning"
-    assert ended.summary["buried"] == len(failing)
+    assert ended.summary["dead_lettered"] == len(failing)
 
 
 INVALID_PROCESS: dict[str, bytes] = {
@@ -166,7 +166,7 @@ def test_invalid_process_payloads_are_dead_lettered_byte_for_byte(service: Servi
     ended = service.run("--queues", "process")
     kept = {service.redis.get(key) for key in service.redis.keys(f"{{{PROCESS}}}:dead:payload:*")}
     assert kept == set(INVALID_PROCESS.values())
-    assert ended.summary["buried"] == ended.summary["claimed"] == len(INVALID_PROCESS)
+    assert ended.summary["dead_lettered"] == ended.summary["claimed"] == len(INVALID_PROCESS)
     assert len(ended.lines(reason="invalid_job")) == len(INVALID_PROCESS)
     assert service.leftovers() == {"process dead": len(INVALID_PROCESS)}
 
@@ -184,7 +184,7 @@ def test_a_photo_whose_job_has_no_usable_url_fails(service: Service) -> None:
 def test_a_malformed_job_is_dead_lettered_even_if_its_photo_is_deleted(service: Service) -> None:
     service.redis.rpush(PROCESS, json.dumps({"id": "deleted"}))
     ended = service.run("--queues", "process")
-    assert (ended.summary["buried"], ended.summary["gone"]) == (1, 0)
+    assert (ended.summary["dead_lettered"], ended.summary["gone"]) == (1, 0)
     assert service.leftovers() == {"process dead": 1}
 
 
@@ -209,8 +209,8 @@ def test_a_prefetched_image_of_a_deleted_photo_is_not_stored(service: Service, s
         service.redis.rpush(PROCESS, json.dumps({"id": f"deleted {name}", "imageUrl": server.url(name)}))
     service.api.upload({"known": server.url("one pixel.png")})
     ended = service.run()
-    assert {name: ended.summary[name] for name in ("succeeded", "gone", "buried", "photos", "faces")} == {
-        "succeeded": 1, "gone": 3, "buried": 0, "photos": 1, "faces": 0,
+    assert {name: ended.summary[name] for name in ("succeeded", "gone", "dead_lettered", "photos", "faces")} == {
+        "succeeded": 1, "gone": 3, "dead_lettered": 0, "photos": 1, "faces": 0,
     }  # fmt: skip
     assert service.faces("deleted ada.jpg") == 0
     assert service.leftovers() == {}
@@ -266,8 +266,8 @@ def test_every_failed_comparison_is_an_empty_array_with_a_reason_in_its_detail(s
         assert service.redis.ttl(f"match-result:{name}") > 3500
         error = service.api.detail(name)["error"]
         assert isinstance(error, dict)
-        assert error["word"] == word, name
-        assert len(error["sentence"]) > 10
+        assert error["code"] == word, name
+        assert len(error["message"]) > 10
 
 
 def test_a_comparison_without_a_job_id_is_dead_lettered_and_the_next_one_answered(service: Service) -> None:
@@ -277,7 +277,7 @@ def test_a_comparison_without_a_job_id_is_dead_lettered_and_the_next_one_answere
     ended = service.run()
     assert service.api.result("good") == []
     assert service.api.detail("good")["error"] is None
-    assert ended.summary["buried"] == 4
+    assert ended.summary["dead_lettered"] == 4
     assert service.leftovers() == {"compare dead": 4}
 
 

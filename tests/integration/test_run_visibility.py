@@ -84,14 +84,14 @@ def _delete(service: Service, photo_ids: Sequence[str]) -> None:
 
 def _counts(ended: Ended) -> dict[str, Any]:
     """Return the counts of the summary that are not zero, and the exit code."""
-    named = ("succeeded", "gone", "buried", "retried", "released", "lost", "unsettled", "photos", "faces")
+    named = ("succeeded", "gone", "dead_lettered", "retried", "released", "lost", "unsettled", "photos", "faces")
     return {name: ended.summary[name] for name in named if ended.summary[name]} | {"code": ended.code}
 
 
 def _stopped(ended: Ended, released: int, because: str) -> None:
     """Check that the run released its jobs, and said why."""
     assert _counts(ended) == {"code": INVISIBLE, "released": released}, ended.errors
-    assert ended.summary["reason"] == PhotosInvisibleError.word
+    assert ended.summary["reason"] == PhotosInvisibleError.code
     (line,) = ended.lines(event="run ended")
     assert because in line["detail"]
 
@@ -348,7 +348,7 @@ def test_photos_are_processed_on_a_full_redis(service: Service, server: OddServe
     photos = _upload(service, server, 2)
     service.redis.config_set("maxmemory", "1")
     try:
-        ended = service.command("run", "--queues", "process", RUNNER_CONNECT_SECONDS="1")
+        ended = service.command("run", "--queues", "process", RUNNER_CONNECT_TIMEOUT_SECONDS="1")
     finally:
         service.redis.config_set("maxmemory", "0")
     assert {service.status(photo_id) for photo_id in photos} == {"NO_FACES_FOUND"}, ended.errors

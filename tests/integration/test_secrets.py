@@ -110,13 +110,13 @@ def world() -> Iterator[World]:
             "RUNNER_ALLOW_PRIVATE_URLS": "true",
             "RUNNER_LOG_LEVEL": "debug",
             "RUNNER_LOG_FORMAT": "json",
-            "RUNNER_RETRY_SECONDS": "0.1",
-            "RUNNER_FETCH_FIRST_BYTE_SECONDS": "0.5",
-            "RUNNER_FETCH_SECONDS": "2",
+            "RUNNER_RETRY_BASE_SECONDS": "0.1",
+            "RUNNER_FETCH_READ_TIMEOUT_SECONDS": "0.5",
+            "RUNNER_FETCH_TIMEOUT_SECONDS": "2",
             "RUNNER_MAX_IMAGE_BYTES": "2000000",
             "RUNNER_MAX_PIXELS": "4000000",
-            "RUNNER_CONNECT_SECONDS": "0.3",
-            "RUNNER_INITIATED_SECONDS": "0.3",
+            "RUNNER_CONNECT_TIMEOUT_SECONDS": "0.3",
+            "RUNNER_INITIATED_TIMEOUT_SECONDS": "0.3",
             "RUNNER_MAX_ATTEMPTS": "2",
         }
         with (

@@ -56,7 +56,7 @@ def test_at_its_last_attempt_a_job_is_stored_as_failed_and_dead_lettered(bench: 
     tasks = bench.held(b"a", b"bad", attempt=3)
     bench.handler.refuse = lambda task: ValueError() if task.lease.payload == b"bad" and task.error is None else None
     bench.settlement.conclude(tasks)
-    assert bench.outcomes() == {"succeeded": 1, "buried": 1}
+    assert bench.outcomes() == {"succeeded": 1, "dead_lettered": 1}
     assert bench.handler.stored == {b"a": None, b"bad": "unexpected"}
     assert bench.dead() == {"unexpected": 3}
 
@@ -65,7 +65,7 @@ def test_a_job_that_cannot_be_stored_as_failed_is_still_dead_lettered(bench: Set
     tasks = bench.held(b"bad", attempt=3)
     bench.handler.refuse = _bad(ValueError())
     bench.settlement.conclude(tasks)
-    assert bench.outcomes() == {"buried": 1}
+    assert bench.outcomes() == {"dead_lettered": 1}
     assert places(bench.redis).leased == {}
 
 
@@ -74,8 +74,8 @@ def test_a_job_that_cannot_be_stored_as_failed_is_still_dead_lettered(bench: Set
     [
         (FetchError("500"), 1, {"retried": 1}, {}),
         (FetchError("500"), 2, {"retried": 1}, {}),
-        (FetchError("500"), 3, {"buried": 1}, {"fetch_failed": 3}),
-        (ImageMissingError(), 1, {"buried": 1}, {"image_missing": 1}),
+        (FetchError("500"), 3, {"dead_lettered": 1}, {"fetch_failed": 3}),
+        (ImageMissingError(), 1, {"dead_lettered": 1}, {"image_missing": 1}),
         (PhotoGoneError(), 1, {"gone": 1}, {}),
     ],
 )
@@ -87,7 +87,7 @@ def test_a_failure_is_retried_or_dead_lettered_by_its_error(
     bench.settlement.conclude([task])
     assert bench.outcomes() == outcomes
     assert bench.dead() == dead
-    assert bench.handler.stored == ({} if "retried" in outcomes else {b"job": error.word})
+    assert bench.handler.stored == ({} if "retried" in outcomes else {b"job": error.code})
 
 
 def test_a_gone_photo_is_not_a_success_and_adds_no_faces(bench: SettlementBench) -> None:
@@ -106,7 +106,7 @@ def test_a_job_that_has_killed_its_runners_is_not_begun_again(bench: SettlementB
     bench.settlement.begin([task])
     assert bench.handler.batches == []
     assert task.error is not None
-    assert task.error.word == "too_many_attempts"
+    assert task.error.code == "too_many_attempts"
 
 
 def test_after_an_error_that_ends_the_run_every_job_can_be_released(bench: SettlementBench) -> None:

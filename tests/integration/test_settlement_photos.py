@@ -91,7 +91,7 @@ def dead_letters(redis: Redis) -> dict[str, tuple[str, int]]:
     """Return the error code and the number of attempts of each photo that is a dead letter."""
     payloads = places(redis).dead
     letters = DeadLetters(redis, PHOTO.queue).all()
-    return {json.loads(payloads[letter.id])["id"]: (letter.reason, letter.attempts) for letter in letters}
+    return {json.loads(payloads[letter.id])["id"]: (letter.code, letter.attempts) for letter in letters}
 
 
 @pytest.mark.parametrize("factor", UNSTORABLE_FACTORS)
@@ -105,7 +105,7 @@ def test_photos_that_the_database_refuses_fail_alone_and_at_once(bench: PhotoBen
     tasks = bench.computed({**found, "p3": [*faces(1), bad], "p6": [bad], "was ready": [bad], "gone": [bad]})
     bench.settlement.conclude(tasks)
     refused = {"p3", "p6", "was ready"}
-    assert bench.outcomes() == {"succeeded": 6, "buried": 3, "gone": 1}
+    assert bench.outcomes() == {"succeeded": 6, "dead_lettered": 3, "gone": 1}
     assert dead_letters(bench.redis) == dict.fromkeys(refused, ("unstorable", 1))
     assert places(bench.redis).leased == {}
     assert statuses(bench.runner.api) == {

@@ -125,7 +125,7 @@ def test_a_run_gets_over_a_connection_that_breaks_at_any_message(direct: Runner,
         "REDIS_URL": "redis://unused",
         "DATABASE_URL": api_url,
         "EMBEDDINGS_DATABASE_URL": faces_url,
-        "RUNNER_CONNECT_SECONDS": "20",
+        "RUNNER_CONNECT_TIMEOUT_SECONDS": "20",
     }
     for at in range(1, MOST_MESSAGES):
         prepare(direct)

@@ -157,7 +157,7 @@ def behind(pool: PgBouncer, service: Service, direct: str, name: str) -> Service
     environment = {
         **service.environment,
         "DATABASE_URL": f"{pool.url(direct)}?schema={name}&pgbouncer=true",
-        "RUNNER_CONNECT_SECONDS": "10",
+        "RUNNER_CONNECT_TIMEOUT_SECONDS": "10",
     }
     return Service(service.redis, connection, Api(service.redis, connection), environment)
 

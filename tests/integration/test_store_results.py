@@ -28,7 +28,7 @@ DETAIL: dict[str, Any] = {
     "milliseconds": 12.5,
     "error": None,
 }
-FAILED: dict[str, Any] = {**DETAIL, "scores": {}, "error": {"word": "no_face_in_selfie", "sentence": "…"}}
+FAILED: dict[str, Any] = {**DETAIL, "scores": {}, "error": {"code": "no_face_in_selfie", "message": "…"}}
 POLLS = 4
 
 
@@ -369,7 +369,7 @@ def test_heal_gives_an_empty_answer_where_the_answer_was_evicted(redis: Redis) -
     initiate(redis)
     assert results.heal() == [JOB]
     assert_answered(redis, [])
-    assert detail(redis)["error"]["word"] == "answer_lost"
+    assert detail(redis)["error"]["code"] == "answer_lost"
 
 
 def test_what_is_unconfirmed_is_forgotten_with_its_answer(redis: Redis) -> None:

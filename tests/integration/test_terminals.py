@@ -62,7 +62,8 @@ def hostile(service: Service) -> Service:
 def test_a_run_and_the_looks_at_its_dead_letters(hostile: Service, form: str, tmp_path: Path) -> None:
     log = tmp_path / "termination"
     given = {"RUNNER_LOG_FORMAT": form, "RUNNER_LOG_LEVEL": "debug", "RUNNER_MAX_ATTEMPTS": "1",
-             "RUNNER_INITIATED_SECONDS": "0", "RUNNER_TERMINATION_LOG": str(log), "POD_NAME": HOSTILE}  # fmt: skip
+             "RUNNER_INITIATED_TIMEOUT_SECONDS": "0", "RUNNER_TERMINATION_LOG": str(log),
+             "POD_NAME": HOSTILE}  # fmt: skip
     ended = hostile.run(**given)
     assert ended.summary["claimed"] == 7
     assert_safe(ended.errors)

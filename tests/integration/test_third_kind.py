@@ -96,9 +96,9 @@ def test_a_third_kind_of_job_needs_no_change_of_another_module(
     )
     assert done.returncode == 0, done.stderr
     summary: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert (summary["claimed"], summary["succeeded"], summary["counts"], summary["buried"]) == (2, 1, 1, 1)
+    assert (summary["claimed"], summary["succeeded"], summary["counts"], summary["dead_lettered"]) == (2, 1, 1, 1)
     assert int(service.redis.get(f"counted:{url}") or 0) > 0
-    assert [letter.reason for letter in DeadLetters(service.redis, "count").all()] == ["invalid_job"]
+    assert [letter.code for letter in DeadLetters(service.redis, "count").all()] == ["invalid_job"]
     assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["count", "count"]
 
 

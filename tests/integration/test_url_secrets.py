@@ -33,8 +33,9 @@ FIRST = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgresql://127
 @pytest.fixture
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """Settings with which a command is done at once: nothing is waited for, no cluster is found."""
-    for name, value in {**FIRST, "RUNNER_CONNECT_SECONDS": "0", "KUBECONFIG": str(tmp_path / "none"),
-                        "RUNNER_FETCH_CONNECT_SECONDS": "0.2", "RUNNER_FETCH_SECONDS": "0.5"}.items():  # fmt: skip
+    for name, value in {**FIRST, "RUNNER_CONNECT_TIMEOUT_SECONDS": "0", "KUBECONFIG": str(tmp_path / "none"),
+                        "RUNNER_FETCH_CONNECT_TIMEOUT_SECONDS": "0.2",
+                        "RUNNER_FETCH_TIMEOUT_SECONDS": "0.5"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     yield monkeypatch
@@ -73,7 +74,7 @@ def test_no_command_repeats_a_part_of_a_password(
 def test_an_unencoded_character_is_named_as_the_cause(name: str, special: str) -> None:
     """The whole program, `run` and `doctor` included, with its termination log."""
     url = f"{settings_urls.VARIABLES[name][0]}://user:S3cretPrefix{special}S3cretSuffix@127.0.0.1:1/0"
-    environment = {**os.environ, **FIRST, name: url, "RUNNER_CONNECT_SECONDS": "0", "RUNNER_LOG_LEVEL": "debug"}
+    environment = {**os.environ, **FIRST, name: url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "0", "RUNNER_LOG_LEVEL": "debug"}
     for command in ("run", "doctor"):
         done = subprocess.run(
             [sys.executable, "-m", "runner", command], env=environment, capture_output=True, text=True, check=False
@@ -109,7 +110,7 @@ def test_a_server_that_repeats_the_password_is_not_repeated(command: str) -> Non
             [sys.executable, "-m", "runner", command, *(["list"] if command == "dead" else [])],
             env={**os.environ, "REDIS_URL": f"redis://:S3cret%2FPrefix@{place}",
                  "DATABASE_URL": f"postgresql://u:S3cret%2FPrefix@{place}/x?sslmode=disable",
-                 "RUNNER_CONNECT_SECONDS": "0", "KUBECONFIG": "/dev/null"},
+                 "RUNNER_CONNECT_TIMEOUT_SECONDS": "0", "KUBECONFIG": "/dev/null"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         server.shutdown()

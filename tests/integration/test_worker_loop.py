@@ -121,7 +121,7 @@ def test_a_job_that_may_have_killed_its_runners_is_processed_alone(redis: Redis)
 
 def test_the_last_photo_that_a_stuck_thread_began_is_blamed(redis: Redis, stuck_for_ever: Any) -> None:
     push(redis, [b"first", b"second", b"third"])
-    bench = LoopBench(redis, RUNNER_PHOTO_SECONDS="1")
+    bench = LoopBench(redis, RUNNER_PHOTO_TIMEOUT_SECONDS="1")
     loads: list[Load] = []
     ready = threading.Event()
 
@@ -170,7 +170,7 @@ def test_a_signal_releases_jobs_that_have_not_begun_and_finishes_the_others(redi
 
 def test_begun_jobs_are_released_after_the_grace_period(redis: Redis) -> None:
     push(redis, [b"a", b"b"])
-    bench = LoopBench(redis, RUNNER_DRAIN_SECONDS="0.3")
+    bench = LoopBench(redis, RUNNER_SHUTDOWN_SECONDS="0.3")
     bench.compute = lambda _: Future()
 
     def signals() -> None:

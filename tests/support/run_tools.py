@@ -106,7 +106,7 @@ def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service
         "DATABASE_URL": f"{database_url}?schema=public",
         "RUNNER_ALLOW_PRIVATE_URLS": "true",  # images are served on loopback
         "RUNNER_LOG_FORMAT": "json",
-        "RUNNER_RETRY_SECONDS": "0.1",
+        "RUNNER_RETRY_BASE_SECONDS": "0.1",
     }
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield Service(redis, connection, Api(redis, connection), environment)

@@ -84,7 +84,7 @@ class Recorder:
         with self.lock:
             self.open -= {task.lease.payload for task in tasks}
         self._meet(tasks)
-        self.stored |= {task.lease.payload: task.error.word if task.error else None for task in tasks}
+        self.stored |= {task.lease.payload: task.error.code if task.error else None for task in tasks}
         for task in tasks:
             task.state = State.UNCONFIRMED if self.unconfirmed else task.state
 
@@ -129,7 +129,7 @@ class SettlementBench:
 
     def dead(self) -> dict[str, int]:
         """Return reason → attempts of the dead letters."""
-        return {letter.reason: letter.attempts for letter in DeadLetters(self.redis, NAME).all()}
+        return {letter.code: letter.attempts for letter in DeadLetters(self.redis, NAME).all()}
 
 
 class LoopBench(SettlementBench):

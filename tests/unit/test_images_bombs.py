@@ -39,7 +39,7 @@ before, began = peak(), time.perf_counter()
 try:
     outcome = list(decode(data, max_pixels=210_000_000, max_bytes=104_857_600).shape)
 except SpottmeeError as error:
-    outcome = error.word
+    outcome = error.code
 print(json.dumps([outcome, time.perf_counter() - began, (peak() - before) / 1024]))
 """
 

@@ -488,7 +488,7 @@ def test_an_image_of_exactly_the_most_bytes_is_decoded(kind: str) -> None:
 
 def test_each_limit_has_its_own_error_code() -> None:
     errors: list[type[JobError]] = [ImageTooManyBytesError, ImageTooManyPixelsError, ImageUndecodableError]
-    assert len({error.word for error in errors}) == 3
+    assert len({error.code for error in errors}) == 3
     assert not any(error.transient for error in errors)
 
 

@@ -70,9 +70,15 @@ def test_a_log_record_is_one_line_whatever_it_carries(event: str, value: str) ->
 
 def test_a_value_of_the_text_log_cannot_be_read_as_another_one() -> None:
     record = logging.makeLogRecord(
-        {"levelno": 20, "levelname": "INFO", "msg": "photo", "photo": "a  outcome=succeeded", "outcome": "buried"}
+        {
+            "levelno": 20,
+            "levelname": "INFO",
+            "msg": "photo",
+            "photo": "a  outcome=succeeded",
+            "outcome": "dead_lettered",
+        }
     )
-    assert TextFormatter().format(record).endswith('photo  photo="a  outcome=succeeded"  outcome=buried')
+    assert TextFormatter().format(record).endswith('photo  photo="a  outcome=succeeded"  outcome=dead_lettered')
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter({})], ids=["text", "json"])

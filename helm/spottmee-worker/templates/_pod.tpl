@@ -144,7 +144,7 @@ containers:
         value: {{ int $queue.jobsPerPod | quote }}
       - name: RUNNER_MAX_SECONDS
         value: {{ include "spottmee-worker.setting" $queue.maxSeconds | quote }}
-      - name: RUNNER_DRAIN_SECONDS
+      - name: RUNNER_SHUTDOWN_SECONDS
         value: {{ include "spottmee-worker.setting" $queue.shutdownSeconds | quote }}
       - name: RUNNER_TERMINATION_LOG
         value: /dev/termination-log

@@ -260,7 +260,7 @@ EMBEDDINGS_DATABASE_URL: embeddingsDatabase
 RUNNER_QUEUES: queues.*.enabled
 RUNNER_MAX_JOBS: queues.*.jobsPerPod
 RUNNER_MAX_SECONDS: queues.*.maxSeconds
-RUNNER_DRAIN_SECONDS: queues.*.shutdownSeconds
+RUNNER_SHUTDOWN_SECONDS: queues.*.shutdownSeconds
 RUNNER_JOB: nothing (it is for debug runs)
 RUNNER_OWNER: nothing (it is the Job's name)
 RUNNER_TERMINATION_LOG: nothing (it is /dev/termination-log)
