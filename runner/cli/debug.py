@@ -84,7 +84,9 @@ def _debug(args: argparse.Namespace) -> int:
     try:
         from runner.cli.debug_cluster import debug_in_cluster
     except ModuleNotFoundError as error:
-        raise ClusterError(f"the package {error.name} is not installed: pip install kubernetes") from None
+        raise ClusterError(
+            f"a debug Job in the cluster needs the package {error.name}, which is not installed: pip install kubernetes"
+        ) from None
     return debug_in_cluster(payload, args)
 
 
