@@ -37,6 +37,7 @@ class ComparisonHandler:
         self._watch = watch
         self._repository = repository
         self._owns = owns
+        self._answered: dict[Task[CompareJob], tuple[list[str], dict[str, object]]] = {}  # in this batch
 
     def start(self) -> None:
         """Restore answers of earlier runs that INITIATED has overwritten."""
@@ -72,6 +73,10 @@ class ComparisonHandler:
                 self._answer(task, job_id, decision)
             else:
                 self._wait(task, job_id, decision)
+        for task in tasks:  # right before their leases end: a failover may have lost an answer meanwhile
+            job_id = _job_id(task)
+            if job_id is not None and task in self._answered:
+                self._results.confirm(job_id, *self._answered.pop(task))
 
     def _decide(self, tasks: Sequence[Task[CompareJob]]) -> dict[Task[CompareJob], Decision]:
         """Check the albums of the selfies with a face: no photo changes the answer to the others."""
@@ -94,7 +99,9 @@ class ComparisonHandler:
         if not self._owns(task.lease):  # lost while the database was busy, perhaps to `forget`
             task.outcome = Outcome.LOST
             return
-        if not self._results.answer(job_id, matched, detail):
+        if self._results.answer(job_id, matched, detail):
+            self._answered[task] = matched, detail
+        else:
             self._watch.add(job_id, matched, detail, owned=lambda: self._owns(task.lease))
             task.state = State.UNCONFIRMED
 
