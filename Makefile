@@ -42,16 +42,18 @@ demo: setup ## Run the whole service on real photos and write a report (ALBUM=fo
 	@$(BIN)/python -m demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
 
 .PHONY: test
-test: setup ## Run the tests, long campaigns shortened (under 6 minutes on 2 cores; WORKERS=1 runs them one after the other)
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+test: setup ## Run the tests, long campaigns shortened (WORKERS=1: one after the other)
+	@# Each file stays on one process, and the image's tests on a single one: it is built once.
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/image $(ARGS)
+	@$(BIN)/python -m pytest tests/image $(ARGS)
 
 .PHONY: check
 check: lint ## Lint, types and unit tests: what to run before each commit (under 90 s)
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -q tests/unit
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -q tests/unit
 
 .PHONY: coverage
 coverage: setup ## Run the tests and show the branch coverage of runner/, in its processes too: coverage-out/index.html
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
 
 .PHONY: e2e
 e2e: setup ## Run the end-to-end tests on a real control plane with KEDA (built once from Go modules) or on a given cluster

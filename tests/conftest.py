@@ -143,11 +143,3 @@ def _fresh(server: EmbeddedPostgres, source: str) -> Iterator[str]:
     yield server.database_url(name)
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file on one of pytest-xdist's workers, and the image's tests on the same: it is built once."""
-    for item in items:
-        group = "image" if item.path.parent.name == "image" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))

@@ -10,6 +10,7 @@ import pytest
 
 from demo.api import PROCESS_LIST
 from runner.errors import StuckError, UnreachableError
+from runner.queue import keys
 from tests.faults.gate import Gate, State
 from tests.faults.pictures import kinds
 from tests.faults.runs import end
@@ -91,6 +92,10 @@ def test_sigterm_ends_a_run_that_cannot_reach_a_server_at_startup(world: World, 
     gate: Gate = getattr(world, server)
     gate.set(state)
     process = run(world)
+    deadline = time.monotonic() + 20
+    while server == "postgres_gate" and not world.redis.zcard(keys.leases("process")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     time.sleep(1.5)
     assert process.poll() is None
     process.terminate()
