@@ -305,13 +305,13 @@ def test_doctor_reports_the_pack_and_the_provider(service: Service, copy: Path) 
     change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
     found = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in found}
-    assert "portable graphs, which open 20 ms more slowly" in findings["hardware"]["finding"]
+    assert "portable graphs, which load 20 ms more slowly" in findings["hardware"]["finding"]
     assert findings["hardware"]["finding"].endswith("(onnxruntime 1.0, x86-64, blocks of 8)")
     change_manifest(copy, lambda document: document.update(versions={"onnxruntime": "1.0"}, form="plain"))
     found = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in found}
-    assert "proven with other versions than here (onnxruntime " in findings["model"]["finding"]
-    assert findings["hardware"]["finding"].endswith("; the pack is baked plain, and quick suits cpu better")
+    assert "verified with other versions than these (onnxruntime " in findings["model"]["finding"]
+    assert findings["hardware"]["finding"].endswith("; the pack was baked plain; quick is faster on cpu")
     changed_byte(copy)
     failed = service.command("doctor", RUNNER_MODEL_DIR=str(copy))
     assert failed.code == 4

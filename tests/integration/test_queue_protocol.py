@@ -360,7 +360,7 @@ def test_a_dead_letter_has_every_field(redis: Redis) -> None:
     since, _, letter = stored.partition(b" ")  # type: ignore[arg-type]  # the client answers bytes
     assert abs(int(since) / 1000 - time.time()) < 60
     assert json.loads(letter) == {
-        "id": lease.id, "queue": NAME, "reason": "image_missing", "detail": "no such image", "attempts": 1,
+        "id": lease.id, "queue": NAME, "error": {"code": "image_missing", "message": "no such image"}, "attempts": 1,
         "runner": "a", "bytes": 3,
     }  # fmt: skip
 
