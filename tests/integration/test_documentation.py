@@ -123,6 +123,7 @@ def reader(checkout: Path, photo: bytes, redis_url: str, dead_id: str, empty_dat
         "REDIS_URL": redis_url,
         "DATABASE_URL": empty_database_url,
         "RUNNER_ALLOWED_HOSTS": "127.0.0.1",
+        "RUNNER_ALLOWED_PORTS": "1024-65535",
     }
     with ImageServer({"party.jpg": photo}) as server:
         placeholders = {"DEAD_ID": dead_id, "PHOTO_ID": "photo", "IMAGE_URL": server.url("party.jpg")}
