@@ -45,7 +45,7 @@ demo: setup ## Run the whole service on real photos and write a report (ALBUM=fo
 test: setup ## Run the tests, long campaigns shortened (WORKERS=1: one after the other)
 	@# Each file stays on one process, and the image's tests on a single one: it is built once.
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/image $(ARGS)
-	@$(BIN)/python -m pytest tests/image $(ARGS)
+	@$(BIN)/python -m pytest --timeout 900 tests/image $(ARGS)
 
 .PHONY: check
 check: lint ## Lint, types and unit tests: what to run before each commit (under 90 s)
