@@ -37,7 +37,6 @@ class ComparisonHandler:
         self._watch = watch
         self._repository = repository
         self._owns = owns
-        self._answered: dict[Task[CompareJob], tuple[list[str], dict[str, object]]] = {}  # in this batch
 
     def start(self) -> None:
         """Restore answers of earlier runs that INITIATED has overwritten."""
@@ -62,6 +61,7 @@ class ComparisonHandler:
     def conclude(self, tasks: Sequence[Task[CompareJob]]) -> None:
         """Match and answer the jobs whose albums are ready, one by one; the others get `wait`."""
         decisions = self._decide(tasks)
+        answered: list[tuple[str, list[str], dict[str, object]]] = []
         for task in tasks:
             job_id, decision = _job_id(task), decisions.get(task)
             task.wait = None
@@ -70,13 +70,11 @@ class ComparisonHandler:
             if not self._owns(task.lease) or (decision is not None and decision.readiness is Readiness.LOST):
                 task.outcome = Outcome.LOST
             elif decision is None or decision.readiness is Readiness.ANSWER:
-                self._answer(task, job_id, decision)
+                answered += self._answer(task, job_id, decision)
             else:
                 self._wait(task, job_id, decision)
-        for task in tasks:  # right before their leases end: a failover may have lost an answer meanwhile
-            job_id = _job_id(task)
-            if job_id is not None and task in self._answered:
-                self._results.confirm(job_id, *self._answered.pop(task))
+        for answer in answered:  # right before their leases end: a failover may have lost one in the meantime
+            self._results.confirm(*answer)
 
     def _decide(self, tasks: Sequence[Task[CompareJob]]) -> dict[Task[CompareJob], Decision]:
         """Check the albums of the selfies with a face: no photo changes the answer to the others."""
@@ -92,18 +90,21 @@ class ComparisonHandler:
         seconds = decision.seconds if decision.readiness is Readiness.DEFER else None
         task.wait = Wait(decision.pending, dump_state(faces, decision.checks, model), seconds)
 
-    def _answer(self, task: Task[CompareJob], job_id: str, decision: Decision | None) -> None:
+    def _answer(
+        self, task: Task[CompareJob], job_id: str, decision: Decision | None
+    ) -> list[tuple[str, list[str], dict[str, object]]]:
+        """Write the answer, and return it unless it is watched."""
         pending = decision.pending if decision is not None else None
         matched, detail = self._match(task)
         detail |= {"complete": pending == 0, "pending": pending}
         if not self._owns(task.lease):  # lost while the database was busy, perhaps to `forget`
             task.outcome = Outcome.LOST
-            return
+            return []
         if self._results.answer(job_id, matched, detail):
-            self._answered[task] = matched, detail
-        else:
-            self._watch.add(job_id, matched, detail, owned=lambda: self._owns(task.lease))
-            task.state = State.UNCONFIRMED
+            return [(job_id, matched, detail)]
+        self._watch.add(job_id, matched, detail, owned=lambda: self._owns(task.lease))
+        task.state = State.UNCONFIRMED
+        return []
 
     def _match(self, task: Task[CompareJob]) -> tuple[list[str], dict[str, object]]:
         """Return the matched ids in the order of the album, and the detail."""
