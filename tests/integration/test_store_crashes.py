@@ -114,7 +114,8 @@ def test_a_connection_that_breaks_at_any_message_leaves_nothing_half_done(
         assert stored_faces(direct.faces) == FINAL_FACES
     else:
         raise AssertionError("it never got through")
-    assert at > 4, "nothing was broken"
+    # A pipeline's messages arrive in one piece or in several: at least its statements and its end are apart.
+    assert at > 2, "fewer than two messages were broken"
 
 
 @pytest.mark.parametrize("how", [Verdict.LOSE_REQUEST, Verdict.LOSE_REPLY])
