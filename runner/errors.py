@@ -257,6 +257,18 @@ class ImageUndecodableError(PermanentJobError):
     code = "image_undecodable"
 
 
+class LockTimeoutError(TransientJobError):
+    """A row of PostgreSQL that the job needs stayed locked by another transaction (RUNNER_LOCK_TIMEOUT_SECONDS)."""
+
+    code = "lock_timeout"
+
+
+class StatementTimeoutError(TransientJobError):
+    """PostgreSQL did not finish a statement of the job in time (RUNNER_STATEMENT_TIMEOUT_SECONDS)."""
+
+    code = "statement_timeout"
+
+
 class TooManyFacesError(PermanentJobError):
     """The photo has more faces than allowed (RUNNER_MAX_FACES)."""
 

@@ -306,6 +306,18 @@ class Settings:
         parse=_seconds(0, 3600),
         default="30",
     )
+    statement_timeout_seconds: float = _setting(
+        "RUNNER_STATEMENT_TIMEOUT_SECONDS",
+        "timeout for a statement of a job in PostgreSQL; the job is retried, or becomes a dead letter",
+        parse=_seconds(0.1, 3600),
+        default="60",
+    )
+    lock_timeout_seconds: float = _setting(
+        "RUNNER_LOCK_TIMEOUT_SECONDS",
+        "timeout for a lock in PostgreSQL; a job whose row stays locked is retried, or becomes a dead letter",
+        parse=_seconds(0.1, 3600),
+        default="5",
+    )
     album_timeout_seconds: float = _setting(
         "RUNNER_ALBUM_TIMEOUT_SECONDS",
         "how long a comparison waits for photos of its album that are still being processed, from when it was first "

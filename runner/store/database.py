@@ -16,7 +16,14 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from runner.errors import ENCODING_ADVICE, DatabaseUnreachableError, SettingsError
+from runner.errors import (
+    ENCODING_ADVICE,
+    DatabaseUnreachableError,
+    JobError,
+    LockTimeoutError,
+    SettingsError,
+    StatementTimeoutError,
+)
 from runner.output import redacted
 from runner.retry import RetryPolicy
 from runner.settings import postgres_conninfo
@@ -26,7 +33,7 @@ T = TypeVar("T")
 
 # No statement of a run takes a second on a healthy server; these limits end what hangs on an unhealthy one.
 STATEMENT_SECONDS = 60.0
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 5.0
 # A runner that is frozen inside a transaction (a paused node) must not keep its row locks and block the API.
 IDLE_IN_TRANSACTION_SECONDS = 60.0
 CONNECT_TIMEOUT_SECONDS = 10
@@ -65,6 +72,9 @@ _PERMANENT_STATES = {"57P04"}  # database_dropped
 _SETUP_CLASSES = ("28", "3D", "3F", "42")  # authorisation, catalog, schema, access rules and names
 _STATES_TO_RECONNECT_AFTER = {"25006", "0A000"}
 
+_LOCK_TIMEOUT = "55P03"
+_STATEMENT_TIMEOUT = "57014"
+
 # The error of a pooler that may run each statement over another server connection.
 _STATEMENT_POOLING = "transaction blocks not allowed in statement pooling mode"
 
@@ -96,14 +106,20 @@ class Database:
     """
 
     def __init__(
-        self, url: str, *, application_name: str, variable: str, statement_seconds: float = STATEMENT_SECONDS
+        self,
+        url: str,
+        *,
+        application_name: str,
+        variable: str,
+        statement_seconds: float = STATEMENT_SECONDS,
+        lock_seconds: float = LOCK_SECONDS,
     ) -> None:
         """Raise `SettingsError` when libpq does not understand `url`."""
         self.variable = variable
         # Without a handler, psycopg's warnings about lost connections would appear raw on standard error.
         logging.getLogger("psycopg").addHandler(logging.NullHandler())
         self._parameters, self._schema = _parameters(url, application_name, variable)
-        self._statement_seconds = statement_seconds
+        self._limits = Limits(statement_seconds, lock=lock_seconds, idle=IDLE_IN_TRANSACTION_SECONDS)
         self._connection: Session | None = None
 
     @property
@@ -153,9 +169,7 @@ class Database:
         except psycopg.ProgrammingError:  # psycopg's own, which repeats the value of a parameter
             raise SettingsError(f"{self.variable} has a parameter whose value is not valid") from None
         try:
-            connection.begin(
-                self._schema, Limits(self._statement_seconds, lock=LOCK_SECONDS, idle=IDLE_IN_TRANSACTION_SECONDS)
-            )
+            connection.begin(self._schema, self._limits)
         except BaseException as error:
             connection.close()
             if _STATEMENT_POOLING in str(error):
@@ -206,15 +220,30 @@ def is_transient(error: BaseException) -> bool:
     return state in _TRANSIENT_STATES or state[:2] in _TRANSIENT_CLASSES
 
 
-def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: float) -> T:
+def _timeout_of_job(error: psycopg.Error, secrets: Sequence[str]) -> JobError | None:
+    """Return the timeout that belongs to the data of one job, or None if `error` is not one.
+
+    A lock on a whole table concerns every job: PostgreSQL reports where the statement names the table.
+    """
+    if error.sqlstate == _STATEMENT_TIMEOUT:
+        return StatementTimeoutError(reason(error, secrets))
+    if error.sqlstate == _LOCK_TIMEOUT and error.diag.statement_position is None:
+        return LockTimeoutError(reason(error, secrets))
+    return None
+
+
+def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: float, of_jobs: bool = False) -> T:
     """Return what `work` returns, repeating it after transient errors for `seconds` from the first failure.
 
     `databases` are those that `work` uses; a lost connection of theirs is dropped before the next attempt. `work`
-    must leave nothing behind when it fails, or be harmless to repeat. `RetryPolicy` says how long the waits are.
+    must leave nothing behind when it fails, or be harmless to repeat. `RetryPolicy` says how long the waits are. With
+    `of_jobs`, timeouts of statements and of locks on rows are not repeated: they end jobs, not the run.
 
     Raises `DatabaseUnreachableError` when the time is up, `SettingsError` where the server refuses the statements
-    themselves (a missing privilege, table or column: no job's fault), and every other error as it is.
+    themselves (a missing privilege, table or column: no job's fault), `JobError` where `of_jobs` says so, and every
+    other error as it is.
     """
+    secrets = [secret for database in databases for secret in database.secrets]
 
     def attempt() -> T:
         try:
@@ -222,13 +251,15 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         except psycopg.Error as error:
             for database in databases:
                 database.after(error)
+            if of_jobs and (timeout := _timeout_of_job(error, secrets)) is not None:
+                raise timeout from None
             raise
 
     try:
         return RetryPolicy(seconds, is_transient).call(attempt)
     except psycopg.Error as error:
         names = " or ".join(dict.fromkeys(database.variable for database in databases))
-        shown = reason(error, [secret for database in databases for secret in database.secrets])
+        shown = reason(error, secrets)
         if is_transient(error):
             raise DatabaseUnreachableError(f"{names}: {shown} (tried for {seconds:g} s)") from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -23,23 +24,35 @@ class Repository:
     """The API's table "Photo" and the embeddings of one model, in one database or in two.
 
     Every method retries after transient errors of PostgreSQL for `connect_seconds`, then raises
-    `DatabaseUnreachableError`. All methods are idempotent.
+    `DatabaseUnreachableError`. A method that works for jobs raises `LockTimeoutError` or `StatementTimeoutError` at
+    once: the jobs are to be repeated alone. All methods are idempotent.
     """
 
-    def __init__(self, settings: Settings, model: str, *, application_name: str) -> None:
-        """Raise `SettingsError` when libpq does not understand a URL. Nothing is connected yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        *,
+        application_name: str,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Raise `SettingsError` when libpq does not understand a URL. Nothing is connected yet.
+
+        `progress` is called before each access.
+        """
         self.model = model
+        self._progress = progress
         self._seconds = settings.connect_timeout_seconds
-        self._photos = Database(settings.database_url, application_name=application_name, variable="DATABASE_URL")
+        database = partial(
+            Database,
+            application_name=application_name,
+            statement_seconds=settings.statement_timeout_seconds,
+            lock_seconds=settings.lock_timeout_seconds,
+        )
+        self._photos = database(settings.database_url, variable="DATABASE_URL")
         same = settings.embeddings_database_url == settings.database_url
         self._embeddings = (
-            self._photos
-            if same
-            else Database(
-                settings.embeddings_database_url,
-                application_name=application_name,
-                variable="EMBEDDINGS_DATABASE_URL",
-            )
+            self._photos if same else database(settings.embeddings_database_url, variable="EMBEDDINGS_DATABASE_URL")
         )
 
     def check(self) -> None:
@@ -49,7 +62,7 @@ class Repository:
 
     def begin(self, photo_ids: Sequence[str]) -> set[str]:
         """Set the photos to PROCESSING and return those that exist (see `PhotoTable.begin`)."""
-        return self._retrying(lambda: PhotoTable(self._photos.connection).begin(photo_ids)) if photo_ids else set()
+        return self._for_jobs(lambda: PhotoTable(self._photos.connection).begin(photo_ids)) if photo_ids else set()
 
     def visibility(self) -> Visibility:
         """Return what the role of DATABASE_URL sees of the API's table."""
@@ -61,19 +74,19 @@ class Repository:
 
     def pending(self, photo_ids: Collection[str]) -> set[str]:
         """Return those of the photos that are UPLOADED or PROCESSING."""
-        return self._retrying(lambda: PhotoTable(self._photos.connection).pending(photo_ids)) if photo_ids else set()
+        return self._for_jobs(lambda: PhotoTable(self._photos.connection).pending(photo_ids)) if photo_ids else set()
 
     def store(self, outcomes: Mapping[str, Sequence[FaceLike] | None], still_owned: Callable[[str], bool]) -> NotStored:
         """Store the outcome of every photo (see `store_photos`)."""
         if not outcomes:
             return NotStored()
-        return self._retrying(
+        return self._for_jobs(
             lambda: store_photos(PhotoTable(self._photos.connection), self._faces(), outcomes, still_owned)
         )
 
     def match(self, selfie: NDArray[np.float32], stored_ids: Collection[str], threshold: float) -> Matches:
         """Compare a selfie with an album (see `EmbeddingStore.match`)."""
-        return self._retrying(lambda: self._faces().match(selfie, stored_ids, threshold))
+        return self._for_jobs(lambda: self._faces().match(selfie, stored_ids, threshold))
 
     def close(self) -> None:
         """Close the connections."""
@@ -84,7 +97,12 @@ class Repository:
         return EmbeddingStore(self._embeddings.connection, self.model)
 
     def _retrying(self, work: Callable[[], T]) -> T:
+        self._progress()
         return retrying(work, [self._photos, self._embeddings], seconds=self._seconds)
+
+    def _for_jobs(self, work: Callable[[], T]) -> T:
+        self._progress()
+        return retrying(work, [self._photos, self._embeddings], seconds=self._seconds, of_jobs=True)
 
     def __enter__(self) -> Self:
         return self

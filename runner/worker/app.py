@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 # within 10 s of SIGTERM, whatever it was doing.
 GRACE_SECONDS = 0.8
 RELEASE_SECONDS = 0.7
-# Besides RUNNER_CONNECT_TIMEOUT_SECONDS of retries, no call of the main thread takes longer: a statement may take 60 s.
-HUNG_SECONDS = 90.0
+# Besides the retries of RUNNER_CONNECT_TIMEOUT_SECONDS and one statement, no call of the main thread takes longer.
+HUNG_SECONDS = 30.0
 
 
 def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
@@ -61,7 +61,8 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
         os._exit(code)
 
     code = 0
-    stop = Stop(settings.shutdown_seconds + GRACE_SECONDS, settings.connect_timeout_seconds + HUNG_SECONDS, last_resort)
+    hung_seconds = settings.connect_timeout_seconds + settings.statement_timeout_seconds + HUNG_SECONDS
+    stop = Stop(settings.shutdown_seconds + GRACE_SECONDS, hung_seconds, last_resort)
     try:
         with stop:
             summary.reason = _work(settings, kinds, summary, stop, in_flight)
@@ -129,7 +130,8 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         def repository() -> Repository:
             from runner.store.repository import Repository
 
-            return stack.enter_context(Repository(settings, model, application_name=f"spottmee-worker {owner}"))
+            name = f"spottmee-worker {owner}"
+            return stack.enter_context(Repository(settings, model, application_name=name, progress=stop.progress))
 
         stop.progress()
         redis = stack.enter_context(opened(settings))

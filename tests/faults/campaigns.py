@@ -492,7 +492,7 @@ def campaigns() -> list[Campaign]:
             "native code that never returns and never releases the GIL, for one photo in 80",
             photos=160,
             setup=Setup(
-                fault={**_point("in_decode", "freeze"), "FAULT_HUNG_SECONDS": "6"},
+                fault={**_point("in_decode", "freeze"), "FAULT_HUNG_SECONDS": "-54"},
                 environment={"RUNNER_CONNECT_TIMEOUT_SECONDS": "1"},
             ),
             prepare=_mark(80),

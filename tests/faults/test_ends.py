@@ -136,7 +136,7 @@ def test_sigterm_ends_a_run_whose_main_thread_is_in_native_code(world: World) ->
 
 @pytest.mark.usefixtures("photos")
 def test_a_hung_main_thread_ends_the_run(world: World) -> None:
-    fault = {"FAULT_POINT": "before_store", "FAULT_ACTION": "hang", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-27"}
+    fault = {"FAULT_POINT": "before_store", "FAULT_ACTION": "hang", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-87"}
     ended = end(run(world, fault), 30)
     assert ended.code == UnreachableError.exit_code, ended.errors
     assert ended.summary["reason"] == "hung"
@@ -145,7 +145,7 @@ def test_a_hung_main_thread_ends_the_run(world: World) -> None:
 
 
 def test_an_unresponsive_postgresql_ends_the_run(world: World, photos: list[str]) -> None:
-    process = run(world, {"FAULT_HUNG_SECONDS": "-27"})
+    process = run(world, {"FAULT_HUNG_SECONDS": "-87"})
     until(lambda: begun(world, photos), process)
     world.postgres_gate.set(State.UNRESPONSIVE)
     ended = end(process, 30)
@@ -156,7 +156,7 @@ def test_an_unresponsive_postgresql_ends_the_run(world: World, photos: list[str]
 
 @pytest.mark.usefixtures("photos")
 def test_native_code_that_never_releases_the_gil_ends_the_process(world: World) -> None:
-    fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "freeze", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-27"}
+    fault = {"FAULT_POINT": "in_decode", "FAULT_ACTION": "freeze", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-87"}
     ended = end(run(world, fault), 30)
     assert ended.code == 1
     assert "Timeout" in ended.errors  # faulthandler prints the stack of every thread
