@@ -44,6 +44,7 @@ COMMANDS = {
         "runner.cli.reprocess", "push photos again that are stuck, failed, or without embeddings of the current model"
     ),
     "models": Command("runner.cli.models", "bake, verify and list model packs"),
+    "evaluate": Command("runner.cli.evaluate", "measure true and false match rates on labelled photos"),
     "status": Command("runner.cli.status", "show lists, runners, Jobs, pods and ScaledJobs"),
     "debug": Command("runner.cli.debug", "run a single job, in the cluster or in this process, and show its outcome"),
     "inspect": Command("runner.cli.inspect", "show the state of the run in this container (for kubectl exec)"),

@@ -7,14 +7,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """Shows photos pushed, jobs waiting, and the time that is left, on standard error."""
+    """Shows how much of `what` is done, and the time that is left, on standard error; with `waiting` jobs too."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str, *, waiting: bool = False) -> None:
         self._progress = Progress(
-            TextColumn("photos pushed"),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[waiting]} waiting"),
+            *([TextColumn("{task.fields[waiting]} waiting")] if waiting else []),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -23,11 +23,11 @@ class Bar:
         self._task = self._progress.add_task("", waiting=0)
 
     def start(self, total: int) -> None:
-        """Begin, with the number of photos."""
+        """Begin, with the number of items."""
         self._progress.update(self._task, total=total)
         self._progress.start()
 
-    def update(self, done: int, waiting: int) -> None:
+    def update(self, done: int, waiting: int = 0) -> None:
         """Draw the bar."""
         self._progress.update(self._task, completed=done, waiting=waiting)
 

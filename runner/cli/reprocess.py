@@ -308,7 +308,7 @@ def _progress() -> Progress:
         except ModuleNotFoundError:
             pass
         else:
-            return Bar()
+            return Bar("photos pushed", waiting=True)
     return Lines()
 
 

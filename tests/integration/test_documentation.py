@@ -43,7 +43,7 @@ SHOWN = {
     "docs/how-to/model-pack.md": ("buffalo_sc",),
     "docs/how-to/reprocess.md": ("nothing was pushed",),
     "docs/how-to/upgrading.md": ("at version",),
-    "docs/tutorial/laptop.md": ('"faces": 6', '["photo-1"]', "image_missing", '"photos": 1'),
+    "docs/tutorial/laptop.md": ('"faces": 6', '["photo-1"]', "163 of different people", "image_missing", '"photos": 1'),
 }
 _LEGACY = """
 CREATE TABLE face_embeddings (id serial PRIMARY KEY, name varchar(255) UNIQUE NOT NULL, embedding text NOT NULL)

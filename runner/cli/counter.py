@@ -1,0 +1,60 @@
+"""Progress of a command that counts what it has done: on a terminal alone."""
+
+from __future__ import annotations
+
+import sys
+from typing import Protocol
+
+_EVERY = 20  # a line is drawn again after so many items
+
+
+class Counter(Protocol):
+    """Shows how many items are done."""
+
+    def start(self, total: int) -> None:
+        """Begin, with the number of items."""
+
+    def update(self, done: int) -> None:
+        """Show how many are done."""
+
+    def close(self) -> None:
+        """Leave the terminal ready for the next line."""
+
+
+def counter(what: str) -> Counter:
+    """Return a bar on a terminal, a plain count there where rich is not installed, and nothing in a pipe."""
+    if not sys.stderr.isatty():
+        return _Silent()
+    try:
+        from runner.cli.progress_bar import Bar  # rich is an extra
+    except ModuleNotFoundError:
+        return _Line(what)
+    return Bar(what)
+
+
+class _Silent:
+    def start(self, total: int) -> None: ...
+
+    def update(self, done: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Line:
+    """A line on standard error that is written over."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._total = 0
+
+    def start(self, total: int) -> None:
+        self._total = total
+        self.update(0)
+
+    def update(self, done: int) -> None:
+        if done % _EVERY == 0 or done == self._total:
+            sys.stderr.write(f"\r{self._what}: {done} of {self._total}")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        sys.stderr.write("\n")
