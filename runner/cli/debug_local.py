@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner import output
+from runner.cli.files import write_private
 from runner.errors import CheckFailedError, JobError, SettingsError
 from runner.faces.engine import Engine, Face
 from runner.images.decode import decode
@@ -25,8 +25,10 @@ from runner.store.photos import NotStored
 from runner.store.repository import Repository
 from runner.store.results import ResultStore
 from runner.worker.kinds import Kind, Services, kind_of
+from runner.worker.messages import CompareJob
 from runner.worker.task import AnyTask, Task
 
+BELOW_ALL = -2.0  # every cosine similarity is greater
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -36,6 +38,7 @@ class _ReadOnlyRepository(Repository):
     def __init__(self, settings: Settings) -> None:
         """Open no connection: a photo needs no database."""
         self.model = ""
+        self.similarities: dict[str, float] = {}
         self._settings = settings
 
     def begin(self, photo_ids: Sequence[str]) -> set[str]:
@@ -51,13 +54,19 @@ class _ReadOnlyRepository(Repository):
         return NotStored()
 
     def match(self, selfie: NDArray[np.float32], stored_ids: Collection[str], threshold: float) -> Matches:
-        """Compare a selfie with an album. Raises `SettingsError` if no database is configured."""
+        """Compare a selfie with an album, and keep the similarity of every photo.
+
+        Raises `SettingsError` if no database is configured.
+        """
         if not self._settings.embeddings_database_url:
             raise SettingsError(
                 "EMBEDDINGS_DATABASE_URL is missing: set it (or DATABASE_URL): a comparison reads the embeddings"
             )
         with Repository(self._settings, self.model, application_name="spottmee-worker debug") as repository:
-            return repository.match(selfie, stored_ids, threshold)
+            found = repository.match(selfie, stored_ids, BELOW_ALL)
+        self.similarities = found.scores
+        matched = {photo: similarity for photo, similarity in found.scores.items() if similarity > threshold}
+        return replace(found, scores=matched)
 
 
 class _DiscardedResults(ResultStore):
@@ -81,8 +90,8 @@ class _DiscardedResults(ResultStore):
 class Result:
     """The result of the job; if it failed, the results of the stages before, and the error.
 
-    `size` is the width and height of the upright image in pixels. `scores`, of a comparison, is matched photo → cosine
-    similarity, in the order of the album.
+    `size` is the width and height of the upright image in pixels. Of a comparison, `scores` is matched photo → cosine
+    similarity, in the order of the album, and `similarities` that of every photo that has embeddings of the model.
     """
 
     kind: Kind
@@ -90,6 +99,7 @@ class Result:
     model: str = ""
     size: tuple[int, int] | None = None
     scores: Mapping[str, float] | None = None
+    similarities: Mapping[str, float] | None = None
     with_embeddings: int | None = None
     picture: Path | None = None
 
@@ -109,6 +119,7 @@ class Result:
     def document(self) -> dict[str, object]:
         """Return what is printed with --json."""
         faces, error = self.task.faces, self.task.error
+        job = self.task.job
         return {
             "kind": self.kind.queue,
             self.kind.noun: self.subject,
@@ -116,6 +127,8 @@ class Result:
             "size": self.size,
             "faces": None if faces is None else [_face(face) for face in faces],
             "matches": self.scores,
+            "threshold": job.threshold if isinstance(job, CompareJob) else None,
+            "similarities": self.similarities,
             "with_embeddings": self.with_embeddings,
             "picture": str(self.picture) if self.picture else None,
             "error": error.document() if error else None,
@@ -135,10 +148,8 @@ class Result:
         for number, face in enumerate(faces or (), 1):
             left, top, right, bottom = (float(value) for value in face.box)
             yield f"  face {number}: score {face.score:.3f}, box {left:.0f},{top:.0f} to {right:.0f},{bottom:.0f}"
-        if self.scores is not None:
-            yield f"  {len(self.scores)} matches among {self.with_embeddings} photos with embeddings"
-            for photo, score in self.scores.items():
-                yield f"  {score:.4f}  {photo}"
+        if isinstance(self.task.job, CompareJob) and self.similarities is not None:
+            yield from _compared(self.task.job, self.similarities, self.scores or {})
         if self.picture:
             yield f"  saved {self.picture}"
         if error:
@@ -187,7 +198,25 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
     handler.conclude([task])
     if task.error is None and answers.detail:
         result.scores, result.with_embeddings = answers.detail["scores"], answers.detail["with_embeddings"]
+        ids = task.job.stored_ids if isinstance(task.job, CompareJob) else ()
+        found = repository.similarities
+        result.similarities = {photo: round(found[photo], 6) for photo in ids if photo in found}
     return result
+
+
+def _compared(job: CompareJob, similarities: Mapping[str, float], matches: Mapping[str, float]) -> Iterator[str]:
+    """Yield for every photo of the album whether it matches, and why: the most similar first."""
+    yield (
+        f"  {len(matches)} of {len(job.stored_ids)} photos match: {len(similarities)} have embeddings of this model, "
+        f"and the threshold is {job.threshold:g}"
+    )
+    for photo, similarity in sorted(similarities.items(), key=lambda item: -item[1]):
+        difference = similarity - job.threshold
+        verdict = "match   " if photo in matches else "no match"
+        yield f"  {similarity:.4f}  {verdict}  {difference:+.4f}  {photo}"
+    for photo in job.stored_ids:
+        if photo not in similarities:
+            yield f"  -       no match  no embeddings of this model  {photo}"
 
 
 def _engine(settings: Settings) -> Engine:
@@ -209,14 +238,9 @@ def check_picture(name: str) -> Path:
 
 
 def _save(image: NDArray[np.uint8], faces: Sequence[Face], path: Path) -> Path:
-    """Write the image so that only its owner can read it: it shows people."""
+    """Write the image with the faces drawn on it."""
     _, encoded = cv2.imencode(path.suffix.lower(), annotate(image, faces))
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 - a mode
-            os.fchmod(file.fileno(), 0o600)  # an existing file would keep its mode
-            file.write(encoded.tobytes())
-    except OSError as error:
-        raise SettingsError(f"the image cannot be written to {path} (--out): {error.strerror}") from None
+    write_private(path, encoded.tobytes(), "--out")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -155,8 +156,31 @@ def test_a_comparison_is_made_locally_without_a_trace(
     assert list(document["matches"]) == [photos[PHOTO]]
     assert 0.5 < document["matches"][photos[PHOTO]] <= 1
     assert document["with_embeddings"] == 2
+    assert document["threshold"] == 0.5
+    assert document["similarities"].keys() == {*photos.values()}
+    assert document["similarities"][photos["office.png"]] < 0.5
     assert _everything(service) == before
     assert json.loads(payload)["selfie"] not in ended.output + ended.errors
+
+
+def test_a_local_comparison_says_why_each_photo_matches_or_not(
+    service: Service, album: Album, images: ImageServer
+) -> None:
+    photos = service.api.upload({name: images.url(name) for name in (PHOTO, "office.png", "the lake.jpg")})
+    service.run()
+    job = {"jobId": "c", "storedIds": [*photos.values(), "unknown"], "threshold": 0.45,
+           "selfie": base64.b64encode(_selfie(album, "Cleo")).decode()}  # fmt: skip
+    ended = service.command("debug", "--local", "--job", json.dumps(job))
+    assert ended.code == 0, ended.errors
+    lines = [line.strip() for line in ended.output.splitlines()]
+    assert "1 of 4 photos match: 2 have embeddings of this model, and the threshold is 0.45" in lines
+    said = {line.split()[-1]: line for line in lines if line.split()[-1] in (*photos.values(), "unknown")}
+    similarity, verdict, difference, _ = said[photos[PHOTO]].split()
+    assert verdict == "match"
+    assert float(similarity) - 0.45 == pytest.approx(float(difference), abs=1e-3)
+    assert re.match(r"-?0\.\d{4} +no match +-0\.\d{4} ", said[photos["office.png"]])
+    for photo in (photos["the lake.jpg"], "unknown"):
+        assert "no match  no embeddings of this model" in said[photo]
 
 
 def test_debug_says_why_a_job_fails(service: Service, tmp_path: Path) -> None:
