@@ -25,13 +25,15 @@ COPY requirements/bake.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     /opt/build/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/bake.txt
+
+FROM tools AS wheel
 COPY pyproject.toml LICENSE ./
 COPY runner/ runner/
 # The README is the package's description: nothing that an image needs, and no reason to make its layers again.
 RUN touch README.md && /opt/build/bin/pip wheel --quiet --no-build-isolation --no-cache-dir --wheel-dir /wheel .
 
 # The model, optimised (for the CPU alone where it is for that), and proven against InsightFace itself.
-FROM tools AS bake
+FROM wheel AS bake
 ARG FLAVOUR
 ARG PACK=buffalo_sc
 ARG PACK_SOURCE=
@@ -43,21 +45,28 @@ RUN --mount=type=cache,target=/var/cache/pip \
     plain=; if [ "${FLAVOUR}" = gpu ]; then plain=--plain; fi; \
     XDG_CACHE_HOME=/tmp/cache /opt/build/bin/python -m runner models bake ${plain:+"${plain}"} \
         --pack "${PACK}" --source "${source}" --sha256 "${PACK_SHA256}" --out /model
+COPY docker/finish.py docker/
+RUN python3 docker/finish.py model /model
 
-# What a run imports: no pip, no InsightFace, no demonstration.
-FROM tools AS install
+# What a run imports: no pip, no InsightFace, no demonstration. CUDA's libraries, where there are any, stand apart.
+FROM tools AS packages
 ARG FLAVOUR
 RUN python3 -m venv --without-pip /opt/spottmee-worker
 COPY requirements/run-${FLAVOUR}.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet \
-        --require-hashes --only-binary :all: -r "requirements/run-${FLAVOUR}.txt" \
-    && /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet --no-index /wheel/*.whl
-COPY --from=bake /model /opt/spottmee-worker/share/spottmee-worker/model
+        --require-hashes --only-binary :all: -r "requirements/run-${FLAVOUR}.txt"
 COPY docker/finish.py docker/
-RUN python3 docker/finish.py /opt/spottmee-worker
+RUN python3 docker/finish.py packages /opt/spottmee-worker --cuda /cuda
 
+# The worker's own code.
+FROM packages AS code
+COPY --from=wheel /wheel/ /wheel/
+RUN /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet --no-index --root /code /wheel/*.whl \
+    && python3 docker/finish.py code /code/opt/spottmee-worker --root /code
+
+# One layer for each thing that changes at a pace of its own, the slowest first: a release pulls the last alone.
 FROM ${BASE} AS run
 # Python's own modules are compiled too: slim images bring none, and a read-only file system never would keep them.
 # Nothing here needs another user's rights, so no program gives them.
@@ -65,10 +74,13 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash \
         -x '/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|.*-packages)/' \
         "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
-COPY --from=install /opt/spottmee-worker /opt/spottmee-worker
 # Where the flavour brings CUDA's libraries, the loader finds them by its cache: onnxruntime does not look for them.
+COPY --from=packages /cuda/ /
 RUN set -- /opt/spottmee-worker/lib/python3*/site-packages/nvidia/*/lib; if [ -d "$1" ]; then \
         printf '%s\n' "$@" > /etc/ld.so.conf.d/spottmee-worker.conf && ldconfig && rm /var/cache/ldconfig/aux-cache; fi
+COPY --from=packages /opt/spottmee-worker /opt/spottmee-worker
+COPY --from=bake /model /opt/spottmee-worker/share/spottmee-worker/model
+COPY --from=code /code/ /
 ENV PATH=/opt/spottmee-worker/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /

@@ -140,6 +140,8 @@ BASE ?= python:3.12-slim-bookworm
 FLAVOUR ?= cpu
 PACK_SOURCE ?=
 PACK_SHA256 ?=
+# linux/arm64, say: built under emulation where the kernel has it (qemu-user-static), or on a machine of that kind.
+PLATFORM ?=
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATE := 315532800
 BUILD ?= $(if $(shell docker version --format '{{.Server.Version}}' 2>/dev/null),docker build,buildah build --isolation chroot --network host --layers --timestamp $(DATE))
@@ -148,7 +150,7 @@ BUILD_FLAGS ?=
 .PHONY: image
 image: ## Build the image IMAGE from BASE, with FLAVOUR=cpu|gpu and the model pack PACK
 	$(if $(filter cpu gpu,$(FLAVOUR)),,$(error FLAVOUR is $(FLAVOUR): it must be cpu or gpu))
-	$(BUILD) $(BUILD_FLAGS) --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg FLAVOUR=$(FLAVOUR) \
+	$(BUILD) $(BUILD_FLAGS) $(if $(PLATFORM),--platform $(PLATFORM)) --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg FLAVOUR=$(FLAVOUR) \
 		--build-arg PACK=$(PACK) --build-arg PACK_SOURCE='$(PACK_SOURCE)' --build-arg PACK_SHA256=$(PACK_SHA256) \
 		--build-arg SOURCE_DATE_EPOCH=$(DATE) \
 		--label org.opencontainers.image.version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' runner/__init__.py) \

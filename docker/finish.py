@@ -1,10 +1,11 @@
-"""Make an installed environment what the image holds: less, compiled, readable by everyone, the same every time.
+"""Make what was installed what a layer of the image holds: pruned, compiled, readable by everyone, reproducible.
 
-`python3 docker/finish.py FOLDER`, where FOLDER is the environment at its final place. Run by the Dockerfile alone.
+Run by the Dockerfile alone: `python3 docker/finish.py packages|code|model FOLDER`, once for each layer.
 """
 
 from __future__ import annotations
 
+import argparse
 import compileall
 import os
 import shutil
@@ -23,23 +24,53 @@ UNUSED = (
     "onnxruntime/tools",
     "onnxruntime/transformers",
 )
+UNUSED_BEFORE_312 = ("numpy/distutils",)  # numpy has it for older Pythons alone
 UNUSED_FILES = ("**/*.pyi", "**/*.a")
-PROGRAMS = ("python*", "spottmee-worker")
+PROGRAMS = ("python*",)
 
 
-def main(folder: Path) -> None:
-    """Prune, compile, and give every file one owner's mode and one date."""
-    (packages,) = folder.glob("lib/python3*/site-packages")
-    for path in _matches(packages, UNUSED):
+def finish_packages(folder: Path, cuda: Path) -> None:
+    """Prune and compile the environment at `folder`; move CUDA's libraries to the same place below `cuda`."""
+    packages = _site_packages(folder)
+    unused = UNUSED if sys.version_info >= (3, 12) else UNUSED + UNUSED_BEFORE_312
+    for path in _matches(packages, unused):
         shutil.rmtree(path)
     for path in _matches(packages, UNUSED_FILES):
         path.unlink()
     wanted = set(_matches(folder / "bin", PROGRAMS))
     for path in set((folder / "bin").iterdir()) - wanted:
         path.unlink()
+    _compile(packages)
+    libraries = packages / "nvidia"
+    cuda.mkdir()
+    if libraries.exists():
+        target = cuda / libraries.relative_to("/")
+        target.parent.mkdir(parents=True)
+        shutil.move(libraries, target)
+    _settle(cuda)
+    _settle(folder)
+
+
+def finish_code(folder: Path, root: Path) -> None:
+    """Compile what was installed at `folder`, whose final place has no `root` in front."""
+    _compile(_site_packages(folder), root)
+    _settle(root)
+
+
+def _site_packages(folder: Path) -> Path:
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    return packages
+
+
+def _compile(packages: Path, root: Path | None = None) -> None:
     # Unchecked: a start reads each .pyc and never looks at its source; the file system is read-only anyway.
-    if not compileall.compile_dir(packages, quiet=1, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH):
+    mode = PycInvalidationMode.UNCHECKED_HASH
+    if not compileall.compile_dir(packages, quiet=1, invalidation_mode=mode, stripdir=root, prependdir=root and "/"):
         raise SystemExit("some modules could not be compiled")
+
+
+def _settle(folder: Path) -> None:
+    """Make the folder readable by everyone, with one date on every file."""
     date = int(os.environ["SOURCE_DATE_EPOCH"])
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
@@ -55,5 +86,21 @@ def _matches(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
         yield from found
 
 
+def main() -> None:
+    """Do what the Dockerfile asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("packages", "code", "model"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cuda", type=Path, help="packages: where CUDA's libraries go")
+    parser.add_argument("--root", type=Path, help="code: the root that the folder is below")
+    arguments = parser.parse_args()
+    if arguments.what == "packages":
+        finish_packages(arguments.folder, arguments.cuda)
+    elif arguments.what == "code":
+        finish_code(arguments.folder, arguments.root)
+    else:
+        _settle(arguments.folder)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

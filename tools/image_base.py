@@ -68,9 +68,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """buildah and podman with one storage; the user's own if `storage` is None."""
+    """buildah and podman with one storage, the user's own if `storage` is None; they build the checkout `sources`."""
 
     storage: Path | None = None
+    sources: Path = ROOT
     started: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def command(self, program: str, *arguments: str) -> list[str]:
@@ -109,7 +110,7 @@ class Engine:
             }
             return subprocess.run(
                 ["make", "--no-print-directory", "image", *(f"{name}={value}" for name, value in values.items())],
-                cwd=ROOT,
+                cwd=self.sources,
                 capture_output=True,
                 text=True,
                 timeout=BUILD_SECONDS,

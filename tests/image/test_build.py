@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runner.bake.sources import wheel_folder
-from tools.image_base import IMAGE, Engine
+from tools.image_base import IMAGE, ROOT, Engine
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]
 
@@ -25,6 +26,36 @@ def test_a_second_build_without_cache_gives_the_same_layers(engine: Engine, imag
     assert done.returncode == 0, done.stderr[-3000:]
     assert _layers(engine, again) == _layers(engine, image)
     engine.podman("rmi", again)
+
+
+def test_a_release_with_a_changed_line_of_code_shares_all_but_a_megabyte(
+    engine: Engine, image: str, tmp_path: Path
+) -> None:
+    sources = tmp_path / "sources"
+    for name in ("Makefile", "Dockerfile", ".dockerignore", "pyproject.toml", "LICENSE"):
+        sources.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, sources)
+    for name in ("docker", "requirements", "runner"):
+        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (sources / "runner" / "worker" / "loop.py").open("a") as module:
+        module.write("CHANGED = True\n")
+    changed = f"{IMAGE}-changed"
+    done = replace(engine, sources=sources).build(image=changed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = _pulled(engine, image, tmp_path / "before"), _pulled(engine, changed, tmp_path / "after")
+    engine.podman("rmi", changed)
+    different = {digest: size for digest, size in after.items() if digest not in before}
+    assert len(different) == 1
+    assert sum(different.values()) < 1_000_000
+    assert sum(after.values()) > 100_000_000
+
+
+def _pulled(engine: Engine, image: str, folder: Path) -> dict[str, int]:
+    """Return the size of each layer as a node pulls it, in bytes, by digest."""
+    engine.podman("push", "--quiet", image, f"oci:{folder}")
+    (entry,) = json.loads((folder / "index.json").read_text())["manifests"]
+    blob = folder / "blobs" / entry["digest"].replace(":", "/")
+    return {layer["digest"]: layer["size"] for layer in json.loads(blob.read_text())["layers"]}
 
 
 @pytest.mark.usefixtures("image")

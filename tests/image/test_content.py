@@ -18,7 +18,7 @@ from tools.image_base import DATE, ROOT, Engine
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]
 
 HOME = "opt/spottmee-worker"
-MOST_BYTES = 455_000_000
+MOST_BYTES = 450_000_000
 COMPILERS = {"gcc", "g++", "cc", "c++", "clang", "as", "ld", "make", "cmake", "cargo", "go"}
 NOT_FOR_RUNS = (
     "insightface",
