@@ -81,7 +81,7 @@ class Api:
 
     def detail(self, job_id: str) -> dict[str, object]:
         """Return the detail stored with a result, empty if there is none."""
-        value = self._redis.get(f"match-result:{job_id}:detail")
+        value = self._redis.get(f"face_embeddings:detail:{job_id}")
         document: dict[str, object] = json.loads(value) if value else {}
         return document
 

@@ -1,4 +1,8 @@
-"""Ending comparisons that nobody has done in time: each is answered `[]`, and its selfie is deleted."""
+"""Clean-up of comparisons, at the end of every run and in `sweep`.
+
+What nobody has done in time is answered `[]`, and its selfie deleted; answers that INITIATED has overwritten are
+restored.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,13 @@ def expire_comparisons(redis: Redis, *, seconds: float = WAIT_SECONDS, dry_run: 
 
     The answer is written first: after a crash in between, the next call does the rest. An answer that is there
     already stays. Parked comparisons whose album has taken too long are woken: they are answered by a run, or end
-    here where none comes. May be repeated, and called beside working runners. Raises what Redis raises.
+    here where none comes. Answers that INITIATED has overwritten are restored. May be repeated, and called beside
+    working runners. Raises what Redis raises.
     """
+    expiry, results = Expiry(redis, COMPARISON.queue, seconds=seconds), ResultStore(redis)
     if not dry_run:
         Parking(redis, COMPARISON.queue).wake_overdue()
-    expiry, results = Expiry(redis, COMPARISON.queue, seconds=seconds), ResultStore(redis)
+        results.heal()
     error = ExpiredJobError(f"{seconds:g} s")
     found, removed = expiry.find(), 0
     if dry_run:

@@ -81,7 +81,8 @@ def match_result(job_id: str) -> str:
 
 def match_result_detail(job_id: str) -> str:
     """Return the key with the details of a comparison that the API's key has no place for."""
-    return f"match-result:{job_id}:detail"
+    # Not below `match_result`: the API would read it as the result of a job of that name.
+    return f"{LIST_PREFIX}:detail:{job_id}"
 
 
 def _side(name: str, suffix: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +12,15 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from runner import logs, output
-from runner.errors import RedisFullError, RedisUnreachableError, RunnerError, StuckError, UnreachableError, place
+from runner.errors import (
+    RedisFullError,
+    RedisRefusedError,
+    RedisUnreachableError,
+    RunnerError,
+    StuckError,
+    UnreachableError,
+    place,
+)
 from runner.images.header import DECODING_BYTES
 from runner.queue.client import opened
 from runner.queue.heartbeat import Heartbeat
@@ -22,7 +30,7 @@ from runner.settings import Settings
 from runner.store.results import ResultStore
 from runner.worker import startup
 from runner.worker.album import AlbumGate
-from runner.worker.kinds import KINDS, PHOTO, Kind, Services, kind_of
+from runner.worker.kinds import COMPARISON, KINDS, PHOTO, Kind, Services, kind_of
 from runner.worker.loop import WorkerLoop
 from runner.worker.settlement import Settlement
 from runner.worker.shutdown import Stop, StoppedEarlyError
@@ -167,8 +175,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         if settings.owner:
             for leased in queues.values():
                 leased.take_over()
-        for handler in handlers.values():
-            handler.start()
+        _heal(services.results, queues)
         expire = partial(_expire, redis, stop) if not settings.job else lambda: None
         return _run_loop(loop, engine, in_flight, expire)
 
@@ -192,8 +199,21 @@ def _run_loop(loop: WorkerLoop, engine: Future[Engine], in_flight: _Abandonment,
     return reason
 
 
+def _heal(results: ResultStore, queues: Collection[str]) -> None:
+    """Restore answers of earlier runs that INITIATED has overwritten, whatever the queues of this run."""
+    try:
+        results.heal()
+    except RedisRefusedError as error:
+        if COMPARISON.queue in queues:
+            raise
+        logs.logger().warning("answers were not healed", extra={"reason": error.code, "detail": str(error)})
+
+
 def _expire(redis: Redis, stop: Stop) -> None:
-    """Dead-letter the comparisons that have waited for too long. A failure is a warning: the run's work is done."""
+    """Dead-letter the comparisons that have waited for too long, and restore answers once more.
+
+    A failure is a warning: the run's work is done.
+    """
     if stop.requested:
         return
     from runner.expire import expire_comparisons

@@ -38,10 +38,6 @@ class ComparisonHandler:
         self._repository = repository
         self._owns = owns
 
-    def start(self) -> None:
-        """Restore answers of earlier runs that INITIATED has overwritten."""
-        self._results.heal()
-
     def resume(self, task: Task[CompareJob]) -> None:
         """Restore the selfie's faces if they were computed before with this model."""
         if self._album is not None:

@@ -19,6 +19,7 @@ DEFAULT_THRESHOLD = 0.5
 MAX_ID_LENGTH = 256
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD = re.compile(r'\s*[{,]\s*(?=")')
+_END = re.compile(r"\s*}\s*$")
 _COLON = re.compile(r"\s*:\s*")
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
@@ -68,20 +69,35 @@ def decode_compare(payload: bytes) -> CompareJob:
 
 
 def subject(name: str, beginning: bytes) -> str | None:
-    """Return the id in the field `name` from the start of a truncated payload, or None if it has none."""
+    """Return the id in the field `name` from a payload that is truncated or not valid JSON, or None if it has none.
+
+    Behind an error, the field is recognised if it occurs once.
+    """
     text, place, decoder = beginning.decode(errors="replace"), 0, json.JSONDecoder()
     try:
         while opening := _FIELD.match(text, place):
             key, place = decoder.raw_decode(text, opening.end())
             colon = _COLON.match(text, place)
             if colon is None:
-                return None
+                break
             value, place = decoder.raw_decode(text, colon.end())
             if key == name:
                 return _identifier({name: value}, name, subject=None)
-    except (ValueError, RecursionError, InvalidJobError):
+    except InvalidJobError:
+        return None
+    except (ValueError, RecursionError):
         pass
-    return None
+    return None if _END.match(text, place) else _subject_behind_error(name, text)
+
+
+def _subject_behind_error(name: str, text: str) -> str | None:
+    found = re.findall(rf'(?<!\\)"{name}"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.){{1,{6 * MAX_ID_LENGTH}}}")', text)
+    if len(found) != 1:
+        return None
+    try:
+        return _identifier({name: json.loads(found[0])}, name, subject=None)
+    except (ValueError, InvalidJobError):
+        return None
 
 
 def fields(payload: bytes) -> dict[str, Any]:

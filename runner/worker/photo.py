@@ -37,9 +37,6 @@ class PhotoHandler:
         self._owns = owns
         self._guard = guard
 
-    def start(self) -> None:
-        """Do nothing: no earlier run leaves anything behind."""
-
     def resume(self, task: Task[ProcessJob]) -> None:
         """Do nothing: the lease of a photo has no state."""
 

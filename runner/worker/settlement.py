@@ -88,12 +88,12 @@ class Settlement:
             task.error = PoisonJobError(f"it ended {lease.attempts - 1} of its runners")
         elif lease.truncated:
             task.error = InvalidJobError(f"the payload is larger than a runner takes: {lease.bytes} bytes")
-        if task.error is not None and lease.truncated:
-            task.error.subject = subject(self._kinds[lease.queue].id_field, lease.payload)
         try:
             task.job = self._kinds[lease.queue].decode(lease.payload)
         except Exception as error:  # noqa: BLE001 - one job's payload must not harm another job
             task.fail(error)
+        if task.error is not None and task.job is None and task.error.subject is None:
+            task.error.subject = subject(self._kinds[lease.queue].id_field, lease.payload)
         if task.error is None and lease.state:
             self._handlers[lease.queue].resume(task)
 

@@ -148,10 +148,6 @@ class InFlight:
 class Handler(Protocol[Job]):
     """The work that one kind of job needs."""
 
-    def start(self) -> None:
-        """Finish what earlier runs have left unfinished. Called once, before the first claim."""
-        ...
-
     def resume(self, task: Task[Job]) -> None:
         """Restore `Lease.state`; faces restored from it are not computed again."""
         ...

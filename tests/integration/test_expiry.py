@@ -94,7 +94,7 @@ def test_sweep_expires_the_comparisons_of_a_list_without_runs(service: Service) 
     assert waiting(redis) == ["young"]
     assert [redis.get(f"match-result:{name}") for name in ("c1", "c2", "c3")] == [b"[]", b'["there already"]', b"[]"]
     assert 0 < redis.ttl("match-result:c1") <= HOUR
-    assert json.loads(redis.get("match-result:c1:detail"))["error"]["code"] == "expired"
+    assert json.loads(redis.get("face_embeddings:detail:c1"))["error"]["code"] == "expired"
     letters = list(DeadLetters(redis, "compare").all())
     assert [(letter.code, letter.attempts) for letter in letters] == [("expired", 0)] * 3
     assert all(HOUR - 1 <= letter.dead_lettered_at - letter.claimed_at < HOUR + 120 for letter in letters)

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +21,7 @@ from runner.queue.parking import Parking
 from runner.store.embeddings import EmbeddingStore
 from runner.store.schema import migrate
 from tests.support.queue_tools import push, queue_of
+from tests.support.run_tools import wait_for
 from tests.support.store_tools import faces, opened
 from tests.support.web import Web, ok
 
@@ -81,13 +81,6 @@ def removed(ended: Ended) -> dict[str, int]:
     assert ended.code == 0, ended.errors
     found: dict[str, int] = json.loads(ended.output)["removed"]
     return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it has not come about in time"
-        time.sleep(0.02)
 
 
 def test_a_photo_is_removed_wherever_its_job_is(service: Service) -> None:

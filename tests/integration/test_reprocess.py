@@ -25,6 +25,7 @@ from runner.store.schema import migrate
 from runner.store.unprocessed import count_missing
 from tests.support.odd_server import OddServer
 from tests.support.queue_tools import push, queue_of
+from tests.support.run_tools import wait_for
 from tests.support.store_tools import faces as made_up_faces
 from tests.support.store_tools import opened
 
@@ -82,13 +83,6 @@ def reprocess(service: Service, *arguments: str, **more: str) -> dict[str, Any]:
     assert "hunter2" not in ended.output + ended.errors
     document: dict[str, Any] = json.loads(ended.output)
     return document
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it has not come about in time"
-        time.sleep(0.02)
 
 
 def drain(service: Service, until: Callable[[], object]) -> list[str]:

@@ -230,7 +230,7 @@ def _look(world: World) -> None:
         done = world.command(f"dead show {form}", "dead", "show", *ids, *form)
         assert done.returncode == 0, done.stderr
         assert "image_missing" in done.stdout
-    for key in world.redis.keys("match-result:*:detail"):
+    for key in world.redis.keys("face_embeddings:detail:*"):
         world.said[str(key)] = str(world.redis.get(key))
 
 

@@ -36,9 +36,6 @@ class CountHandler:
         self._fetcher = services.fetcher
         self._results = services.results
 
-    def start(self) -> None:
-        pass
-
     def resume(self, task: Task[CountJob]) -> None:
         pass
 

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,6 +96,13 @@ class Service:
             counts[f"{name} parked"] = self.redis.zcard(f"{{face_embeddings:{name}}}:parked")
             counts[f"{name} dead"] = self.redis.hlen(f"{{face_embeddings:{name}}}:dead")
         return {name: int(count) for name, count in counts.items() if count}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it has not come about in time"
+        time.sleep(0.02)
 
 
 @contextmanager

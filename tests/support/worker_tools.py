@@ -61,9 +61,6 @@ class Recorder:
             if (error := self.refuse(task)) is not None:
                 raise error
 
-    def start(self) -> None:
-        pass
-
     def resume(self, task: AnyTask) -> None:
         pass
 
