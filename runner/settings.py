@@ -224,10 +224,20 @@ class Settings:
         default=None,
         secret=True,
     )
+    database_password: str = _setting(
+        "DATABASE_PASSWORD",
+        "password for DATABASE_URL; overrides the password in it, and needs no %-encoding",
+        secret=True,
+    )
     embeddings_database_url: str = _setting(
         "EMBEDDINGS_DATABASE_URL",
         "URL of the PostgreSQL database (with pgvector) that holds the embeddings; default: DATABASE_URL",
         parse=_postgres_url,
+        secret=True,
+    )
+    embeddings_database_password: str = _setting(
+        "EMBEDDINGS_DATABASE_PASSWORD",
+        "password for EMBEDDINGS_DATABASE_URL; overrides the password in it, and needs no %-encoding",
         secret=True,
     )
     queues: tuple[str, ...] = _setting(
@@ -378,6 +388,11 @@ class Settings:
         parse=_proxy_url,
         secret=True,
     )
+    image_ca: Path | None = _setting(
+        "RUNNER_IMAGE_CA",
+        "file with the authorities of private image servers (PEM), trusted in addition to the system's",
+        parse=Path,
+    )
     fetch_connect_timeout_seconds: float = _setting(
         "RUNNER_FETCH_CONNECT_TIMEOUT_SECONDS",
         "timeout for connecting to an image server",
@@ -487,10 +502,21 @@ def load(
             faults.append(f"{name} {_MALFORMED}" if about["secret"] else f"{name} {error} (got {text!r})")
     if faults:
         raise SettingsError("; ".join(faults))
+    for name in ("database", "embeddings_database"):
+        values[f"{name}_url"] = _with_password(values[f"{name}_url"], values[f"{name}_password"])
     values["embeddings_database_url"] = values["embeddings_database_url"] or values["database_url"]
     if values["redis_url"]:
         values["redis_url"] = _with_credentials(values["redis_url"], values)
     return Settings(**values)
+
+
+def _with_password(url: str, password: str) -> str:
+    """Return `url` with `password`, %-encoded, in place of its own. An empty URL or password changes nothing."""
+    if not (url and password):
+        return url
+    parts = urlsplit(url)
+    own, _, hosts = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{own.partition(':')[0]}:{quote(password, safe='')}@{hosts}"))
 
 
 def _with_credentials(url: str, values: Mapping[str, Any]) -> str:
@@ -512,6 +538,8 @@ def _with_credentials(url: str, values: Mapping[str, Any]) -> str:
 def _empty(name: str) -> object:
     if name == "model_dir":
         return default_model_dir()
+    if name == "image_ca":
+        return None
     return () if name in ("allowed_hosts", "allowed_ports") else ""
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, urljoin
 
@@ -62,14 +63,16 @@ class Fetcher:
         allowed_hosts: tuple[str, ...] = (),
         allowed_ports: tuple[tuple[int, int], ...] = (),
         proxy_url: str = "",
+        authorities: Path | None = None,
     ) -> None:
+        """Raise `SettingsError` where `authorities`, trusted in addition to the system's, is not a file of them."""
         self._limits = limits
         self._allow_private = allow_private
         self._allowed_hosts = {_allowed(host) for host in allowed_hosts}
         self._allowed_ports = (*_WEB_PORTS, *allowed_ports)
         self._proxy = Proxy.from_url(proxy_url) if proxy_url else None
         self._local = threading.local()
-        self._tls: ssl.SSLContext | None = None
+        self._tls = _tls_context(authorities) if authorities else None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -86,6 +89,7 @@ class Fetcher:
             allowed_hosts=settings.allowed_hosts,
             allowed_ports=settings.allowed_ports,
             proxy_url=settings.proxy_url,
+            authorities=settings.image_ca,
         )
 
     def fetch(self, url: str) -> bytes:
@@ -223,9 +227,7 @@ class Fetcher:
         if target.scheme != "https":
             return None
         if self._tls is None:
-            import ssl
-
-            self._tls = ssl.create_default_context()
+            self._tls = _tls_context(None)
         return self._tls
 
     @contextmanager
@@ -242,6 +244,19 @@ class Fetcher:
         except (OSError, ValueError, http.client.HTTPException) as error:
             self._drop()
             raise FetchError(f"{host}: {_reason(error)}") from None
+
+
+def _tls_context(authorities: Path | None) -> ssl.SSLContext:
+    import ssl
+
+    context = ssl.create_default_context()
+    if authorities is not None:
+        try:
+            context.load_verify_locations(authorities)
+        except OSError as error:  # an SSLError is one too
+            why = "it holds no certificates in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+            raise SettingsError(f"RUNNER_IMAGE_CA names {authorities}, which cannot be used: {why}") from None
+    return context
 
 
 class _StaleError(Exception):

@@ -23,6 +23,7 @@ CASES = cases()
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 LONGEST = "a-party-of-four-hundred-people-and-all-of-their-photos"[:53]
 LISTS = ("process", "compare")
+HELM_TIMEOUT_SECONDS = 300  # helm's own --timeout
 OWN_LABELS = ("name", "instance", "version", "managed-by")
 
 
@@ -132,15 +133,17 @@ class TestScaling:
     def test_each_list_is_scaled_by_list_and_leases_together(self, case: str) -> None:
         for name, item in scaled_jobs(rendered(case)).items():
             spec = item["spec"]
-            assert spec["scalingStrategy"] == {"multipleScalersCalculation": "sum"}, (
-                "the default strategy is not in use"
-            )
-            assert spec["rollout"] == {"strategy": "gradual"}
+            values = CASES[case].get("queues", {}).get(name, {})
+            strategy = {"strategy": "eager"} if "scalingStrategy" in values else {}
+            assert spec["scalingStrategy"] == {"multipleScalersCalculation": "sum"} | strategy
+            own = {"propagationPolicy": "foreground"} if "rollout" in values else {"strategy": "gradual"}
+            assert spec["rollout"] == own
             lists = [trigger["metadata"]["listName"] for trigger in spec["triggers"]]
             assert lists == [keys.list_key(name), keys.leases(name)]
             for trigger in spec["triggers"]:
                 assert all(isinstance(value, str) for value in trigger["metadata"].values())
-                assert trigger["metadata"]["activationListLength"] == "0"
+            activation = [trigger["metadata"]["activationListLength"] for trigger in spec["triggers"]]
+            assert activation == [str(values.get("activationListLength", 0)), "0"], "a lease must always be recovered"
 
     @EVERY_CASE
     def test_kedas_list_length_equals_the_jobs_of_a_pod(self, case: str) -> None:
@@ -220,7 +223,11 @@ class TestJobs:
         assert pod["spec"]["containers"][0]["args"] == ["sweep", "--max-share", "10"]
         assert "REDIS_URL" in environment(pod, rendered())
         assert {"DATABASE_URL", "EMBEDDINGS_DATABASE_URL"} <= set(variables(pod))
-        assert pod["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "500m", "memory": "512Mi"}
+        assert pod["spec"]["containers"][0]["resources"]["limits"] == {
+            "cpu": "500m",
+            "memory": "512Mi",
+            "ephemeral-storage": "512Mi",
+        }
 
     def test_photos_that_have_lost_their_job_are_pushed_again_where_that_is_wanted(self) -> None:
         assert "faces-stuck" not in {item["metadata"]["name"] for item in rendered().of_kind("CronJob")}
@@ -284,7 +291,12 @@ class TestPlacement:
         assert set(spec["affinity"]) == {"nodeAffinity"}
         assert spec["topologySpreadConstraints"][0]["maxSkew"] == 1
         container = spec["containers"][0]
-        assert container["resources"]["limits"] == {"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "1"}
+        assert container["resources"]["limits"] == {
+            "cpu": "4",
+            "memory": "8Gi",
+            "ephemeral-storage": "512Mi",
+            "nvidia.com/gpu": "1",
+        }
         assert container["image"] == f"registry.example.org/spottmee-worker:{__version__}-gpu@sha256:{'0' * 64}"
         assert spec["imagePullSecrets"] == [{"name": "registry"}]
 
@@ -299,7 +311,108 @@ class TestPlacement:
         process = scaled_jobs(objects)["process"]["spec"]["jobTargetRef"]["template"]
         loaded = settings.load(environment(process, objects) | {"DATABASE_URL": "postgresql://db/api"})
         assert (loaded.max_image_bytes, loaded.lease_seconds, loaded.allow_private_urls) == (33554432, 45.5, False)
-        assert (loaded.max_jobs, loaded.batch_size, loaded.providers) == (500, 32, ("tensorrt", "cuda"))
+        assert (loaded.max_jobs, loaded.batch_size, loaded.providers) == (500, 32, ("cuda",))
+
+
+class TestPlatform:
+    """What a platform asks of every chart (tests/chart/values/platform.yaml)."""
+
+    def test_every_object_and_pod_has_the_common_labels_and_annotations(self) -> None:
+        objects = rendered("platform")
+        for item in [item for item in objects.objects if item["metadata"]["name"] != "faces-extra"]:
+            assert item["metadata"]["labels"]["cost-centre"] == "parties"
+            assert item["metadata"]["annotations"]["owner"] == "party@example.org"
+        for name, pod in objects.pods():
+            assert pod["metadata"]["labels"]["cost-centre"] == "parties"
+            labels = pod["metadata"]["labels"]["sidecar"], pod["metadata"]["annotations"]["owner"]
+            is_process = name == "faces-process"
+            assert labels == (("process", "album@example.org") if is_process else ("on", "party@example.org"))
+
+    def test_images_come_from_the_common_registry_with_both_sets_of_credentials(self) -> None:
+        for name, pod in rendered("platform").pods():
+            tail = "big:7" if name == "faces-process" else f"faces/spottmee-worker:{__version__}"
+            assert pod["spec"]["containers"][0]["image"] == f"mirror.example.org:5000/hub/{tail}"
+            assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+
+    @pytest.mark.parametrize(
+        ("repository", "expected"),
+        [("worker", "m.io/worker"), ("faces/worker", "m.io/faces/worker"), ("localhost/worker", "m.io/worker"),
+         ("r:5000/a/worker", "m.io/a/worker")],
+    )  # fmt: skip
+    def test_the_common_registry_replaces_only_a_registry(self, repository: str, expected: str) -> None:
+        objects = render(
+            binaries.HELM_4, {"global": {"imageRegistry": "m.io"}, "image": {"repository": repository, "tag": "1"}}
+        )
+        assert {pod["spec"]["containers"][0]["image"] for _, pod in objects.pods()} == {f"{expected}:1"}
+
+    def test_a_list_adds_to_the_common_placement(self) -> None:
+        specs = {name: pod["spec"] for name, pod in rendered("platform").pods()}
+        workers = {"key": "workers", "operator": "Exists"}
+        for name, spec in specs.items():
+            own = name == "faces-process"
+            assert spec["nodeSelector"] == {"pool": "workers"} | ({"size": "big"} if own else {})
+            assert spec["tolerations"] == [*([{"key": "big", "operator": "Exists"}] if own else []), workers]
+            assert spec["runtimeClassName"] == ("kata" if own else "gvisor")
+            urgent = name in {"faces-compare", "faces-debug"}
+            assert spec["priorityClassName"] == ("urgent" if urgent else "ordinary")
+            assert set(spec["affinity"]) == {"podAntiAffinity"}
+            assert spec["hostUsers"] is False
+
+    def test_volumes_containers_and_authorities_reach_every_pod(self) -> None:
+        for _, pod in rendered("platform").pods():
+            volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+            assert volumes["scratch"] == {"name": "scratch", "emptyDir": {}}
+            assert volumes["ca-postgresql"]["secret"] == {
+                "secretName": "pg-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]
+            }  # fmt: skip
+            assert volumes["ca-images"]["configMap"] == {
+                "name": "trusted", "items": [{"key": "bundle.pem", "path": "ca.crt"}]
+            }  # fmt: skip
+            (container,) = pod["spec"]["containers"]
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            given = variables(pod)
+            assert given["PGSSLMODE"]["value"] == "verify-full"
+            for name, variable in {"ca-postgresql": "PGSSLROOTCERT", "ca-images": "RUNNER_IMAGE_CA"}.items():
+                assert given[variable]["value"] == f"{mounts[name]}/ca.crt"
+            (mesh,) = pod["spec"]["initContainers"]
+            assert (mesh["name"], mesh["restartPolicy"]) == ("mesh", "Always")
+            assert mesh["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+    def test_only_the_passwords_of_the_databases_are_in_secrets(self) -> None:
+        objects = rendered("platform")
+        for _, pod in objects.pods():
+            given = variables(pod)
+            assert given["DATABASE_URL"]["value"] == (
+                "postgresql://api%20app@api-rw.data:5432/api?connect_timeout=5&schema=album"
+            )
+            assert given["EMBEDDINGS_DATABASE_URL"]["value"] == "postgresql://faces@faces-rw.data:5433/faces"
+            for prefix, secret in {"": "api-app", "EMBEDDINGS_": "faces-app"}.items():
+                reference = given[f"{prefix}DATABASE_PASSWORD"]["valueFrom"]["secretKeyRef"]
+                assert reference == {"name": secret, "key": "password"}
+
+    def test_further_objects_are_rendered(self) -> None:
+        assert rendered("platform").find("ConfigMap", "faces-extra")
+
+
+class TestGpu:
+    def test_only_the_pods_with_a_gpu_use_its_image_and_provider(self) -> None:
+        for name, pod in rendered("gpu").pods():
+            container = pod["spec"]["containers"][0]
+            has_gpu = name == "faces-process"
+            assert ("nvidia.com/gpu" in container["resources"]["limits"]) is has_gpu
+            assert ("-gpu" in container["image"]) is has_gpu
+            assert ("RUNNER_PROVIDERS" in variables(pod)) is has_gpu
+            assert pod["spec"].get("runtimeClassName") == ("nvidia" if has_gpu else None)
+            assert pod["spec"].get("nodeSelector") == ({"accelerator": "l4"} if has_gpu else None)
+
+    @pytest.mark.parametrize("place", ["common", "own"])
+    def test_the_cpu_may_take_over_where_a_value_says_so(self, place: str) -> None:
+        said = {"RUNNER_PROVIDERS": "cuda,cpu"}
+        process = {"gpu": {"count": 1}} | ({"settings": said} if place == "own" else {})
+        values = {"queues": {"process": process}} | ({"settings": said} if place == "common" else {})
+        objects = render(binaries.HELM_4, values)
+        (pod,) = (pod for name, pod in objects.pods() if name == "faces-process")
+        assert environment(pod, objects)["RUNNER_PROVIDERS"] == "cuda,cpu"
 
 
 def _violations(pod: Object) -> Iterator[str]:
@@ -339,6 +452,7 @@ class TestSecurity:
             assert pod["spec"]["enableServiceLinks"] is False
             (container,) = pod["spec"]["containers"]
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["resources"]["limits"]["ephemeral-storage"] == "512Mi"
             assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
             assert container["resources"]["limits"]["memory"]
 
@@ -418,8 +532,7 @@ class TestHook:
         """On a first install, the chart's other objects are created after its hooks."""
         for case, values in CASES.items():
             objects = rendered(case)
-            if not objects.of_kind("Job"):
-                assert values["migration"]["enabled"] is False
+            if values.get("migration", {}).get("mode", "hook") != "hook":
                 continue
             (job,) = objects.of_kind("Job")
             hooks = {
@@ -428,6 +541,7 @@ class TestHook:
                 if "pre-install" in item["metadata"].get("annotations", {}).get("helm.sh/hook", "")
             }
             own = {(item["kind"], item["metadata"]["name"]) for item in objects.objects} - hooks
+            assert job["spec"]["activeDeadlineSeconds"] < HELM_TIMEOUT_SECONDS
             spec = job["spec"]["template"]["spec"]
             assert ("ServiceAccount", spec["serviceAccountName"]) not in own, case
             assert "envFrom" not in spec["containers"][0]
@@ -453,6 +567,54 @@ class TestHook:
             annotations = objects.find(kind, "faces-migrate")["metadata"]["annotations"]
             assert annotations["helm.sh/hook"] == "pre-install,pre-upgrade"
             assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+
+    def test_a_failed_hook_is_reported_with_its_log(self) -> None:
+        annotations = rendered().find("Job", "faces-migrate")["metadata"]["annotations"]
+        assert annotations["helm.sh/hook-output-log-policy"] == "hook-failed"
+
+    @pytest.mark.parametrize("case", ["platform", "sentinel", "everything"])
+    def test_its_way_through_the_network_comes_first(self, case: str) -> None:
+        """In a namespace that denies everything, the release's own policy would come too late."""
+        objects = rendered(case)
+        policy, job = objects.find("NetworkPolicy", "faces-migrate"), objects.find("Job", "faces-migrate")
+        own, after = (item["metadata"]["annotations"] for item in (policy, job))
+        assert own["helm.sh/hook"] == after["helm.sh/hook"] == "pre-install,pre-upgrade"
+        assert int(own["helm.sh/hook-weight"]) < int(after["helm.sh/hook-weight"])
+        selector = policy["spec"]["podSelector"]["matchLabels"]
+        assert selector["app.kubernetes.io/component"] == "migrate"
+        assert selector.items() <= job["spec"]["template"]["metadata"]["labels"].items()
+        release = objects.find("NetworkPolicy", "faces")["spec"]["egress"]
+        dns, servers, *extra = policy["spec"]["egress"]
+        assert (dns, extra) == (release[0], release[3:])
+        assert [port["port"] for port in servers["ports"]] == [
+            port["port"] for port in release[1]["ports"] if port["port"] in (5432, 6432)
+        ]
+
+    def test_placement_variables_and_settings_reach_it(self) -> None:
+        job = rendered("platform").find("Job", "faces-migrate")
+        assert job["metadata"]["annotations"]["sidecar.example.org/inject"] == "false"
+        pod = job["spec"]["template"]
+        assert pod["spec"]["nodeSelector"] == {"pool": "workers"}
+        assert pod["spec"]["runtimeClassName"] == "gvisor"
+        given = variables(pod)
+        assert (given["TZ"]["value"], given["RUNNER_CONNECT_TIMEOUT_SECONDS"]["value"]) == ("UTC", "20")
+        assert given["PGSSLROOTCERT"]["value"] == "/etc/ca-postgresql/ca.crt"
+
+    def test_as_a_job_it_is_named_after_its_content_and_uses_the_releases_own_objects(self) -> None:
+        objects = rendered("migration-job")
+        (job,) = objects.of_kind("Job")
+        assert job["metadata"]["annotations"] == {"argocd.argoproj.io/sync-wave": "1"}
+        assert re.fullmatch(r"faces-migrate-[0-9a-f]{8}", job["metadata"]["name"])
+        assert "ttlSecondsAfterFinished" not in job["spec"], "a GitOps controller would create it again, for ever"
+        spec = job["spec"]["template"]["spec"]
+        assert spec["serviceAccountName"] == "faces"
+        assert variables({"spec": spec})["DATABASE_URL"]["valueFrom"]["secretKeyRef"]["name"] == "faces-inline"
+        assert ("Secret", "faces-migrate") not in {(item["kind"], item["metadata"]["name"]) for item in objects.objects}
+        changed = render(binaries.HELM_4, CASES["migration-job"] | {"image": {"tag": "2"}})
+        assert changed.of_kind("Job")[0]["metadata"]["name"] != job["metadata"]["name"], "a Job cannot be changed"
+
+    def test_it_can_be_left_out(self) -> None:
+        assert not rendered("one-list").of_kind("Job")
 
     def test_the_service_account_of_the_hook_has_the_same_annotations(self) -> None:
         for name in ("faces", "faces-migrate"):

@@ -41,7 +41,11 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "text for a number": ({"queues": {"compare": {"maxReplicas": "many"}}}, r"maxReplicas.*integer"),
     "a fraction of a job": ({"queues": {"process": {"jobsPerPod": 1.5}}}, r"jobsPerPod.*integer"),
     "a null block": ({"queues": {"process": {"gpu": None}}}, r"gpu"),
-    "an unknown flavour": ({"image": {"flavour": "tpu"}}, r"flavour.*cpu.*gpu"),
+    "an unknown strategy": (
+        {"queues": {"process": {"scalingStrategy": "accurate"}}},
+        r"scalingStrategy.*eager",
+    ),
+    "an unknown mode of migration": ({"migration": {"mode": "sometimes"}}, r"mode.*hook.*job.*none"),
     "an unknown mode": ({"redis": {"mode": "sharded"}}, r"mode.*standalone.*sentinel.*cluster"),
     "a port too high": ({"redis": {"port": 70000}}, r"port.*65,?535"),
     "a tag with a space": ({"image": {"tag": "1.0 beta"}}, r"tag"),
@@ -76,15 +80,15 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a run without time": ({"queues": {"process": {"maxSeconds": 0}}}, r"maxSeconds must be from 1 to 86400"),
     "a GPU with the CPU image": (
-        {"queues": {"process": {"gpu": {"count": 1}}}},
-        r"gpu\.count is 1, and image\.flavour is cpu: set image\.flavour to gpu .* or the count to 0",
+        {"image": {"tag": "1.0"}, "queues": {"process": {"gpu": {"count": 1}}}},
+        r"gpu\.count is 1, and image has a tag or a digest, .*: set queues\.process\.image\.tag or digest",
     ),
     "a GPU runtime class without a GPU": (
         {"queues": {"process": {"gpu": {"runtimeClassName": "nvidia"}}}},
         r"gpu\.count is 0: set the count, or leave the class empty",
     ),
     "a GPU among the resources": (
-        {"image": {"flavour": "gpu"}, "queues": {"process": {"resources": GPU_LIMIT}}},
+        {"queues": {"process": {"resources": GPU_LIMIT}}},
         r"resources\.limits has nvidia\.com/gpu: set queues\.process\.gpu\.count instead",
     ),
     "all queues disabled": (
@@ -183,6 +187,46 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"image": {"digest": "sha256:abc"}},
         r"image\.digest is .*: it is sha256: with 64 hexadecimal",
     ),
+    "a tag in the repository of a queue": (
+        {"queues": {"compare": {"image": {"repository": "worker:1.0"}}}},
+        r"queues\.compare\.image\.repository is .*: put what follows the name into queues\.compare\.image\.tag",
+    ),
+    "a URL and a host of a database": (
+        {"database": {"url": "postgresql://u:hidden@db/x", "host": "db", "name": "x", "username": "u"}},
+        r"database\.url and database\.host are both set: keep one of them",
+    ),
+    "a host of a database alone": (
+        {"embeddingsDatabase": {"host": "db"}},
+        r"embeddingsDatabase\.host is set, and embeddingsDatabase\.name, username or passwordKey is empty: ",
+    ),
+    "a host of a database with a user": (
+        {"database": {"host": "u:hidden@db", "name": "x", "username": "u"}},
+        r"database\.host is no host name alone",
+    ),
+    "a database without a host": (
+        {"database": {"name": "x"}},
+        r"belong to database\.host, which is empty: set the host, or put them into the URL",
+    ),
+    "authorities twice": (
+        {"authorities": {"images": {"existingSecret": "a", "existingConfigMap": "b"}}},
+        r"authorities\.images\.existingConfigMap and existingSecret are both set: keep one of them",
+    ),
+    "a volume of the chart's own": (
+        {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]},
+        r"extraVolumes has tmp, which is a volume of the chart's own: choose another name",
+    ),
+    "a second container runner": (
+        {"initContainers": [{"name": "runner", "image": "busybox"}]},
+        r"initContainers has runner, which is the worker's own container: choose another name",
+    ),
+    "a release that is not enabled": (
+        {"enabled": False},
+        r"enabled is false, which only a parent chart can act on: give its dependency `condition: ",
+    ),
+    "a common label that finds objects": (
+        {"commonLabels": {"app.kubernetes.io/name": "other"}},
+        r"commonLabels has app\.kubernetes\.io/name, .*: choose another key",
+    ),
     "a variable that the chart sets": (
         {"extraEnv": [{"name": "REDIS_URL", "value": "redis://other"}]},
         r"extraEnv has REDIS_URL, which the chart sets: use redis instead",
@@ -243,6 +287,18 @@ def test_all_errors_are_reported_together(helm_tool: binaries.Tool) -> None:
         assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_parent_chart_can_disable_it(helm_tool: binaries.Tool, tmp_path: Path, enabled: bool) -> None:
+    parent = tmp_path / "party"
+    shutil.copytree(CHART, parent / "charts" / CHART.name)
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    needs = {"name": CHART.name, "version": version, "repository": "", "condition": f"{CHART.name}.enabled"}
+    document = {"apiVersion": "v2", "name": "party", "version": "1.0.0", "dependencies": [needs]}
+    (parent / "Chart.yaml").write_text(yaml.safe_dump(document))
+    (parent / "values.yaml").write_text(yaml.safe_dump({CHART.name: {"enabled": enabled}}))
+    assert ("kind: ScaledJob" in helm(helm_tool, "template", "faces", str(parent))) is enabled
+
+
 def test_the_chart_can_be_a_subchart(helm_tool: binaries.Tool, tmp_path: Path) -> None:
     """helm passes `global` to a subchart too, which the closed schema must allow."""
     parent = tmp_path / "party"
@@ -268,7 +324,7 @@ def test_the_schema_contains_exactly_the_values() -> None:
     assert len(blocks) > 15
     for path in blocks:
         keys = {entry.path[-1] for entry in known if entry.path[:-1] == path}
-        allowed = set(chart_docs.properties_of(SCHEMA, path)) - ({"global"} if path == () else set())
+        allowed = set(chart_docs.properties_of(SCHEMA, path))
         # Security contexts take every field that Kubernetes has; values.yaml shows those that are set.
         assert keys <= allowed if path in SECURITY_CONTEXTS else keys == allowed, path
     for entry in known:
@@ -278,11 +334,15 @@ def test_the_schema_contains_exactly_the_values() -> None:
 def test_every_object_of_the_schema_is_closed() -> None:
     found = dict(chart_docs.closed_objects(SCHEMA))
     assert len(found) > 20
-    assert [path for path, node in found.items() if node.get("additionalProperties") is not False] == []
+    # `global` holds what a parent chart shares with its other charts too.
+    opened = [path for path, node in found.items() if node.get("additionalProperties") is not False]
+    assert opened == ["/properties/global"]
 
 
 @pytest.mark.parametrize(
-    "path", [entry.path for entry in chart_docs.entries(VALUES_TEXT) if entry.is_block], ids=".".join
+    "path",
+    [entry.path for entry in chart_docs.entries(VALUES_TEXT) if entry.is_block and entry.path != ("global",)],
+    ids=".".join,
 )
 def test_no_block_accepts_an_unknown_key(path: tuple[str, ...]) -> None:
     values = json.loads(json.dumps(DEFAULTS))

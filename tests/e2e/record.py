@@ -224,7 +224,7 @@ def _read(recorder: Recorder) -> str:
 
 
 def _unpullable() -> dict[str, Any]:
-    return {"image": {"repository": "registry.invalid/nothing"}, "migration": {"enabled": False}}
+    return {"image": {"repository": "registry.invalid/nothing"}, "migration": {"mode": "none"}}
 
 
 def _conditions(site: Site) -> list[object]:

@@ -118,7 +118,7 @@ def test_debug_waits_for_an_image_pull_no_longer_than_its_timeout(
     site: Site, namespace: str, values: dict[str, Any]
 ) -> None:
     values["image"]["repository"] = "registry.invalid/nothing"
-    values["migration"]["enabled"] = False
+    values["migration"]["mode"] = "none"
     site.helm("install", "party", str(CHART), "--namespace", namespace, values=values)
     arguments = ("debug", "--photo", "x", "--url", "http://x/y.jpg", "-n", namespace, "--timeout", "8")
     done = site.worker(*arguments)
@@ -132,7 +132,7 @@ def test_debug_waits_for_an_image_pull_no_longer_than_its_timeout(
 
 def test_ctrl_c_removes_the_debug_job(site: Site, namespace: str, values: dict[str, Any]) -> None:
     values["image"]["repository"] = "registry.invalid/nothing"
-    values["migration"]["enabled"] = False
+    values["migration"]["mode"] = "none"
     site.helm("install", "party", str(CHART), "--namespace", namespace, values=values)
     command = [sys.executable, "-m", "runner", "debug", "--photo", "x", "--url", "http://x/y.jpg", "-n", namespace]
     with subprocess.Popen(

@@ -33,7 +33,7 @@ def test_the_pod_failure_policy_follows_the_exit_code(
     if site.no_keda:
         pytest.skip(site.no_keda)
     queues = {"process": values["queues"]["process"] | changes, "compare": {"enabled": False}}
-    own = values | {"queues": queues, "migration": {"enabled": False}}
+    own = values | {"queues": queues, "migration": {"mode": "none"}}
     if wrong == "no database":
         own["database"] = {"url": f"postgresql://127.0.0.1:{free_port()}/nobody"}
     site.helm("install", "party", str(CHART), "--namespace", namespace, values=own)

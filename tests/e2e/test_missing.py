@@ -24,7 +24,7 @@ def test_missing_secrets_and_keys_are_named(site: Site, namespace: str, values: 
     said = site.helm(*install, tool=helm, values=own, check=False)
     assert "the Secret party has no key DATABASE_URL: add it" in said
     assert site.get("scaledjobs,configmaps", "--namespace", namespace, "--selector", "app.kubernetes.io/name") == []
-    without = own | {"checkCluster": False, "migration": {"enabled": False}}
+    without = own | {"checkCluster": False, "migration": {"mode": "none"}}
     assert "STATUS: deployed" in site.helm(*install, tool=helm, values=without)
 
 
@@ -34,9 +34,8 @@ def test_missing_classes_are_named_unless_the_chart_creates_them(
 ) -> None:
     name = f"{namespace}-photos"  # PriorityClasses are cluster-scoped
     gpu = {"count": 1, "runtimeClassName": f"{namespace}-nvidia"}
-    process = values["queues"]["process"] | {"priorityClassName": name, "gpu": gpu}
+    process = values["queues"]["process"] | {"priorityClassName": name, "gpu": gpu, "image": {"tag": "gpu"}}
     own = values | {"checkCluster": True, "queues": values["queues"] | {"process": process}}
-    own["image"] = own["image"] | {"flavour": "gpu"}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "2m")
     said = site.helm(*install, tool=helm, values=own, check=False)
     assert f'queues.process.priorityClassName is "{name}", and there is no such PriorityClass in this cluster' in said

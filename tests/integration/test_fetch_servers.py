@@ -22,6 +22,7 @@ from runner.errors import (
     ImageMissingError,
     ImageTooManyBytesError,
     JobError,
+    SettingsError,
     SpottmeeError,
 )
 from tests.support.web import (
@@ -341,6 +342,33 @@ def test_an_image_is_fetched_over_https(authority: trustme.CA) -> None:
         assert web.connections == 1
         assert web.requests[0] == "GET /a%20b%23c HTTP/1.1"
         assert f"\r\nHost: images.test:{web.port}\r\n" in web.heads[0]
+
+
+def test_the_systems_authorities_and_those_of_the_setting_are_trusted(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = trustme.CA()
+    private.cert_pem.write_to_path(str(tmp_path / "private.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "system.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system.pem"))
+    for issuer in (authority, private):
+        with Web({"*": ok()}, tls=tls(issuer, "127.0.0.1")) as web:
+            assert fetcher(authorities=tmp_path / "private.pem").fetch(web.url("/x")) == PICTURE
+    with Web({"*": ok()}, tls=tls(private, "127.0.0.1")) as web, pytest.raises(FetchError, match="verify failed"):
+        fetcher().fetch(web.url("/x"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file or directory"), ("hello", "it holds no certificates in PEM")]
+)
+def test_a_file_without_authorities_is_a_setting_that_is_not_valid(
+    content: str | None, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ca.crt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingsError, match=f"RUNNER_IMAGE_CA names .*ca.crt, which cannot be used: {why}"):
+        fetcher(authorities=path)
 
 
 @pytest.mark.usefixtures("_trusted")

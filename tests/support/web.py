@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,6 +205,7 @@ def fetcher(
     hosts: tuple[str, ...] = (),
     ports: tuple[tuple[int, int], ...] = ((1, 65_535),),
     proxy: str = "",
+    authorities: Path | None = None,
 ) -> Fetcher:
     """Return a fetcher with limits that a test has time for, for every port. `closed_fetchers` closes it."""
     made = Fetcher(
@@ -212,6 +214,7 @@ def fetcher(
         allowed_hosts=hosts,
         allowed_ports=ports,
         proxy_url=proxy,
+        authorities=authorities,
     )
     _made.append(made)
     return made

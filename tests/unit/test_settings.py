@@ -103,6 +103,17 @@ def test_credentials_of_their_own_come_before_those_in_the_url(url: str, given: 
     assert load(MINIMAL | {"REDIS_URL": url} | given).redis_url == expected
 
 
+def test_a_password_of_its_own_comes_before_the_one_in_a_database_url() -> None:
+    url, awkward = "postgresql://u:old@h0:5432,h1/api?schema=a&sslmode=require", "p@ss:w/ö#?&%40"
+    settings = load(MINIMAL | {"DATABASE_URL": url, "DATABASE_PASSWORD": awkward})
+    expected = "postgresql://u:p%40ss%3Aw%2F%C3%B6%23%3F%26%2540@h0:5432,h1/api?schema=a&sslmode=require"
+    assert settings.database_url == settings.embeddings_database_url == expected
+    other = {"EMBEDDINGS_DATABASE_URL": "postgresql://f@h2/faces", "EMBEDDINGS_DATABASE_PASSWORD": "x"}
+    settings = load(MINIMAL | {"DATABASE_URL": url, "DATABASE_PASSWORD": awkward} | other)
+    assert (settings.database_url, settings.embeddings_database_url) == (expected, "postgresql://f:x@h2/faces")
+
+
 def test_no_password_of_its_own_in_the_repr() -> None:
-    settings = load(MINIMAL | {"REDIS_PASSWORD": "hidden", "REDIS_SENTINEL_PASSWORD": "hidden"})
+    names = ("REDIS_PASSWORD", "REDIS_SENTINEL_PASSWORD", "DATABASE_PASSWORD", "EMBEDDINGS_DATABASE_PASSWORD")
+    settings = load(MINIMAL | dict.fromkeys(names, "hidden"))
     assert "hidden" not in repr(settings)

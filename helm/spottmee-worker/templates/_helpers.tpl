@@ -21,12 +21,32 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* Labels by which the chart, and everybody else, finds an object. Takes root and component, as labels does. */}}
+{{- define "spottmee-worker.ownLabels" -}}
+{{- $own := include "spottmee-worker.selectorLabels" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
+{{- $_ = set $own "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ = set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63) -}}
+{{- toYaml $own -}}
+{{- end -}}
+
 {{/* Labels of every object. Takes root and, where the object belongs to one, component. */}}
 {{- define "spottmee-worker.labels" -}}
-{{ include "spottmee-worker.selectorLabels" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 }}
+{{- toYaml (merge (include "spottmee-worker.ownLabels" . | fromYaml) .root.Values.commonLabels) -}}
+{{- end -}}
+
+{{/*
+Metadata of an object. Takes root, component (as labels does), name or the suffix of the release's, and its own
+annotations.
+*/}}
+{{- define "spottmee-worker.metadata" -}}
+name: {{ .name | default (printf "%s%s" (include "spottmee-worker.fullname" .root) (.suffix | default "")) | quote }}
+labels:
+  {{- include "spottmee-worker.labels" . | nindent 2 }}
+{{- with merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/*
@@ -54,19 +74,31 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 
 {{/* Metadata of what the pod of helm test needs: there for the time of the test alone. Takes root and component. */}}
 {{- define "spottmee-worker.testMetadata" -}}
-name: {{ printf "%s-test" (include "spottmee-worker.fullname" .root) | quote }}
-labels:
-  {{- include "spottmee-worker.labels" . | nindent 2 }}
-annotations:
-  helm.sh/hook: test
-  helm.sh/hook-weight: "-10"
-  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- $hook := dict "helm.sh/hook" "test" "helm.sh/hook-weight" "-10" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
+{{- include "spottmee-worker.metadata" (merge (dict "suffix" "-test" "annotations" $hook) .) -}}
 {{- end -}}
 
+{{/* The image. Takes root, and queue: the values of a list, whose own image comes first. */}}
 {{- define "spottmee-worker.image" -}}
-{{- $image := .Values.image -}}
-{{- $tag := $image.tag | default (printf "%s%s" .Chart.AppVersion (eq $image.flavour "gpu" | ternary "-gpu" "")) -}}
-{{- printf "%s:%s%s" $image.repository $tag (empty $image.digest | ternary "" (printf "@%s" $image.digest)) -}}
+{{- $common := .root.Values.image -}}
+{{- $own := .queue.image | default dict -}}
+{{- $gpu := empty (int .queue.gpu.count) | ternary "" "-gpu" -}}
+{{- $repository := $own.repository | default $common.repository -}}
+{{- with .root.Values.global.imageRegistry -}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
+{{- end -}}
+{{- $tag := $own.tag | default $common.tag | default (printf "%s%s" .root.Chart.AppVersion $gpu) -}}
+{{- $digest := $own.digest | default (empty (or $own.repository $own.tag) | ternary $common.digest "") -}}
+{{- printf "%s:%s%s" $repository $tag (empty $digest | ternary "" (printf "@%s" $digest)) -}}
+{{- end -}}
+
+{{/* Secrets with registry credentials, as a list of names. */}}
+{{- define "spottmee-worker.pullSecrets" -}}
+{{- $names := list -}}
+{{- range concat .Values.image.pullSecrets .Values.global.imagePullSecrets -}}
+{{- $names = append $names (kindIs "map" . | ternary (get (kindIs "map" . | ternary . dict) "name") .) -}}
+{{- end -}}
+{{- toYaml (uniq $names) -}}
 {{- end -}}
 
 {{- define "spottmee-worker.serviceAccountName" -}}
@@ -108,4 +140,30 @@ The name of the Secret that holds something. Takes root, inline (the value itsel
 {{/* A setting as the environment has it: YAML's numbers are floats to helm, and 33554432 must not become 3.3e+07. */}}
 {{- define "spottmee-worker.setting" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
+{{- end -}}
+
+{{/* Egress to the cluster's DNS, and to Redis and PostgreSQL on the given ports. Takes root and ports. */}}
+{{- define "spottmee-worker.egress.servers" -}}
+{{- $policy := .root.Values.networkPolicy -}}
+- ports:
+    {{- range $policy.dnsPorts }}
+    - {port: {{ int . }}, protocol: UDP}
+    - {port: {{ int . }}, protocol: TCP}
+    {{- end }}
+  {{- with $policy.dnsPeers }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+- ports:
+    {{- $seen := dict }}
+    {{- range .ports }}
+    {{- if not (hasKey $seen (int . | toString)) }}
+    - {port: {{ int . }}, protocol: TCP}
+    {{- $_ := set $seen (int . | toString) true }}
+    {{- end }}
+    {{- end }}
+  {{- with $policy.serverPeers }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end -}}

@@ -1,56 +1,99 @@
 {{/* The pods: what every one of them has in common, and what a list adds. */}}
 
+{{/* Metadata of a pod. Takes root, component, queue (the values of a list, or of `plainQueue`), and own annotations. */}}
 {{- define "spottmee-worker.podMetadata" -}}
+{{- $values := .root.Values -}}
 labels:
-  {{- with .root.Values.podLabels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-  {{- include "spottmee-worker.labels" . | nindent 2 }}
-{{- with .root.Values.podAnnotations }}
+  {{- toYaml (merge (include "spottmee-worker.ownLabels" . | fromYaml) .queue.podLabels $values.podLabels $values.commonLabels) | nindent 2 }}
+{{- with merge (dict) (.annotations | default dict) .queue.podAnnotations $values.podAnnotations $values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end -}}
+
+{{/*
+The values of a pod that serves no list, in the form of a list's: no GPU and no placement but that of every pod. Takes
+queue (the list that the others come from) and resources.
+*/}}
+{{- define "spottmee-worker.plainQueue" -}}
+{{- $plain := dict "gpu" (dict "count" 0) "settings" dict "podLabels" dict "podAnnotations" dict "resources" .resources -}}
+{{- toYaml (merge $plain (pick .queue "jobsPerPod" "maxSeconds" "shutdownSeconds" "terminationGracePeriodSeconds" "activeDeadlineSeconds" "ttlSecondsAfterFinished")) -}}
 {{- end -}}
 
 {{/* Fields of every pod: Pod Security "restricted", no links to services. Takes the root. */}}
 {{- define "spottmee-worker.podSecurity" -}}
 enableServiceLinks: false
 restartPolicy: Never
+{{- if not .Values.hostUsers }}
+hostUsers: false
+{{- end }}
 securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
-{{- with .Values.image.pullSecrets }}
+{{- with include "spottmee-worker.pullSecrets" . | fromYamlArray }}
 imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
+  {{- range . }}
+  - name: {{ . | quote }}
+  {{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* Fields of every container. Takes the root. */}}
-{{- define "spottmee-worker.container" -}}
-name: runner
-image: {{ include "spottmee-worker.image" . | quote }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
-securityContext:
-  {{- toYaml .Values.containerSecurityContext | nindent 2 }}
-terminationMessagePolicy: FallbackToLogsOnError
-{{- end -}}
-
-{{/* The two database URLs. Takes root and copy, as secretName does. */}}
+{{/* The two database URLs, and passwords where the URLs are written here. Takes root and copy, as secretName does. */}}
 {{- define "spottmee-worker.databaseEnv" -}}
-{{- $api := .root.Values.database -}}
-{{- $embeddings := .root.Values.embeddingsDatabase -}}
-- name: DATABASE_URL
+{{- $prefixes := dict "database" "DATABASE" "embeddingsDatabase" "EMBEDDINGS_DATABASE" -}}
+{{- range $name, $prefix := $prefixes }}
+{{- $database := get $.root.Values $name }}
+{{- $secret := include "spottmee-worker.secretName" (dict "root" $.root "inline" $database.url "existing" $database.existingSecret "copy" $.copy) }}
+- name: {{ $prefix }}_URL
+{{- if $database.host }}
+  value: {{ include "spottmee-worker.databaseUrl" $database | quote }}
+- name: {{ $prefix }}_PASSWORD
+{{- end }}
   valueFrom:
     secretKeyRef:
-      name: {{ include "spottmee-worker.secretName" (dict "root" .root "inline" $api.url "existing" $api.existingSecret "copy" .copy) | quote }}
-      key: {{ empty $api.url | ternary $api.urlKey "DATABASE_URL" | quote }}
-- name: EMBEDDINGS_DATABASE_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ include "spottmee-worker.secretName" (dict "root" .root "inline" $embeddings.url "existing" $embeddings.existingSecret "copy" .copy) | quote }}
-      key: {{ empty $embeddings.url | ternary $embeddings.urlKey "EMBEDDINGS_DATABASE_URL" | quote }}
-      {{- if not (or $embeddings.url $embeddings.existingSecret) }}
+      name: {{ $secret | quote }}
+      key: {{ empty $database.host | ternary (empty $database.url | ternary $database.urlKey (printf "%s_URL" $prefix)) $database.passwordKey | quote }}
+      {{- if and (eq $name "embeddingsDatabase") (not (or $database.url $database.existingSecret $database.host)) }}
       optional: true
       {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A URL from its parts, without the password, which is a setting of its own. Takes the values of a database. */}}
+{{- define "spottmee-worker.databaseUrl" -}}
+{{- $query := list -}}
+{{- range $name, $value := .parameters }}{{ $query = append $query (printf "%s=%s" $name ($value | toString | urlquery)) }}{{ end -}}
+{{- $path := .name | urlquery | replace "+" "%20" -}}
+{{- printf "postgresql://%s@%s:%d/%s" (.username | urlquery | replace "+" "%20") .host (int .port) $path -}}
+{{- if $query }}?{{ join "&" $query }}{{ end -}}
+{{- end -}}
+
+{{/* Authorities that the values name: a list of volume, file, and source (Secret or ConfigMap, as a volume has it). */}}
+{{- define "spottmee-worker.authorities" -}}
+{{- $found := list -}}
+{{- range $name, $authority := .Values.authorities -}}
+{{- $items := list (dict "key" $authority.caKey "path" "ca.crt") -}}
+{{- $volume := dict "name" (printf "ca-%s" $name) -}}
+{{- with $authority.existingConfigMap }}{{ $_ := set $volume "configMap" (dict "name" . "items" $items) }}{{ end -}}
+{{- with $authority.existingSecret }}{{ $_ := set $volume "secret" (dict "secretName" . "items" $items) }}{{ end -}}
+{{- if gt (len $volume) 1 }}{{ $found = append $found $volume }}{{ end -}}
+{{- end -}}
+{{- toYaml $found -}}
+{{- end -}}
+
+{{/* Where the authorities are, for libpq and for the worker. Takes the root. */}}
+{{- define "spottmee-worker.authorityEnv" -}}
+{{- $authorities := .Values.authorities -}}
+{{- range include "spottmee-worker.authorities" . | fromYamlArray }}
+{{- if eq .name "ca-postgresql" }}
+- name: PGSSLROOTCERT
+  value: /etc/ca-postgresql/ca.crt
+- name: PGSSLMODE
+  value: {{ $authorities.postgresql.mode }}
+{{- else }}
+- name: RUNNER_IMAGE_CA
+  value: /etc/{{ .name }}/ca.crt
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Who this pod is: for the log, and for the leases (a pod that replaces another of its Job takes its leases over). */}}
@@ -67,32 +110,78 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 {{- end -}}
 
-{{/* Where a pod runs. Takes the values of a list. */}}
+{{/* Redis, and the limits of a run. What of Redis is no secret is in the ConfigMap. Takes what runPod takes. */}}
+{{- define "spottmee-worker.runEnv" -}}
+{{- range include "spottmee-worker.redis.secrets" .root | fromYamlArray }}
+{{- if .variable }}
+- name: {{ .variable }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .name | quote }}
+      key: {{ .key | quote }}
+{{- end }}
+{{- end }}
+- name: RUNNER_QUEUES
+  value: {{ .queues | quote }}
+- name: RUNNER_MAX_JOBS
+  value: {{ int .queue.jobsPerPod | quote }}
+- name: RUNNER_MAX_SECONDS
+  value: {{ include "spottmee-worker.setting" .queue.maxSeconds | quote }}
+- name: RUNNER_SHUTDOWN_SECONDS
+  value: {{ include "spottmee-worker.setting" .queue.shutdownSeconds | quote }}
+- name: RUNNER_TERMINATION_LOG
+  value: /dev/termination-log
+{{- end -}}
+
+{{/*
+Settings as variables: those of this pod, of its list, and for a GPU the provider that must not be replaced by the CPU.
+A migration runs before the ConfigMap is there, so it gets the common ones here too. Takes what runPod takes.
+*/}}
+{{- define "spottmee-worker.settingsEnv" -}}
+{{- $common := .root.Values.settings -}}
+{{- $settings := merge (dict) (.settings | default dict) .queue.settings -}}
+{{- if and (int .queue.gpu.count) (not (hasKey $common "RUNNER_PROVIDERS")) }}{{ $settings = merge $settings (dict "RUNNER_PROVIDERS" "cuda") }}{{ end -}}
+{{- if .migration }}{{ $settings = merge $settings $common }}{{ end -}}
+{{- range $name, $value := $settings }}
+- name: {{ $name }}
+  value: {{ include "spottmee-worker.setting" $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* Where a pod runs. Takes root and queue. */}}
 {{- define "spottmee-worker.placement" -}}
-{{- with .nodeSelector }}
+{{- $values := .root.Values -}}
+{{- with merge (dict) (.queue.nodeSelector | default dict) $values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .tolerations }}
+{{- with concat (.queue.tolerations | default list) $values.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .affinity }}
+{{- with .queue.affinity | default $values.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .topologySpreadConstraints }}
+{{- with .queue.topologySpreadConstraints }}
 topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .priorityClassName }}
+{{- with .queue.priorityClassName | default $values.priorityClassName }}
 priorityClassName: {{ . | quote }}
 {{- end }}
-{{- if int .gpu.count }}
-{{- with .gpu.runtimeClassName }}
+{{- with include "spottmee-worker.runtimeClass" . }}
 runtimeClassName: {{ . | quote }}
 {{- end }}
-{{- end }}
+{{- end -}}
+
+{{/* The RuntimeClass of a pod: for GPUs theirs, which a sandbox could not replace. Takes root and queue. */}}
+{{- define "spottmee-worker.runtimeClass" -}}
+{{- if int .queue.gpu.count -}}
+{{- .queue.gpu.runtimeClassName -}}
+{{- else -}}
+{{- .queue.runtimeClassName | default .root.Values.runtimeClassName -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The resources of a list, its GPUs among the limits. */}}
@@ -106,71 +195,75 @@ runtimeClassName: {{ . | quote }}
 {{- end -}}
 
 {{/*
-The pod of a run. Takes root, component (its label), queues (RUNNER_QUEUES), list (the values it is made from), args
-(of spottmee-worker), job (whether a Job owns it), settings (variables that come before all others), and account (a
-ServiceAccount of its own, whose token is mounted).
+The pod of a command. Takes root, component (its label), queue (the values of a list, or of `plainQueue`), args (of
+spottmee-worker), and optionally queues (RUNNER_QUEUES), job (whether a Job owns it), settings (variables that come
+before all others), account (a ServiceAccount of its own), token (whether that is mounted), migration (needs the
+databases alone, and not the ConfigMap), and copy (as secretName does).
 */}}
 {{- define "spottmee-worker.runPod" -}}
 {{- $root := .root -}}
 {{- $queue := .queue -}}
 serviceAccountName: {{ .account | default (include "spottmee-worker.serviceAccountName" $root) | quote }}
-automountServiceAccountToken: {{ not (empty .account) }}
+automountServiceAccountToken: {{ .token | default false }}
 {{ include "spottmee-worker.podSecurity" $root }}
 terminationGracePeriodSeconds: {{ int $queue.terminationGracePeriodSeconds }}
-{{- with include "spottmee-worker.placement" $queue | trim }}
+{{- with include "spottmee-worker.placement" . | trim }}
 {{ . }}
 {{- end }}
+{{- with $root.Values.initContainers }}
+initContainers:
+  {{- range . }}
+  - {{ merge (deepCopy .) (dict "securityContext" $root.Values.containerSecurityContext) | toYaml | indent 4 | trim }}
+  {{- end }}
+{{- end }}
 containers:
-  - {{ include "spottmee-worker.container" $root | indent 4 | trim }}
+  - name: runner
+    image: {{ include "spottmee-worker.image" . | quote }}
+    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+    securityContext:
+      {{- toYaml $root.Values.containerSecurityContext | nindent 6 }}
+    terminationMessagePolicy: FallbackToLogsOnError
     args:
       {{- toYaml .args | nindent 6 }}
+    {{- if not .migration }}
     envFrom:
       - configMapRef:
           name: {{ include "spottmee-worker.fullname" $root | quote }}
+    {{- end }}
     env:
-      {{- include "spottmee-worker.databaseEnv" (dict "root" $root) | nindent 6 }}
-      {{- range include "spottmee-worker.redis.secrets" $root | fromYamlArray }}
-      {{- if .variable }}
-      - name: {{ .variable }}
-        valueFrom:
-          secretKeyRef:
-            name: {{ .name | quote }}
-            key: {{ .key | quote }}
+      {{- include "spottmee-worker.databaseEnv" (dict "root" $root "copy" .copy) | nindent 6 }}
+      {{- include "spottmee-worker.authorityEnv" $root | nindent 6 }}
+      {{- if not .migration }}
+      {{- include "spottmee-worker.runEnv" . | nindent 6 }}
       {{- end }}
-      {{- end }}
-      - name: RUNNER_QUEUES
-        value: {{ .queues | quote }}
-      - name: RUNNER_MAX_JOBS
-        value: {{ int $queue.jobsPerPod | quote }}
-      - name: RUNNER_MAX_SECONDS
-        value: {{ include "spottmee-worker.setting" $queue.maxSeconds | quote }}
-      - name: RUNNER_SHUTDOWN_SECONDS
-        value: {{ include "spottmee-worker.setting" $queue.shutdownSeconds | quote }}
-      - name: RUNNER_TERMINATION_LOG
-        value: /dev/termination-log
       {{- include "spottmee-worker.placeEnv" . | nindent 6 }}
-      {{- range $name, $value := merge (dict) (.settings | default dict) $queue.settings }}
-      - name: {{ $name }}
-        value: {{ include "spottmee-worker.setting" $value | quote }}
-      {{- end }}
+      {{- include "spottmee-worker.settingsEnv" . | nindent 6 }}
       {{- with $root.Values.extraEnv }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
     resources:
       {{- include "spottmee-worker.resources" $queue | nindent 6 }}
     volumeMounts:
-      {{- include "spottmee-worker.mounts" $root | nindent 6 }}
+      {{- include "spottmee-worker.mounts" . | nindent 6 }}
 volumes:
-  {{- include "spottmee-worker.volumes" $root | nindent 2 }}
+  {{- include "spottmee-worker.volumes" . | nindent 2 }}
 {{- end -}}
 
 {{- define "spottmee-worker.mounts" -}}
 - name: tmp
   mountPath: /tmp
-{{- if include "spottmee-worker.redis.certificates" . | fromYaml }}
+{{- range include "spottmee-worker.authorities" .root | fromYamlArray }}
+- name: {{ .name }}
+  mountPath: /etc/{{ .name }}
+  readOnly: true
+{{- end }}
+{{- if and (not .migration) (include "spottmee-worker.redis.certificates" .root | fromYaml) }}
 - name: redis-tls
   mountPath: /etc/redis-tls
   readOnly: true
+{{- end }}
+{{- with .root.Values.extraVolumeMounts }}
+{{ toYaml . }}
 {{- end }}
 {{- end -}}
 
@@ -178,16 +271,38 @@ volumes:
 - name: tmp
   emptyDir:
     sizeLimit: 256Mi
-{{- with include "spottmee-worker.redis.certificates" . | fromYaml }}
+{{- with include "spottmee-worker.authorities" .root | fromYamlArray }}
+{{ toYaml . }}
+{{- end }}
+{{- $certificates := include "spottmee-worker.redis.certificates" .root | fromYaml }}
+{{- if and (not .migration) $certificates }}
 - name: redis-tls
   secret:
-    secretName: {{ include "spottmee-worker.redis.certificateSecret" $ | quote }}
+    secretName: {{ include "spottmee-worker.redis.certificateSecret" .root | quote }}
     items:
-      {{- range $file, $key := . }}
+      {{- range $file, $key := $certificates }}
       - key: {{ $key | quote }}
         path: {{ $file }}
       {{- end }}
 {{- end }}
+{{- with .root.Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The Job template of a CronJob. Takes what runPod takes, and backoffLimit and activeDeadlineSeconds. */}}
+{{- define "spottmee-worker.jobTemplate" -}}
+metadata:
+  {{- omit (include "spottmee-worker.metadata" . | fromYaml) "name" | toYaml | nindent 2 }}
+spec:
+  backoffLimit: {{ int .backoffLimit }}
+  activeDeadlineSeconds: {{ int .activeDeadlineSeconds }}
+  ttlSecondsAfterFinished: {{ int .queue.ttlSecondsAfterFinished }}
+  template:
+    metadata:
+      {{- include "spottmee-worker.podMetadata" . | nindent 6 }}
+    spec:
+      {{- include "spottmee-worker.runPod" . | nindent 6 }}
 {{- end -}}
 
 {{/* What a pod's end means to its Job. The exit codes are the worker's (docs/reference/exit-codes.md). */}}

@@ -120,7 +120,7 @@ Parameters of certificates have no variable: their files are mounted.
 {{- end -}}
 {{- end -}}
 
-{{/* One trigger. Takes root, key (of Redis) and length. KEDA counts the elements of lists and of sorted sets alike. */}}
+{{/* One trigger. Takes root, key (of Redis), length, and activation. KEDA counts the elements of lists and of sorted sets alike. */}}
 {{- define "spottmee-worker.redis.trigger" -}}
 {{- $redis := .root.Values.redis -}}
 type: {{ eq $redis.mode "standalone" | ternary "redis" (printf "redis-%s" $redis.mode) }}
@@ -144,7 +144,7 @@ metadata:
   {{- end }}
   listName: {{ .key | quote }}
   listLength: {{ int .length | quote }}
-  activationListLength: "0"
+  activationListLength: {{ .activation | default 0 | int | quote }}
 {{- with include "spottmee-worker.redis.authentication" .root }}
 authenticationRef:
   kind: {{ $.root.Values.keda.authentication.kind }}

@@ -4,7 +4,7 @@ to do. A rule that finds a fault prints it as a line; the lines are gathered her
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
-{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "queues" "reprocess" "priorityClasses" "environment" "keda" "cluster" -}}
+{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "authorities" "pods" "queues" "gpu" "reprocess" "priorityClasses" "environment" "keda" "cluster" -}}
 {{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
 {{- end -}}
 {{- $faults := list -}}
@@ -21,9 +21,16 @@ to do. A rule that finds a fault prints it as a line; the lines are gathered her
 {{- if and $name (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $name)) }}
 fullnameOverride is {{ $name | quote }}: a name has lower-case letters, digits and -, and begins and ends with a letter or digit
 {{- end }}
-{{- range $key, $_ := .Values.podLabels }}
+{{- if not .Values.enabled }}
+enabled is false, which only a parent chart can act on: give its dependency `condition: {{ .Chart.Name }}.enabled`
+{{- end }}
+{{- $places := dict "commonLabels" .Values.commonLabels "podLabels" .Values.podLabels -}}
+{{- range $queue, $values := .Values.queues }}{{ $_ := set $places (printf "queues.%s.podLabels" $queue) $values.podLabels }}{{ end -}}
+{{- range $place, $labels := $places }}
+{{- range $key, $_ := $labels }}
 {{- if hasPrefix "app.kubernetes.io/" $key }}
-podLabels has {{ $key }}, by which the chart finds its pods: choose another key
+{{ $place }} has {{ $key }}, by which the chart finds its objects: choose another key
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if and (not .Values.serviceAccount.create) .Values.serviceAccount.annotations }}
@@ -32,14 +39,18 @@ serviceAccount.annotations are for the account that the chart creates, and servi
 {{- end -}}
 
 {{- define "spottmee-worker.validate.image" -}}
-{{- $image := .Values.image -}}
-{{- if not $image.repository }}
+{{- if not .Values.image.repository }}
 image.repository is empty: name the image, without its tag
-{{- else if regexMatch "(:[^/]*|@.*)$" $image.repository }}
-image.repository is {{ $image.repository | quote }}: put what follows the name into image.tag or image.digest
+{{- end }}
+{{- $images := dict "image" .Values.image -}}
+{{- range $name, $queue := .Values.queues }}{{ $_ := set $images (printf "queues.%s.image" $name) $queue.image }}{{ end -}}
+{{- range $at, $image := $images }}
+{{- if regexMatch "(:[^/]*|@.*)$" $image.repository }}
+{{ $at }}.repository is {{ $image.repository | quote }}: put what follows the name into {{ $at }}.tag or {{ $at }}.digest
 {{- end }}
 {{- if and $image.digest (not (regexMatch "^sha256:[0-9a-f]{64}$" $image.digest)) }}
-image.digest is {{ $image.digest | quote }}: it is sha256: with 64 hexadecimal digits behind it
+{{ $at }}.digest is {{ $image.digest | quote }}: it is sha256: with 64 hexadecimal digits behind it
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -167,8 +178,44 @@ redis.tls.skipVerify accepts any certificate, so the authority's would never be 
 {{- if and $database.url (not (regexMatch "^postgres(ql)?://." $database.url)) }}
 {{ $name }}.url must begin with postgresql://
 {{- end }}
+{{- if $database.host }}
+{{- if $database.url }}
+{{ $name }}.url and {{ $name }}.host are both set: keep one of them
+{{- end }}
+{{- if regexMatch "[/@?,[:space:]]" $database.host }}
+{{ $name }}.host is no host name alone (it has one of / @ ? ,): port, database and user are values of their own
+{{- end }}
+{{- if not (and $database.name $database.username $database.passwordKey) }}
+{{ $name }}.host is set, and {{ $name }}.name, username or passwordKey is empty: the chart writes the URL from all of them; set them, or leave the host empty and keep the whole URL in the Secret
+{{- end }}
+{{- else }}
+{{- if or $database.name $database.username $database.parameters }}
+{{ $name }}.name, username and parameters belong to {{ $name }}.host, which is empty: set the host, or put them into the URL
+{{- end }}
 {{- if not (or $database.url $database.urlKey) }}
 {{ $name }}.urlKey is empty: name the Secret's key that holds the URL
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.authorities" -}}
+{{- range $name, $authority := .Values.authorities }}
+{{- if and $authority.existingConfigMap $authority.existingSecret }}
+authorities.{{ $name }}.existingConfigMap and existingSecret are both set: keep one of them
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.pods" -}}
+{{- range .Values.extraVolumes }}
+{{- if regexMatch "^(tmp|redis-tls|ca-postgresql|ca-images|debug-payload)$" .name }}
+extraVolumes has {{ .name }}, which is a volume of the chart's own: choose another name
+{{- end }}
+{{- end }}
+{{- range .Values.initContainers }}
+{{- if eq .name "runner" }}
+initContainers has runner, which is the worker's own container: choose another name
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -206,8 +253,21 @@ redis.tls.skipVerify accepts any certificate, so the authority's would never be 
 {{- if le (float64 $queue.activeDeadlineSeconds) (addf $drain $queue.maxSeconds) }}
 {{ $at }}.activeDeadlineSeconds is {{ int $queue.activeDeadlineSeconds }}, not above maxSeconds + shutdownSeconds ({{ addf $drain $queue.maxSeconds }}): Kubernetes would end Jobs in the middle of their work; raise it, or lower maxSeconds
 {{- end }}
-{{- if and (int $queue.gpu.count) (ne $.Values.image.flavour "gpu") }}
-{{ $at }}.gpu.count is {{ int $queue.gpu.count }}, and image.flavour is {{ $.Values.image.flavour }}: set image.flavour to gpu (an image built for it), or the count to 0
+{{- end }}
+{{- if not $enabled }}
+queues: none of them is enabled, so nothing would ever run: enable process, compare or both
+{{- end }}
+{{- if not (get .Values.queues .Values.debug.like) }}
+debug.like is {{ .Values.debug.like | quote }}: it is process or compare
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.gpu" -}}
+{{- $image := .Values.image -}}
+{{- range $name, $queue := .Values.queues }}
+{{- $at := printf "queues.%s" $name -}}
+{{- if and (int $queue.gpu.count) (or $image.tag $image.digest) (not (or $queue.image.tag $queue.image.digest)) }}
+{{ $at }}.gpu.count is {{ int $queue.gpu.count }}, and image has a tag or a digest, which is that of the image without CUDA: set {{ $at }}.image.tag or digest to the one with it (FLAVOUR=gpu)
 {{- end }}
 {{- if and $queue.gpu.runtimeClassName (not (int $queue.gpu.count)) }}
 {{ $at }}.gpu.runtimeClassName is set, and {{ $at }}.gpu.count is 0: set the count, or leave the class empty
@@ -218,15 +278,8 @@ redis.tls.skipVerify accepts any certificate, so the authority's would never be 
 {{- end }}
 {{- end }}
 {{- end }}
-{{- if not $enabled }}
-queues: none of them is enabled, so nothing would ever run: enable process, compare or both
-{{- end }}
-{{- if not (get .Values.queues .Values.debug.like) }}
-debug.like is {{ .Values.debug.like | quote }}: it is process or compare
-{{- end }}
 {{- end -}}
 
-{{/* The cluster autoscaler ignores pods below its --expendable-pods-priority-cutoff, -10 by default. */}}
 {{- define "spottmee-worker.validate.reprocess" -}}
 {{- $given := get .Values.settings "RUNNER_PHOTO_URL" -}}
 {{- range .Values.extraEnv }}{{ if eq .name "RUNNER_PHOTO_URL" }}{{ $given = true }}{{ end }}{{ end -}}
@@ -235,6 +288,7 @@ reprocess.enabled is true, and nothing says where the API stores photos: set set
 {{- end }}
 {{- end -}}
 
+{{/* The cluster autoscaler ignores pods below its --expendable-pods-priority-cutoff, -10 by default. */}}
 {{- define "spottmee-worker.validate.priorityClasses" -}}
 {{- $names := dict -}}
 {{- range .Values.priorityClasses }}
@@ -256,7 +310,10 @@ REDIS_PASSWORD: redis.auth
 REDIS_SENTINEL_USERNAME: redis.sentinel.username
 REDIS_SENTINEL_PASSWORD: redis.sentinel.auth
 DATABASE_URL: database
+DATABASE_PASSWORD: database.passwordKey
 EMBEDDINGS_DATABASE_URL: embeddingsDatabase
+EMBEDDINGS_DATABASE_PASSWORD: embeddingsDatabase.passwordKey
+RUNNER_IMAGE_CA: authorities.images
 RUNNER_QUEUES: queues.*.enabled
 RUNNER_MAX_JOBS: queues.*.jobsPerPod
 RUNNER_MAX_SECONDS: queues.*.maxSeconds
@@ -325,17 +382,24 @@ KEDA is not in this cluster (it knows no ScaledJob of keda.sh/v1alpha1): install
 {{- $wanted := include "spottmee-worker.redis.secrets" . | fromYamlArray -}}
 {{- range $name := list "database" "embeddingsDatabase" }}
 {{- $database := get $.Values $name }}
-{{- if or (eq $name "database") $database.existingSecret -}}
-{{- $wanted = append $wanted (dict "name" (include "spottmee-worker.secretName" (dict "root" $ "inline" $database.url "existing" $database.existingSecret)) "key" $database.urlKey) -}}
+{{- if or (eq $name "database") $database.existingSecret $database.host -}}
+{{- $wanted = append $wanted (dict "name" (include "spottmee-worker.secretName" (dict "root" $ "inline" $database.url "existing" $database.existingSecret)) "key" (empty $database.host | ternary $database.urlKey $database.passwordKey)) -}}
 {{- end }}
+{{- end }}
+{{- range .Values.authorities }}
+{{- with .existingSecret }}{{ $wanted = append $wanted (dict "name" . "key" "") }}{{ end }}
+{{- with .existingConfigMap }}{{ $wanted = append $wanted (dict "kind" "ConfigMap" "name" . "key" "") }}{{ end }}
 {{- end }}
 {{- range $wanted }}
+{{- $kind := .kind | default "Secret" }}
 {{- if ne .name (printf "%s-inline" (include "spottmee-worker.fullname" $)) }}
-{{- $secret := lookup "v1" "Secret" $.Release.Namespace .name }}
-{{- if not $secret }}
-the Secret {{ .name }} is missing: kubectl --namespace {{ $.Release.Namespace }} create secret generic {{ .name }} --from-literal={{ .key }}=… (checkCluster: false leaves this check out)
-{{- else if not (hasKey ($secret.data | default dict) .key) }}
-the Secret {{ .name }} has no key {{ .key }}: add it, or name the key that it has in the values
+{{- $found := lookup "v1" $kind $.Release.Namespace .name }}
+{{- if $found }}
+{{- if and .key (not (hasKey ($found.data | default dict) .key)) }}
+the {{ $kind }} {{ .name }} has no key {{ .key }}: add it, or name the key that it has in the values
+{{- end }}
+{{- else if ne $.Values.migration.mode "job" }}
+the {{ $kind }} {{ .name }} is missing: kubectl --namespace {{ $.Release.Namespace }} create {{ eq $kind "Secret" | ternary "secret generic" "configmap" }} {{ .name }} {{ empty .key | ternary "--from-file=ca.crt=…" (printf "--from-literal=%s=…" .key) }} (if the release itself makes it: migration.mode: job; checkCluster: false leaves this check out)
 {{- end }}
 {{- end }}
 {{- end }}
@@ -344,16 +408,18 @@ the Secret {{ .name }} has no key {{ .key }}: add it, or name the key that it ha
 {{- define "spottmee-worker.validate.cluster.classes" -}}
 {{- $created := dict -}}
 {{- range .Values.priorityClasses }}{{ $_ := set $created .name true }}{{ end -}}
+{{- $places := dict "" (dict "queue" (dict "gpu" (dict "count" 0))) -}}
 {{- range $name, $queue := .Values.queues }}
-{{- if $queue.enabled }}
-{{- $class := $queue.priorityClassName }}
+{{- if $queue.enabled }}{{ $_ := set $places (printf "queues.%s." $name) (dict "queue" $queue) }}{{ end -}}
+{{- end }}
+{{- range $at, $place := $places }}
+{{- $class := $place.queue.priorityClassName | default (empty $at | ternary $.Values.priorityClassName "") }}
 {{- if and $class (not (hasKey $created $class)) (not (lookup "scheduling.k8s.io/v1" "PriorityClass" "" $class)) }}
-queues.{{ $name }}.priorityClassName is {{ $class | quote }}, and there is no such PriorityClass in this cluster: create it, or add it to priorityClasses, which the chart creates
+{{ $at }}priorityClassName is {{ $class | quote }}, and there is no such PriorityClass in this cluster: create it, or add it to priorityClasses, which the chart creates
 {{- end }}
-{{- $class = $queue.gpu.runtimeClassName }}
-{{- if and $class (int $queue.gpu.count) (not (lookup "node.k8s.io/v1" "RuntimeClass" "" $class)) }}
-queues.{{ $name }}.gpu.runtimeClassName is {{ $class | quote }}, and there is no such RuntimeClass in this cluster: create it (the GPU operator does), or leave the value empty where the nodes' default runtime has the GPU
-{{- end }}
+{{- $class = include "spottmee-worker.runtimeClass" (dict "root" $ "queue" $place.queue) }}
+{{- if and $class (not (lookup "node.k8s.io/v1" "RuntimeClass" "" $class)) }}
+{{ $at }}{{ int $place.queue.gpu.count | empty | ternary "" "gpu." }}runtimeClassName is {{ $class | quote }}, and there is no such RuntimeClass in this cluster: create it (the GPU operator creates nvidia), or leave the value empty for the nodes' default runtime
 {{- end }}
 {{- end }}
 {{- end -}}
