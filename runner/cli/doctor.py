@@ -202,7 +202,9 @@ def _embeddings(settings: Settings) -> str:
     ) as connection:
         schema.check(connection)
         version = schema.current_version(connection)
-        found = f'schema "{connection.schemas.faces}" at version {version}, up to date'
+        newer = version > schema.migrations()[-1].version
+        state = "newer than this program's, and compatible with it" if newer else "up to date"
+        found = f'schema "{connection.schemas.faces}" at version {version}, {state}'
     photos = None
     with suppress(RunnerError):  # the API's database has a check of its own
         photos = read_photos(settings)

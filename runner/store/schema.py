@@ -2,10 +2,15 @@
 
 A run only checks. The files are `migrations/NNNN_name.sql`, with `{faces}` for the schema of the tables and
 `{vector}` for that of pgvector; one that has been released is never changed.
+
+A migration that older programs can live with (a new index, a new column with a default) begins with the line
+`-- compatible-from: N`: programs that know version N or a later one go on working. Without it, only programs that know
+the migration itself do. The line is kept in the database, where older programs read it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import LiteralString
@@ -27,9 +32,14 @@ CREATE TABLE IF NOT EXISTS {faces}.spottmee_schema (
     applied_at timestamptz NOT NULL DEFAULT now()
 )
 """
-_APPLIED = "INSERT INTO {faces}.spottmee_schema (version, name) VALUES (%s, %s)"
+_COMPATIBILITY = "ALTER TABLE {faces}.spottmee_schema ADD COLUMN IF NOT EXISTS compatible_from integer"
+_APPLIED = "INSERT INTO {faces}.spottmee_schema (version, name, compatible_from) VALUES (%s, %s, %s)"
+# As JSON, because the first version's table lacks the column.
 _CURRENT = """
-SELECT coalesce(max(version), 0), to_regclass(%s) IS NOT NULL FROM {faces}.spottmee_schema
+SELECT coalesce(max(version), 0),
+       coalesce(max(coalesce((to_jsonb(applied) ->> 'compatible_from')::integer, version)), 0),
+       to_regclass(%s) IS NOT NULL
+  FROM {faces}.spottmee_schema AS applied
 """
 _HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)"
 # Where pgvector is created: not in the schema of one installation, whose removal would take every other's with it.
@@ -66,6 +76,12 @@ class Migration:
         """Return its SQL."""
         return (_folder() / self.name).read_text(encoding="utf-8")
 
+    @property
+    def compatible_from(self) -> int:
+        """The lowest version that a program must know to work with the schema after this migration."""
+        declared = re.match(r"-- compatible-from: (\d+)\n", self.text())
+        return int(declared[1]) if declared else self.version
+
 
 def _folder() -> resources.abc.Traversable:
     return resources.files("runner.store") / "migrations"
@@ -82,27 +98,32 @@ def current_version(connection: Session) -> int:
 
     Raises `SchemaError` where a version is recorded and its table is missing.
     """
+    return _versions(connection)[0]
+
+
+def _versions(connection: Session) -> tuple[int, int]:
+    """Return the version of the schema, and the lowest one that a program must know to work with it."""
     schemas = connection.schemas if connection.schemas.has_versions else connection.locate()
     if not schemas.has_versions:
-        return 0
+        return 0, 0
     row = connection.query(_CURRENT, (schemas.compose("{faces}.faces").as_string(connection),)).fetchone()
-    version, has_faces = row or (0, False)
+    version, compatible_from, has_faces = row or (0, 0, False)
     if version and not has_faces:
         raise SchemaError(
             f'schema "{schemas.faces}" has the table spottmee_schema without the table faces: move or restore faces '
             "there, or drop spottmee_schema to begin anew"
         )
-    return int(version)
+    return int(version), int(compatible_from)
 
 
 def check(connection: Session) -> None:
-    """Raise `SchemaError` unless the schema has exactly the version of this program."""
-    have, want = current_version(connection), migrations()[-1].version
+    """Raise `SchemaError` unless the schema has the version of this program, or a newer one compatible with it."""
+    (have, needed), want = _versions(connection), migrations()[-1].version
     place = f'schema "{connection.schemas.faces}"'
-    if have > want:
+    if needed > want:
         raise SchemaError(
-            f"{place} is at version {have}, made by a newer spottmee-worker, and this one knows {want}: "
-            "deploy the newer version here too"
+            f"{place} is at version {have}, made by a newer spottmee-worker, for programs that know version {needed}, "
+            f"and this one knows {want}: deploy the newer version here too"
         )
     if have < want:
         state = f"{place} is at version {have}" if have else f"{place} has none"
@@ -113,6 +134,8 @@ def check(connection: Session) -> None:
 
 def migrate(connection: Session, *, new: bool = False) -> list[str]:
     """Bring the schema to the version of this program and return the names of the files that were applied.
+
+    A newer schema that this program can work with stays as it is.
 
     Each file is one transaction under an advisory lock, so that concurrent migrations wait for each other. The schema
     that the URL names is created where it does not exist. Raises `SchemaError` where the schema is newer, where
@@ -146,7 +169,8 @@ def _apply_next(connection: Session, *, new: bool) -> str | None:
             _prepare(connection, new=new)
         migration = next(migration for migration in known if migration.version > have)
         connection.execute(_composed(connection, migration.text()))
-        connection.query(_APPLIED, (migration.version, migration.name))
+        connection.query(_COMPATIBILITY)
+        connection.query(_APPLIED, (migration.version, migration.name, migration.compatible_from))
     connection.locate()
     return migration.name
 

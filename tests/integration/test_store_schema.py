@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+from importlib import resources
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -11,6 +14,7 @@ from runner.errors import SchemaError
 from runner.store import schema
 from tests.support.store_tools import opened
 
+MIGRATIONS = Path(str(resources.files("runner.store") / "migrations"))
 TABLES = "SELECT count(*) FROM pg_tables WHERE tablename = 'faces' AND schemaname = %s"
 
 
@@ -69,6 +73,62 @@ def test_a_newer_database_is_refused_by_check_and_by_migrate(empty_database_url:
         for refuse in (schema.check, schema.migrate):
             with pytest.raises(SchemaError, match=r"999.*newer"):
                 refuse(connection)
+
+
+def _release(folder: Path, *headers: str) -> Path:
+    """Make the migrations of a release: the real ones, and one more for each header."""
+    shutil.copytree(MIGRATIONS, folder)
+    last = schema.migrations()[-1].version
+    for version, header in enumerate(headers, last + 1):
+        sql = f"{header}CREATE INDEX later_{version} ON {{faces}}.faces (created_at);\n"
+        (folder / f"{version:04d}_later.sql").write_text(sql)
+    return folder
+
+
+def test_two_releases_on_one_database_are_upgraded_one_after_the_other(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is still old goes on working, unless a migration says that it cannot."""
+    first = schema.migrations()[-1].version
+    old = _release(tmp_path / "old")
+    new = _release(tmp_path / "new", f"-- compatible-from: {first}\n")
+    incompatible = _release(tmp_path / "incompatible", f"-- compatible-from: {first}\n", "")
+
+    def use(release: Path) -> None:
+        monkeypatch.setattr(schema, "_folder", lambda: release)
+
+    with opened(empty_database_url) as connection:
+        use(old)
+        schema.migrate(connection)
+        use(new)
+        with pytest.raises(SchemaError, match=rf"is at version {first}, and this version needs {first + 1}"):
+            schema.check(connection)
+        assert schema.migrate(connection) == [f"{first + 1:04d}_later.sql"]
+        use(old)
+        schema.check(connection)
+        assert schema.migrate(connection) == []
+        assert schema.current_version(connection) == first + 1
+        use(incompatible)
+        assert schema.migrate(connection) == [f"{first + 2:04d}_later.sql"]
+        for release, knows in ((old, first), (new, first + 1)):
+            use(release)
+            for refuse in (schema.check, schema.migrate):
+                with pytest.raises(SchemaError, match=rf"that know version {first + 2}, and this one knows {knows}:"):
+                    refuse(connection)
+
+
+def test_the_table_of_the_first_version_gains_the_column(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(empty_database_url) as connection:
+        schema.migrate(connection)
+        connection.execute("ALTER TABLE spottmee_schema DROP COLUMN compatible_from")
+        schema.check(connection)
+        release = _release(tmp_path / "new", "-- compatible-from: 1\n")
+        monkeypatch.setattr(schema, "_folder", lambda: release)
+        assert len(schema.migrate(connection)) == 1
+        monkeypatch.undo()
+        schema.check(connection)
 
 
 def test_an_older_database_is_refused_by_check(empty_database_url: str) -> None:
