@@ -127,8 +127,9 @@ def backoff(attempts: int, *, base: float, cap: float, random: random_module.Ran
 class LeaseQueue:
     """The leases of one list, as seen by one owner. Raises what redis raises.
 
-    Calls that claim or settle must not overlap; `renew`, `counts` and `leased` may be called from any thread at any
-    time. The payload of a dead letter is kept for `payload_seconds`. `list_name` replaces `name` in the keys.
+    Calls that claim or settle must not overlap; `renew`, `counts`, `leased` and `wait_for_push` may be called from any
+    thread at any time. The payload of a dead letter is kept for `payload_seconds`. `list_name` replaces `name` in the
+    keys.
     """
 
     def __init__(
@@ -170,6 +171,14 @@ class LeaseQueue:
     def check(self) -> None:
         """Raise the error with which Redis would refuse a claim: a missing right, a key of another type. Read-only."""
         self._claim(0, None)
+
+    def wait_for_push(self, seconds: float) -> bool:
+        """Return True as soon as a job waits in the list, or False after `seconds`. Blocks in Redis.
+
+        Nothing changes: BLMOVE takes the head from the list and puts it back in the same step. So every caller that
+        waits is woken by one push, and a caller that dies takes nothing with it. Expired leases wake nobody.
+        """
+        return self._client.execute_command("BLMOVE", self._list, self._list, "LEFT", "LEFT", seconds) is not None
 
     def _claim(self, limit: int, in_flight: int | None) -> list[Lease]:
         request, before = _request_id(), time.monotonic()

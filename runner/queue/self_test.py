@@ -60,7 +60,7 @@ class SelfTest:
         `results` includes the keys of comparison results.
         """
         places = [self._list, keys.leases(self.name), *([keys.match_result(self.job_id)] if results else [])]
-        missing = sorted({grant for key in places for grant in self._missing(key)})
+        missing = sorted({grant for key in places for grant in self._missing(key)} | self._missing_to_wait())
         if missing:
             raise MissingRightError(" ".join(missing), "the self-test of the queue needs it")
 
@@ -71,6 +71,7 @@ class SelfTest:
         """
         self._redis.rpush(self._list, *[b"doctor"] * 5)
         self._expire()
+        self._expect("wait_for_push", self._older.wait_for_push(1))
         claimed = self._older.claim(5)
         self._expire()
         self._expect("claim", len(claimed) == 5)  # noqa: PLR2004 - as many as were pushed
@@ -119,6 +120,14 @@ class SelfTest:
             return [f"+{command.decode().lower()}" for command in Script(self._redis, "rights")([key])]
         except MissingRightError as error:
             return error.grant.split()
+
+    def _missing_to_wait(self) -> set[str]:
+        """Return the right to wait for pushes, if it is missing. A script may not block, so it cannot try that."""
+        try:
+            self._older.wait_for_push(0.01)
+        except MissingRightError as error:
+            return set(error.grant.split())
+        return set()
 
     def _expire(self) -> None:
         for key in self._created:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import PhotoTimeoutError, RunnerError, StuckError
+from runner.queue.arrivals import Arrivals
 from runner.queue.leases import Lease, LeaseQueue
 from runner.settings import Settings
 from runner.worker.settlement import Settlement
@@ -39,6 +40,8 @@ STORE_BATCH = 8
 STORE_SECONDS = 0.1
 # How often an empty list is polled while work is in flight, and how often a waiting loop checks for anything else.
 CLAIM_PAUSE = 0.25
+# How often an idle run looks for expired leases and woken comparisons. A push wakes it at once.
+IDLE_PAUSE = 0.5
 TICK = 0.05
 # A live runner renews at two thirds of a lease: with less than this share left, its runner is probably dead.
 ORPHAN_SHARE = 0.6
@@ -74,6 +77,7 @@ class WorkerLoop:
         self._started = time.monotonic()
         self._claimed = 0
         self._events: queue.SimpleQueue[AnyTask | None] = queue.SimpleQueue()
+        self._arrivals = Arrivals(queues.values(), lambda: self._events.put(None))
         self._reads: queue.SimpleQueue[AnyTask] = queue.SimpleQueue()
         self._fatal: RunnerError | None = None
         self._next_claim = 0.0
@@ -89,6 +93,12 @@ class WorkerLoop:
         self._stop.wake = lambda: self._events.put(None)
         for number in range(READERS):
             threading.Thread(target=self._reader, name=f"reader-{number}", daemon=True).start()
+        try:
+            return self._run()
+        finally:
+            self._arrivals.close()
+
+    def _run(self) -> str:
         self._start_ahead()
         while True:
             self._stop.progress()
@@ -284,9 +294,17 @@ class WorkerLoop:
         idle = now - self._idle_since
         if idle >= self._settings.idle_seconds and not self._worth_waiting(idle):
             return "empty"
-        with suppress(queue.Empty):
-            self._events.get(timeout=CLAIM_PAUSE)
+        self._wait_idle()
         return None
+
+    def _wait_idle(self) -> None:
+        """Wait until a job is pushed, a signal arrives, or it is time to look for expired leases."""
+        retry = self._settlement.next_own_retry()
+        # A run that may claim nothing but its own retries would be woken by every job that waits for others.
+        can_claim = self._claimed < self._settings.max_jobs
+        pause = IDLE_PAUSE if can_claim and self._arrivals.expect() else CLAIM_PAUSE
+        with suppress(queue.Empty):
+            self._events.get(timeout=pause if retry is None else min(pause, CLAIM_PAUSE))
 
     def _has_woken_stranded(self, reason: str) -> bool:
         """Wake comparisons that no other run would wake, and return whether this run can still claim them."""

@@ -67,8 +67,8 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         r"minReplicas is 5, above maxReplicas \(2\): lower it, or raise maxReplicas",
     ),
     "a minimum of pods without idle time": (
-        {"queues": {"compare": {"minReplicas": 1}}},
-        r"minReplicas is 1, and RUNNER_IDLE_SECONDS is 0: .*; set queues\.compare\.settings\.RUNNER_IDLE_SECONDS",
+        {"queues": {"process": {"minReplicas": 1}}},
+        r"minReplicas is 1, and queues\.process\.idleSeconds is 0: .*; set queues\.process\.idleSeconds",
     ),
     "a grace period below the shutdown time": (
         {"queues": {"compare": {"shutdownSeconds": 40}}},

@@ -67,6 +67,7 @@ def play(client: Any) -> None:
     for name in ("compare", "process"):
         push(client, [b"job %d" % number for number in range(7)], name)
         queue = queue_of(client, "job/pod/1", name=name)
+        assert queue.wait_for_push(1) is True
         done, again, released, dead, purged, left = queue.claim(6)
         assert queue.counts().waiting == 1
         assert queue.renew([done, again]) == []

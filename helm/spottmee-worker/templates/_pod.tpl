@@ -127,6 +127,8 @@ imagePullSecrets:
   value: {{ int .queue.jobsPerPod | quote }}
 - name: RUNNER_MAX_SECONDS
   value: {{ include "spottmee-worker.setting" .queue.maxSeconds | quote }}
+- name: RUNNER_IDLE_SECONDS
+  value: {{ include "spottmee-worker.setting" .queue.idleSeconds | quote }}
 - name: RUNNER_SHUTDOWN_SECONDS
   value: {{ include "spottmee-worker.setting" .queue.shutdownSeconds | quote }}
 - name: RUNNER_TERMINATION_LOG

@@ -237,9 +237,8 @@ initContainers has runner, which is the worker's own container: choose another n
 {{- else if gt (int $queue.minReplicas) (int $queue.maxReplicas) }}
 {{ $at }}.minReplicas is {{ int $queue.minReplicas }}, above maxReplicas ({{ int $queue.maxReplicas }}): lower it, or raise maxReplicas
 {{- end }}
-{{- $idle := get (merge (dict) $queue.settings $.Values.settings) "RUNNER_IDLE_SECONDS" | default 0 -}}
-{{- if and (int $queue.minReplicas) (not (float64 $idle)) }}
-{{ $at }}.minReplicas is {{ int $queue.minReplicas }}, and RUNNER_IDLE_SECONDS is 0: pods without work would end at once, and others be started in their place for ever; set {{ $at }}.settings.RUNNER_IDLE_SECONDS (to 240, say), or minReplicas to 0
+{{- if and (int $queue.minReplicas) (not (float64 $queue.idleSeconds)) }}
+{{ $at }}.minReplicas is {{ int $queue.minReplicas }}, and {{ $at }}.idleSeconds is 0: pods without work would end at once, and others be started in their place for ever; set {{ $at }}.idleSeconds (to maxSeconds, say), or minReplicas to 0
 {{- end }}
 {{- if or (lt (float64 $queue.maxSeconds) 1.0) (gt (float64 $queue.maxSeconds) 86400.0) }}
 {{ $at }}.maxSeconds must be from 1 to 86400
@@ -317,6 +316,7 @@ RUNNER_IMAGE_CA: authorities.images
 RUNNER_QUEUES: queues.*.enabled
 RUNNER_MAX_JOBS: queues.*.jobsPerPod
 RUNNER_MAX_SECONDS: queues.*.maxSeconds
+RUNNER_IDLE_SECONDS: queues.*.idleSeconds
 RUNNER_SHUTDOWN_SECONDS: queues.*.shutdownSeconds
 RUNNER_JOB: nothing (it is for debug runs)
 RUNNER_OWNER: nothing (it is the Job's name)
