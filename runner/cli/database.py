@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from runner import output
 from runner import settings as settings_module
+from runner.bake.catalogue import KNOWN
 from runner.cli import COMMANDS
-from runner.errors import CheckFailedError, RunnerError, SettingsError
+from runner.cli.counter import counter
+from runner.cli.output import duration as shown_duration
+from runner.errors import CheckFailedError, ModelError, RunnerError, SettingsError, UsageError
 from runner.expire import expire_comparisons
+from runner.faces.model_name import model_name
 from runner.queue.client import opened
 from runner.settings import Settings
 from runner.store import schema, visibility
 from runner.store.database import Database, retrying
-from runner.store.legacy import import_legacy
+from runner.store.legacy import Imported, Source, find_source, import_legacy
 from runner.store.photos import PhotoTable
 from runner.store.session import Session
 from runner.store.sweep import sweep
+from runner.store.unprocessed import has_model
 
 T = TypeVar("T")
 
@@ -73,15 +79,16 @@ def add_parser(subparsers: Any) -> None:
         "import-legacy",
         help=COMMANDS["import-legacy"].help,
         description="Copy the embeddings of the previous worker into the table faces. The old table is only read: drop "
-        "it once you have checked the counts. Idempotent. Exits with 5 if some rows could not be read; all others are "
-        "imported.",
+        "it once you have checked the counts. Idempotent. First says what it will do, and about how long it takes. "
+        "Exits with 5 if some rows could not be read; all others are imported.",
     )
     legacy.add_argument(
         "--model",
         required=True,
         metavar="NAME",
         help="the model that computed the embeddings, by the name that `spottmee-worker doctor` shows: only embeddings "
-        "of the same model are compared",
+        "of the same model are compared. That of the pack in RUNNER_MODEL_DIR, of a pack of `models list`, or of "
+        "embeddings in the database",
     )
     legacy.add_argument(
         "--table",
@@ -89,6 +96,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAME",
         help="the old table: NAME or SCHEMA.NAME (default: %(default)s)",
     )
+    legacy.add_argument("--dry-run", action="store_true", help="read and count every row, and import nothing")
     legacy.add_argument("--json", action="store_true", help="print one JSON object")
     legacy.set_defaults(run=_import_legacy)
 
@@ -173,20 +181,67 @@ def _expired_comparisons(settings: Settings, *, dry_run: bool) -> tuple[int | No
 
 def _import_legacy(args: argparse.Namespace) -> int:
     settings = settings_module.load(required=("database_url",))
-    counts = with_both(settings, partial(import_legacy, model=args.model, table=args.table))
+
+    def work(photos: Session, embeddings: Session) -> Imported:
+        source = find_source(embeddings, args.table)
+        _check_model(args.model, embeddings, settings)
+        output.problem(_plan(source, args.model, dry_run=args.dry_run))
+        progress = counter("rows")
+        progress.start(source.rows)
+        try:
+            return import_legacy(
+                photos, embeddings, source, model=args.model, dry_run=args.dry_run, progress=progress.update
+            )
+        finally:
+            progress.close()
+
+    counts = with_both(settings, work)
     if args.json:
-        _print_json(asdict(counts))
+        _print_json({**asdict(counts), "dry_run": args.dry_run})
     else:
-        output.line(
-            f"{counts.rows} rows: {counts.imported} imported, {counts.already_there} imported earlier, "
-            f"{counts.done_by_a_runner} of photos that a runner has processed, {counts.of_deleted_photos} of deleted "
-            f"photos, {counts.unreadable_rows} unreadable"
-        )
+        output.lines(_import_lines(counts, dry_run=args.dry_run))
         for name, why in counts.unreadable.items():
             output.problem(f"unreadable: {name!r}: {why}")
     if counts.unreadable_rows:
-        raise CheckFailedError(f"{counts.unreadable_rows} rows of {args.table} could not be read and were not imported")
+        raise CheckFailedError(
+            f"{counts.unreadable_rows} rows of {args.table} could not be read and were not imported: their photos lack "
+            "faces until they are processed again"
+        )
     return 0
+
+
+def _check_model(model: str, embeddings: Session, settings: Settings) -> None:
+    """Raise `UsageError` for a model that nothing here knows: its embeddings would never be compared."""
+    try:
+        packed = model_name(settings.model_dir)
+    except ModelError:
+        packed = ""
+    known = {Path(pack.recogniser).stem for pack in KNOWN.values()} | ({packed} - {""})
+    if model not in known and not has_model(embeddings, model):
+        pack = KNOWN.get(model)
+        hint = f"{model} is a pack, its model is {Path(pack.recogniser).stem}" if pack else "check the name"
+        raise UsageError(f"--model {model!r} is not a known model ({', '.join(sorted(known))}): {hint}")
+    if packed and packed != model:
+        output.problem(
+            f"the pack in RUNNER_MODEL_DIR has the model {packed}: runs with it do not compare embeddings of {model}"
+        )
+
+
+def _plan(source: Source, model: str, *, dry_run: bool) -> str:
+    what = "counts what an import would do, and imports nothing" if dry_run else "adds them to the table faces"
+    return (
+        f'reads {source.rows} rows of "{source.schema}"."{source.name}", which stays as it is, and {what} as '
+        f"embeddings of {model}; existing faces are kept; takes about {shown_duration(max(1.0, source.seconds))}"
+    )
+
+
+def _import_lines(counts: Imported, *, dry_run: bool) -> Iterator[str]:
+    yield (
+        f"{counts.rows} rows: {counts.imported} {'would be imported' if dry_run else 'imported'}, "
+        f"{counts.already_there} imported earlier, {counts.duplicates} duplicates, "
+        f"{counts.done_by_a_runner} of photos that a runner has processed, "
+        f"{counts.of_deleted_photos} of deleted photos, {counts.unreadable_rows} unreadable"
+    )
 
 
 def _with_embeddings(settings: Settings, work: Callable[[Session], T]) -> T:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.store_tools import LEGACY_TABLE, MODEL, Runner, add_photos, faces, opened, stored_faces
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.support.store_tools import Command
 
 
@@ -98,21 +98,60 @@ def test_sweep(command: Command, database_url: str) -> None:
 
 def test_import_legacy(command: Command, database_url: str) -> None:
     with Runner(database_url, database_url) as runner:
-        assert command(["import-legacy", "--model", MODEL], database_url)[0] == 2
+        assert command(["import-legacy", "--model", "w600k_mbf"], database_url)[0] == 2
         runner.faces.execute(LEGACY_TABLE)
         add_photos(runner.api, ["a_b"])
         insert = "INSERT INTO face_embeddings (name, embedding) VALUES (%s, %s)"
         runner.faces.execute(insert, ("a_b_0", str((faces(1)[0].embedding * 20).tolist())))
-        code, out, _ = command(["import-legacy", "--model", MODEL], database_url)
+        code, out, error = command(["import-legacy", "--model", "w600k_mbf", "--dry-run"], database_url)
+        assert code == 0
+        assert out.startswith("1 rows: 1 would be imported")
+        assert 'reads 1 rows of "public"."face_embeddings"' in error
+        assert "imports nothing" in error
+        assert stored_faces(runner.faces, "w600k_mbf") == []
+        code, out, error = command(["import-legacy", "--model", "w600k_mbf"], database_url)
         assert code == 0
         assert out.startswith("1 rows: 1 imported")
+        assert error == (
+            'reads 1 rows of "public"."face_embeddings", which stays as it is, and adds them to the table faces as '
+            "embeddings of w600k_mbf; existing faces are kept; takes about 1s\n"
+        )
         runner.faces.execute(insert, ("a_b_1", "[broken"))
-        code, out, error = command(["import-legacy", "--model", MODEL, "--json"], database_url)
+        code, out, error = command(["import-legacy", "--model", "w600k_mbf", "--json"], database_url)
         assert code == 5
         assert "1 rows of face_embeddings could not be read" in error
         counts = json.loads(out)
         assert (counts["rows"], counts["already_there"], counts["unreadable_rows"]) == (2, 1, 1)
         assert list(counts["unreadable"]) == ["a_b_1"]
-        code, _, error = command(["import-legacy", "--model", MODEL], database_url)
+        code, _, error = command(["import-legacy", "--model", "w600k_mbf"], database_url)
         assert "'a_b_1'" in error
-        assert stored_faces(runner.faces) == [("a_b", 0)]
+        assert stored_faces(runner.faces, "w600k_mbf") == [("a_b", 0)]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("w600k_mfb", "'w600k_mfb' is not a known model (glintr100, w600k_mbf, w600k_r50): check the name"),
+        ("buffalo_sc", "buffalo_sc is a pack, its model is w600k_mbf"),
+    ],
+)
+def test_an_unknown_model_is_not_imported(command: Command, database_url: str, model: str, message: str) -> None:
+    with Runner(database_url, database_url) as runner:
+        runner.faces.execute(LEGACY_TABLE)
+        add_photos(runner.api, ["a"])
+        runner.faces.execute(
+            "INSERT INTO face_embeddings (name, embedding) VALUES ('a_0', %s)", (str(faces(1)[0].embedding.tolist()),)
+        )
+        code, out, error = command(["import-legacy", "--model", model], database_url)
+        assert (code, out) == (2, "")
+        assert message in error
+        runner.store({"a": faces(1)})  # by a run with a pack of its own
+        assert command(["import-legacy", "--model", MODEL], database_url)[0] == 0
+
+
+def test_the_import_of_another_model_than_the_packs_says_so(command: Command, database_url: str) -> None:
+    with Runner(database_url, database_url) as runner:
+        runner.faces.execute(LEGACY_TABLE)
+        code, _, error = command(["import-legacy", "--model", "w600k_r50"], database_url)
+    assert code == 0
+    assert "the pack in RUNNER_MODEL_DIR has the model w600k_mbf" in error

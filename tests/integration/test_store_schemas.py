@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.support.run_tools import Service
     from tests.support.store_tools import Command
 
-COMMANDS = [["migrate"], ["migrate", "--check"], ["run"], ["sweep"], ["import-legacy", "--model", MODEL]]
+COMMANDS = [["migrate"], ["migrate", "--check"], ["run"], ["sweep"], ["import-legacy", "--model", "w600k_mbf"]]
 
 
 def execute(database_url: str, statements: str) -> None:
@@ -300,10 +300,10 @@ def test_the_old_table_of_another_schema_is_imported_where_it_is_named(
         empty_database_url,
         f"INSERT INTO face_embeddings (name, embedding) VALUES ('a_0', '{faces(1)[0].embedding.tolist()}')",
     )
-    code, _, error = command(["import-legacy", "--model", MODEL], app)
+    code, _, error = command(["import-legacy", "--model", "w600k_mbf"], app)
     assert code == 2
     assert "--table can name public.face_embeddings" in error
-    assert command(["import-legacy", "--model", MODEL, "--table", "public.face_embeddings"], app)[0] == 0
+    assert command(["import-legacy", "--model", "w600k_mbf", "--table", "public.face_embeddings"], app)[0] == 0
     assert count(empty_database_url, "app") == 1
 
 

@@ -84,10 +84,10 @@ def statuses(connection: Session) -> dict[str, str]:
     return dict(connection.query('SELECT id, status::text FROM {photos}."Photo"').fetchall())
 
 
-def stored_faces(connection: Session) -> list[tuple[str, int]]:
-    """Return the photo id and the index of every stored face of `MODEL`."""
+def stored_faces(connection: Session, model: str = MODEL) -> list[tuple[str, int]]:
+    """Return the photo id and the index of every stored face of `model`."""
     rows = connection.query(
-        "SELECT photo_id, face_index FROM {faces}.faces WHERE model = %s ORDER BY 1, 2", (MODEL,)
+        "SELECT photo_id, face_index FROM {faces}.faces WHERE model = %s ORDER BY 1, 2", (model,)
     ).fetchall()
     return [(photo_id, index) for photo_id, index in rows]
 
