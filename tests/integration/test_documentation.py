@@ -6,12 +6,8 @@ import base64
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +19,13 @@ from demo.images import ImageServer
 from demo.servers import free_port
 from runner.queue.leases import LeaseQueue
 from runner.store import schema
-from tests.support.pages import name_of, script
+from tests.support.pages import Reader, name_of, script
 from tests.support.store_tools import opened
 from tools.prose import PAGES, ROOT
 
 if TYPE_CHECKING:
     from redis import Redis
 
-SECONDS = 180  # on a busy machine; a page takes a few
 RUNNABLE = [page for page in PAGES if script(page)]
 # What a page promises that its commands show.
 SHOWN = {
@@ -41,6 +36,7 @@ SHOWN = {
     "docs/how-to/forget.md": ("would be removed", "BGREWRITEAOF"),
     "docs/how-to/kubernetes.md": ("image_missing",),
     "docs/how-to/model-pack.md": ("buffalo_sc",),
+    "docs/how-to/moving-in.md": ("0 would be imported", "is up to date", "nothing was pushed", "LIST"),
     "docs/how-to/reprocess.md": ("nothing was pushed",),
     "docs/how-to/upgrading.md": ("at version",),
     "docs/tutorial/laptop.md": ('"faces": 6', '["photo-1"]', "163 of different people", "image_missing", '"photos": 1'),
@@ -48,38 +44,6 @@ SHOWN = {
 _LEGACY = """
 CREATE TABLE face_embeddings (id serial PRIMARY KEY, name varchar(255) UNIQUE NOT NULL, embedding text NOT NULL)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """Whoever follows a page: a folder like a checkout, an environment, and what the placeholders stand for."""
-
-    folder: Path
-    environment: dict[str, str]
-    placeholders: dict[str, str]
-
-    def follow(self, commands: str) -> str:
-        """Return what the commands print; the first one that fails, fails the test."""
-        for placeholder, value in self.placeholders.items():
-            commands = commands.replace(placeholder, value)
-        process = subprocess.Popen(
-            ["/bin/bash", "-euo", "pipefail", "-c", commands],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # what a page leaves in the background is ended with its shell
-        )
-        try:
-            process.wait(SECONDS)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-        assert process.returncode == 0, output
-        return output
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from tools.prose import ROOT
 _BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+SECONDS = 180  # for the commands of a page, on a busy machine; a page takes a few
 _SHELLS = ("sh", "bash", "shell", "console")
 
 
@@ -43,3 +48,35 @@ def shell_blocks(page: Path) -> list[Block]:
 def script(page: Path) -> str:
     """Return the commands of a page that can run in a test, as one script; empty if there are none."""
     return "\n".join(block.text for block in shell_blocks(page) if block.reason is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Whoever follows a page: a folder like a checkout, an environment, and what the placeholders stand for."""
+
+    folder: Path
+    environment: dict[str, str]
+    placeholders: dict[str, str]
+
+    def follow(self, commands: str) -> str:
+        """Return what the commands print; the first one that fails, fails the test."""
+        for placeholder, value in self.placeholders.items():
+            commands = commands.replace(placeholder, value)
+        process = subprocess.Popen(
+            ["/bin/bash", "-euo", "pipefail", "-c", commands],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # what a page leaves in the background is ended with its shell
+        )
+        try:
+            process.wait(SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+        assert process.returncode == 0, output
+        return output
