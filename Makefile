@@ -59,6 +59,11 @@ coverage: setup ## Run the tests and show the branch coverage of runner/, in its
 e2e: setup ## Run the end-to-end tests on a real control plane with KEDA (built once from Go modules) or on a given cluster
 	@test -n "$${E2E_KUBECONFIG:-}" || $(BIN)/python -m tests.e2e.build
 	@E2E=1 $(BIN)/python -m pytest tests/e2e $(ARGS)
+
+.PHONY: acceptance
+acceptance: setup ## Play the API's calls over HTTP at full length, INITIATED up to 60 s late (make test: 3 s)
+	@SPOTTMEE_INITIATED_SECONDS=60 $(BIN)/python -m pytest tests/integration/test_api_calls.py $(ARGS)
+
 .PHONY: queue-model
 queue-model: setup ## Compare the queue with its model at length (EXAMPLES=5000)
 	@SPOTTMEE_QUEUE_EXAMPLES=$(or $(EXAMPLES),5000) SPOTTMEE_QUEUE_STEPS=80 $(BIN)/python -m pytest --timeout=0 tests/integration/test_queue_model.py
