@@ -11,6 +11,8 @@ from pathlib import Path
 
 from runner import errors
 from runner.cli import EXIT_CODES, _parser
+from runner.metrics import catalogue
+from runner.queue import totals
 from runner.settings import Settings
 
 
@@ -110,11 +112,44 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def metric_table() -> str:
+    """Return the table of all metrics."""
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in catalogue.METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.sample}` | {metric.kind} | {labels} | {_cell(metric.about)} |")
+    return "\n".join(rows)
+
+
+def metric_label_table() -> str:
+    """Return the table of the values that labels can have."""
+    rows = ["| metric | label | values |", "|---|---|---|"]
+    for metric in catalogue.METRICS:
+        for label in metric.labels:
+            values = ", ".join(f"`{value}`" for value in catalogue.label_values(metric)[label] if value)
+            rows.append(f"| `{metric.sample}` | `{label}` | {values} |")
+    return "\n".join(rows)
+
+
+def metric_bucket_table() -> str:
+    """Return the table of the bounds of histograms."""
+    named = {name: metric for metric, name in catalogue.HISTOGRAMS.items()}
+    rows = ["| histogram | bounds |", "|---|---|"]
+    for name, metric in [*named.items(), (totals.STAGES[0], catalogue.STAGE_SECONDS)]:
+        rows.append(f"| `{metric.name}` | {', '.join(format(bound, 'g') for bound in totals.HISTOGRAMS[name])} |")
+    return "\n".join(rows)
+
+
 # Page → the sections between its markers.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/reference/settings.md": {"settings": settings_table},
     "docs/reference/exit-codes.md": {"exit-codes": exit_code_table, "job-errors": job_error_table},
     "docs/reference/commands.md": {"commands": command_reference},
+    "docs/reference/metrics.md": {
+        "metrics": metric_table,
+        "metric-labels": metric_label_table,
+        "metric-buckets": metric_bucket_table,
+    },
 }
 
 

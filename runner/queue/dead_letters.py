@@ -94,7 +94,13 @@ class DeadLetters:
     def requeue(self, letter_id: str) -> Requeued:
         """Append the job to its list, as if it were new, and delete the dead letter."""
         done = Script(self._client, "requeue")(
-            [keys.list_key(self.name), *self._keys, keys.dead_payload(self.name, letter_id), self._last],
+            [
+                keys.list_key(self.name),
+                *self._keys,
+                keys.dead_payload(self.name, letter_id),
+                self._last,
+                keys.totals(self.name),
+            ],
             [secrets.token_hex(8), letter_id],
         )
         return {1: Requeued.DONE, 0: Requeued.ABSENT, -1: Requeued.EXPIRED}[int(done)]

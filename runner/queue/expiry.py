@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from redis import Redis
 
-from runner.queue import keys
+from runner.queue import keys, totals
 from runner.queue.scripts import Script
 
 # As long as a result is kept: nobody waits for one any longer.
@@ -75,8 +75,11 @@ class Expiry:
         done = Script(self._client, "expire")(
             [
                 keys.list_key(self.name), keys.leases(self.name), keys.claimed(self.name),
-                self.last, keys.dead(self.name), keys.dead_index(self.name),
+                self.last, keys.dead(self.name), keys.dead_index(self.name), keys.totals(self.name),
             ],
-            [secrets.token_hex(8), job.lease_id, job.sha1, letter_id, f"{job.since} {json.dumps(letter)}"],
+            [
+                secrets.token_hex(8), job.lease_id, job.sha1, letter_id, f"{job.since} {json.dumps(letter)}",
+                totals.encode({totals.job_field(totals.DEAD_LETTERED, reason): 1}),
+            ],
         )  # fmt: skip
         return bool(done)

@@ -59,6 +59,11 @@ def dead_payload(name: str, letter_id: str) -> str:
     return _side(name, f"dead:payload:{letter_id}")
 
 
+def totals(name: str) -> str:
+    """Return the hash of counters of everything that was done with the jobs of the list (see `totals.py`)."""
+    return _side(name, "totals")
+
+
 def databases(name: str) -> str:
     """Return the sorted set of the databases in which photos of the list were found, by the first time (seconds)."""
     return _side(name, "databases")

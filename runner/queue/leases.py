@@ -11,16 +11,20 @@ import json
 import random as random_module
 import secrets
 import socket
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote
 
-from runner.queue import keys
+from runner.queue import keys, totals
 from runner.queue.privacy import SELFIE_SECONDS, may_hold_selfie
 from runner.queue.scripts import Script
+from runner.queue.totals import Tally
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -37,6 +41,7 @@ OVERSIZED_SHOWN_BYTES = 64 * 2**10
 DETAIL_LENGTH = 1000
 
 State: TypeAlias = bytes
+_SUCCEEDED = {totals.job_field(totals.SUCCEEDED): 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,9 @@ class LeaseQueue:
     Calls that claim or settle must not overlap; `renew`, `counts`, `leased` and `wait_for_push` may be called from any
     thread at any time. The payload of a dead letter is kept for `payload_seconds`. `list_name` replaces `name` in the
     keys.
+
+    Calls that settle count their outcome in the totals of the list, and with it the `tally` that they are given, unless
+    the lease is lost.
     """
 
     def __init__(
@@ -155,6 +163,9 @@ class LeaseQueue:
         self._last = keys.last(self.list_name, owner)
         self._dead_keys = [keys.dead(self.list_name), keys.dead_index(self.list_name)]
         self._parked = keys.parked(self.list_name)
+        self._totals = keys.totals(self.list_name)
+        self._carried: Counter[str] = Counter()
+        self._carrying = threading.Lock()
 
     def claim(self, limit: int, *, in_flight: int | None = None) -> list[Lease]:
         """Claim up to `limit` jobs: first those whose lease has expired, then the head of the list.
@@ -183,11 +194,11 @@ class LeaseQueue:
     def _claim(self, limit: int, in_flight: int | None) -> list[Lease]:
         request, before = _request_id(), time.monotonic()
         found = Script(self._client, "claim")(
-            [self._list, *self._lease_keys, self._last, *self._dead_keys],
+            [self._list, *self._lease_keys, self._last, *self._dead_keys, self._totals],
             [
                 self.owner, request, _milliseconds(self.lease_seconds), limit, CLAIM_BYTES, CLAIM_BYTES,
                 OVERSIZED_SHOWN_BYTES, _milliseconds(HORIZON_SECONDS), _milliseconds(DEAD_LETTER_SECONDS),
-                self.max_attempts, -1 if in_flight is None else in_flight,
+                self.max_attempts, -1 if in_flight is None else in_flight, self._take_carried() if limit else "",
             ],
         )  # fmt: skip
         holder = f"{self.owner}#{request}"
@@ -214,43 +225,63 @@ class LeaseQueue:
         args: list[str | float] = [_milliseconds(self.lease_seconds), *_pairs(leases)]
         return [leases[int(index)] for index in Script(self._client, "renew")(self._lease_keys, args)]
 
-    def acknowledge(self, lease: Lease) -> bool:
+    def acknowledge(self, lease: Lease, tally: Tally | None = None) -> bool:
         """End the lease of a finished job; False if the lease is lost."""
-        return not self.acknowledge_many([lease])
+        return not self.acknowledge_many([lease], [tally])
 
-    def acknowledge_many(self, leases: Sequence[Lease]) -> set[str]:
-        """End the leases of finished jobs; return the ids of those that were lost."""
+    def acknowledge_many(self, leases: Sequence[Lease], tallies: Sequence[Tally | None] = ()) -> set[str]:
+        """End the leases of finished jobs; return the ids of those that were lost.
+
+        `tallies` has an entry for each lease, its outcome included; without one, the job has succeeded.
+        """
         if not leases:
             return set()
         pending = [keys.pending(self.list_name, lease.id) for lease in leases]
+        args = [_request_id(), self._take_carried()]
+        for lease, tally in zip_longest(leases, tallies):
+            args += [lease.id, lease.holder, totals.encode(tally or _SUCCEEDED)]
         return _ids(
             Script(self._client, "acknowledge")(
-                [*self._lease_keys, self._last, self._parked, *pending], [_request_id(), *_pairs(leases)]
+                [*self._lease_keys, self._last, self._parked, self._totals, *pending], args
             )
         )
 
-    def retry(self, lease: Lease, delay_seconds: float, reason: str) -> bool:
+    def retry(self, lease: Lease, delay_seconds: float, reason: str, tally: Tally | None = None) -> bool:
         """Make the job due again after `delay_seconds`; False if the lease is lost."""
-        return self._defer(lease, delay_seconds, reason, counted=True)
+        tally = _with(tally, totals.retry_field(reason))
+        return self._defer(lease, delay_seconds, reason, tally=tally, is_release=False)
 
-    def release(self, lease: Lease, delay_seconds: float = 0, *, reason: str = "released", state: bytes = b"") -> bool:
+    def release(
+        self,
+        lease: Lease,
+        delay_seconds: float = 0,
+        *,
+        reason: str = totals.RELEASED,
+        state: bytes = b"",
+        tally: Tally | None = None,
+    ) -> bool:
         """Return the job to the queue, due after `delay_seconds`; False if the lease is lost.
 
         This attempt is not counted: the next claim returns the same `attempts`, and `state` if that is not empty.
         """
-        return self._defer(lease, delay_seconds, reason, counted=False, state=state)
+        tally = _with(tally, totals.release_field(reason))
+        return self._defer(lease, delay_seconds, reason, tally=tally, is_release=True, state=state)
 
-    def park(self, lease: Lease, reason: str, state: bytes) -> Parked:
+    def park(self, lease: Lease, reason: str, state: bytes, tally: Tally | None = None) -> Parked:
         """Park an announced job: it has no lease until it is woken (see `runner.queue.parking`).
 
         This attempt is not counted, and the next claim returns `state`.
         """
         done = Script(self._client, "park")(
-            [*self._lease_keys, self._last, self._parked], [_request_id(), lease.id, lease.holder, reason, state]
-        )
+            [*self._lease_keys, self._last, self._parked, self._totals],
+            [
+                _request_id(), lease.id, lease.holder, reason, state,
+                totals.encode(_with(tally, totals.release_field(reason))),
+            ],
+        )  # fmt: skip
         return {1: Parked.DONE, 0: Parked.LOST, -1: Parked.WOKEN}[int(done)]
 
-    def dead_letter(self, lease: Lease, reason: str, detail: str) -> bool:
+    def dead_letter(self, lease: Lease, reason: str, detail: str, tally: Tally | None = None) -> bool:
         """Move the job to the dead-letter queue; False if the lease is lost. `detail` must hold nothing secret."""
         letter = {
             "id": lease.id,
@@ -265,14 +296,31 @@ class LeaseQueue:
         done = Script(self._client, "dead_letter")(
             [
                 *self._lease_keys, self._last, *self._dead_keys, keys.dead_payload(self.list_name, lease.id),
-                self._parked, keys.pending(self.list_name, lease.id),
+                self._parked, keys.pending(self.list_name, lease.id), self._totals,
             ],
             [
                 _request_id(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
                 _milliseconds(DEAD_LETTER_SECONDS),
+                totals.encode(_with(tally, totals.job_field(totals.DEAD_LETTERED, reason))),
             ],
         )  # fmt: skip
         return bool(done)
+
+    def carry(self, tally: Tally) -> None:
+        """Count these with the next claim or acknowledgement, or at `flush`. May be called from any thread."""
+        with self._carrying:
+            self._carried.update(tally)
+
+    def flush(self) -> None:
+        """Count what is carried now."""
+        if carried := self._take_carried():
+            Script(self._client, "count")([self._totals, self._last], [_request_id(), carried])
+
+    def _take_carried(self) -> str:
+        # Taken before the call: if that fails, its counts are lost, and never counted twice.
+        with self._carrying:
+            carried, self._carried = self._carried, Counter()
+        return totals.encode(carried)
 
     def take_over(self) -> int:
         """Expire the leases of earlier processes of the same named owner; return how many.
@@ -311,12 +359,18 @@ class LeaseQueue:
             for raw, due, since, holder, attempts, reason, size in rows
         ]
 
-    def _defer(self, lease: Lease, seconds: float, reason: str, *, counted: bool, state: bytes = b"") -> bool:
+    def _defer(
+        self, lease: Lease, seconds: float, reason: str, *, tally: Tally, is_release: bool, state: bytes = b""
+    ) -> bool:
         args: list[str | float | bytes] = [
-            _request_id(), lease.id, lease.holder, _milliseconds(min(seconds, HORIZON_SECONDS)), int(not counted),
-            reason, state,
+            _request_id(), lease.id, lease.holder, _milliseconds(min(seconds, HORIZON_SECONDS)), int(is_release),
+            reason, state, totals.encode(tally),
         ]  # fmt: skip
-        return bool(Script(self._client, "defer")([*self._lease_keys, self._last], args))
+        return bool(Script(self._client, "defer")([*self._lease_keys, self._last, self._totals], args))
+
+
+def _with(tally: Tally | None, field: str) -> Tally:
+    return {field: 1, **(tally or {})}
 
 
 def _milliseconds(seconds: float) -> int:

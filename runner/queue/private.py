@@ -14,6 +14,7 @@ from redis import Redis
 from runner.errors import RunnerError, SettingsError
 from runner.queue import keys
 from runner.queue.leases import Lease, LeaseQueue
+from runner.queue.totals import Tally
 
 # How long the keys outlive the last claim of a run that was killed.
 LIFETIME_SECONDS = 3600
@@ -42,7 +43,7 @@ class PrivateQueue(LeaseQueue):
         self._payload = payload
         self._created = [
             keys.list_key(list_name), keys.leases(list_name), keys.claimed(list_name), keys.last(list_name, owner),
-            keys.dead(list_name), keys.dead_index(list_name),
+            keys.dead(list_name), keys.dead_index(list_name), keys.totals(list_name),
         ]  # fmt: skip
 
     def claim(self, limit: int, *, in_flight: int | None = None) -> list[Lease]:
@@ -53,9 +54,9 @@ class PrivateQueue(LeaseQueue):
             self._expire()
         return leases
 
-    def dead_letter(self, lease: Lease, reason: str, detail: str) -> bool:
+    def dead_letter(self, lease: Lease, reason: str, detail: str, tally: Tally | None = None) -> bool:
         """Dead-letter the job; the dead letter is removed with the other keys."""
-        done = super().dead_letter(lease, reason, detail)
+        done = super().dead_letter(lease, reason, detail, tally)
         self._expire()
         return done
 

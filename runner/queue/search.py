@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner.queue import keys
+from runner.queue import keys, totals
 from runner.queue.dead_letters import DeadLetter, DeadLetters
 from runner.queue.expiry import SEEN_SECONDS
 from runner.queue.leases import LeaseQueue
@@ -20,6 +20,7 @@ BEGINNING_BYTES = 64 * 2**10
 _PAGE = 200  # a page of a long list takes Redis some 5 ms
 _PAGE_BYTES = 4 * 2**20
 _MOST_LEASES = 1_000_000
+_FORGOTTEN = totals.job_field(totals.FORGOTTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +131,16 @@ class JobSearch:
         match job:
             case Waiting():
                 removed = Script(self._client, "erase")(
-                    [keys.list_key(self.name), keys.seen(self.name)], [job.index, job.fingerprint, SEEN_SECONDS]
+                    [keys.list_key(self.name), keys.seen(self.name), keys.totals(self.name)],
+                    [job.index, job.fingerprint, SEEN_SECONDS, _FORGOTTEN],
                 )
                 return int(removed), False
             case Claimed():
                 held = [
                     keys.leases(self.name), keys.claimed(self.name), keys.parked(self.name),
-                    keys.pending(self.name, job.lease_id),
+                    keys.pending(self.name, job.lease_id), keys.totals(self.name),
                 ]  # fmt: skip
-                outcome = int(Script(self._client, "revoke")(held, [job.lease_id]))
+                outcome = int(Script(self._client, "revoke")(held, [job.lease_id, totals.encode({_FORGOTTEN: 1})]))
                 return min(outcome, 1), outcome > 1
             case Dead():
                 return int(self._letters.purge(job.letter.id)), False

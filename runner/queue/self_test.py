@@ -13,12 +13,13 @@ from contextlib import suppress
 from redis import Redis
 
 from runner.errors import CheckFailedError, MissingRightError, RunnerError
-from runner.queue import keys
+from runner.queue import keys, totals
 from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.expiry import Expiry
 from runner.queue.leases import LeaseQueue, Parked
 from runner.queue.parking import Parking
 from runner.queue.scripts import Script
+from runner.queue.totals import read_totals
 
 LIFETIME_SECONDS = 60
 _OLDER, _NEWER, _OPERATOR = "doctor/self-test/1", "doctor/self-test/2", "doctor"
@@ -48,7 +49,7 @@ class SelfTest:
         )
         self._created = [
             self._list, keys.leases(self.name), keys.claimed(self.name), keys.dead(self.name),
-            keys.dead_index(self.name), keys.seen(self.name),
+            keys.dead_index(self.name), keys.seen(self.name), keys.totals(self.name),
             self.unconfirmed, keys.last(self.name, _OLDER), keys.last(self.name, _NEWER),
             keys.last(self.name, f"letters/{_OPERATOR}"), keys.match_result(self.job_id),
             keys.match_result_detail(self.job_id),
@@ -106,6 +107,8 @@ class SelfTest:
         self._expect("expire", [expiry.remove(job, "doctor", "") for job in expiry.find()] == [True])
         self._expire()
         self._expect("purge", [self._dead_letters.purge(letter.id) for letter in self._dead_letters.all()] == [True])
+        totals_now = read_totals(self._redis, self.name)
+        self._expect("totals", (totals_now[totals.TAKEN], totals_now[totals.REQUEUES]) == (7, 1))
         counts = self._newer.counts()
         self._expect("counts", (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import psycopg
+from psycopg.sql import SQL
 
 from runner.errors import SettingsError, UnstorableError
 from runner.store.embeddings import EmbeddingStore, FaceLike
@@ -35,8 +36,11 @@ WITH wanted AS MATERIALIZED (
 )
 UPDATE {photos}."Photo" AS photo SET status = wanted.status::{status}."PhotoStatus" FROM wanted
  WHERE photo.id = wanted.id AND NOT (wanted.status = 'FAILED' AND photo.status IN ('READY', 'NO_FACES_FOUND'))
-RETURNING photo.id
+RETURNING photo.id, {age}
 """
+# Prisma writes timestamps without a time zone, in UTC. A role may lack the right to read the column.
+_AGE = SQL("extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - photo.created_at)::float8")
+_UNKNOWN_AGE = SQL("NULL::float8")
 _SCHEMAS_WITH_TABLE = """
 SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
   JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'status'
@@ -102,26 +106,27 @@ class PhotoTable:
         rows = self.connection.query(_LOCK, (sorted(set(photo_ids)),)).fetchall()
         return {photo_id: PhotoStatus(status) for photo_id, status in rows}
 
-    def finish(self, statuses: Mapping[str, PhotoStatus]) -> set[str]:
-        """Write final statuses and return the photos that have them now.
+    def finish(self, statuses: Mapping[str, PhotoStatus]) -> dict[str, float | None]:
+        """Write final statuses; return the photos that have them now, with the seconds since their upload if known.
 
         FAILED never replaces READY or NO_FACES_FOUND; photos that do not exist are left out.
         """
-        rows = self.connection.query(
-            _FINISH, (list(statuses), [str(status) for status in statuses.values()])
-        ).fetchall()
-        return {row[0] for row in rows}
+        age = _AGE if self.connection.schemas.has_created_at else _UNKNOWN_AGE
+        values = (list(statuses), [str(status) for status in statuses.values()])
+        return dict(self.connection.query(_FINISH, values, age=age).fetchall())
 
 
 @dataclass(frozen=True, slots=True)
 class NotStored:
     """The photos whose outcome was not stored: `gone` were deleted, and the leases of `lost` are another runner's.
 
-    Nothing of the gone ones is stored any more; nothing of the lost ones was changed.
+    Nothing of the gone ones is stored any more; nothing of the lost ones was changed. `ready_seconds` has the photos
+    that have just become READY, with the seconds since their upload.
     """
 
     gone: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
+    ready_seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 def store_photos(
@@ -170,8 +175,12 @@ def _store(
                 embeddings.replace(written)
             if gone:
                 embeddings.delete(gone)
-        photos.finish(final)
-    return NotStored(gone, frozenset(outcomes).difference(owned))
+        ages = photos.finish(final)
+    ready = {photo_id for photo_id, status in final.items() if status is PhotoStatus.READY}
+    # A photo that was READY before is processed again: that says nothing about how long its uploader has waited.
+    fresh = {photo_id for photo_id in ready if present[photo_id] is not PhotoStatus.READY}
+    seconds = {photo_id: age for photo_id, age in ages.items() if photo_id in fresh and age is not None}
+    return NotStored(gone, frozenset(outcomes).difference(owned), seconds)
 
 
 def _final_status(faces: Sequence[FaceLike] | None) -> PhotoStatus:

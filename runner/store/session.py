@@ -47,12 +47,16 @@ _LOCATE = """
 SELECT names,
        (SELECT nspname::text FROM pg_namespace
          WHERE oid = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')),
-       (SELECT ARRAY[name, status] FROM (
+       (SELECT ARRAY[name, status, coalesce(dated, 'false')] FROM (
             SELECT name, position,
                    (SELECT (SELECT (SELECT nspname::text FROM pg_namespace WHERE oid = typnamespace)
                               FROM pg_type WHERE oid = atttypid AND typname = 'PhotoStatus')
                       FROM pg_attribute
-                     WHERE attrelid = to_regclass(format('%I."Photo"', name)) AND attname = 'status') AS status
+                     WHERE attrelid = to_regclass(format('%I."Photo"', name)) AND attname = 'status') AS status,
+                   (SELECT has_column_privilege(attrelid, attnum, 'SELECT')::text
+                      FROM pg_attribute
+                     WHERE attrelid = to_regclass(format('%I."Photo"', name)) AND attname = 'created_at'
+                       AND atttypid = 'timestamp'::regtype) AS dated
               FROM unnest(names) WITH ORDINALITY AS place (name, position)) AS found
          WHERE status IS NOT NULL ORDER BY position LIMIT 1),
        (SELECT name FROM unnest(names) WITH ORDINALITY AS place (name, position)
@@ -70,7 +74,7 @@ class Schemas:
 
     `named` is the schema that the URL names, or `None`: then `photos` and `faces` are looked up along the role's own
     search path, and what does not exist belongs in the first schema of it. `vector` is `None` where the database has
-    no pgvector.
+    no pgvector. `has_created_at` says whether this role may read when a photo was uploaded.
     """
 
     named: str | None
@@ -80,6 +84,7 @@ class Schemas:
     faces: str
     vector: str | None
     has_photos: bool
+    has_created_at: bool
     has_versions: bool
 
     def compose(self, text: LiteralString, **parts: sql.Composable) -> sql.Composed:
@@ -164,7 +169,7 @@ class Session(psycopg.Connection[TupleRow]):
         assert row is not None  # noqa: S101 - a SELECT from one row returns one row
         path, vector, photos, faces = row
         first = path[0] if path else "public"
-        table, status = photos or (first, first)
+        table, status, dated = photos or (first, first, "false")
         self._schemas = Schemas(
             named=named,
             path=tuple(path),
@@ -173,6 +178,7 @@ class Session(psycopg.Connection[TupleRow]):
             faces=faces or first,
             vector=vector,
             has_photos=photos is not None,
+            has_created_at=dated == "true",
             has_versions=faces is not None,
         )
         self._settings = self._compose_settings([*path, *([vector] if vector and vector not in path else [])])

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from runner import logs, output
@@ -35,6 +36,7 @@ from runner.worker.loop import WorkerLoop
 from runner.worker.settlement import Settlement
 from runner.worker.shutdown import Stop, StoppedEarlyError
 from runner.worker.summary import Summary
+from runner.worker.totals import RunTotals
 
 # What is slow to import is imported in the functions below, in the order of the start-up (see `startup`).
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
 
     def last_resort(reason: str) -> None:
         """End the process while the main thread is in a call that does not return."""
-        in_flight.release()
+        in_flight.release(reason)
         summary.reason = reason
         code = UnreachableError.exit_code if summary.unsettled or reason == "hung" else 0
         log.error("run cut short", extra={"reason": reason, "unsettled": summary.unsettled, "exit_code": code})
@@ -73,7 +75,7 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
     stop = Stop(settings.shutdown_seconds + GRACE_SECONDS, hung_seconds, last_resort)
     try:
         with stop:
-            summary.reason = _work(settings, kinds, summary, stop, in_flight)
+            _work(settings, kinds, summary, stop, in_flight)
     except StoppedEarlyError:
         summary.reason = "signal"
     except Exception as error:  # noqa: BLE001 - reported in one line, and in the summary
@@ -94,13 +96,16 @@ class _Abandonment:
 
     def __init__(self) -> None:
         self.abandon: Callable[[], None] = lambda: None
+        self.count_end: Callable[[str], None] = lambda _: None
 
-    def release(self) -> None:
-        """Release what it can within `RELEASE_SECONDS`; the other leases expire."""
+    def release(self, reason: str = "") -> None:
+        """Release what it can within `RELEASE_SECONDS`; the other leases expire. Where a `reason` ends it, count it."""
 
         def work() -> None:
             try:
                 self.abandon()
+                if reason:
+                    self.count_end(reason)
             except Exception as error:  # noqa: BLE001 - the run ends anyway, for another reason
                 known = _as_runner_error(error)
                 logs.logger().warning("not released", extra={"reason": known.code, "detail": str(known)})
@@ -116,7 +121,7 @@ def _as_runner_error(error: Exception) -> RunnerError:
     return RunnerError(f"{type(error).__name__} at {place(error)}; this is a defect: please report it")
 
 
-def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop: Stop, in_flight: _Abandonment) -> str:
+def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop: Stop, in_flight: _Abandonment) -> None:
     """Open everything in the order of the start-up, work, and close everything, also after a failure.
 
     Jobs are claimed before it is known that their results can be stored; if they cannot be, the jobs are released.
@@ -145,6 +150,9 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         redis = stack.enter_context(opened(settings))
         stop.progress()
         queues = _queues(settings, kinds, redis, owner, stack)
+        run_totals = RunTotals(list(queues.values()))
+        stack.push(partial(_count_end, run_totals, summary, stop))
+        in_flight.count_end = run_totals.ended
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         parking = Parking(redis)
         services = _services(settings, redis, repository=repository, heartbeat=heartbeat, parking=parking, model=model)
@@ -158,6 +166,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             heartbeat=heartbeat,
             summary=summary,
             parking=parking,
+            run_totals=run_totals,
         )
         loop = WorkerLoop(
             settings,
@@ -168,7 +177,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             compute_threads=thread_count(settings.threads),
             settlement=settlement,
             stop=stop,
-            prepare=partial(_prepare, repository),
+            prepare=partial(_prepare, repository, lambda: _when_loaded(engine, run_totals)),
         )
         in_flight.abandon = settlement.abandon
         stop.begin()
@@ -177,7 +186,33 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
                 leased.take_over()
         _heal(services.results, queues)
         expire = partial(_expire, redis, stop) if not settings.job else lambda: None
-        return _run_loop(loop, engine, in_flight, expire)
+        summary.reason = _run_loop(loop, engine, in_flight, expire)
+
+
+def _count_end(
+    run_totals: RunTotals,
+    summary: Summary,
+    stop: Stop,
+    _kind: type[BaseException] | None,
+    error: BaseException | None,
+    _trace: TracebackType | None,
+) -> None:
+    """Count why the run ends, except where Redis cannot be reached: that would only be waited for again."""
+    stop.progress()
+    if isinstance(error, Exception) and not isinstance(error, RedisUnreachableError):
+        run_totals.ended("signal" if stop.early else _as_runner_error(error).code)
+    elif error is None or isinstance(error, StoppedEarlyError):
+        run_totals.ended(summary.reason if error is None else "signal")
+
+
+def _when_loaded(engine: Future[Engine], run_totals: RunTotals) -> None:
+    """Count the start-up when the model is loaded: the databases are checked by now."""
+
+    def loaded(done: Future[Engine]) -> None:
+        if done.exception() is None:
+            run_totals.ready(done.result().choice.name)
+
+    engine.add_done_callback(loaded)
 
 
 def _run_loop(loop: WorkerLoop, engine: Future[Engine], in_flight: _Abandonment, expire: Callable[[], None]) -> str:
@@ -286,10 +321,11 @@ def _services(
     )
 
 
-def _prepare(repository: Callable[[], Repository]) -> None:
+def _prepare(repository: Callable[[], Repository], done: Callable[[], None]) -> None:
     """Import the PostgreSQL driver, connect and check the databases: the last step of the start-up."""
     repository().check()
     startup.end()
+    done()
 
 
 def _loaded(engine: Future[Engine], seconds: float) -> Engine:

@@ -90,6 +90,8 @@ class PhotoHandler:
     def _store(self, batch: dict[str, Task[ProcessJob]]) -> None:
         results = {photo_id: task.faces if task.error is None else None for photo_id, task in batch.items()}
         not_stored = self._repository().store(results, lambda photo_id: self._owns(batch[photo_id].lease))
+        for photo_id, seconds in not_stored.ready_seconds.items():
+            batch[photo_id].ready_seconds = seconds
         for photo_id in not_stored.lost:
             batch[photo_id].outcome = Outcome.LOST
         for photo_id in not_stored.gone:

@@ -22,18 +22,19 @@ from runner.logs import logger
 from runner.queue.heartbeat import Heartbeat
 from runner.queue.leases import Lease, LeaseQueue, Parked, backoff
 from runner.queue.parking import Parking
+from runner.queue.totals import ALBUM_PENDING
 from runner.settings import Settings
 from runner.worker.kinds import Kind
 from runner.worker.messages import subject
 from runner.worker.summary import Summary
 from runner.worker.task import AnyTask, Handler, InFlight, Outcome, State, Task, Wait
+from runner.worker.totals import RunTotals, job_tally
 
 # Expired leases are claimed before the list. This delay keeps photos that no run can see from blocking the others: one
 # of those may show that the database is the right one.
 INVISIBLE_SECONDS = 60.0
 # How often a run wakes comparisons that have timed out.
 OVERDUE_SECONDS = 5.0
-ALBUM_PENDING = "album_pending"  # why a comparison waits, as its log line and its lease say
 
 
 class Settlement:
@@ -53,6 +54,7 @@ class Settlement:
         heartbeat: Heartbeat,
         summary: Summary,
         parking: Parking | None = None,
+        run_totals: RunTotals | None = None,
     ) -> None:
         self.in_flight = InFlight()
         self._settings = settings
@@ -63,6 +65,7 @@ class Settlement:
         self._summary = summary
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._parking = parking
+        self._run_totals = run_totals
         # What this run has retried, deferred or parked: when each lease is due (`time.monotonic`; parked: infinity).
         self._own_retries: dict[str, float] = {}
         self._next_overdue = 0.0
@@ -186,12 +189,13 @@ class Settlement:
         """Park the task, or release it with a delay; False if it was woken before it was parked."""
         queue = self._queues[task.lease.queue]
         if wait.seconds is None:
-            parked = queue.park(task.lease, ALBUM_PENDING, wait.state)
+            parked = queue.park(task.lease, ALBUM_PENDING, wait.state, job_tally(task, Outcome.PARKED))
             if parked is Parked.WOKEN:
                 return False
             done, due = parked is Parked.DONE, math.inf
         else:
-            done = queue.release(task.lease, wait.seconds, reason=ALBUM_PENDING, state=wait.state)
+            tally = job_tally(task, Outcome.PARKED)
+            done = queue.release(task.lease, wait.seconds, reason=ALBUM_PENDING, state=wait.state, tally=tally)
             due = time.monotonic() + wait.seconds
         if done:
             self._own_retries[task.lease.id] = due
@@ -228,7 +232,8 @@ class Settlement:
     def release(self, tasks: Iterable[AnyTask], *, delay_seconds: float = 0) -> None:
         """Return the jobs to their queues, due after `delay_seconds`, without counting the attempt."""
         for task in tasks:
-            done = self._queues[task.lease.queue].release(task.lease, delay_seconds)
+            tally = job_tally(task, Outcome.RELEASED)
+            done = self._queues[task.lease.queue].release(task.lease, delay_seconds, tally=tally)
             self._end(task, Outcome.RELEASED if done else Outcome.LOST)
 
     def abandon(self) -> None:
@@ -247,7 +252,8 @@ class Settlement:
             else:
                 done.append(task)
         for name, group in _by_queue(done).items():
-            lost = self._queues[name].acknowledge_many([task.lease for task in group])
+            tallies = [job_tally(task, _acknowledged(task)) for task in group]
+            lost = self._queues[name].acknowledge_many([task.lease for task in group], tallies)
             for task in group:
                 self._end(task, Outcome.LOST if task.lease.id in lost else _acknowledged(task))
 
@@ -259,14 +265,15 @@ class Settlement:
         delay = backoff(
             task.lease.attempts, base=settings.retry_base_seconds, cap=settings.retry_max_seconds, random=self._random
         )
-        if self._queues[task.lease.queue].retry(task.lease, delay, error.code):
+        if self._queues[task.lease.queue].retry(task.lease, delay, error.code, job_tally(task, Outcome.RETRIED)):
             self._own_retries[task.lease.id] = time.monotonic() + delay
             self._end(task, Outcome.RETRIED, again_in_seconds=round(delay, 3))
         else:
             self._end(task, Outcome.LOST)
 
     def _dead_letter(self, task: AnyTask, error: JobError) -> None:
-        done = self._queues[task.lease.queue].dead_letter(task.lease, error.code, str(error))
+        tally = job_tally(task, Outcome.DEAD)
+        done = self._queues[task.lease.queue].dead_letter(task.lease, error.code, str(error), tally)
         self._end(task, Outcome.DEAD if done else Outcome.LOST)
 
     def _end(self, task: AnyTask, outcome: Outcome, **more: object) -> None:
@@ -276,6 +283,8 @@ class Settlement:
         task.state, task.outcome = State.SETTLED, outcome
         self._heartbeat.remove(task.lease)
         self._summary.count(task, outcome)
+        if outcome is Outcome.LOST and self._run_totals is not None:
+            self._run_totals.lost(task)
         error = task.error
         logger().log(
             WARNING if outcome is Outcome.GONE or (error is not None and error.is_fault) else INFO,

@@ -60,6 +60,7 @@ class Task(Generic[Job]):
     `job` is None if the payload is not valid; then `error` says why. `to_begin` is true until the start of the work has
     been recorded (PROCESSING). `stages` has seconds by stage; times are those of `time.monotonic`. `own_retry` marks a
     job that this run has retried, deferred or parked before; `thread` is the engine's thread that computes it.
+    `ready_seconds` is the time from the upload of a photo until it became READY, if this run has made it so.
     """
 
     lease: Lease
@@ -74,6 +75,7 @@ class Task(Generic[Job]):
     thread: int = 0
     computing_since: float | None = None
     computed_at: float = 0.0
+    ready_seconds: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -85,6 +87,11 @@ class Task(Generic[Job]):
             yield
         finally:
             self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - start
+
+    @property
+    def age_seconds(self) -> float:
+        """The time since the job left the list."""
+        return self.lease.age_seconds + time.monotonic() - self.lease.claimed_at
 
     def computed(self) -> None:
         """Record that its faces or its error are known."""

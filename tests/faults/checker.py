@@ -13,8 +13,9 @@ from psycopg import Connection
 from demo.api import Api
 from demo.scaler import Runner
 from runner.errors import StuckError, UnreachableError
-from runner.queue import keys
+from runner.queue import keys, totals
 from runner.queue.dead_letters import DeadLetter, DeadLetters
+from runner.queue.totals import read_totals
 from tests.faults.pictures import Kind
 from tests.faults.world import World
 
@@ -74,6 +75,7 @@ def check(world: World, allowed: Allowed) -> Verdict:
     for runner in world.scaler.runners:
         _check_runner(runner, allowed, verdict)
     _check_sums(world, letters, allowed, verdict)
+    _check_totals(world, letters, allowed, verdict)
     verdict.counts |= {
         "photos": len(world.jobs.photos),
         "comparisons": len(world.jobs.comparisons),
@@ -208,6 +210,46 @@ def _check_sums(world: World, letters: dict[str, Letters], allowed: Allowed, ver
         silent or allowed.lossy or sums["dead_lettered"] <= dead,
         f"the summaries count {sums['dead_lettered']} dead letters, but there are {dead}",
     )
+
+
+def _check_totals(world: World, letters: dict[str, Letters], allowed: Allowed, verdict: Verdict) -> None:
+    """Check that the totals are the jobs sent, exactly: also after kills, lost replies and a failover."""
+    sent = {"process": len(world.jobs.photos) + len(world.reference.photos), "compare": len(world.jobs.comparisons)}
+    every = {name: read_totals(world.redis, name) for name in sent}
+    for name, found in every.items():
+        ended = sum(number for label, number in found.items() if label.startswith("jobs:"))
+        retried = sum(number for label, number in found.items() if label.startswith("retries:"))
+        taken, expired = found[totals.TAKEN], found[totals.LEASES_EXPIRED]
+        verdict.expect(ended == sent[name], f"{name}: totals count {ended} jobs, but {sent[name]} were sent")
+        verdict.expect(taken == sent[name], f"{name}: totals count {taken} jobs taken, but {sent[name]} were sent")
+        verdict.expect(
+            found[totals.ATTEMPTS] == taken + retried + expired,
+            f"{name}: {found[totals.ATTEMPTS]} attempts, {taken} taken, {retried} retried, {expired} leases expired",
+        )
+        verdict.expect(sum(totals.buckets(found, totals.JOB)) == ended, f"{name}: {ended} jobs, but other durations")
+        dead = Counter(totals.job_field(totals.DEAD_LETTERED, letter.code) for letter in letters[name].values())
+        counted = {label: number for label, number in found.items() if label.startswith("jobs:dead") and number}
+        verdict.expect(counted == dead, f"{name}: totals count {counted}, but the dead letters are {dict(dead)}")
+    if not allowed.deleted:
+        with world.faces_database() as connection:
+            row = connection.execute("SELECT count(*) FROM faces").fetchone()
+        stored, counted_faces = row[0] if row else 0, every["process"][totals.FACES]
+        verdict.expect(counted_faces == stored, f"totals count {counted_faces} faces, but {stored} are stored")
+    _check_run_totals(world, list(every.values()), allowed, verdict)
+    verdict.counts["leases expired"] = sum(found[totals.LEASES_EXPIRED] for found in every.values())
+
+
+def _check_run_totals(world: World, every: list[Counter[str]], allowed: Allowed, verdict: Verdict) -> None:
+    ended = {reason: sum(found[totals.run_field(reason)] for found in every) for reason in totals.exit_reasons()}
+    started = sum(found[totals.RUNS_STARTED] for found in every)
+    verdict.expect(sum(ended.values()) <= started, f"{started} runs started, but more ended: {ended}")
+    # A run that SIGTERM ends while it starts has not counted its start.
+    printed = Counter(runner.summary["reason"] for runner in world.scaler.runners if runner.exit_code == 0)
+    for reason in printed.keys() - {"signal"}:
+        verdict.expect(
+            allowed.lossy or ended[reason] >= printed[reason],
+            f"{printed[reason]} runs ended with {reason}, but {ended[reason]} are counted",
+        )
 
 
 def _tail(runner: Runner) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.heartbeat import Heartbeat
 from runner.queue.leases import HORIZON_SECONDS, LeaseQueue, Parked
 from runner.queue.parking import Parking
+from runner.queue.totals import read_totals
 from tests.support.queue_tools import NAME, pass_time, places, queue_of
 
 if TYPE_CHECKING:
@@ -115,6 +117,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.local = 0.0
         self.jobs: list[Job] = []
         self.waiting: list[Job] = []
+        self.totals = Counter[str]()
         self.orderly = True  # no step of Redis' clock, and no live process was replaced
         self.numbers = iter(range(10**9))
         self.processes = [self._process(place) for place in PLACES]
@@ -181,8 +184,10 @@ class QueueMachine(RuleBasedStateMachine):
                 assert lease.id == job.lease_id
                 assert lease.alone is (in_flight == 0 and self._may_have_killed(job))
                 job.attempts += 0 if job.uncounted else 1
+                self.totals.update(leases_expired=int(bool(job.holder)), attempts=int(not job.uncounted))
             else:
                 assert self.waiting.pop(0) is job
+                self.totals.update(taken=1, attempts=1)
                 job.place, job.lease_id, job.attempts, job.since = "leased", lease.id, 1, self.now
             assert lease.state == job.state
             assert abs(lease.age_seconds - max(0.0, self.now - job.since)) < 45
@@ -259,6 +264,7 @@ class QueueMachine(RuleBasedStateMachine):
         process, lease, job = self._pick(which)
         if self._settled(process, lease, job, twice, lambda: process.queue.acknowledge(lease)):
             job.place, job.photos = "done", set()
+            self.totals["jobs:succeeded:"] += 1
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, delay=st.sampled_from(DELAYS), twice=st.booleans())
@@ -266,6 +272,7 @@ class QueueMachine(RuleBasedStateMachine):
         process, lease, job = self._pick(which)
         if self._settled(process, lease, job, twice, lambda: process.queue.retry(lease, delay, "fetch_failed")):
             job.due, job.uncounted = self.now + delay, False
+            self.totals["retries:fetch_failed"] += 1
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, twice=st.booleans())
@@ -273,6 +280,7 @@ class QueueMachine(RuleBasedStateMachine):
         process, lease, job = self._pick(which)
         if self._settled(process, lease, job, twice, lambda: process.queue.release(lease)):
             job.due, job.uncounted = self.now, True
+            self.totals["releases:released"] += 1
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, delay=st.sampled_from(DELAYS), twice=st.booleans())
@@ -282,6 +290,7 @@ class QueueMachine(RuleBasedStateMachine):
         settle = lambda: process.queue.release(lease, delay, reason="album_pending", state=state)  # noqa: E731 - one of several
         if self._settled(process, lease, job, twice, settle):
             job.due, job.uncounted, job.state = self.now + delay, True, state
+            self.totals["releases:album_pending"] += 1
 
     @precondition(lambda self: self._all_held())
     @rule(which=WHICH, photos=st.sets(PHOTOS, min_size=1), seconds=st.sampled_from(TIMEOUTS), twice=st.booleans())
@@ -311,6 +320,7 @@ class QueueMachine(RuleBasedStateMachine):
         process.held.remove((lease, job))
         if expected is Parked.DONE:
             job.place, job.holder, job.uncounted, job.state = "parked", "", True, state
+            self.totals["releases:album_pending"] += 1
 
     @rule(photos=st.sets(PHOTOS))
     def photos_are_done(self, photos: set[str]) -> None:
@@ -345,6 +355,7 @@ class QueueMachine(RuleBasedStateMachine):
             process, lease, job, twice, lambda: process.queue.dead_letter(lease, "image_missing", "\ud800")
         ):
             job.place, job.photos = "dead", set()
+            self.totals["jobs:dead_lettered:image_missing"] += 1
 
     def _settled(self, process: Process, lease: Lease, job: Job, twice: bool, settle: Callable[[], bool]) -> bool:
         owned = self._owns(lease, job)
@@ -380,6 +391,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.jobs[self.jobs.index(job)] = fresh
                 self.waiting.append(fresh)
                 job.place, job.holder = "requeued", ""
+                self.totals["requeues"] += 1
         self.client.twice = False
 
     # Invariants
@@ -408,6 +420,10 @@ class QueueMachine(RuleBasedStateMachine):
                 "uncounted": b"1" if job.uncounted else None,
                 "state": job.state or None,
             }
+
+    @invariant()
+    def everything_is_counted_once(self) -> None:
+        assert +read_totals(self.redis, NAME) == +self.totals
 
     @invariant()
     def a_job_waits_for_the_photos_of_the_model(self) -> None:

@@ -152,7 +152,7 @@ OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
 NEEDED = {
     "claim": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get", "+lpop", "+llen"},
     "renew": {"+time", "+zrem", "+zadd", "+hget"},
-    "acknowledge": {"+zrem", "+hdel", "+hget", "+set", "+get"},
+    "acknowledge": {"+zrem", "+hdel", "+hget", "+hmget", "+hset", "+set", "+get"},
     "retry": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
     "release": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
     "dead_letter": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get"},
@@ -162,10 +162,10 @@ NEEDED = {
     "wake": {"+time", "+zrange", "+zrem", "+zadd", "+zscore", "+hexists", "+srem", "+scard", "+expire"},
     "waiting": {"+lrange", "+zrange", "+hmget"},
     "take_over": {"+time", "+zrange", "+zadd", "+hget"},
-    "requeue": {"+rpush", "+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
+    "requeue": {"+rpush", "+hset", "+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
     "purge": {"+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
     "search": {"+time", "+llen", "+lindex", "+zrange", "+hmget", "+hget", "+zrangebyscore", "+get"},
-    "revoke": {"+zscore", "+hget", "+zrem", "+hdel", "+expire"},
+    "revoke": {"+zscore", "+hset", "+hget", "+zrem", "+hdel", "+expire"},
     "counts": {"+time", "+llen", "+zcard", "+zcount", "+zrange"},
     "leased": {"+time", "+zrange", "+hmget", "+hstrlen"},
     "dead_letters": {"+time", "+zrangebyscore", "+hget"},
@@ -200,7 +200,7 @@ def test_an_operation_with_a_key_of_another_type_in_its_way_changes_nothing(
     refused = set()
     for key in (
         keys.list_key(NAME), keys.leases(NAME), keys.claimed(NAME), keys.dead(NAME), keys.dead_index(NAME),
-        keys.parked(NAME),
+        keys.parked(NAME), keys.totals(NAME),
     ):  # fmt: skip
         for kind, put in WRONG_VALUES.items():
             scene = Scene(admin)

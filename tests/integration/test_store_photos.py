@@ -71,7 +71,7 @@ def test_beginning_spares_what_has_succeeded(table: PhotoTable) -> None:
 @pytest.mark.parametrize("final", ["READY", "NO_FACES_FOUND", "FAILED"])
 def test_failure_never_replaces_success(table: PhotoTable, final: str) -> None:
     in_every_status(table.connection)
-    updated = table.finish({f"was {status}": PhotoStatus(final) for status in [*ALL]} | {"?": PhotoStatus.READY})
+    updated = set(table.finish({f"was {status}": PhotoStatus(final) for status in [*ALL]} | {"?": PhotoStatus.READY}))
     kept = SUCCESS if final == "FAILED" else set()
     assert updated == {f"was {status}" for status in ALL if status not in kept}
     assert statuses(table.connection) == {f"was {status}": status if status in kept else final for status in ALL}
@@ -83,9 +83,9 @@ def test_statuses_of_a_batch_are_written_each_as_its_own(table: PhotoTable) -> N
     finals = [PhotoStatus.READY, PhotoStatus.NO_FACES_FOUND, PhotoStatus.FAILED]
     wanted = {photo_id: finals[number % 3] for number, photo_id in enumerate(ids)}
     assert table.begin(ids) == set(ids)
-    assert table.finish(wanted) == set(ids)
+    assert set(table.finish(wanted)) == set(ids)
     assert statuses(table.connection) == {photo_id: str(status) for photo_id, status in wanted.items()}
-    assert table.finish({}) == set()
+    assert table.finish({}) == {}
 
 
 def test_a_success_that_commits_while_begin_waits_is_spared(database_url: str, table: PhotoTable) -> None:
@@ -109,7 +109,7 @@ def test_a_success_that_commits_while_a_failure_waits_is_spared(database_url: st
         other.execute("BEGIN")
         other.execute("UPDATE \"Photo\" SET status = 'NO_FACES_FOUND' WHERE id = 'a'")
         updated: list[set[str]] = []
-        thread = threading.Thread(target=lambda: updated.append(table.finish({"a": PhotoStatus.FAILED})))
+        thread = threading.Thread(target=lambda: updated.append(set(table.finish({"a": PhotoStatus.FAILED}))))
         thread.start()
         wait_for_lock(other)
         other.execute("COMMIT")

@@ -4,11 +4,13 @@
 -- such a job is made alone, so that a job that kills every runner is dead-lettered without costing others an attempt.
 -- While such a job is due, nothing behind it is claimed: busy runners finish what they hold, and one of them claims it.
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] last  KEYS[5] dead  KEYS[6] dead index
+-- KEYS[7] totals
 -- ARGV[1] owner  ARGV[2] request id  ARGV[3] lease in milliseconds  ARGV[4] limit
 -- ARGV[5] bytes of payload after which no further job is claimed  ARGV[6] largest payload that is returned whole
 -- ARGV[7] bytes returned of a larger payload, and of that of a job without attempts left: it may be what kills
 -- ARGV[8] milliseconds that no lease reaches into the future  ARGV[9] milliseconds to keep dead letters
 -- ARGV[10] attempts allowed  ARGV[11] jobs in flight, -1 if not given
+-- ARGV[12] what else the caller has counted
 -- With a limit of 0 it only checks that a claim would not be refused, and changes nothing.
 -- Returns for each lease {id, payload, attempts, bytes of the whole payload, 1 if it must be processed alone,
 -- milliseconds since it left the list, state saved by an earlier holder}.
@@ -54,11 +56,15 @@ check_leases(KEYS[2])
 check_claimed(KEYS[3])
 check_last(KEYS[4])
 check_dead(KEYS[5], KEYS[6])
+check_totals(KEYS[7])
 local waiting = call('LLEN', KEYS[1])
 call('LPOP', KEYS[1], 0)
 if limit == 0 then
     return taken
 end
+
+local counts = {}
+add_counts(counts, ARGV[12])
 
 -- The clock was set back: otherwise a dead runner's leases would not expire until it has caught up.
 local horizon = string.format('(%.0f', moment + ARGV[8])
@@ -81,6 +87,12 @@ for _, id in ipairs(call('ZRANGEBYSCORE', KEYS[2], '-inf', moment, 'LIMIT', 0, l
         local count = tonumber(attempts or 0) + (uncounted and 0 or 1)
         call('HSET', KEYS[3], id .. ':attempts', count, id .. ':holder', holder) -- the first write: HSET has no check
         call('HDEL', KEYS[3], id .. ':uncounted')
+        if earlier_holder and earlier_holder ~= '' then
+            add_one(counts, 'leases_expired')
+        end
+        if not uncounted then
+            add_one(counts, 'attempts')
+        end
         add(id, payload, count, alone and 1 or 0)
     else
         remove_lease(KEYS[2], KEYS[3], id)
@@ -98,10 +110,13 @@ while #taken < limit and room > 0 and waiting > 0 do
     local payload = call('LPOP', KEYS[1])
     call('HSET', KEYS[3], id .. ':payload', payload)
     add(id, payload, 1, 0)
+    add_one(counts, 'taken')
+    add_one(counts, 'attempts')
     waiting = waiting - 1
 end
 
-if #taken > 0 then
+count(KEYS[7], counts)
+if #taken > 0 or next(counts) then
     remember(KEYS[4], ARGV[2], ids)
 end
 remove_old_dead_letters(KEYS[5], KEYS[6], moment - ARGV[9])

@@ -23,6 +23,9 @@
 -- command, even one that changed nothing. The ZREM of a check needs no memory and comes first, so leases can be
 -- renewed and settled on a full Redis too.
 
+-- Totals are counters in a hash, changed by the same script as what they count: nothing is counted twice or missed,
+-- whatever is killed or sent again. `runner/queue/totals.py` has the fields.
+
 local REMEMBERED_SECONDS = 3600
 -- Longer than any job can be parked.
 local PENDING_SECONDS = 7200
@@ -66,6 +69,10 @@ local function check_last(last)
     call('SET', last, '', call('GET', last) and 'NX' or 'XX')
 end
 
+local function check_totals(totals)
+    call('HMGET', totals, '')
+end
+
 local function now()
     local time = call('TIME')
     return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -100,6 +107,34 @@ local function remove_old_dead_letters(dead, index, moment)
     for _, id in ipairs(call('ZRANGEBYSCORE', index, '-inf', moment, 'LIMIT', 0, 100)) do
         remove_dead_letter(dead, index, id)
     end
+end
+
+-- Add what a caller has counted: pairs of a field and a whole number, separated by spaces.
+local function add_counts(counts, text)
+    for field, number in string.gmatch(text, '(%S+) (%d+)') do
+        counts[field] = (counts[field] or 0) + number
+    end
+end
+
+local function add_one(counts, field)
+    counts[field] = (counts[field] or 0) + 1
+end
+
+-- Two commands, whatever is counted. Called before a script's other writes: HSET has no check, and is the first write.
+local function count(totals, counts)
+    local fields, values = {}, {}
+    for field in pairs(counts) do
+        fields[#fields + 1] = field
+    end
+    if #fields == 0 then
+        return
+    end
+    local earlier = call('HMGET', totals, unpack(fields))
+    for index, field in ipairs(fields) do
+        values[2 * index - 1] = field
+        values[2 * index] = string.format('%.0f', (tonumber(earlier[index]) or 0) + counts[field])
+    end
+    call('HSET', totals, unpack(values))
 end
 
 -- A command whose reply was lost is sent again. `last` holds the request id of its caller's latest call and that

@@ -1,6 +1,7 @@
 -- Remove a waiting job, every copy of it, and when it was first seen. The same call again finds nothing more.
--- KEYS[1] list  KEYS[2] seen
+-- KEYS[1] list  KEYS[2] seen  KEYS[3] totals
 -- ARGV[1] the index at which it was, negative  ARGV[2] its fingerprint  ARGV[3] seconds to keep `seen`
+-- ARGV[4] field to count the copies in
 -- Returns how many copies were removed: 0 where the job has left the list.
 local payload
 for index = tonumber(ARGV[1]), -call('LLEN', KEYS[1]), -1 do -- pushes move it away from the end
@@ -16,7 +17,9 @@ end
 local seen = call('GET', KEYS[2])
 call('LPOP', KEYS[1], 0) -- a write that needs no memory, so that a full Redis refuses none of those that follow
 call('SET', KEYS[2], '', seen and 'NX' or 'XX') -- checks SET
+count(KEYS[3], {taken = 0}) -- checks HSET
 local removed = call('LREM', KEYS[1], 0, payload)
+count(KEYS[3], {taken = removed, [ARGV[4]] = removed})
 if seen then
     local kept = {}
     for entry, mark in string.gmatch(seen, '(%d+ (%S+)\n)') do
