@@ -465,6 +465,11 @@ class Settings:
         "file that the summary is also written to: Kubernetes shows /dev/termination-log in the pod's status",
     )
 
+    @property
+    def embeddings_variable(self) -> str:
+        """The variable that the URL of the embeddings database comes from, for messages."""
+        return "DATABASE_URL" if self.embeddings_database_url == self.database_url else "EMBEDDINGS_DATABASE_URL"
+
 
 REQUIRED_FOR_RUN = ("redis_url", "database_url")
 

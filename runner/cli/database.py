@@ -252,7 +252,7 @@ def _with_embeddings(settings: Settings, work: Callable[[Session], T]) -> T:
 
 def _embeddings(settings: Settings) -> Database:
     return Database(
-        settings.embeddings_database_url, application_name=APPLICATION_NAME, variable="EMBEDDINGS_DATABASE_URL"
+        settings.embeddings_database_url, application_name=APPLICATION_NAME, variable=settings.embeddings_variable
     )
 
 

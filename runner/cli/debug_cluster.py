@@ -9,7 +9,8 @@ import yaml
 
 from runner import output
 from runner.cluster.api import COMPONENT_LABEL, Cluster, Object
-from runner.cluster.debug import DebugRun, dry_run, find_template
+from runner.cluster.debug import DebugRun, dry_run
+from runner.cluster.template_job import find_template
 from runner.errors import CheckFailedError, JobError, UsageError
 from runner.worker.kinds import kind_of
 
@@ -18,9 +19,9 @@ def debug_in_cluster(payload: bytes, args: argparse.Namespace) -> int:
     """Run the job in the cluster, print its outcome, and return the exit code."""
     _check_payload(payload)
     if args.dry_run and args.template:  # needs no cluster
-        return _dry_run(_read_template(args.template), payload, args)
+        return _dry_run(read_template(args.template), payload, args)
     cluster = Cluster.connect(context=args.context, namespace=args.namespace)
-    template = _read_template(args.template) if args.template else find_template(cluster, args.release)
+    template = read_template(args.template) if args.template else find_template(cluster, args.release)
     if args.dry_run:
         return _dry_run(template, payload, args)
 
@@ -46,7 +47,7 @@ def _check_payload(payload: bytes) -> None:
         raise CheckFailedError(str(error)) from None
 
 
-def _read_template(name: str) -> Object:
+def read_template(name: str) -> Object:
     """Return the CronJob in a YAML file, which may hold other objects too, as `helm template` prints them."""
     try:
         if name == "-":

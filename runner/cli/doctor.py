@@ -198,7 +198,7 @@ def _embeddings(settings: Settings) -> str:
         settings.embeddings_database_url,
         seconds=settings.connect_timeout_seconds,
         application_name="spottmee-worker doctor",
-        variable="EMBEDDINGS_DATABASE_URL",
+        variable=settings.embeddings_variable,
     ) as connection:
         schema.check(connection)
         version = schema.current_version(connection)

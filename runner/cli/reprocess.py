@@ -135,7 +135,7 @@ def _reprocess(args: argparse.Namespace) -> int:
             Database(
                 settings.embeddings_database_url,
                 application_name=APPLICATION_NAME,
-                variable="EMBEDDINGS_DATABASE_URL",
+                variable=settings.embeddings_variable,
             )
         ) as embeddings,
         opened(settings) as redis,

@@ -49,7 +49,7 @@ def read_photos(settings: Settings, *, seconds: float = COUNT_SECONDS) -> PhotoS
             Database(
                 settings.embeddings_database_url,
                 application_name=APPLICATION_NAME,
-                variable="EMBEDDINGS_DATABASE_URL",
+                variable=settings.embeddings_variable,
             )
         ) as embeddings,
     ):

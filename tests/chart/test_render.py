@@ -756,10 +756,14 @@ def test_the_notes_contain_only_valid_commands(case: str) -> None:
     for action in ("Check", "Watch", "Pause", "Go on", "Requeue"):
         assert re.search(rf"^{action}  ", printed, re.MULTILINE)
     commands = [line.partition("spottmee-worker ")[2] for line in printed.splitlines() if "  spottmee-worker " in line]
-    assert [command.split()[0] for command in commands if "debug" not in command] == ["status", "dead", "dead"]
+    operator = "dead" if case == "openshift" else "exec"
+    assert [command.split()[0] for command in commands if "debug" not in command] == ["status", operator, operator]
     for command in commands:
         parser = cli._parser()
         assert parser.parse_args(command.split()).run, command
+    pods = int(printed.partition("--max-log-requests ")[2].split()[0])
+    specs = [item["spec"] for item in rendered(case).of_kind("ScaledJob")]
+    assert pods > sum(spec["maxReplicaCount"] + spec["successfulJobsHistoryLimit"] for spec in specs)
     suspended = [item for item in rendered(case).of_kind("CronJob") if item["spec"].get("suspend")]
     assert re.findall(r"--from=cronjob/(\S+)", printed) == [item["metadata"]["name"] for item in suspended]
     assert ("PAUSED" in printed) == (case == "one-list")

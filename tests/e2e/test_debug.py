@@ -249,3 +249,14 @@ def _conditions(site: Site, namespace: str, backends: Backends) -> dict[str, str
     done = site.worker("status", "-n", namespace, "--json", REDIS_URL=backends.redis_url)
     conditions: dict[str, str] = json.loads(done.stdout)["cluster"]["scaled_jobs"][0]["conditions"]
     return conditions
+
+
+def test_exec_runs_any_command_with_the_pool_at_zero(release_site: tuple[Site, str], backends: Backends) -> None:
+    site, namespace = release_site
+    backends.redis.rpush("face_embeddings:process", b"not a job")
+    site.worker("exec", "-n", namespace, "--", "run", "--max-jobs", "1")
+    listed = site.worker("exec", "-n", namespace, "--", "dead", "list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert "invalid_job" in listed.stdout
+    assert site.worker("exec", "-n", namespace, "--", "dead", "show", "missing").returncode == 5
+    assert _leftovers(site, namespace) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from runner.cli import main
 from tests.support.recorded_api import RecordedApi, kubeconfig
@@ -263,7 +265,7 @@ def test_a_log_that_cannot_be_had_costs_nothing_but_the_log(
 
 @pytest.mark.parametrize("moment", ["created in namespace", "waiting: "])
 def test_an_interruption_at_any_moment_removes_what_was_created(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    from runner.cluster import api, debug
+    from runner.cluster import api, debug, template_job
 
     def say(line: str) -> None:
         if moment in line:
@@ -271,7 +273,7 @@ def test_an_interruption_at_any_moment_removes_what_was_created(monkeypatch: pyt
 
     with _scene("image-cannot-be-pulled", monkeypatch) as server:
         cluster = api.Cluster.connect(namespace="recorded")
-        template = debug.find_template(cluster, None)
+        template = template_job.find_template(cluster, None)
         run = debug.DebugRun(cluster, template, b"{}", keep=False, say=say)
 
         def play() -> None:
@@ -295,6 +297,46 @@ def test_what_cannot_be_removed_is_named(monkeypatch: pytest.MonkeyPatch, capsys
         assert main(list(JOB)) == 0
         (job,) = _bodies(api, "Job")
     assert f"kubectl --namespace recorded delete job {job['metadata']['name']}" in capsys.readouterr().err
+
+
+def test_exec_runs_a_command_as_a_job_and_prints_its_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _scene("debug-succeeds", monkeypatch) as api:
+        assert main(["exec", "-n", "recorded", "--", "dead", "list", "--json"]) == 0
+        (job,) = _bodies(api, "Job")
+        assert not _bodies(api, "Secret")
+        deleted = [path for method, path, _ in api.requests if method == "DELETE"]
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"] == ["dead", "list", "--json"]
+    assert container["resources"]["requests"] == {"cpu": "100m", "memory": "128Mi"}
+    assert "RUNNER_JOB" not in {item["name"] for item in container["env"]}
+    assert [path.rpartition("/")[2].partition("?")[0] for path in deleted] == [job["metadata"]["name"]]
+    assert '"outcome": "succeeded"' in capsys.readouterr().out, "the log of the pod is the output"
+
+
+def test_exec_says_why_its_pod_did_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _scene("image-cannot-be-pulled", monkeypatch) as api:
+        assert main(["exec", "-n", "recorded", "--timeout", "1", "--", "dead", "list"]) == 6
+        assert any(method == "DELETE" for method, _, _ in api.requests)
+    printed = capsys.readouterr()
+    assert re.search("waiting: (ErrImagePull|ImagePullBackOff)", printed.err), printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("command", ["ls", "exec"])
+def test_exec_refuses_what_is_no_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exec", "--", command, "-l"]) == 2
+    assert f"'{command}' is not a command that can run in the cluster" in capsys.readouterr().err
+
+
+def test_exec_shows_its_job_without_a_cluster(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "cronjob.yaml").write_text(yaml.safe_dump(_cron_job(name="party-debug")))
+    assert main(["exec", "--dry-run", "--template", str(tmp_path / "cronjob.yaml"), "--", "doctor"]) == 0
+    job = yaml.safe_load(capsys.readouterr().out)
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["doctor"]
 
 
 def test_inspect_needs_no_client_of_kubernetes(

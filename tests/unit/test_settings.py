@@ -113,6 +113,12 @@ def test_a_password_of_its_own_comes_before_the_one_in_a_database_url() -> None:
     assert (settings.database_url, settings.embeddings_database_url) == (expected, "postgresql://f:x@h2/faces")
 
 
+def test_the_variable_that_an_embeddings_url_comes_from_is_known() -> None:
+    assert load(MINIMAL).embeddings_variable == "DATABASE_URL"
+    other = {"EMBEDDINGS_DATABASE_URL": "postgresql://other/faces"}
+    assert load(MINIMAL | other).embeddings_variable == "EMBEDDINGS_DATABASE_URL"
+
+
 def test_no_password_of_its_own_in_the_repr() -> None:
     names = ("REDIS_PASSWORD", "REDIS_SENTINEL_PASSWORD", "DATABASE_PASSWORD", "EMBEDDINGS_DATABASE_PASSWORD")
     settings = load(MINIMAL | dict.fromkeys(names, "hidden"))

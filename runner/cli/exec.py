@@ -1,0 +1,60 @@
+"""`spottmee-worker exec`: any other command, in a pod of the cluster."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from runner.cli import COMMANDS
+from runner.cli.flags import add_cluster_flags, positive_seconds
+from runner.errors import ClusterError, UsageError
+
+EXEC_EPILOG = """examples:
+  spottmee-worker exec -n NAMESPACE -- dead list
+  spottmee-worker exec -n NAMESPACE -- dead requeue DEAD_ID
+  spottmee-worker exec -n NAMESPACE -- status --json
+  spottmee-worker exec -n NAMESPACE -- doctor
+
+Needs a kubeconfig, and neither Redis nor PostgreSQL from here. The arguments can be read in the Job: pass no secret.
+Exit code: that of the command; 6: the cluster could not be used."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `exec`."""
+    parser = subparsers.add_parser(
+        "exec",
+        help=COMMANDS["exec"].help,
+        description="Run a command of this program in the cluster, where it reaches Redis and PostgreSQL with the "
+        "release's own settings: as a Job made from the chart's suspended CronJob, whose output is printed, and which "
+        "is deleted afterwards. It works without any pod of the release, and claims nothing from the queues.",
+        epilog=EXEC_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("argument", nargs="+", metavar="-- COMMAND", help="the command, and its arguments")
+    parser.add_argument("--dry-run", action="store_true", help="print the manifest of the Job, and create nothing")
+    parser.add_argument(
+        "--template", metavar="FILE", help="YAML with the CronJob to use instead of the installed one; - reads it"
+    )
+    parser.add_argument("--keep", action="store_true", help="do not delete the Job when it has finished")
+    parser.add_argument(
+        "--timeout",
+        type=positive_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="fail if the Job has not finished after this time (default: %(default)g)",
+    )
+    add_cluster_flags(parser, release="Helm release whose CronJob is used (default: the only one in the namespace)")
+    parser.set_defaults(run=_exec)
+
+
+def _exec(args: argparse.Namespace) -> int:
+    command = args.argument[0]
+    if command not in COMMANDS or command == "exec":
+        raise UsageError(f"{command!r} is not a command that can run in the cluster: see spottmee-worker --help")
+    try:
+        from runner.cli.exec_cluster import exec_in_cluster
+    except ModuleNotFoundError as error:
+        raise ClusterError(
+            f"a command in the cluster needs the package {error.name}, which is not installed: pip install kubernetes"
+        ) from None
+    return exec_in_cluster(args)

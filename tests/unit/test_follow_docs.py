@@ -1,0 +1,53 @@
+"""The script that types the documentation's commands on a cluster: what it runs, skips and reports."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import follow_docs
+from tests.support.pages import Block
+from tools.prose import ROOT
+
+
+def followed(text: str, **given: str) -> follow_docs.Outcome:
+    block = Block(ROOT / "docs" / "how-to" / "single-job.md", "sh", text, follow_docs.REASON)
+    return follow_docs.follow(block, given, os.environ)
+
+
+def test_commands_run_with_the_values_of_placeholders() -> None:
+    done = followed("JOB=a-NAMESPACE\necho $JOB \\\n  POD\n", NAMESPACE="party", POD="$(echo pod-1)", RELEASE="faces")
+    assert (done.output, done.code) == ("a-party pod-1\n", 0)
+
+
+def test_the_first_failure_ends_a_block_and_is_reported() -> None:
+    done = followed("echo before\nfalse\necho after\n")
+    assert (done.output, done.code, done.ok) == ("before\n", 1, False)
+    assert done.line() == "FAILED (1)   docs/how-to/single-job.md: echo before"
+
+
+def test_a_placeholder_without_a_value_skips_the_block() -> None:
+    done = followed("echo NAMESPACE DEAD_ID …\n", NAMESPACE="party")
+    assert (done.output, done.code) == ("no value for DEAD_ID, … (--set)", None)
+
+
+def test_what_the_cluster_has_already_is_left_out() -> None:
+    done = followed("kind create cluster\ndocker build .\n")
+    assert (done.output, done.code) == ("the cluster has it already", None)
+
+
+def test_a_command_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_docs, "ENDLESS_SECONDS", 1)
+    done = followed("echo seen; sleep 30 # --watch\n")
+    assert (done.output, done.code) == ("seen\n", 0)
+
+
+def test_every_page_has_commands_for_a_cluster_and_the_transcript_shows_them(tmp_path: Path) -> None:
+    for page in follow_docs.PAGES:
+        found = list(follow_docs.blocks_of([page]))
+        assert found, page
+        assert all(block.reason == "needs a cluster" for block in found)
+    text = follow_docs.transcript([followed("echo seen\n")])
+    assert "```console\necho seen\n---\nseen\n```" in text
