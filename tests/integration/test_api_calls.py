@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import threading
 import time
@@ -17,6 +19,7 @@ import pytest
 
 from demo.scaler import ScaledJob, Scaler
 from tests.support.api_server import ApiServer, Client, cleaned
+from tests.support.samples import encoded, jpeg, scene
 
 if TYPE_CHECKING:
     from demo.album import Album, Selfie
@@ -95,13 +98,14 @@ class Play:
                 return
             time.sleep(0.2)
 
-    def until(self, done: Callable[[], bool]) -> None:
-        """Let runs and sweeps work until `done`."""
+    def until(self, done: Callable[[], bool], *, works: bool = True) -> None:
+        """Wait until `done`; meanwhile runs and sweeps work, unless `works` is false."""
         deadline = time.monotonic() + PATIENCE
         while not done():
             assert time.monotonic() < deadline, self.service.leftovers()
-            self.scaler.step()
-            if time.monotonic() > self._swept + SWEEP_SECONDS:
+            if works:
+                self.scaler.step()
+            if works and time.monotonic() > self._swept + SWEEP_SECONDS:
                 assert self.service.command("sweep").code == 0
                 self._swept = time.monotonic()
             time.sleep(0.05)
@@ -153,25 +157,49 @@ def test_every_guest_gets_the_whole_answer_however_late_initiated_is(play: Play)
     assert play.service.connection.execute("SELECT count(*) FROM faces").fetchone() == (0,)
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "AVIF", "SVG", "a truncated JPEG"])
+def test_uploads_that_the_api_does_not_decode_fail_in_the_api(play: Play, kind: str) -> None:
+    files = {"SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a truncated JPEG": jpeg()[:-200]}
+    data = files.get(kind) or encoded(scene(), kind)
+    assert play.client.call("POST", "albums", "a", "photos", "x", body=data)[0] == 500
+    assert play.service.api.statuses() == {}
+    assert play.service.leftovers() == {}
+
+
 def test_the_api_is_played_as_the_contract_says(play: Play) -> None:
     """What the stand-in does, and not the worker: otherwise the play would prove nothing."""
+    redis, connection = play.service.redis, play.service.connection
     assert cleaned("my party (1).final.J P#G?") == "my_party_1_final.J P#G?"
-    assert play.client.call("POST", "albums", "a", "photos", "x.webp", body=b"RIFF....WEBP")[0] == 500
     assert play.client.call("GET", "comparisons", "unknown")[0] == 404
     assert play.server.handle("GET", ["bucket", "albums", "a", "missing.jpg"], b"")[0] == 403
-    play.upload("office.png")
-    row = play.service.connection.execute('SELECT status::text, type FROM "Photo"').fetchone()
-    assert row == ("UPLOADED", "image/png")
-    order: list[str] = []
-    with play.service.redis.monitor() as monitor:
-        threading.Thread(
-            target=lambda: play.client.call("POST", "albums", "party", "comparisons", body=b"x"), daemon=True
-        ).start()
-        for command in monitor.listen():
-            name = command["command"].split()[0].upper()
-            if name in ("RPUSH", "SET"):
-                order.append(name)
-            if name == "SET":
-                assert command["command"].endswith("INITIATED")
-                break
-    assert order == ["RPUSH", "SET"]
+    photos = [play.upload("office.png"), play.upload("Cleo & friends.jpg")]
+    connection.execute("UPDATE \"Photo\" SET status = 'READY' WHERE id = %s", (photos[0],))
+    assert dict(connection.execute('SELECT status::text, type FROM "Photo"').fetchall()) == {
+        "READY": "image/png",
+        "UPLOADED": "image/jpeg",
+    }
+    jobs = [json.loads(job) for job in redis.lrange("face_embeddings:process", 0, -1)]
+    assert [job["id"] for job in jobs] == photos
+    assert jobs[1]["imageUrl"].endswith("/albums/party/Cleo_friends.jpg")
+
+    play.server.initiated_delay = 0.5
+    answers: list[Any] = []
+    call = threading.Thread(
+        target=lambda: answers.append(play.client.call("POST", "albums", "party", "comparisons", body=b"no image")[1])
+    )
+    call.start()
+    play.until(lambda: redis.llen("face_embeddings:compare") == 1, works=False)
+    (job,) = (json.loads(payload) for payload in redis.lrange("face_embeddings:compare", 0, -1))
+    assert redis.get(f"match-result:{job['jobId']}") is None  # pushed, and not INITIATED yet
+    call.join()
+    assert answers == [{"jobId": job["jobId"], "storedIds": photos}]
+    assert (set(job["storedIds"]), job["threshold"]) == (set(photos), 0.5)
+    assert base64.b64decode(job["selfie"]) == b"no image"  # unchecked
+    result = f"match-result:{job['jobId']}"
+    assert (redis.get(result), redis.ttl(result)) == (b"INITIATED", -1)
+    for value, shown in (("PROCESSING", None), ('["a"]', ["a"]), ("[]", [])):
+        redis.set(result, value)
+        expected = {"status": "processing"} if shown is None else {"status": "done", "photos": shown}
+        assert play.client.call("GET", "comparisons", job["jobId"]) == (200, expected)
+    assert play.client.call("DELETE", "albums", "party") == (200, {"deleted": 2})
+    assert play.service.api.statuses() == {}

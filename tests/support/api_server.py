@@ -99,7 +99,7 @@ class ApiServer(Serving):
 
     def _upload(self, album: str, name: str, data: bytes) -> tuple[int, Any]:
         kind = next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
-        if kind is None:
+        if kind is None or (kind == "image/jpeg" and not data.rstrip(b"\0").endswith(b"\xff\xd9")):
             return 500, {"message": "Internal server error"}
         photo, stored = str(uuid.uuid4()), cleaned(name)
         self.files[f"{album}/{stored}"] = data
