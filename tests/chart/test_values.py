@@ -60,6 +60,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"queues": {"process": {"jobsPerPod": 0}}},
         r"queues\.process\.jobsPerPod is 0: a pod takes at least 1 job; to stop the list set queues\.process\.enabled",
     ),
+    "fewer jobs than KEDA reckons with": (
+        {"queues": {"compare": {"maxJobs": 5}}},
+        r"maxJobs is 5, below jobsPerPod \(20\): .*; raise it, or lower jobsPerPod",
+    ),
     "no polling": ({"queues": {"compare": {"pollingInterval": 0}}}, r"pollingInterval is 0: .* set it to 1 or more"),
     "no replicas": ({"queues": {"process": {"maxReplicas": 0}}}, r"maxReplicas is 0: set it to 1 or more; to stop"),
     "min above max": (
@@ -233,7 +237,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a setting that the chart sets": (
         {"settings": {"RUNNER_MAX_JOBS": 5}},
-        r"settings has RUNNER_MAX_JOBS, which the chart sets: use queues\.\*\.jobsPerPod instead",
+        r"settings has RUNNER_MAX_JOBS, which the chart sets: use queues\.\*\.maxJobs instead",
     ),
     "a proxy's password in a ConfigMap": (
         {"queues": {"process": {"settings": {"RUNNER_PROXY_URL": "http://u:hidden@proxy"}}}},

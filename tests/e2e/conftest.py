@@ -81,6 +81,7 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
     repository, _, tag = site.image.rpartition(":")
     each = {
         "jobsPerPod": 4,
+        "idleSeconds": 0,
         "pollingInterval": 1,
         "maxReplicas": 3,
         "resources": SMALL,

@@ -16,8 +16,8 @@ The values of a pod that serves no list, in the form of a list's: no GPU and no 
 queue (the list that the others come from) and resources.
 */}}
 {{- define "spottmee-worker.plainQueue" -}}
-{{- $plain := dict "gpu" (dict "count" 0) "settings" dict "podLabels" dict "podAnnotations" dict "resources" .resources -}}
-{{- toYaml (merge $plain (pick .queue "jobsPerPod" "maxSeconds" "shutdownSeconds" "terminationGracePeriodSeconds" "activeDeadlineSeconds" "ttlSecondsAfterFinished")) -}}
+{{- $plain := dict "gpu" (dict "count" 0) "idleSeconds" 0 "settings" dict "podLabels" dict "podAnnotations" dict "resources" .resources -}}
+{{- toYaml (merge $plain (pick .queue "maxJobs" "maxSeconds" "shutdownSeconds" "terminationGracePeriodSeconds" "activeDeadlineSeconds" "ttlSecondsAfterFinished")) -}}
 {{- end -}}
 
 {{/* Fields of every pod: Pod Security "restricted", no links to services. Takes the root. */}}
@@ -124,7 +124,7 @@ imagePullSecrets:
 - name: RUNNER_QUEUES
   value: {{ .queues | quote }}
 - name: RUNNER_MAX_JOBS
-  value: {{ int .queue.jobsPerPod | quote }}
+  value: {{ int .queue.maxJobs | quote }}
 - name: RUNNER_MAX_SECONDS
   value: {{ include "spottmee-worker.setting" .queue.maxSeconds | quote }}
 - name: RUNNER_IDLE_SECONDS

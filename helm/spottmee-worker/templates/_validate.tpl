@@ -229,6 +229,9 @@ initContainers has runner, which is the worker's own container: choose another n
 {{- if lt (int $queue.jobsPerPod) 1 }}
 {{ $at }}.jobsPerPod is {{ int $queue.jobsPerPod }}: a pod takes at least 1 job; to stop the list set {{ $at }}.enabled to false
 {{- end }}
+{{- if lt (int $queue.maxJobs) (int $queue.jobsPerPod) }}
+{{ $at }}.maxJobs is {{ int $queue.maxJobs }}, below jobsPerPod ({{ int $queue.jobsPerPod }}): pods would leave jobs behind that KEDA reckons with; raise it, or lower jobsPerPod
+{{- end }}
 {{- if lt (int $queue.pollingInterval) 1 }}
 {{ $at }}.pollingInterval is {{ int $queue.pollingInterval }}: KEDA looks at most once a second, set it to 1 or more
 {{- end }}
@@ -314,7 +317,7 @@ EMBEDDINGS_DATABASE_URL: embeddingsDatabase
 EMBEDDINGS_DATABASE_PASSWORD: embeddingsDatabase.passwordKey
 RUNNER_IMAGE_CA: authorities.images
 RUNNER_QUEUES: queues.*.enabled
-RUNNER_MAX_JOBS: queues.*.jobsPerPod
+RUNNER_MAX_JOBS: queues.*.maxJobs
 RUNNER_MAX_SECONDS: queues.*.maxSeconds
 RUNNER_IDLE_SECONDS: queues.*.idleSeconds
 RUNNER_SHUTDOWN_SECONDS: queues.*.shutdownSeconds
