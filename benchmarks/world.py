@@ -118,7 +118,7 @@ class World:
             "REDIS_URL": redis_url,
             "DATABASE_URL": database_url,
             "EMBEDDINGS_DATABASE_URL": database_url,
-            "RUNNER_ALLOW_PRIVATE_URLS": "true",
+            "RUNNER_ALLOW_PRIVATE_ADDRESSES": "true",
         }
 
     def empty(self) -> None:

@@ -23,13 +23,13 @@ _RUN_COLUMNS = {
     "queue": "queue",
     "claimed": "claimed",
     "succeeded": "succeeded",
-    "gone": "photo deleted",
+    "photo_gone": "photo deleted",
     "dead_lettered": "dead letters",
     "photos": "photos",
     "comparisons": "comparisons",
     "faces": "faces",
-    "seconds": "seconds",
-    "reason": "exit reason",
+    "duration_seconds": "seconds",
+    "exit_reason": "exit reason",
 }
 
 

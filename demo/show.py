@@ -162,13 +162,13 @@ class Demonstration:
                     if isinstance(scores, dict)
                     else {},
                     self._album.expectation(selfie) if expected else None,
-                    _number(detail.get("milliseconds")),
+                    _number(detail.get("duration_ms")),
                     str(error["message"]) if isinstance(error, dict) else None,
                 )
             )
         stages: Counter[str] = Counter()
         for runner in scaler.runners:
-            stages.update(runner.summary.get("stages", {}))
+            stages.update(runner.summary.get("stage_seconds", {}))
         good = all(p.status == p.expected_status for p in photo_results) and all(
             list(s.matches) == s.expected for s in selfie_results
         )
@@ -221,9 +221,9 @@ class Demonstration:
             "runs": _runs(scaler),
             "most_runners": max(sample.runners for sample in report.samples),
             "runners_left": sum(len(scaler.running(queue)) for queue in JOBS_PER_RUNNER),
-            "seconds": round(time.monotonic() - self._started, 3),
+            "duration_seconds": round(time.monotonic() - self._started, 3),
             "seconds_upload": round(uploaded, 3),
-            "stages": {name: round(seconds, 3) for name, seconds in report.stages.items()},
+            "stage_seconds": {name: round(seconds, 3) for name, seconds in report.stages.items()},
         }
 
 
@@ -237,7 +237,7 @@ def _environment(redis_url: str, database_url: str) -> dict[str, str]:
         **own,
         "REDIS_URL": redis_url,
         "DATABASE_URL": f"{database_url}?schema=public",  # as Prisma writes it
-        "RUNNER_ALLOW_PRIVATE_URLS": "true",  # the album is served on loopback
+        "RUNNER_ALLOW_PRIVATE_ADDRESSES": "true",  # the album is served on loopback
         "RUNNER_LOG_FORMAT": "json",
         "RUNNER_RETRY_BASE_SECONDS": "0.5",
     }

@@ -71,7 +71,7 @@ class SettingsError(RunnerError):
 class MissingRightError(SettingsError):
     """The Redis user in REDIS_URL lacks a permission."""
 
-    code = "redis_right_missing"
+    code = "redis_permission_missing"
 
     def __init__(self, grant: str, cause: str) -> None:
         """Keep what `ACL SETUSER` has to grant, such as +hset or ~face_embeddings:*."""
@@ -246,7 +246,7 @@ class ImageTooManyBytesError(PermanentJobError):
 
 
 class ImageTooManyPixelsError(PermanentJobError):
-    """The image has more pixels than allowed (RUNNER_MAX_PIXELS)."""
+    """The image has more pixels than allowed (RUNNER_MAX_IMAGE_PIXELS)."""
 
     code = "image_too_many_pixels"
 
@@ -290,7 +290,7 @@ class OutOfMemoryError(TransientJobError):
 class UnstorableError(PermanentJobError):
     """The database rejects the embeddings of this photo."""
 
-    code = "unstorable"
+    code = "embeddings_rejected"
 
 
 class NoFaceInSelfieError(PermanentJobError):

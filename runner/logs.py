@@ -56,8 +56,8 @@ class JsonFormatter(logging.Formatter):
             **self._origin,
             **_extras(record),
         }
-        if error := _error(record):
-            line["error"] = error
+        if exception := _exception(record):
+            line["exception"] = exception
         return json_text(line, ascii_only=False)
 
 
@@ -70,12 +70,12 @@ class TextFormatter(logging.Formatter):
         values = "  ".join(f"{key}={_value(value)}" for key, value in _extras(record).items())
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{moment} {level}{printable(record.getMessage())}  {values}"
-        if error := _error(record):
-            line = f"{line}  error={error}"
+        if exception := _exception(record):
+            line = f"{line}  exception={exception}"
         return line.rstrip()
 
 
-def _error(record: logging.LogRecord) -> str | None:
+def _exception(record: logging.LogRecord) -> str | None:
     """Return the type and place of the exception of a record, without its message, which may hold a secret."""
     error = record.exc_info[1] if record.exc_info else None
     return None if error is None else f"{type(error).__name__} at {place(error)}"
@@ -83,5 +83,7 @@ def _error(record: logging.LogRecord) -> str | None:
 
 def _value(value: object) -> str:
     """Return `value` as text, in quotation marks if it could be mistaken for several fields."""
+    if isinstance(value, dict) and value.keys() == {"code", "message"}:
+        value = f"{value['code']}: {value['message']}"
     text = printable(str(value))
     return json_text(text, ascii_only=False) if "  " in text or "=" in text or text.startswith('"') else text

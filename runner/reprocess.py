@@ -64,8 +64,8 @@ class Skipped(StrEnum):
     """Why a photo that was selected is left alone."""
 
     HAS_JOB = "has_job"
-    OTHER_REASON = "other_reason"  # its dead letter has a reason that was not chosen
-    UNKNOWN_REASON = "unknown_reason"  # FAILED, and no dead letter says why
+    OTHER_CODE = "other_code"  # its dead letter has a reason that was not chosen
+    UNKNOWN_CODE = "unknown_code"  # FAILED, and no dead letter says why
     NO_URL = "no_url"  # a column of the URL is empty, or the id is not valid
     MOVED = "moved"  # somebody else requeued or purged its dead letter meanwhile
 
@@ -244,9 +244,9 @@ class Reprocessing:
         cause = _CAUSES[photo.status]
         if photo.id in self._dead:
             letter_id, reason = self._dead[photo.id]
-            return _Step(cause, letter_id) if reason in self._choice.reasons else Skipped.OTHER_REASON
+            return _Step(cause, letter_id) if reason in self._choice.reasons else Skipped.OTHER_CODE
         if cause is Cause.FAILED and UNKNOWN_REASON not in self._choice.reasons:
-            return Skipped.UNKNOWN_REASON
+            return Skipped.UNKNOWN_CODE
         if self._template is None:  # a dry run counts without it
             return _Step(cause, None)
         payload = _payload(photo, self._template)

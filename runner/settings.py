@@ -335,8 +335,8 @@ class Settings:
         parse=_seconds(0, 3000),
         default="600",
     )
-    initiated_timeout_seconds: float = _setting(
-        "RUNNER_INITIATED_TIMEOUT_SECONDS",
+    result_watch_seconds: float = _setting(
+        "RUNNER_RESULT_WATCH_SECONDS",
         "how long a result is watched for the API's late INITIATED, which the result then overwrites",
         parse=_seconds(0, 60),
         default="10",
@@ -365,25 +365,25 @@ class Settings:
         parse=_whole(0, 1024),
         default="0",
     )
-    allow_private_urls: bool = _setting(
-        "RUNNER_ALLOW_PRIVATE_URLS",
+    allow_private_addresses: bool = _setting(
+        "RUNNER_ALLOW_PRIVATE_ADDRESSES",
         "SSRF protection: true allows image URLs with private, loopback and link-local addresses",
         parse=_flag,
         default="false",
     )
-    allowed_hosts: tuple[str, ...] = _setting(
-        "RUNNER_ALLOWED_HOSTS",
+    allowed_private_hosts: tuple[str, ...] = _setting(
+        "RUNNER_ALLOWED_PRIVATE_HOSTS",
         "allow list: hosts, separated by commas, whose images may be fetched even from private addresses",
         parse=_items,
     )
     allowed_ports: tuple[tuple[int, int], ...] = _setting(
         "RUNNER_ALLOWED_PORTS",
         "ports of image servers besides 80 and 443, separated by commas, such as 9000 or 8000-8099; "
-        "RUNNER_ALLOW_PRIVATE_URLS allows every port",
+        "RUNNER_ALLOW_PRIVATE_ADDRESSES allows every port",
         parse=_ports,
     )
-    proxy_url: str = _setting(
-        "RUNNER_PROXY_URL",
+    fetch_proxy_url: str = _setting(
+        "RUNNER_FETCH_PROXY_URL",
         "HTTP proxy for image requests; the variables HTTP_PROXY and HTTPS_PROXY are ignored",
         parse=_proxy_url,
         secret=True,
@@ -417,8 +417,8 @@ class Settings:
         parse=_whole(1, 2**31),
         default="104857600",
     )
-    max_pixels: int = _setting(
-        "RUNNER_MAX_PIXELS",
+    max_image_pixels: int = _setting(
+        "RUNNER_MAX_IMAGE_PIXELS",
         "maximum size of an image in pixels (width times height, read from its header before decoding); formats whose "
         "decoder takes more than 6 bytes a pixel may have fewer",
         parse=_whole(1, 2**30),
@@ -545,7 +545,7 @@ def _empty(name: str) -> object:
         return default_model_dir()
     if name == "image_ca":
         return None
-    return () if name in ("allowed_hosts", "allowed_ports") else ""
+    return () if name in ("allowed_private_hosts", "allowed_ports") else ""
 
 
 def postgres_conninfo(url: str) -> tuple[str, str | None]:

@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
         "--check", action="store_true", help="change nothing; exit with 3 unless the schema is up to date"
     )
     migrate.add_argument(
-        "--new",
+        "--ignore-other-schemas",
         action="store_true",
         help="create the tables even if another schema seems to hold the embeddings of an earlier version",
     )
@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
     )
     sweep_parser.add_argument("--dry-run", action="store_true", help="count only, and remove nothing")
     sweep_parser.add_argument(
-        "--all", action="store_true", help="remove embeddings even of all photos, or of more than --max-share"
+        "--force", action="store_true", help="remove embeddings even of all photos, or of more than --max-share"
     )
     sweep_parser.add_argument(
         "--max-share",
@@ -116,7 +116,7 @@ def _migrate(args: argparse.Namespace) -> int:
         if args.check:
             schema.check(embeddings)
         else:
-            applied.extend(schema.migrate(embeddings, new=args.new))
+            applied.extend(schema.migrate(embeddings, new=args.ignore_other_schemas))
         return schema.current_version(embeddings)
 
     version = _with_embeddings(settings, work)
@@ -143,7 +143,7 @@ def _sweep(args: argparse.Namespace) -> int:
     settings = settings_module.load(required=("database_url",))
     expired, failure = _expired_comparisons(settings, dry_run=args.dry_run)
     swept = with_both(
-        settings, partial(sweep, dry_run=args.dry_run, allow_all=args.all, max_share=args.max_share / 100)
+        settings, partial(sweep, dry_run=args.dry_run, allow_all=args.force, max_share=args.max_share / 100)
     )
     if args.json:
         comparisons = {} if expired is None else {"expired_comparisons": expired}
@@ -238,9 +238,9 @@ def _plan(source: Source, model: str, *, dry_run: bool) -> str:
 def _import_lines(counts: Imported, *, dry_run: bool) -> Iterator[str]:
     yield (
         f"{counts.rows} rows: {counts.imported} {'would be imported' if dry_run else 'imported'}, "
-        f"{counts.already_there} imported earlier, {counts.duplicates} duplicates, "
-        f"{counts.done_by_a_runner} of photos that a runner has processed, "
-        f"{counts.of_deleted_photos} of deleted photos, {counts.unreadable_rows} unreadable"
+        f"{counts.already_imported} imported earlier, {counts.duplicates} duplicates, "
+        f"{counts.already_processed} of photos that a runner has processed, "
+        f"{counts.deleted_photos} of deleted photos, {counts.unreadable_rows} unreadable"
     )
 
 

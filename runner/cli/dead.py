@@ -97,11 +97,13 @@ def add_parser(subparsers: Any) -> None:
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", choices=list(KINDS), help="only jobs of this queue")
     parser.add_argument(
-        "--reason", action="append", metavar="CODE", help="only jobs with this error code; may be repeated"
+        "--code", action="append", metavar="CODE", help="only jobs with this error code; may be repeated"
     )
-    parser.add_argument("--older", type=duration, metavar="TIME", help="only jobs that failed longer ago, such as 2h")
     parser.add_argument(
-        "--newer", type=duration, metavar="TIME", help="only jobs that failed more recently, such as 2h"
+        "--older-than", type=duration, metavar="TIME", help="only jobs that failed longer ago, such as 2h"
+    )
+    parser.add_argument(
+        "--newer-than", type=duration, metavar="TIME", help="only jobs that failed more recently, such as 2h"
     )
 
 
@@ -128,8 +130,8 @@ def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[t
     found = [
         (queue, letter)
         for queue in queues
-        for letter in queue.all(newer_than=args.newer, older_than=args.older or 0.0)
-        if not args.reason or letter.code in args.reason
+        for letter in queue.all(newer_than=args.newer_than, older_than=args.older_than or 0.0)
+        if not args.code or letter.code in args.code
     ]
     return sorted(found, key=lambda pair: pair[1].dead_lettered_at)
 
@@ -204,7 +206,7 @@ def _requeue(args: argparse.Namespace) -> int:
     _check_choice(args)
     with _open(args.queue) as queues:
         chosen, absent = _chosen(queues, args)
-        outcomes = dict.fromkeys(absent, "absent")
+        outcomes = dict.fromkeys(absent, "not_found")
         for queue, letter in chosen:
             kept = queue.payload_seconds(letter.id) is not None
             outcome = (Requeued.DONE if kept else Requeued.EXPIRED) if args.dry_run else queue.requeue(letter.id)
@@ -219,10 +221,10 @@ def _purge(args: argparse.Namespace) -> int:
         if chosen and not (args.dry_run or args.yes or _confirmed(len(chosen))):
             output.problem("nothing was deleted")
             return 0
-        outcomes = dict.fromkeys(absent, "absent")
+        outcomes = dict.fromkeys(absent, "not_found")
         for queue, letter in chosen:
             done = args.dry_run or queue.purge(letter.id)
-            outcomes[letter.id] = "purged" if done else "absent"
+            outcomes[letter.id] = "purged" if done else "not_found"
     return _report(args, outcomes, "purged")
 
 
@@ -239,13 +241,13 @@ def _chosen(
 
 def _check_choice(args: argparse.Namespace) -> None:
     """Raise `UsageError` unless the arguments choose dead letters in one way, before Redis is asked."""
-    filtered = args.reason or args.older is not None or args.newer is not None
+    filtered = args.code or args.older_than is not None or args.newer_than is not None
     if not (args.ids or filtered or args.all):
-        raise UsageError("choose dead letters by id, by --reason, --older or --newer, or with --all")
+        raise UsageError("choose dead letters by id, by --code, --older-than or --newer-than, or with --all")
     if args.all and (args.ids or filtered):
-        raise UsageError("--all cannot be combined with ids, --reason, --older or --newer")
+        raise UsageError("--all cannot be combined with ids, --code, --older-than or --newer-than")
     if args.ids and filtered:
-        raise UsageError("ids cannot be combined with --reason, --older or --newer")
+        raise UsageError("ids cannot be combined with --code, --older-than or --newer-than")
 
 
 def _confirmed(count: int) -> bool:
@@ -258,13 +260,13 @@ def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> 
     failed = {letter_id: what for letter_id, what in outcomes.items() if what != wanted}
     done = len(outcomes) - len(failed)
     if args.json:
-        _print_json({wanted: done, "dry_run": args.dry_run, "letters": outcomes})
+        _print_json({wanted: done, "dry_run": args.dry_run, "dead_letters": outcomes})
     else:
         verb = f"would be {wanted}" if args.dry_run else f"{wanted}"
         output.line(f"{done} of {len(outcomes)} dead letters {verb}")
     if not failed:
         return 0
-    causes = {"absent": "no such dead letter", "expired": "its payload has expired"}
+    causes = {"not_found": "no such dead letter", "expired": "its payload has expired"}
     for letter_id, what in failed.items():
         output.problem(f"{letter_id}: {causes[what]}")
     raise CheckFailedError(f"{len(failed)} dead letters could not be {wanted}")

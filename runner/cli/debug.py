@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--url", help="with --photo: the URL of the image, for a photo that has no job any more")
     parser.add_argument("--local", action="store_true", help="run the job in this process; write to no server")
     parser.add_argument(
-        "--out",
+        "--save-image",
         metavar="FILE",
         help="with --local: save the image to this file, with the faces drawn on it (default: no image is saved)",
     )
@@ -70,8 +70,8 @@ def add_parser(subparsers: Any) -> None:
 def _debug(args: argparse.Namespace) -> int:
     if args.url and not args.photo:
         raise UsageError("--url requires --photo")
-    if args.out and not args.local:
-        raise UsageError("--out requires --local")
+    if args.save_image and not args.local:
+        raise UsageError("--save-image requires --local")
     if args.local and (args.dry_run or args.template or args.keep):
         raise UsageError("--local creates no Job: it cannot be combined with --dry-run, --template or --keep")
     settings = settings_module.load(required=())

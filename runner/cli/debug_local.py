@@ -121,18 +121,18 @@ class Result:
         faces, error = self.task.faces, self.task.error
         job = self.task.job
         return {
-            "kind": self.kind.queue,
+            "queue": self.kind.queue,
             self.kind.noun: self.subject,
             "model": self.model or None,
             "size": self.size,
             "faces": None if faces is None else [_face(face) for face in faces],
-            "matches": self.scores,
+            "scores": self.scores,
             "threshold": job.threshold if isinstance(job, CompareJob) else None,
             "similarities": self.similarities,
             "with_embeddings": self.with_embeddings,
-            "picture": str(self.picture) if self.picture else None,
+            "image_file": str(self.picture) if self.picture else None,
             "error": error.document() if error else None,
-            "milliseconds": self.milliseconds,
+            "stage_ms": self.milliseconds,
         }
 
     def lines(self) -> Iterator[str]:
@@ -158,7 +158,7 @@ class Result:
 
 def debug_locally(payload: bytes, settings: Settings, args: argparse.Namespace) -> int:
     """Process the job in this process, print its result, and return the exit code."""
-    result = run_locally(payload, settings, check_picture(args.out) if args.out else None)
+    result = run_locally(payload, settings, check_picture(args.save_image) if args.save_image else None)
     if args.json:
         output.document(result.document(), indent=2)
     else:
@@ -182,7 +182,7 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
         with task.stage("fetch"):
             data = handler.read(task)
         with task.stage("decode"):
-            image = decode(data, max_pixels=settings.max_pixels, max_bytes=settings.max_image_bytes)
+            image = decode(data, max_pixels=settings.max_image_pixels, max_bytes=settings.max_image_bytes)
         result.size = (image.shape[1], image.shape[0])
         with task.stage("model"):
             engine = _engine(settings)
@@ -233,14 +233,14 @@ def check_picture(name: str) -> Path:
     """Return the path of the image to save. Raises `SettingsError` if its format is not supported."""
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
-        raise SettingsError(f"--out {name} must end in one of {', '.join(SUFFIXES)}")
+        raise SettingsError(f"--save-image {name} must end in one of {', '.join(SUFFIXES)}")
     return path
 
 
 def _save(image: NDArray[np.uint8], faces: Sequence[Face], path: Path) -> Path:
     """Write the image with the faces drawn on it."""
     _, encoded = cv2.imencode(path.suffix.lower(), annotate(image, faces))
-    write_private(path, encoded.tobytes(), "--out")
+    write_private(path, encoded.tobytes(), "--save-image")
     return path
 
 

@@ -82,7 +82,7 @@ class Check:
 
     def document(self) -> dict[str, object]:
         """Return the check as it is printed with --json."""
-        return {"name": self.name, "ok": self.error is None, "finding": self.error or self.finding}
+        return {"name": self.name, "ok": self.error is None, "message": self.error or self.finding}
 
 
 def run_checks(settings: Settings, scaled_jobs: Callable[[], str] | None = None) -> list[Check]:
@@ -131,7 +131,9 @@ def _redis(settings: Settings) -> str:
             queue.check()
             counts = queue.counts()
             parked = f", {counts.parked} waiting for their album" if counts.parked else ""
-            found.append(f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight{parked}, {counts.dead} dead")
+            found.append(
+                f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight{parked}, {counts.dead_letters} dead"
+            )
         return "; ".join([*found, "every operation works, as tried on a private list"])
 
 

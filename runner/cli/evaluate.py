@@ -36,7 +36,7 @@ or a CSV file with the columns first, second (paths, relative to the file) and s
 
 In folders, every two photos are compared, and a photo with several faces is left out; in a CSV, all faces of both
 photos are compared, as a run does (--faces). Nothing is sent anywhere and nothing is stored, except the report.
-Settings: RUNNER_MODEL_DIR, RUNNER_THREADS, RUNNER_PROVIDERS, RUNNER_MAX_PIXELS, RUNNER_MAX_IMAGE_BYTES."""
+Settings: RUNNER_MODEL_DIR, RUNNER_THREADS, RUNNER_PROVIDERS, RUNNER_MAX_IMAGE_PIXELS, RUNNER_MAX_IMAGE_BYTES."""
 
 
 def add_parser(subparsers: Any) -> None:

@@ -55,7 +55,7 @@ class Forgotten:
 
     def document(self) -> dict[str, Any]:
         """Return what is printed with --json."""
-        photos = {} if self.photos is None else {"photos": self.photos, "rows_of_the_api": self.rows}
+        photos = {} if self.photos is None else {"photos": self.photos, "api_rows": self.rows}
         return {
             **self.target, "dry_run": self.dry_run, **photos, "removed": self.removed,
             "interrupted_runs": self.held, "may_remain": self.may_remain,

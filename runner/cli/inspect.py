@@ -27,14 +27,14 @@ _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 class RunView:
     """A run: its process, its limits, and the leases that Redis has for its owner. Times in seconds, sizes in MiB.
 
-    `seconds_left` is the time until the run stops claiming jobs, 0 afterwards: it still finishes its leases.
+    `claiming_seconds_left` is the time until the run stops claiming jobs, 0 afterwards: it still finishes its leases.
     """
 
     pid: int
     owner: str
-    lists: tuple[str, ...]
-    seconds: float
-    seconds_left: float
+    queues: tuple[str, ...]
+    uptime_seconds: float
+    claiming_seconds_left: float
     max_jobs: int
     memory_mib: int
     memory_peak_mib: int
@@ -49,18 +49,18 @@ class RunView:
     def lines(self) -> Iterator[str]:
         """Yield the view as plain text."""
         limit = f" of {self.memory_limit_mib} MiB" if self.memory_limit_mib else ""
-        left = duration(self.seconds_left)
-        ending = f"claims jobs for another {left}" if self.seconds_left else "has stopped claiming jobs"
-        yield f"run of {self.owner}: process {self.pid}, up {duration(self.seconds)}, {ending}"
-        yield f"lists {', '.join(self.lists)}, at most {self.max_jobs} jobs"
+        left = duration(self.claiming_seconds_left)
+        ending = f"claims jobs for another {left}" if self.claiming_seconds_left else "has stopped claiming jobs"
+        yield f"run of {self.owner}: process {self.pid}, up {duration(self.uptime_seconds)}, {ending}"
+        yield f"queues {', '.join(self.queues)}, at most {self.max_jobs} jobs"
         yield f"memory {self.memory_mib} MiB{limit}, {self.memory_peak_mib} MiB at peak; {self.threads} threads"
         yield f"{len(self.leases)} leases"
         if self.leases:
             rows = [
-                (item.queue, item.id, str(item.attempts), duration(item.since_seconds), f"{item.due_seconds:.0f}s")
+                (item.queue, item.id, str(item.attempts), duration(item.age_seconds), f"{item.expires_in_seconds:.0f}s")
                 for item in self.leases
             ]
-            yield from columns([("LIST", "LEASE", "ATTEMPT", "AGE", "EXPIRES IN"), *rows])
+            yield from columns([("QUEUE", "LEASE", "ATTEMPT", "AGE", "EXPIRES IN"), *rows])
 
 
 def add_parser(subparsers: Any) -> None:
@@ -100,9 +100,9 @@ def view_run(pid: int | None) -> RunView:
     return RunView(
         pid=pid,
         owner=owner,
-        lists=settings.queues,
-        seconds=round(up, 1),
-        seconds_left=round(max(0.0, settings.max_seconds - up), 1),
+        queues=settings.queues,
+        uptime_seconds=round(up, 1),
+        claiming_seconds_left=round(max(0.0, settings.max_seconds - up), 1),
         max_jobs=settings.max_jobs,
         memory_mib=status["VmRSS"] * 1024 // _MIB,
         memory_peak_mib=status["VmHWM"] * 1024 // _MIB,

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from runner.cluster.status import Status, list_rows, sections
+from runner.cluster.status import Status, queue_rows, sections
 from runner.output import printable
 
 _STYLES = {
@@ -30,10 +30,10 @@ def watch(read: Callable[[], Status], interval: float) -> int:
 def draw(status: Status) -> RenderableType:
     """Return the status as a rich renderable."""
     parts: list[RenderableType] = []
-    lists = ("List", "Waiting", "In flight", "Expired", "Parked", "Dead", "Oldest lease", "Runners")
-    parts.append(_table(f"Lists at {time.strftime('%H:%M:%S')}", lists, list_rows(status)))
+    queues = ("Queue", "Waiting", "In flight", "Expired", "Parked", "Dead", "Oldest lease", "Runners")
+    parts.append(_table(f"Queues at {time.strftime('%H:%M:%S')}", queues, queue_rows(status)))
     if status.redis_error:
-        parts.append(Text(f"lists: {status.redis_error}", style="red"))
+        parts.append(Text(f"queues: {status.redis_error}", style="red"))
     if status.photos:
         parts.append(Text(printable(str(status.photos)), style="yellow" if status.photos.without_embeddings else "dim"))
     if status.photos_error:

@@ -48,7 +48,7 @@ STATUSES = ("UPLOADED", "PROCESSING", "FAILED", "READY", "NO_FACES_FOUND")
 
 EPILOG = """A photo is pushed again if no job for it exists, neither in the list nor leased, and it is
   UPLOADED or PROCESSING
-  FAILED, and its dead letter has a chosen reason: then the dead letter is requeued (see --reason)
+  FAILED, and its dead letter has a chosen error code: then the dead letter is requeued (see --code)
   READY, without embeddings of the model
 NO_FACES_FOUND photos are pushed only with --status NO_FACES_FOUND, each time: nothing tells which model saw no face.
 
@@ -81,11 +81,11 @@ def add_parser(subparsers: Any) -> None:
         "--status",
         action="append",
         choices=STATUSES,
-        help="only photos with this status; may be given again (default: all but NO_FACES_FOUND; with --reason FAILED, "
+        help="only photos with this status; may be given again (default: all but NO_FACES_FOUND; with --code FAILED, "
         "with --model READY)",
     )
     parser.add_argument(
-        "--age",
+        "--older-than",
         type=duration,
         default=900.0,
         metavar="TIME",
@@ -94,11 +94,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--album", type=identifier, metavar="ID", help="only photos of this album")
     parser.add_argument(
-        "--reason",
+        "--code",
         action="append",
-        metavar="WORD",
-        help="only failures with this reason; may be given again; unknown where no dead letter tells it (default: "
-        "every reason that is retried)",
+        metavar="CODE",
+        help="only FAILED photos with this error code; may be repeated; `unknown` selects those without a dead letter "
+        "(default: every transient error)",
     )
     parser.add_argument(
         "--model",
@@ -205,14 +205,14 @@ def _template(args: argparse.Namespace, settings: Settings) -> UrlTemplate | Non
 def _choice(args: argparse.Namespace, settings: Settings, embeddings: Database) -> Choice:
 
     known = {*reasons(), UNKNOWN_REASON}
-    if unknown := sorted(set(args.reason or ()) - known):
-        raise UsageError(f"--reason: {unknown[0]!r} is not a reason; known are {', '.join(sorted(known))}")
-    named = [*(["FAILED"] if args.reason else []), *(["READY"] if args.model is not None else [])]
+    if unknown := sorted(set(args.code or ()) - known):
+        raise UsageError(f"--code: {unknown[0]!r} is not an error code; known are {', '.join(sorted(known))}")
+    named = [*(["FAILED"] if args.code else []), *(["READY"] if args.model is not None else [])]
     statuses = args.status or named or [status for status in STATUSES if status != "NO_FACES_FOUND"]
     return Choice(
         statuses=frozenset(map(PhotoStatus, statuses)),
-        reasons=frozenset(args.reason) if args.reason else TRANSIENT_REASONS,
-        age_seconds=args.age,
+        reasons=frozenset(args.code) if args.code else TRANSIENT_REASONS,
+        age_seconds=args.older_than,
         album=args.album,
         model=_model(args.model, statuses, settings, embeddings),
         max_waiting=args.max_waiting,
@@ -347,8 +347,8 @@ _WORDS = {
     "failed": "FAILED",
     "no_embeddings": "without embeddings of the model",
     "has_job": "a job for the photo exists",
-    "other_reason": "its dead letter has a reason that was not chosen (--reason)",
-    "unknown_reason": "FAILED, and no dead letter says why (--reason unknown)",
+    "other_code": "its dead letter has an error code that was not chosen (--code)",
+    "unknown_code": "FAILED, and no dead letter says why (--code unknown)",
     "no_url": "a column that the URL needs is empty",
     "moved": "its dead letter was requeued or purged meanwhile",
 }

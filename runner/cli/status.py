@@ -13,7 +13,7 @@ from runner.cli import COMMANDS
 from runner.cli.flags import add_cluster_flags, positive_seconds
 from runner.cluster.api import Cluster
 from runner.cluster.photos import PhotoState, read_photos
-from runner.cluster.queues import read_lists
+from runner.cluster.queues import read_queues
 from runner.cluster.status import Status, lines, read_cluster
 from runner.errors import ClusterError, RunnerError
 from runner.settings import Settings
@@ -76,7 +76,7 @@ class _Source:
         """Return the status now. The errors of either half are part of it."""
         status = Status(cluster_error=self._no_cluster)
         try:
-            status.lists = read_lists(self._settings)
+            status.queues = read_queues(self._settings)
         except RunnerError as error:
             status.redis_error = error
         self._count_photos()

@@ -101,7 +101,7 @@ class DebugOutcome:
         """The outcome that the run reports (an `Outcome` of runner/worker/task.py), or failed."""
         summary = self.pod.summary if self.pod else None
         if summary and summary["claimed"]:
-            endings = ("succeeded", "gone", "dead_lettered", "released", "lost", "retried", "parked")
+            endings = ("succeeded", "photo_gone", "dead_lettered", "released", "lease_lost", "retried", "parked")
             return next((ending for ending in endings if summary.get(ending)), "unsettled")
         return "failed"
 
@@ -116,15 +116,14 @@ class DebugOutcome:
             "pod": pod.name if pod else None,
             "pod_reason": pod.reason or None if pod else None,
             "exit_code": pod.exit_code if pod else None,
-            "reason": (self.logged or {}).get("reason"),
-            "detail": (self.logged or {}).get("detail"),
+            "error": (self.logged or {}).get("error"),
             "summary": pod.summary if pod else None,
         }
 
     def line(self) -> str:
         """Return the outcome in one line."""
         logged, pod = self.logged or {}, self.pod
-        why = [str(logged.get("detail") or logged.get("reason") or "")]
+        why = [str((logged.get("error") or {}).get("message") or "")]
         if self.ending == "failed":
             why += [self.job.reason, pod.reason if pod else "the Job had no pod"]
         if (faces := logged.get("faces_found")) is not None:

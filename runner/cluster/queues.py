@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,8 +24,8 @@ _MOST_LEASES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class ListState:
-    """The state of one list. Times are seconds on Redis' clock; `runners` is owner → number of leases, highest first.
+class QueueState:
+    """The state of one queue. Times are seconds on the clock of Redis. `leases_by_runner` has the highest number first.
 
     `parked` counts the comparisons that wait for their album.
     """
@@ -32,11 +33,11 @@ class ListState:
     name: str
     waiting: int
     in_flight: int
-    due: int
-    dead: int
-    next_due_seconds: float | None
+    expired: int
+    dead_letters: int
+    next_expiry_seconds: float | None
     oldest_lease_seconds: float | None
-    runners: dict[str, int]
+    leases_by_runner: dict[str, int]
     parked: int = 0
 
 
@@ -51,8 +52,8 @@ def connection(settings: Settings) -> Iterator[Redis]:
         yield redis
 
 
-def read_lists(settings: Settings) -> list[ListState]:
-    """Return the state of every list. Raises `RedisUnreachableError` and `SettingsError`."""
+def read_queues(settings: Settings) -> list[QueueState]:
+    """Return the state of every queue. Raises `RedisUnreachableError` and `SettingsError`."""
     with connection(settings) as redis:
         return [_state(_queue(redis, name, settings)) for name in settings.queues]
 
@@ -94,21 +95,17 @@ def _queue(redis: Redis, name: str, settings: Settings) -> LeaseQueue:
     )
 
 
-def _state(queue: LeaseQueue) -> ListState:
+def _state(queue: LeaseQueue) -> QueueState:
     counts, leases = queue.counts(), queue.leased(_MOST_LEASES)
-    runners: dict[str, int] = {}
-    for lease in leases:
-        if lease.owner:
-            name = lease.owner.rpartition("/")[0]
-            runners[name] = runners.get(name, 0) + 1
-    return ListState(
+    runners = Counter(lease.owner.rpartition("/")[0] for lease in leases if lease.owner)
+    return QueueState(
         name=queue.name,
         waiting=counts.waiting,
         in_flight=counts.in_flight,
-        due=counts.due,
-        dead=counts.dead,
-        next_due_seconds=counts.next_due_seconds,
-        oldest_lease_seconds=max((lease.since_seconds for lease in leases), default=None),
-        runners=dict(sorted(runners.items(), key=lambda item: -item[1])),
+        expired=counts.expired,
+        dead_letters=counts.dead_letters,
+        next_expiry_seconds=counts.next_expiry_seconds,
+        oldest_lease_seconds=max((lease.age_seconds for lease in leases), default=None),
+        leases_by_runner=dict(runners.most_common()),
         parked=counts.parked,
     )

@@ -10,7 +10,7 @@ from runner.cli.output import columns, duration
 from runner.cluster.api import APP, NAME_LABEL, RELEASE_LABEL, Cluster, NotFoundError, Object
 from runner.cluster.objects import JobState, PodState, ScaledJobState, job_state, pod_state, scaled_job_state
 from runner.cluster.photos import PhotoState
-from runner.cluster.queues import ListState
+from runner.cluster.queues import QueueState
 from runner.errors import ClusterError, RunnerError
 
 
@@ -30,7 +30,7 @@ class ClusterState:
 class Status:
     """The state of Redis and of the cluster; for one that is missing, the error that explains it."""
 
-    lists: list[ListState] = field(default_factory=list)
+    queues: list[QueueState] = field(default_factory=list)
     redis_error: RunnerError | None = None
     photos: PhotoState | None = None
     photos_error: RunnerError | None = None
@@ -40,12 +40,12 @@ class Status:
     def document(self) -> dict[str, object]:
         """Return what is printed with --json."""
         return {
-            "queues": {state.name: {**asdict(state)} for state in self.lists},
-            "redis_error": str(self.redis_error) if self.redis_error else None,
+            "queues": {state.name: {**asdict(state)} for state in self.queues},
+            "redis_error": self.redis_error.document() if self.redis_error else None,
             "photos": asdict(self.photos) if self.photos else None,
-            "photos_error": str(self.photos_error) if self.photos_error else None,
+            "photos_error": self.photos_error.document() if self.photos_error else None,
             "cluster": asdict(self.cluster) if self.cluster else None,
-            "cluster_error": str(self.cluster_error) if self.cluster_error else None,
+            "cluster_error": self.cluster_error.document() if self.cluster_error else None,
         }
 
 
@@ -82,10 +82,10 @@ def read_cluster(cluster: Cluster, release: str | None) -> ClusterState:
 
 def lines(status: Status) -> Iterator[str]:
     """Yield the status as plain text."""
-    lists = ("LIST", "WAITING", "IN FLIGHT", "EXPIRED", "PARKED", "DEAD", "OLDEST LEASE", "RUNNERS")
-    yield from columns([lists, *list_rows(status)])
+    queues = ("QUEUE", "WAITING", "IN FLIGHT", "EXPIRED", "PARKED", "DEAD", "OLDEST LEASE", "RUNNERS")
+    yield from columns([queues, *queue_rows(status)])
     if status.redis_error:
-        yield f"lists: {status.redis_error}"
+        yield f"queues: {status.redis_error}"
     if status.photos:
         yield str(status.photos)
     if status.photos_error:
@@ -104,20 +104,20 @@ def lines(status: Status) -> Iterator[str]:
     yield from (f"  {note}" for note in cluster.notes)
 
 
-def list_rows(status: Status) -> list[Sequence[str]]:
-    """Return a row for every list."""
+def queue_rows(status: Status) -> list[Sequence[str]]:
+    """Return a row for every queue."""
     return [
         (
             state.name,
             str(state.waiting),
             str(state.in_flight),
-            str(state.due),
+            str(state.expired),
             str(state.parked),
-            str(state.dead),
+            str(state.dead_letters),
             duration(state.oldest_lease_seconds),
-            ", ".join(f"{owner} ({count})" for owner, count in state.runners.items()) or "-",
+            ", ".join(f"{owner} ({count})" for owner, count in state.leases_by_runner.items()) or "-",
         )
-        for state in status.lists
+        for state in status.queues
     ]
 
 

@@ -157,7 +157,7 @@ class _File:
             raise ImageTooManyBytesError(f"{found.st_size} bytes, {settings.max_image_bytes} allowed")
         data = self._path.read_bytes()
         self.digest = hashlib.sha256(data).digest()
-        return decode(data, max_pixels=settings.max_pixels, max_bytes=settings.max_image_bytes, memory=memory)
+        return decode(data, max_pixels=settings.max_image_pixels, max_bytes=settings.max_image_bytes, memory=memory)
 
 
 def read_image(path: Path, settings: Settings) -> NDArray[np.uint8]:
@@ -171,7 +171,7 @@ def _embed(
     """Return index → photo for those with a face, and for the others why not."""
     embedded: dict[int, Embedded] = {}
     left_out: dict[int, LeftOut] = {}
-    memory = PixelMemory(DECODING_BYTES * settings.max_pixels)
+    memory = PixelMemory(DECODING_BYTES * settings.max_image_pixels)
     waiting: deque[tuple[int, _File, Future[list[Face]]]] = deque()
 
     def finish() -> None:

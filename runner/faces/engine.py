@@ -133,7 +133,10 @@ class Engine:
                 detector, recogniser = open_models(folder, manifest, choice.chain, tuned=use_tuned)
             except ProviderError as error:
                 failures.append(f"{choice.name} could not be started ({error})")
-                logger().warning("provider failed", extra={"provider": choice.name, "detail": str(error)})
+                logger().warning(
+                    "provider failed",
+                    extra={"provider": choice.name, "error": {"code": ModelError.code, "message": str(error)}},
+                )
                 continue
             reasons = [*failures, choice.reason] if choice.reason else failures
             return cls(

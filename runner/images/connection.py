@@ -33,14 +33,16 @@ class Proxy:
 
     @classmethod
     def from_url(cls, url: str) -> Proxy:
-        """Parse RUNNER_PROXY_URL. Raises `SettingsError`, without the URL: it may contain a password."""
+        """Parse RUNNER_FETCH_PROXY_URL. Raises `SettingsError`, without the URL: it may contain a password."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port or 80
         except ValueError:
             host = None
         if not host or parts.scheme != "http":
-            raise SettingsError("RUNNER_PROXY_URL must be http://host:port, with a user and password where needed")
+            raise SettingsError(
+                "RUNNER_FETCH_PROXY_URL must be http://host:port, with a user and password where needed"
+            )
         headers = {}
         if parts.username:
             credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

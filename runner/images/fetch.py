@@ -85,10 +85,10 @@ class Fetcher:
         )
         return cls(
             limits,
-            allow_private=settings.allow_private_urls,
-            allowed_hosts=settings.allowed_hosts,
+            allow_private=settings.allow_private_addresses,
+            allowed_hosts=settings.allowed_private_hosts,
             allowed_ports=settings.allowed_ports,
-            proxy_url=settings.proxy_url,
+            proxy_url=settings.fetch_proxy_url,
             authorities=settings.image_ca,
         )
 
@@ -276,7 +276,7 @@ def _allowed(host: str) -> str:
         return urls.host_name(host)
     except ForbiddenUrlError:
         shown = "" if "@" in host else f": {host!r} is not one"  # an @ may have a password before it
-        raise SettingsError(f"RUNNER_ALLOWED_HOSTS must name hosts, without scheme and port{shown}") from None
+        raise SettingsError(f"RUNNER_ALLOWED_PRIVATE_HOSTS must name hosts, without scheme and port{shown}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -66,8 +66,8 @@ def resolve(host: str, port: int, *, allow_private: bool, seconds: float) -> lis
         address = ipaddress.ip_address(text.partition("%")[0])
         if not allow_private and ("%" in text or not is_public(address)):
             raise ForbiddenUrlError(
-                f"{host} resolves to {address}, which is not a public address: add the host to RUNNER_ALLOWED_HOSTS, "
-                "or set RUNNER_ALLOW_PRIVATE_URLS"
+                f"{host} resolves to {address}, which is not a public address: add the host to "
+                "RUNNER_ALLOWED_PRIVATE_HOSTS, or set RUNNER_ALLOW_PRIVATE_ADDRESSES"
             )
     return addresses
 

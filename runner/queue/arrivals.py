@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from runner.errors import SpottmeeError
+from runner.errors import RunnerError, SpottmeeError
 from runner.logs import logger
 from runner.queue.leases import LeaseQueue
 
@@ -65,6 +65,8 @@ class Arrivals:
         if self._closed:
             return
         self._failed = True
-        cause = str(error) if isinstance(error, SpottmeeError) else type(error).__name__
-        logger().warning("cannot wait for pushes, polling instead", extra={"queue": queue.name, "detail": cause})
+        known = error if isinstance(error, SpottmeeError) else RunnerError(type(error).__name__)
+        logger().warning(
+            "cannot wait for pushes, polling instead", extra={"queue": queue.name, "error": known.document()}
+        )
         self._wake()

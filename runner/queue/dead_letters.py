@@ -43,7 +43,7 @@ class Requeued(Enum):
     """The result of `DeadLetters.requeue`."""
 
     DONE = "requeued"
-    ABSENT = "absent"  # there is no such dead letter
+    ABSENT = "not_found"  # there is no such dead letter
     EXPIRED = "expired"  # its payload is gone
 
 

@@ -130,7 +130,7 @@ class Heartbeat:
             try:
                 self.beat()
             except RunnerError as error:  # the main thread meets it too, and handles it
-                logger().warning("heartbeat failed", extra={"reason": error.code, "detail": str(error)})
+                logger().warning("heartbeat failed", extra={"error": error.document()})
             with self._changed:
                 self._beating = False
                 self._beats += 1

@@ -73,7 +73,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The jobs of a list. `next_due_seconds` is None without leases, and 0 if one has expired.
+    """The jobs of a list. `next_expiry_seconds` is None without leases, and 0 if one has expired.
 
     `in_flight` includes retries that are not due yet. `parked` counts the comparisons that wait for their album; they
     are not in flight.
@@ -81,9 +81,9 @@ class Counts:
 
     waiting: int
     in_flight: int
-    due: int
-    dead: int
-    next_due_seconds: float | None
+    expired: int
+    dead_letters: int
+    next_expiry_seconds: float | None
     parked: int = 0
 
 
@@ -99,16 +99,15 @@ class Parked(Enum):
 class Leased:
     """A lease as others see it. `owner` is empty after a retry or a release, whose reason is `reason`.
 
-    `due_seconds` is the time until it expires, negative if it has; `since_seconds` is the time since the job left the
-    list.
+    `expires_in_seconds` is negative if it has expired; `age_seconds` is the time since the job left the list.
     """
 
     id: str
     queue: str
     owner: str
     attempts: int
-    due_seconds: float
-    since_seconds: float
+    expires_in_seconds: float
+    age_seconds: float
     reason: str
     bytes: int
 
@@ -351,8 +350,8 @@ class LeaseQueue:
                 queue=self.name,
                 owner=holder.decode().partition("#")[0],
                 attempts=int(attempts),
-                due_seconds=int(due) / 1000,
-                since_seconds=int(since) / 1000,
+                expires_in_seconds=int(due) / 1000,
+                age_seconds=int(since) / 1000,
                 reason=reason.decode(),
                 bytes=int(size),
             )

@@ -128,7 +128,7 @@ class ProcessJobs:
         leased = [lease for lease in self._queue.leased(limit=100_000) if lease.bytes <= _JOB_BYTES]
         ids = [lease.id for lease in leased]
         found |= dict.fromkeys(photo_id for photo_id in self._leased(ids) if photo_id in wanted)
-        return PhotosAtWork(tuple(found), any(lease.owner and lease.due_seconds > 0 for lease in leased))
+        return PhotosAtWork(tuple(found), any(lease.owner and lease.expires_in_seconds > 0 for lease in leased))
 
     def _waiting(self) -> Iterator[str]:
         script, end = Script(self._client, "waiting"), -1

@@ -110,7 +110,7 @@ class SelfTest:
         totals_now = read_totals(self._redis, self.name)
         self._expect("totals", (totals_now[totals.TAKEN], totals_now[totals.REQUEUES]) == (7, 1))
         counts = self._newer.counts()
-        self._expect("counts", (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0))
+        self._expect("counts", (counts.waiting, counts.in_flight, counts.dead_letters) == (0, 0, 0))
 
     def clean_up(self) -> None:
         """Remove every key, one by one: on Redis Cluster they are in different slots. The others expire."""

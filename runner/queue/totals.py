@@ -25,7 +25,7 @@ Tally: TypeAlias = Mapping[str, int]
 
 OTHER = "other"
 NO_CODE = ""
-SUCCEEDED, GONE, DEAD_LETTERED, FORGOTTEN = OUTCOMES = ("succeeded", "gone", "dead_lettered", "forgotten")
+SUCCEEDED, GONE, DEAD_LETTERED, FORGOTTEN = OUTCOMES = ("succeeded", "photo_gone", "dead_lettered", "forgotten")
 RELEASED, ALBUM_PENDING = "released", "album_pending"
 RELEASE_REASONS = (RELEASED, ALBUM_PENDING, OTHER)
 STAGES = ("fetch", "decode", "faces", "match", "store")

@@ -67,10 +67,10 @@ class Imported:
 
     rows: int = 0
     imported: int = 0
-    already_there: int = 0
+    already_imported: int = 0
     duplicates: int = 0
-    done_by_a_runner: int = 0
-    of_deleted_photos: int = 0
+    already_processed: int = 0
+    deleted_photos: int = 0
     unreadable_rows: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -211,11 +211,11 @@ class _Import:
         new = []
         for photo_id, index, vector in faces:
             if photo_id not in existing:
-                self.counts.of_deleted_photos += 1
+                self.counts.deleted_photos += 1
             elif photo_id in done:
-                self.counts.done_by_a_runner += 1
+                self.counts.already_processed += 1
             elif (photo_id, index) in there:
-                self.counts.already_there += 1
+                self.counts.already_imported += 1
             else:
                 new.append((photo_id, self._model, index, vector))
         self._insert(new)
@@ -247,4 +247,4 @@ class _Import:
             inserted = [self._embeddings.execute(insert, row) for row in rows]
         imported = sum(cursor.rowcount for cursor in inserted)
         self.counts.imported += imported
-        self.counts.already_there += len(rows) - imported  # another import was quicker
+        self.counts.already_imported += len(rows) - imported  # another import was quicker

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runner.errors import RedisRefusedError
 from runner.logs import logger
 from runner.queue import keys
 from runner.queue.scripts import refusals
@@ -167,7 +168,10 @@ class ResultStore:
         try:
             return self.confirm(job_id, [], _LOST, holds_lease=False)
         except ResponseError:  # a key of another type under the name of one result must not end every run
-            logger().warning("answer not healed", extra={"comparison": job_id, "reason": "redis_refused"})
+            logger().warning(
+                "answer not healed",
+                extra={"comparison": job_id, "error": RedisRefusedError(keys.match_result(job_id)).document()},
+            )
             return False
 
     def _replace_words(self, job_id: str, matched_ids: Sequence[str], *, holds_lease: bool) -> bytes | None:

@@ -246,12 +246,12 @@ def _advice(connection: Session, elsewhere: str, *, shared: bool) -> str:
     if shared:
         return (
             f"{found} of this installation's photos and of others: earlier versions stored both there. Stop the "
-            f"runners, make the table with `spottmee-worker migrate --new`, and copy: {statements}"
+            f"runners, make the table with `spottmee-worker migrate --ignore-other-schemas`, and copy: {statements}"
         )
     return (
         f"{found}, which earlier versions used for this URL too. If they are this installation's, let a role that "
         f'owns the tables move them to "{own}": {statements} If they are another\'s, make an empty table: '
-        "`spottmee-worker migrate --new`"
+        "`spottmee-worker migrate --ignore-other-schemas`"
     )
 
 

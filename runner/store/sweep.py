@@ -58,13 +58,13 @@ def sweep(
     if orphans and len(orphans) == swept.photos and not (allow_all or dry_run):
         raise CheckFailedError(
             f"none of the {swept.photos} photos with embeddings is in the API's table, which looks like the wrong "
-            "DATABASE_URL or ?schema=; if all of them are deleted indeed, add --all. Nothing was removed"
+            "DATABASE_URL or ?schema=; if all of them are deleted indeed, add --force. Nothing was removed"
         )
     if len(orphans) > max(MANY_PHOTOS, max_share * swept.photos) and not (allow_all or dry_run):
         raise CheckFailedError(
             f"{len(orphans)} of {swept.photos} photos with embeddings are not in the API's table, more than "
             f"{max_share:.0%} (--max-share), which looks like the wrong DATABASE_URL or ?schema=; if they are deleted "
-            "indeed, raise --max-share for one sweep, or add --all. Nothing was removed"
+            "indeed, raise --max-share for one sweep, or add --force. Nothing was removed"
         )
     for start in range(0, len(orphans), batch):
         part = orphans[start : start + batch]

@@ -64,9 +64,9 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
     def last_resort(reason: str) -> None:
         """End the process while the main thread is in a call that does not return."""
         in_flight.release(reason)
-        summary.reason = reason
+        summary.exit_reason = reason
         code = UnreachableError.exit_code if summary.unsettled or reason == "hung" else 0
-        log.error("run cut short", extra={"reason": reason, "unsettled": summary.unsettled, "exit_code": code})
+        log.error("run cut short", extra={"exit_reason": reason, "unsettled": summary.unsettled, "exit_code": code})
         _print(summary, settings)
         os._exit(code)
 
@@ -77,15 +77,15 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
         with stop:
             _work(settings, kinds, summary, stop, in_flight)
     except StoppedEarlyError:
-        summary.reason = "signal"
+        summary.exit_reason = "signal"
     except Exception as error:  # noqa: BLE001 - reported in one line, and in the summary
         known = _as_runner_error(error)
-        summary.reason, code = known.code, known.exit_code
+        summary.exit_reason, code = known.code, known.exit_code
         if stop.early:  # the signal interrupted an import, which raised an error of its own
-            summary.reason, code = "signal", 0
+            summary.exit_reason, code = "signal", 0
         else:
             log.error(  # noqa: TRY400 - the detail has the place; a traceback may hold secrets
-                "run ended", extra={"reason": known.code, "detail": str(known), "exit_code": code}
+                "run ended", extra={"error": known.document(), "exit_code": code}
             )
     _print(summary, settings)
     return code
@@ -108,7 +108,7 @@ class _Abandonment:
                     self.count_end(reason)
             except Exception as error:  # noqa: BLE001 - the run ends anyway, for another reason
                 known = _as_runner_error(error)
-                logs.logger().warning("not released", extra={"reason": known.code, "detail": str(known)})
+                logs.logger().warning("not released", extra={"error": known.document()})
 
         releasing = threading.Thread(target=work, daemon=True)
         releasing.start()
@@ -186,7 +186,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
                 leased.take_over()
         _heal(services.results, queues)
         expire = partial(_expire, redis, stop) if not settings.job else lambda: None
-        summary.reason = _run_loop(loop, engine, in_flight, expire)
+        summary.exit_reason = _run_loop(loop, engine, in_flight, expire)
 
 
 def _count_end(
@@ -202,7 +202,7 @@ def _count_end(
     if isinstance(error, Exception) and not isinstance(error, RedisUnreachableError):
         run_totals.ended("signal" if stop.early else _as_runner_error(error).code)
     elif error is None or isinstance(error, StoppedEarlyError):
-        run_totals.ended(summary.reason if error is None else "signal")
+        run_totals.ended(summary.exit_reason if error is None else "signal")
 
 
 def _when_loaded(engine: Future[Engine], run_totals: RunTotals) -> None:
@@ -241,7 +241,7 @@ def _heal(results: ResultStore, queues: Collection[str]) -> None:
     except RedisRefusedError as error:
         if COMPARISON.queue in queues:
             raise
-        logs.logger().warning("answers were not healed", extra={"reason": error.code, "detail": str(error)})
+        logs.logger().warning("answers were not healed", extra={"error": error.document()})
 
 
 def _expire(redis: Redis, stop: Stop) -> None:
@@ -257,9 +257,7 @@ def _expire(redis: Redis, stop: Stop) -> None:
     try:
         expired = expire_comparisons(redis)
     except RunnerError as error:
-        logs.logger().warning(
-            "expired comparisons were not removed", extra={"reason": error.code, "detail": str(error)}
-        )
+        logs.logger().warning("expired comparisons were not removed", extra={"error": error.document()})
         return
     if expired:
         logs.logger().warning("comparisons expired", extra={"count": expired})
@@ -350,12 +348,14 @@ def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
     """Return the decoder of the engine's threads; a thread's image is valid until it decodes the next one."""
     from runner.images.buffers import PixelMemory
 
-    memory = PixelMemory(DECODING_BYTES * settings.max_pixels)
+    memory = PixelMemory(DECODING_BYTES * settings.max_image_pixels)
 
     def decode(data: bytes) -> NDArray[uint8]:
         from runner.images.decode import decode as decode_image
 
-        return decode_image(data, max_pixels=settings.max_pixels, max_bytes=settings.max_image_bytes, memory=memory)
+        return decode_image(
+            data, max_pixels=settings.max_image_pixels, max_bytes=settings.max_image_bytes, memory=memory
+        )
 
     return decode
 

@@ -123,7 +123,7 @@ class ComparisonHandler:
             "threshold": job.threshold if job else None,
             "stored_ids": len(job.stored_ids) if job else None,
             "with_embeddings": with_embeddings,
-            "milliseconds": round((time.monotonic() - task.claimed_at) * 1000, 1),
+            "duration_ms": round((time.monotonic() - task.claimed_at) * 1000, 1),
             "error": error.document() if error else None,
         }
 

@@ -87,7 +87,7 @@ PHOTO = Kind(
 
 
 def _comparison_handler(services: Services) -> ComparisonHandler:
-    watch = AnswerWatch(services.results, seconds=services.settings.initiated_timeout_seconds)
+    watch = AnswerWatch(services.results, seconds=services.settings.result_watch_seconds)
     return ComparisonHandler(services.results, watch, services.repository, services.owns, services.album)
 
 

@@ -320,7 +320,7 @@ class WorkerLoop:
             return False
         if self._settlement.next_own_retry() is not None:
             return True
-        due = [counts.next_due_seconds for counts in (source.counts() for source in self._queues.values())]
+        due = [counts.next_expiry_seconds for counts in (source.counts() for source in self._queues.values())]
         soon = min((seconds for seconds in due if seconds is not None), default=None)
         if soon is None:
             return False

@@ -293,10 +293,9 @@ class Settlement:
                 **task.log_fields(),
                 "outcome": str(outcome),
                 "faces_found": None if task.faces is None else len(task.faces),
-                "reason": error.code if error else None,
-                "detail": str(error) if error else None,
-                "milliseconds": round((time.monotonic() - task.claimed_at) * 1000, 1),
-                "stages_ms": {name: round(seconds * 1000, 1) for name, seconds in task.stages.items()},
+                "error": error.document() if error else None,
+                "duration_ms": round((time.monotonic() - task.claimed_at) * 1000, 1),
+                "stage_ms": {name: round(seconds * 1000, 1) for name, seconds in task.stages.items()},
                 **more,
             },
         )

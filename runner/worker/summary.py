@@ -14,7 +14,7 @@ from runner.worker.task import AnyTask, Outcome
 
 @dataclass
 class Summary:
-    """The counts of one run. `seconds` is wall time; stages add up over threads, so they can exceed it."""
+    """The counts of one run. `duration_seconds` is wall time; stages add up over threads, so they can exceed it."""
 
     kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
     started: float = field(default_factory=time.monotonic)
@@ -23,7 +23,7 @@ class Summary:
     succeeded: Counter[str] = field(default_factory=Counter)  # by queue
     faces: int = 0
     stages: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
+    exit_reason: str = ""
 
     def count(self, task: AnyTask, outcome: Outcome) -> None:
         """Count a settled task: its outcome, its stages and, if it succeeded, its faces."""
@@ -47,9 +47,9 @@ class Summary:
             "unsettled": self.unsettled,
             **{kind.plural: self.succeeded[queue] for queue, kind in self.kinds.items()},
             "faces": self.faces,
-            "seconds": round(time.monotonic() - self.started, 3),
-            "stages": {name: round(seconds, 3) for name, seconds in sorted(self.stages.items())},
-            "reason": self.reason,
+            "duration_seconds": round(time.monotonic() - self.started, 3),
+            "stage_seconds": {name: round(seconds, 3) for name, seconds in sorted(self.stages.items())},
+            "exit_reason": self.exit_reason,
         }
 
     def line(self) -> str:

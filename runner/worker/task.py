@@ -33,12 +33,12 @@ class Outcome(StrEnum):
     """How a task ended, with the names of summary and log. Every settled task has exactly one."""
 
     SUCCEEDED = "succeeded"  # done and acknowledged
-    GONE = "gone"  # acknowledged without effect: the photo is not in the API's table
+    GONE = "photo_gone"  # acknowledged without effect: the photo is not in the API's table
     RETRIED = "retried"  # due again after a delay
     DEAD = "dead_lettered"  # in the dead-letter queue, its final status written
     PARKED = "parked"  # parked or deferred until photos of its album are done; the attempt is not counted
     RELEASED = "released"  # returned to the queue; the attempt is not counted
-    LOST = "lost"  # another runner has the lease
+    LOST = "lease_lost"  # another runner has the lease
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class RunTotals:
             for queue in self._queues:
                 queue.flush()
         except RunnerError as error:
-            logger().warning("run not counted", extra={"reason": error.code, "detail": str(error)})
+            logger().warning("run not counted", extra={"error": error.document()})
 
     def _carry(self, tally: Tally) -> None:
         for queue in self._queues:

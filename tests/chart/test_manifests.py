@@ -114,7 +114,7 @@ def test_keda_accepts_the_objects_of_kustomize(folder: str) -> None:
 def test_the_laptop_overlay_provides_everything_that_the_worker_needs() -> None:
     found = kustomized(LAPTOP)
     config = found["ConfigMap", "spottmee-worker"]["data"]
-    assert config == {"REDIS_URL": "redis://redis.spottmee.svc:6379/0", "RUNNER_ALLOW_PRIVATE_URLS": "true"}
+    assert config == {"REDIS_URL": "redis://redis.spottmee.svc:6379/0", "RUNNER_ALLOW_PRIVATE_ADDRESSES": "true"}
     assert ("Service", "redis") in found
     assert ("Service", "postgres") in found
     assert set(found["Secret", "spottmee-worker"]["data"]) == {"DATABASE_URL"}

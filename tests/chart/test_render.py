@@ -237,7 +237,7 @@ class TestJobs:
         pod = cron["jobTemplate"]["spec"]["template"]
         arguments = pod["spec"]["containers"][0]["args"]
         parsed = cli._parser().parse_args(arguments)
-        assert (parsed.status, parsed.age, parsed.max_waiting) == (["UPLOADED", "PROCESSING"], 3600, 50)
+        assert (parsed.status, parsed.older_than, parsed.max_waiting) == (["UPLOADED", "PROCESSING"], 3600, 50)
         given = environment(pod, objects)
         assert {"REDIS_URL", "RUNNER_PHOTO_URL"} <= set(given)
         assert {"DATABASE_URL", "EMBEDDINGS_DATABASE_URL"} <= set(variables(pod))
@@ -310,7 +310,7 @@ class TestPlacement:
         objects = rendered("gpu")
         process = scaled_jobs(objects)["process"]["spec"]["jobTargetRef"]["template"]
         loaded = settings.load(environment(process, objects) | {"DATABASE_URL": "postgresql://db/api"})
-        assert (loaded.max_image_bytes, loaded.lease_seconds, loaded.allow_private_urls) == (33554432, 45.5, False)
+        assert (loaded.max_image_bytes, loaded.lease_seconds, loaded.allow_private_addresses) == (33554432, 45.5, False)
         assert (loaded.max_jobs, loaded.batch_size, loaded.providers) == (8000, 32, ("cuda",))
 
 

@@ -240,8 +240,8 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         r"settings has RUNNER_MAX_JOBS, which the chart sets: use queues\.\*\.maxJobs instead",
     ),
     "a proxy's password in a ConfigMap": (
-        {"queues": {"process": {"settings": {"RUNNER_PROXY_URL": "http://u:hidden@proxy"}}}},
-        r"queues\.process\.settings has RUNNER_PROXY_URL, .*: give it in extraEnv, from a Secret",
+        {"queues": {"process": {"settings": {"RUNNER_FETCH_PROXY_URL": "http://u:hidden@proxy"}}}},
+        r"queues\.process\.settings has RUNNER_FETCH_PROXY_URL, .*: give it in extraEnv, from a Secret",
     ),
     "a Secret that KEDA cannot read": (
         {

@@ -93,7 +93,7 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
         "database": {"url": backends.database_url},
         # On the tests' own control plane, pods and KEDA are local processes, which reach Redis on loopback.
         "checkCluster": site.control_plane is None,
-        "settings": {"RUNNER_ALLOW_PRIVATE_URLS": True, "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
+        "settings": {"RUNNER_ALLOW_PRIVATE_ADDRESSES": True, "RUNNER_LEASE_SECONDS": 5, "RUNNER_THREADS": 1},
         "queues": {"process": {**each}, "compare": {**each}},
         "migration": {"resources": SMALL},
         "helmTest": {"scaledJobs": site.no_keda is None},

@@ -93,7 +93,7 @@ def test_a_selfie_of_megabytes_reaches_the_job_and_appears_nowhere_else(
 def test_debug_reports_why_a_job_failed(site: Site, namespace: str, release: str, backends: Backends) -> None:
     backends.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('there')")
     done = site.worker("debug", "--photo", "gone", "--url", "http://127.0.0.1:1/x.jpg", "-n", namespace)
-    assert (done.returncode, done.stdout.partition(":")[0]) == (5, "gone")
+    assert (done.returncode, done.stdout.partition(":")[0]) == (5, "photo_gone")
     done = site.worker("debug", "--photo", "there", "--url", "file:///etc/passwd", "-n", namespace)
     assert done.returncode == 5
     assert done.stdout.startswith("dead_lettered: The image URL is not one that this runner may fetch")
@@ -198,7 +198,7 @@ def test_a_job_created_from_the_template_by_hand_processes_one_job(
     selector = "batch.kubernetes.io/job-name=debug-1"
     path = "{.items[0].status.containerStatuses[0].state.terminated.message}"
     message = site.kubectl("-n", namespace, "get", "pods", "--selector", selector, "--output", f"jsonpath={path}")
-    assert (json.loads(message)["claimed"], json.loads(message)["reason"]) == (1, "max_jobs")
+    assert (json.loads(message)["claimed"], json.loads(message)["exit_reason"]) == (1, "max_jobs")
     assert backends.api.statuses() == {photos["first"]: "READY", photos["second"]: "UPLOADED"}
     site.kubectl("--namespace", namespace, "delete", "job", "debug-1")
 

@@ -21,7 +21,7 @@ from tests.faults.world import World
 
 KILLED, TERMINATED = -9, -15
 Letters = dict[str, DeadLetter]
-_ENDINGS = ("succeeded", "gone", "retried", "dead_lettered", "parked", "released", "lost")
+_ENDINGS = ("succeeded", "photo_gone", "retried", "dead_lettered", "parked", "released", "lease_lost")
 _REASONS = {
     0: {"empty", "max_jobs", "max_seconds", "signal"},
     UnreachableError.exit_code: {"redis_unreachable", "database_unreachable", "signal", "hung"},
@@ -85,7 +85,7 @@ def check(world: World, allowed: Allowed) -> Verdict:
         "dead letters": dict(Counter(str(letter.code) for found in letters.values() for letter in found.values())),
         **{
             ending: sum(runner.summary.get(ending, 0) for runner in world.scaler.runners)
-            for ending in ("succeeded", "gone", "retried", "parked", "released", "lost")
+            for ending in ("succeeded", "photo_gone", "retried", "parked", "released", "lease_lost")
         },
     }
     return verdict
@@ -188,7 +188,7 @@ def _check_runner(runner: Runner, allowed: Allowed, verdict: Verdict) -> None:
         settled = sum(summary[ending] for ending in _ENDINGS)
         verdict.expect(summary["claimed"] == settled + summary["unsettled"], f"{what}: does not add up: {summary}")
         verdict.expect(summary["unsettled"] == 0 or code != 0, f"{what}: left jobs unsettled: {summary}")
-        verdict.expect(summary["reason"] in _REASONS[code], f"{what}: unexpected reason {summary['reason']}")
+        verdict.expect(summary["exit_reason"] in _REASONS[code], f"{what}: unexpected reason {summary['exit_reason']}")
     text = runner.log.read_text("utf-8", "replace")
     verdict.expect("Traceback" not in text, f"{what}: logged a traceback: {_tail(runner)}")
 
@@ -198,12 +198,12 @@ def _check_sums(world: World, letters: dict[str, Letters], allowed: Allowed, ver
     sums = Counter[str]()
     for runner in world.scaler.runners:
         sums.update({ending: runner.summary.get(ending, 0) for ending in _ENDINGS})
-    ended, sent = sums["succeeded"] + sums["gone"] + sums["dead_lettered"], len(world.jobs)
+    ended, sent = sums["succeeded"] + sums["photo_gone"] + sums["dead_lettered"], len(world.jobs)
     verdict.expect(allowed.lossy or ended <= sent, f"{ended} jobs ended, but only {sent} were sent")
     silent = any(not runner.summary for runner in world.scaler.runners)
     # If Redis's reply is lost with the connection, the runner counts a job as lost that is in fact acknowledged.
     verdict.expect(
-        silent or allowed.lossy or ended + sums["lost"] >= sent, f"{sent} jobs were sent, but only {ended} ended"
+        silent or allowed.lossy or ended + sums["lease_lost"] >= sent, f"{sent} jobs were sent, but only {ended} ended"
     )
     dead = sum(len(found) for found in letters.values())
     verdict.expect(
@@ -244,7 +244,7 @@ def _check_run_totals(world: World, every: list[Counter[str]], allowed: Allowed,
     started = sum(found[totals.RUNS_STARTED] for found in every)
     verdict.expect(sum(ended.values()) <= started, f"{started} runs started, but more ended: {ended}")
     # A run that SIGTERM ends while it starts has not counted its start.
-    printed = Counter(runner.summary["reason"] for runner in world.scaler.runners if runner.exit_code == 0)
+    printed = Counter(runner.summary["exit_reason"] for runner in world.scaler.runners if runner.exit_code == 0)
     for reason in printed.keys() - {"signal"}:
         verdict.expect(
             allowed.lossy or ended[reason] >= printed[reason],

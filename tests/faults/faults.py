@@ -355,7 +355,7 @@ def runs_of_another_deployment(count: int) -> Fault:
             while process.poll() is None:
                 yield 0.1
             summary = json.loads(process.communicate()[0].splitlines()[-1])
-            assert not summary["gone"], f"jobs of existing photos were acknowledged as deleted: {summary}"
+            assert not summary["photo_gone"], f"jobs of existing photos were acknowledged as deleted: {summary}"
             world.seen[f"exit code {process.returncode} of another deployment's run"] += 1
             world.seen["jobs that it released"] += summary["released"]
 

@@ -30,7 +30,7 @@ def end(process: subprocess.Popen[str], seconds: float) -> Ended:
     lines = output.splitlines()
     summary = json.loads(lines[-1]) if lines else {}
     if summary:
-        outcomes = ("succeeded", "gone", "retried", "dead_lettered", "parked", "released", "lost")
+        outcomes = ("succeeded", "photo_gone", "retried", "dead_lettered", "parked", "released", "lease_lost")
         settled = sum(summary[outcome] for outcome in outcomes)
         assert summary["claimed"] == settled + summary["unsettled"]
         assert summary["unsettled"] == 0 or process.returncode != 0

@@ -82,7 +82,7 @@ def test_sigterm_during_startup_loses_no_job(world: World) -> None:
         ended = end(process, DRAIN_SECONDS + REST_SECONDS)
         # Until Python has installed a handler, the signal ends the process, which has not claimed anything yet.
         assert ended.code in (0, -15), ended.errors
-        assert ended.code == -15 or ended.summary["reason"] in ("signal", "empty", "max_jobs")
+        assert ended.code == -15 or ended.summary["exit_reason"] in ("signal", "empty", "max_jobs")
 
 
 @pytest.mark.parametrize("state", [State.REFUSED, State.UNRESPONSIVE], ids=lambda state: state.value)
@@ -100,7 +100,7 @@ def test_sigterm_ends_a_run_that_cannot_reach_a_server_at_startup(world: World, 
     assert process.poll() is None
     process.terminate()
     ended = end(process, DRAIN_SECONDS + REST_SECONDS)
-    assert (ended.code, ended.summary["reason"], ended.summary["unsettled"]) == (0, "signal", 0), ended.errors
+    assert (ended.code, ended.summary["exit_reason"], ended.summary["unsettled"]) == (0, "signal", 0), ended.errors
     # A job that was claimed before PostgreSQL was reached is released.
     assert ended.summary["claimed"] == ended.summary["released"]
     assert (ended.summary["claimed"] == 0) == (server == "redis_gate")
@@ -115,7 +115,7 @@ def test_sigterm_ends_a_run_that_has_lost_a_server(world: World, photos: list[st
     time.sleep(0.5)
     process.terminate()
     ended = end(process, DRAIN_SECONDS + REST_SECONDS)
-    assert ended.summary["reason"] == "signal"
+    assert ended.summary["exit_reason"] == "signal"
     if server == "postgres_gate":  # the leases are in Redis, which can release them
         assert ended.code == 0, ended.errors
         assert ended.summary["released"] > 0
@@ -139,7 +139,7 @@ def test_a_hung_main_thread_ends_the_run(world: World) -> None:
     fault = {"FAULT_POINT": "before_store", "FAULT_ACTION": "hang", "FAULT_SHARE": "1", "FAULT_HUNG_SECONDS": "-87"}
     ended = end(run(world, fault), 30)
     assert ended.code == UnreachableError.exit_code, ended.errors
-    assert ended.summary["reason"] == "hung"
+    assert ended.summary["exit_reason"] == "hung"
     assert ended.summary["released"] > 0
     assert ended.summary["unsettled"] == 0
 
@@ -150,7 +150,7 @@ def test_an_unresponsive_postgresql_ends_the_run(world: World, photos: list[str]
     world.postgres_gate.set(State.UNRESPONSIVE)
     ended = end(process, 30)
     assert ended.code == UnreachableError.exit_code, ended.errors
-    assert ended.summary["reason"] == "hung"
+    assert ended.summary["exit_reason"] == "hung"
     assert ended.summary["unsettled"] == 0
 
 
@@ -171,6 +171,6 @@ def test_a_photo_that_hangs_ends_the_run_and_costs_no_other_photo_an_attempt(wor
     ended = end(run(world, fault), 30)
     del world.environment["RUNNER_PHOTO_TIMEOUT_SECONDS"]
     assert ended.code == StuckError.exit_code, ended.errors
-    assert ended.summary["reason"] == "stuck"
+    assert ended.summary["exit_reason"] == "stuck"
     assert ended.summary["retried"] == 1
     assert ended.summary["unsettled"] == 0

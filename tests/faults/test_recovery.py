@@ -22,7 +22,7 @@ KINDS = ["Ada", "Ben", "nobody"]
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[World]:
-    with World(kinds(), Setup(environment={"RUNNER_INITIATED_TIMEOUT_SECONDS": "3"})) as world:
+    with World(kinds(), Setup(environment={"RUNNER_RESULT_WATCH_SECONDS": "3"})) as world:
         yield world
 
 
@@ -83,8 +83,8 @@ def test_a_run_stops_waiting_once_it_sees_that_the_owner_of_a_lease_is_alive(wor
         leases = alive.claim(5)
         heartbeat.add(leases)
         ended = run(world, RUNNER_LEASE_SECONDS="6")
-        assert (ended.code, ended.summary["claimed"], ended.summary["reason"]) == (0, 0, "empty"), ended.errors
-        assert ended.summary["seconds"] < 6
+        assert (ended.code, ended.summary["claimed"], ended.summary["exit_reason"]) == (0, 0, "empty"), ended.errors
+        assert ended.summary["duration_seconds"] < 6
         assert not alive.renew(leases)
 
 
@@ -92,8 +92,8 @@ def test_waiting_for_other_leases_is_bounded_by_the_longest_retry_delay(world: W
     world.upload(1, names=KINDS)
     dead_runner(world, "process", 3000).claim(1)
     ended = run(world, RUNNER_LEASE_SECONDS="3000", RUNNER_RETRY_MAX_SECONDS="2")
-    assert (ended.code, ended.summary["reason"]) == (0, "empty"), ended.errors
-    assert 2 <= ended.summary["seconds"] < 8
+    assert (ended.code, ended.summary["exit_reason"]) == (0, "empty"), ended.errors
+    assert 2 <= ended.summary["duration_seconds"] < 8
 
 
 def test_a_replacement_pod_of_the_same_job_takes_over_the_leases_at_once(world: World) -> None:
@@ -141,16 +141,14 @@ def test_retries_do_not_make_a_run_exceed_its_maximum_of_jobs(world: World) -> N
     ended = end(process, 60)
     world.images.answers.clear()
     assert ended.summary["succeeded"] == 4, ended.errors
-    assert ended.summary["reason"] == "max_jobs"
+    assert ended.summary["exit_reason"] == "max_jobs"
     assert world.scaler.depth("process") == (8, 0)
 
 
 def test_a_run_that_watches_a_result_key_keeps_claiming(world: World) -> None:
     world.prepare_comparisons()
     first, second = _comparison(world, "first"), _comparison(world, "second")
-    world.redis.rpush(
-        COMPARE_LIST, first
-    )  # INITIATED is never set: the key is watched for RUNNER_INITIATED_TIMEOUT_SECONDS
+    world.redis.rpush(COMPARE_LIST, first)  # INITIATED is never set: the key is watched for RUNNER_RESULT_WATCH_SECONDS
     process = world.command("run", "--queues", "compare")
     while not (world.redis.get(keys.match_result("first")) or b"").startswith(b"["):
         assert process.poll() is None, process.communicate()

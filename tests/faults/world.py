@@ -127,7 +127,7 @@ class World:
             "REDIS_URL": f"redis://127.0.0.1:{self.redis_gate.port}/0",
             "DATABASE_URL": urls["api"],
             **({"EMBEDDINGS_DATABASE_URL": urls["faces"]} if setup.separate else {}),
-            "RUNNER_ALLOW_PRIVATE_URLS": "true",
+            "RUNNER_ALLOW_PRIVATE_ADDRESSES": "true",
             "RUNNER_LOG_FORMAT": "json",
             "RUNNER_LEASE_SECONDS": "3" if self.short else "5",
             "RUNNER_RETRY_BASE_SECONDS": "0.3",

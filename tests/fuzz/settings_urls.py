@@ -17,7 +17,7 @@ VARIABLES = {
     "REDIS_URL": _REDIS,
     "DATABASE_URL": _POSTGRES,
     "EMBEDDINGS_DATABASE_URL": _POSTGRES,
-    "RUNNER_PROXY_URL": ("http",),
+    "RUNNER_FETCH_PROXY_URL": ("http",),
 }
 # Where the password stands: {p}. Nothing listens on port 1.
 _SHAPES = (

@@ -193,8 +193,8 @@ def check_setting(data: bytes) -> str:
         parse_url(settings.redis_url)
         for variable in ("DATABASE_URL", "EMBEDDINGS_DATABASE_URL"):
             Database(getattr(settings, variable.lower()), application_name="fuzz", variable=variable)
-        if settings.proxy_url:
-            Proxy.from_url(settings.proxy_url)
+        if settings.fetch_proxy_url:
+            Proxy.from_url(settings.fetch_proxy_url)
     except SettingsError as error:
         assert name in str(error)  # noqa: PT017 - both outcomes are right
         assert not any(canary in str(error) for canary in settings_urls.CANARIES), error  # noqa: PT017
@@ -206,7 +206,7 @@ def check_setting(data: bytes) -> str:
 def check_text(data: bytes) -> str:
     """Log it, tell it in an error, and put it into a table: one line each, which controls no terminal."""
     text = data.decode("utf-8", "surrogateescape")
-    fields = {"msg": "photo", "levelno": logging.INFO, "photo": text, "detail": str(FetchError(text))}
+    fields = {"msg": "photo", "levelno": logging.INFO, "photo": text, "error": FetchError(text).document()}
     record = logging.makeLogRecord(fields)
     written = [JsonFormatter({"pod": text}).format(record), TextFormatter().format(record), *columns([[text, text]])]
     for line in (*written, str(FetchError(text)), json_text({text: text})):

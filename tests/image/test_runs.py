@@ -75,7 +75,7 @@ def test_sigterm_ends_a_run_in_time_and_releases_jobs_that_had_not_started(
     ended = container.wait()
     assert time.monotonic() - sent < TERMINATION_SECONDS
     assert ended.code == 0, ended.errors
-    assert ended.summary["reason"] == "signal"
+    assert ended.summary["exit_reason"] == "signal"
     assert ended.summary["claimed"] < jobs
     assert ended.summary["claimed"] == ended.summary["succeeded"] + ended.summary["released"]
 
@@ -94,7 +94,7 @@ def test_sigterm_ends_a_run_that_waits_for_jobs(cluster: Cluster) -> None:
     container.terminate()
     sent = time.monotonic()
     ended = container.wait()
-    assert (ended.code, ended.summary["reason"], ended.summary["claimed"]) == (0, "signal", 0), ended.errors
+    assert (ended.code, ended.summary["exit_reason"], ended.summary["claimed"]) == (0, "signal", 0), ended.errors
     assert time.monotonic() - sent < TERMINATION_SECONDS
 
 

@@ -102,7 +102,7 @@ def test_comparisons_go_before_photos(service: Service, album: Album, images: Im
     job = service.api.compare(album.selfies[0].data, list(photos.values()))
     ended = service.run("--max-jobs", "3")
     assert service.api.result(job) == []
-    assert (ended.summary["comparisons"], ended.summary["photos"], ended.summary["reason"]) == (1, 2, "max_jobs")
+    assert (ended.summary["comparisons"], ended.summary["photos"], ended.summary["exit_reason"]) == (1, 2, "max_jobs")
     assert service.leftovers() == {"process waiting": 4}
 
 

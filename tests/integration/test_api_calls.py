@@ -57,7 +57,7 @@ class Play:
         self.guests: list[Guest] = []
         self._threads: list[threading.Thread] = []
         self._swept = time.monotonic()
-        environment = {**service.environment, "RUNNER_INITIATED_TIMEOUT_SECONDS": f"{WATCHED:g}"}
+        environment = {**service.environment, "RUNNER_RESULT_WATCH_SECONDS": f"{WATCHED:g}"}
         jobs = [ScaledJob("compare", 20, 2), ScaledJob("process", 20, 1)]
         self.scaler = Scaler(
             service.redis, jobs, environment={**environment, "RUNNER_THREADS": "1"}, folder=folder, polling_seconds=0.5
@@ -153,7 +153,7 @@ def test_every_guest_gets_the_whole_answer_however_late_initiated_is(play: Play)
     assert {runner.exit_code for runner in play.scaler.runners} == {0}
 
     assert play.client.call("DELETE", "albums", "party") == (200, {"deleted": len(NAMES) - 1})
-    assert play.service.command("sweep", "--all").code == 0
+    assert play.service.command("sweep", "--force").code == 0
     assert play.service.connection.execute("SELECT count(*) FROM faces").fetchone() == (0,)
 
 

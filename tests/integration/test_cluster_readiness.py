@@ -124,7 +124,7 @@ def test_doctor_asks_where_a_cluster_is_named(service: Service) -> None:
     assert checks["ScaledJobs"] == {
         "name": "ScaledJobs",
         "ok": True,
-        "finding": "party-compare READY, party-process READY",
+        "message": "party-compare READY, party-process READY",
     }
     with RecordedApi("scaled-job-not-ready") as api, kubeconfig(api.port) as config:
         ended = service.command("doctor", "-n", "recorded", "--scaled-job", "party-process", KUBECONFIG=str(config))

@@ -51,7 +51,7 @@ def test_a_debug_run_from_template_to_removal(
         deleted = [path for method, path, _ in api.requests if method == "DELETE"]
     printed = capsys.readouterr()
     outcome = json.loads(printed.out)
-    assert (outcome["outcome"], outcome["reason"]) == ("succeeded", "photo_gone")
+    assert (outcome["outcome"], outcome["error"]["code"]) == ("succeeded", "photo_gone")
     name = job["metadata"]["name"]
     assert outcome["job"] == name
     assert [path.rpartition("/")[2].partition("?")[0] for path in deleted] == [f"{name}-payload-0", name]
@@ -147,7 +147,7 @@ def test_forbidden_names_the_right_that_is_missing(
         assert main(["status", "-n", "recorded", "--json"]) == 2  # no REDIS_URL; with it, 6
     document = json.loads(capsys.readouterr().out)
     assert document["cluster"] is None
-    assert "`list jobs` is forbidden" in document["cluster_error"]
+    assert "`list jobs` is forbidden" in document["cluster_error"]["message"]
 
 
 def test_status_of_a_release(

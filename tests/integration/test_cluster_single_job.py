@@ -93,7 +93,7 @@ def test_a_payload_that_is_no_job_is_buried_not_crashed_on(service: Service, tmp
     (tmp_path / "job").write_bytes(b'{"imageUrl": 5')
     ended = service.run("--job", str(tmp_path / "job"))
     assert ended.summary["dead_lettered"] == 1
-    assert ended.lines(reason="invalid_job")
+    assert ended.lines(code="invalid_job")
 
 
 def test_a_photo_is_looked_at_locally_without_a_trace(service: Service, images: ImageServer, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_photo_is_looked_at_locally_without_a_trace(service: Service, images: 
     before = _everything(service)
     picture = tmp_path / "seen.png"
     picture.touch(0o644)
-    ended = service.command("debug", "--local", "--photo", photos[PHOTO], "--out", str(picture), "--json")
+    ended = service.command("debug", "--local", "--photo", photos[PHOTO], "--save-image", str(picture), "--json")
     assert ended.code == 0, ended.errors
     document = json.loads(ended.output)
     assert _everything(service) == before
@@ -134,7 +134,7 @@ def test_no_image_is_saved_unless_asked_for(
             env={**service.environment, "TMPDIR": str(scratch), "HOME": str(home)},
             cwd=home, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert json.loads(done.stdout)["picture"] is None
+        assert json.loads(done.stdout)["image_file"] is None
         assert json.loads(done.stdout)["faces"]
     assert [*home.rglob("*"), *scratch.rglob("*")] == []
 
@@ -150,11 +150,11 @@ def test_a_comparison_is_made_locally_without_a_trace(
     before = _everything(service)
     environment = {"REDIS_URL": "", "DATABASE_URL": "", "EMBEDDINGS_DATABASE_URL": service.environment["DATABASE_URL"]}
     out = str(tmp_path / "selfie.jpg")
-    ended = service.command("debug", "--local", "--job", payload.decode(), "--out", out, "--json", **environment)
+    ended = service.command("debug", "--local", "--job", payload.decode(), "--save-image", out, "--json", **environment)
     assert ended.code == 0, ended.errors
     document = json.loads(ended.output)
-    assert list(document["matches"]) == [photos[PHOTO]]
-    assert 0.5 < document["matches"][photos[PHOTO]] <= 1
+    assert list(document["scores"]) == [photos[PHOTO]]
+    assert 0.5 < document["scores"][photos[PHOTO]] <= 1
     assert document["with_embeddings"] == 2
     assert document["threshold"] == 0.5
     assert document["similarities"].keys() == {*photos.values()}
@@ -195,7 +195,9 @@ def test_debug_says_why_a_job_fails(service: Service, tmp_path: Path) -> None:
     flat, _ = np.zeros((64, 64, 3), np.uint8), None
     encoded = base64.b64encode(cv2.imencode(".png", flat)[1].tobytes()).decode()
     nobody = {"jobId": "c", "storedIds": [], "selfie": encoded}
-    ended = service.command("debug", "--local", "--job", json.dumps(nobody), "--out", str(tmp_path / "c.png"), "--json")
+    ended = service.command(
+        "debug", "--local", "--job", json.dumps(nobody), "--save-image", str(tmp_path / "c.png"), "--json"
+    )
     assert (ended.code, json.loads(ended.output)["error"]["code"]) == (5, "no_face_in_selfie")
 
 
@@ -219,7 +221,7 @@ def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, r
     with pytest.raises(CheckFailedError, match="no dead letter"):
         payload_of_dead_letter(redis, "never seen")
     out = str(tmp_path / "x.jpg")
-    ended = service.command("debug", "--local", "--dead", leases[0].id, "--out", out)
+    ended = service.command("debug", "--local", "--dead", leases[0].id, "--save-image", out)
     assert (ended.code, "not valid JSON" in ended.output) == (5, True)
 
 
@@ -229,8 +231,8 @@ def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, r
         [],
         ["--job", "{}", "--photo", "a"],
         ["--job", "{}", "--url", "http://x"],
-        ["--job", "{}", "--out", "x.jpg"],
-        ["--job", "{}", "--local", "--out", "x.gif"],
+        ["--job", "{}", "--save-image", "x.jpg"],
+        ["--job", "{}", "--local", "--save-image", "x.gif"],
         ["--job", "{}", "--local", "--keep"],
         ["--job", "{}", "--timeout", "0"],
         ["--job", "{}", "--timeout", "soon"],

@@ -42,17 +42,17 @@ def test_the_redis_half_stands_alone(service: Service, redis: Redis, tmp_path: P
     second.retry(second.claim(1)[0], 0, "fetch_failed")
     document = _status(service, KUBECONFIG=str(tmp_path / "none"))
     state = document["queues"]["process"]
-    assert {name: state[name] for name in ("waiting", "in_flight", "due", "dead", "runners")} == {
+    assert {name: state[name] for name in ("waiting", "in_flight", "expired", "dead_letters", "leases_by_runner")} == {
         "waiting": 3,
         "in_flight": 5,
-        "due": 1,
-        "dead": 1,
-        "runners": {"job-b/pod-b": 3, "job-a/pod-a": 1},
+        "expired": 1,
+        "dead_letters": 1,
+        "leases_by_runner": {"job-b/pod-b": 3, "job-a/pod-a": 1},
     }
     assert 0 <= state["oldest_lease_seconds"] < 60
     assert document["queues"]["compare"]["waiting"] == 0
     assert document["cluster"] is None
-    assert "kubeconfig" in document["cluster_error"]
+    assert "kubeconfig" in document["cluster_error"]["message"]
 
 
 def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) 
     ended = service.command("status", KUBECONFIG=str(tmp_path / "none"))
     lines = ended.output.splitlines()
     assert lines[0].split() == [
-        "LIST",
+        "QUEUE",
         "WAITING",
         "IN",
         "FLIGHT",
@@ -82,7 +82,7 @@ def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: P
     away = service.command(
         "status", REDIS_URL="redis://127.0.0.1:1/0", KUBECONFIG=none, RUNNER_CONNECT_TIMEOUT_SECONDS="0.1"
     )
-    assert (away.code, "lists: Redis is unavailable" in away.output) == (75, True)
+    assert (away.code, "queues: Redis is unavailable" in away.output) == (75, True)
     unset = service.command("status", REDIS_URL="", KUBECONFIG=none)
     assert (unset.code, "REDIS_URL is missing" in unset.output) == (2, True)
 
@@ -90,7 +90,7 @@ def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: P
 def test_a_cluster_that_was_asked_for_and_is_not_there_is_an_error(service: Service, tmp_path: Path) -> None:
     ended = service.command("status", "--context", "nowhere", KUBECONFIG=str(tmp_path / "none"))
     assert ended.code == 6
-    assert ended.output.startswith("LIST")
+    assert ended.output.startswith("QUEUE")
 
 
 def test_watching_in_a_pipe_repeats_plain_lines(service: Service, tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_inspect_shows_what_a_run_holds(service: Service, redis: Redis) -> None:
     view = json.loads(ended.output)
     assert view["owner"].startswith("job-x/")
     assert view["max_jobs"] == 7  # the run's environment counts, not that of the command, where it may be read
-    assert 0 < view["seconds_left"] < 100
+    assert 0 < view["claiming_seconds_left"] < 100
     assert 20 < view["memory_mib"] <= view["memory_peak_mib"] < 2000
     assert [(lease["queue"], lease["attempts"]) for lease in view["leases"]] == [("process", 1)] * 3
-    assert all(0 < lease["due_seconds"] <= 30 for lease in view["leases"])
+    assert all(0 < lease["expires_in_seconds"] <= 30 for lease in view["leases"])
     assert "3 leases" in text.output
 
 

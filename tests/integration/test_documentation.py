@@ -86,7 +86,7 @@ def reader(checkout: Path, photo: bytes, redis_url: str, dead_id: str, empty_dat
         "LANG": "C.UTF-8",
         "REDIS_URL": redis_url,
         "DATABASE_URL": empty_database_url,
-        "RUNNER_ALLOWED_HOSTS": "127.0.0.1",
+        "RUNNER_ALLOWED_PRIVATE_HOSTS": "127.0.0.1",
         "RUNNER_ALLOWED_PORTS": "1024-65535",
     }
     with ImageServer({"party.jpg": photo}) as server:

@@ -286,7 +286,7 @@ def test_a_run_with_a_damaged_pack_exits_with_4(service: Service, copy: Path, da
                 photo = service.api.upload({"photo.jpg": images.url("photo.jpg")})["photo.jpg"]
             ended = service.command("run", RUNNER_MODEL_DIR=str(copy))
             assert ended.code == 4, ended.errors
-            assert ended.summary["reason"] == "model"
+            assert ended.summary["exit_reason"] == "model"
             assert "Traceback" not in ended.errors
         service.run()
     assert service.status(photo) == "READY"
@@ -297,21 +297,21 @@ def test_doctor_reports_the_pack_and_the_provider(service: Service, copy: Path) 
     assert service.command("migrate").code == 0
     fine = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in fine}
-    assert findings["model"]["finding"] == "buffalo_sc (w600k_mbf), unchanged since it was baked"
-    assert findings["hardware"]["finding"].startswith(
+    assert findings["model"]["message"] == "buffalo_sc (w600k_mbf), unchanged since it was baked"
+    assert findings["hardware"]["message"].startswith(
         "cpu (this onnxruntime does not have tensorrt or cuda), 2 crops per call"
     )
-    assert findings["hardware"]["finding"].endswith(f", {'tuned graphs' if TUNED else 'portable graphs'}")
+    assert findings["hardware"]["message"].endswith(f", {'tuned graphs' if TUNED else 'portable graphs'}")
     change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
     found = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in found}
-    assert "portable graphs, which load 20 ms more slowly" in findings["hardware"]["finding"]
-    assert findings["hardware"]["finding"].endswith("(onnxruntime 1.0, x86-64, blocks of 8)")
+    assert "portable graphs, which load 20 ms more slowly" in findings["hardware"]["message"]
+    assert findings["hardware"]["message"].endswith("(onnxruntime 1.0, x86-64, blocks of 8)")
     change_manifest(copy, lambda document: document.update(versions={"onnxruntime": "1.0"}, form="plain"))
     found = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in found}
-    assert "verified with other versions than these (onnxruntime " in findings["model"]["finding"]
-    assert findings["hardware"]["finding"].endswith("; the pack was baked plain; quick is faster on cpu")
+    assert "verified with other versions than these (onnxruntime " in findings["model"]["message"]
+    assert findings["hardware"]["message"].endswith("; the pack was baked plain; quick is faster on cpu")
     changed_byte(copy)
     failed = service.command("doctor", RUNNER_MODEL_DIR=str(copy))
     assert failed.code == 4

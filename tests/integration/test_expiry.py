@@ -69,7 +69,7 @@ def test_a_parked_comparison_is_woken_at_its_timeout_and_ends_after_an_hour(serv
     assert queue.counts().parked == 1
     later(redis, 1)
     assert expire_comparisons(redis) == 0
-    assert (queue.counts().parked, queue.counts().due) == (0, 1)
+    assert (queue.counts().parked, queue.counts().expired) == (0, 1)
     later(redis, HOUR - 600)
     assert expire_comparisons(redis) == 1
     assert (redis.get("match-result:parked"), where_selfies_are(redis)) == (b"[]", set())
@@ -126,8 +126,8 @@ def test_a_working_run_processes_old_comparisons(service: Service) -> None:
     push(redis, [comparison("c1")], "compare")
     expire_comparisons(redis)
     later(redis, 2 * HOUR)
-    ended = service.run(RUNNER_INITIATED_TIMEOUT_SECONDS="0")
-    assert ended.lines(comparison="c1", reason="image_undecodable")
+    ended = service.run(RUNNER_RESULT_WATCH_SECONDS="0")
+    assert ended.lines(comparison="c1", code="image_undecodable")
     assert not ended.lines(event="comparisons expired")
 
 
@@ -304,7 +304,7 @@ def test_every_key_that_ever_holds_a_selfie_is_bounded(service: Service) -> None
     check()
     letters.requeue(dead.id)
     check()
-    service.run(RUNNER_MAX_JOBS="1", RUNNER_INITIATED_TIMEOUT_SECONDS="0")
+    service.run(RUNNER_MAX_JOBS="1", RUNNER_RESULT_WATCH_SECONDS="0")
     check()
     assert seen >= bounded_by_expiry
     assert any("dead:payload" in key for key in seen)

@@ -136,7 +136,7 @@ def test_only_hosts_of_the_allow_list_may_be_private(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("host", ["http://images.test", "images.test:80", "user@images.test", "*.images.test", "a b"])
 def test_entries_of_the_allow_list_must_be_hosts(host: str) -> None:
-    with pytest.raises(SettingsError, match="RUNNER_ALLOWED_HOSTS"):
+    with pytest.raises(SettingsError, match="RUNNER_ALLOWED_PRIVATE_HOSTS"):
         fetcher(hosts=(host,))
 
 
@@ -304,7 +304,7 @@ def test_ssrf_protection_holds_with_a_proxy(untouched: Web, monkeypatch: pytest.
     "url", ["socks5://h:1", "https://h:1", "h:1", "http://", "http://:secret@/", "http://h:secret/"]
 )
 def test_a_malformed_proxy_url_is_refused_without_repeating_it(url: str) -> None:
-    with pytest.raises(SettingsError, match="RUNNER_PROXY_URL") as caught:
+    with pytest.raises(SettingsError, match="RUNNER_FETCH_PROXY_URL") as caught:
         fetcher(proxy=url)
     assert "secret" not in str(caught.value)
 

@@ -89,7 +89,7 @@ def test_a_photo_is_removed_wherever_its_job_is(service: Service) -> None:
     ended = service.command("forget", "--photo", "p1", "--yes", "--json")
     assert removed(ended) == {"waiting_jobs": 1, "leases": 2, "dead_letters": 1, "faces": 0}
     document = json.loads(ended.output)
-    assert (document["photo"], document["interrupted_runs"], document["rows_of_the_api"]) == ("p1", 1, 1)
+    assert (document["photo"], document["interrupted_runs"], document["api_rows"]) == ("p1", 1, 1)
     assert any("append-only file" in place for place in document["may_remain"])
     assert any("backups" in place for place in document["may_remain"])
     assert where(service, b'"p1"') == set()
@@ -167,7 +167,7 @@ def test_an_album_with_its_embeddings(service: Service, images: ImageServer) -> 
     assert service.faces(gone[CLEO]) == 2
     ended = service.command("forget", "--album", "a1", "--yes", "--json")
     assert removed(ended) == removed(dry)
-    assert (json.loads(ended.output)["photos"], json.loads(ended.output)["rows_of_the_api"]) == (3, 2)
+    assert (json.loads(ended.output)["photos"], json.loads(ended.output)["api_rows"]) == (3, 2)
     assert (service.faces(gone[CLEO]), service.faces(kept[CLEO])) == (0, 2)
     assert service.leftovers() == {"process waiting": 1}
 
@@ -206,7 +206,7 @@ def test_a_run_stores_nothing_of_a_photo_that_is_forgotten_meanwhile(
         output, errors = run.communicate(timeout=60)
     assert run.returncode == 0, errors
     summary = json.loads(output)
-    assert (summary["lost"], summary["succeeded"]) == (1, 1)
+    assert (summary["lease_lost"], summary["succeeded"]) == (1, 1)
     assert (service.faces(photos["slow"]), service.faces(photos["quick"])) == (0, 2)
     assert service.leftovers() == {}
     assert where(service, photos["slow"].encode()) == set()
@@ -220,20 +220,20 @@ def test_a_run_that_watches_an_answer_does_not_write_it_again(
     selfie = base64.b64encode(album.selfies[0].data).decode()
     payload = {"jobId": "guest-1", "storedIds": list(photos.values()), "selfie": selfie}
     push(service.redis, [json.dumps(payload).encode()], "compare")  # and no INITIATED: the run waits for it
-    run = service.start("run", RUNNER_INITIATED_TIMEOUT_SECONDS="5")
+    run = service.start("run", RUNNER_RESULT_WATCH_SECONDS="5")
     wait_for(lambda: service.redis.exists(keys.match_result_detail("guest-1")))
     ended = service.command("forget", "--comparison", "guest-1", "--yes", "--json")
     assert (removed(ended)["leases"], removed(ended)["results"]) == (1, 2)
     output, errors = run.communicate(timeout=60)
     assert run.returncode == 0, errors
-    assert json.loads(output)["lost"] == 1
+    assert json.loads(output)["lease_lost"] == 1
     assert where(service, b"guest-1") == set()
 
 
 def test_a_late_initiated_is_all_that_is_left_of_a_forgotten_comparison(service: Service, album: Album) -> None:
     payload = {"jobId": "guest-1", "storedIds": [], "selfie": base64.b64encode(album.selfies[0].data).decode()}
     push(service.redis, [json.dumps(payload).encode()], "compare")
-    run = service.start("run", RUNNER_INITIATED_TIMEOUT_SECONDS="4")
+    run = service.start("run", RUNNER_RESULT_WATCH_SECONDS="4")
     wait_for(lambda: service.redis.exists(keys.match_result_detail("guest-1")))
     assert service.command("forget", "--comparison", "guest-1", "--yes").code == 0
     service.redis.set(keys.match_result("guest-1"), "INITIATED")

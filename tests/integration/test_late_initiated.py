@@ -24,11 +24,11 @@ def _job(job_id: str = JOB) -> bytes:
 
 
 def _answered_unwatched(service: Service) -> None:
-    service.run(RUNNER_INITIATED_TIMEOUT_SECONDS="0")
+    service.run(RUNNER_RESULT_WATCH_SECONDS="0")
 
 
 def _ended_while_watching(service: Service) -> None:
-    run = service.start("run", RUNNER_INITIATED_TIMEOUT_SECONDS="60")
+    run = service.start("run", RUNNER_RESULT_WATCH_SECONDS="60")
     wait_for(lambda: service.redis.get(keys.match_result(JOB)) == ANSWER)
     run.send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=30)
@@ -69,7 +69,7 @@ def test_photos_are_processed_where_the_answers_of_comparisons_cannot_be_read(se
     service.redis.set(keys.unconfirmed(), "of another type")
     ended = service.command("run", "--queues", "process")
     assert ended.code == 0, ended.errors
-    assert ended.lines(event="answers were not healed", reason="redis_refused")
+    assert ended.lines(event="answers were not healed", code="redis_refused")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def reader(tmp_path: Path, redis_url: str, empty_database_url: str, images: Imag
         "LANG": "C.UTF-8",
         "REDIS_URL": redis_url,
         "DATABASE_URL": f"{empty_database_url}?schema=public",
-        "RUNNER_ALLOW_PRIVATE_URLS": "true",
+        "RUNNER_ALLOW_PRIVATE_ADDRESSES": "true",
     }
     template = "https://storage.googleapis.com/BUCKET/albums/{album_id}/{normalized_name}"
     return Reader(tmp_path, environment, {template: images.url("{normalized_name}")})

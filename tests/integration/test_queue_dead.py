@@ -108,10 +108,10 @@ def test_list_prints_json(dead: Dead, letters: dict[str, list[str]]) -> None:
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        ([], 5), (["--queue", "process"], 3), (["--reason", "image_missing"], 2), (["--reason", "nothing"], 0),
-        (["--reason", "image_missing", "--reason", "fetch_timeout"], 3), (["--newer", "100s"], 2),
-        (["--older", "100s"], 3), (["--older", "2m", "--newer", "0.1h"], 3), (["--older", "7d"], 0),
-        (["--limit", "0"], 5), (["--limit", "2"], 2), (["--queue", "compare", "--newer", "1m"], 1),
+        ([], 5), (["--queue", "process"], 3), (["--code", "image_missing"], 2), (["--code", "nothing"], 0),
+        (["--code", "image_missing", "--code", "fetch_timeout"], 3), (["--newer-than", "100s"], 2),
+        (["--older-than", "100s"], 3), (["--older-than", "2m", "--newer-than", "0.1h"], 3), (["--older-than", "7d"], 0),
+        (["--limit", "0"], 5), (["--limit", "2"], 2), (["--queue", "compare", "--newer-than", "1m"], 1),
     ],
 )  # fmt: skip
 def test_filters_select_dead_letters(
@@ -168,7 +168,7 @@ def test_requeue_by_id_appends_the_job(dead: Dead, redis: Redis, letters: dict[s
     push(redis, [b"already here"])
     done = dead("requeue", letters["process"][1], letters["process"][0], "--json")
     assert json.loads(done.stdout) == {
-        "requeued": 2, "dry_run": False, "letters": dict.fromkeys(letters["process"][:2], "requeued"),
+        "requeued": 2, "dry_run": False, "dead_letters": dict.fromkeys(letters["process"][:2], "requeued"),
     }  # fmt: skip
     assert places(redis).waiting == [b"already here", process_payload(0), process_payload(1)]
     assert list(places(redis).dead) == [letters["process"][2]]
@@ -176,10 +176,10 @@ def test_requeue_by_id_appends_the_job(dead: Dead, redis: Redis, letters: dict[s
 
 
 def test_requeue_by_filter_or_all_appends_every_match(dead: Dead, redis: Redis, letters: dict[str, list[str]]) -> None:
-    dry = dead("requeue", "--reason", "image_missing", "--dry-run")
+    dry = dead("requeue", "--code", "image_missing", "--dry-run")
     assert (dry.returncode, dry.stdout) == (0, b"2 of 2 dead letters would be requeued\n")
     assert len(places(redis).dead) == 3
-    assert dead("requeue", "--reason", "image_missing", "--limit", "1").stdout == b"1 of 1 dead letters requeued\n"
+    assert dead("requeue", "--code", "image_missing", "--limit", "1").stdout == b"1 of 1 dead letters requeued\n"
     assert places(redis).waiting == [process_payload(0)], "the oldest first"
     assert dead("requeue", "--all", "--queue", "process").stdout == b"2 of 2 dead letters requeued\n"
     assert places(redis).dead == {}
@@ -212,7 +212,7 @@ def test_purge_without_a_terminal_requires_yes(dead: Dead, redis: Redis, letters
     assert dead("purge", "--all", "--dry-run").stdout == b"5 of 5 dead letters would be purged\n"
     done = dead("purge", "--yes", "--json", letters["process"][0], "nothing")
     assert done.returncode == 5
-    assert json.loads(done.stdout)["letters"] == {letters["process"][0]: "purged", "nothing": "absent"}
+    assert json.loads(done.stdout)["dead_letters"] == {letters["process"][0]: "purged", "nothing": "not_found"}
     assert dead("purge", "--yes", "--all").stdout == b"4 of 4 dead letters purged\n"
     assert not list(redis.scan_iter("*:dead*")), "nothing is left of them"
 
@@ -241,11 +241,12 @@ def test_purge_asks_on_a_terminal(
 @pytest.mark.parametrize(
     "arguments",
     [
-        [], ["nonsense"], ["list", "--queue", "other"], ["list", "--older", "soon"], ["list", "--older", "-1s"],
-        ["list", "--newer", "5"], ["list", "--limit", "-1"], ["list", "--limit", "x"], ["show"], ["requeue"],
-        ["purge"], ["purge", "--queue", "process"], ["requeue", "--all", "some-id"], ["requeue", "--limit", "5"],
-        ["requeue", "--all", "--reason", "x"], ["requeue", "some-id", "--older", "1s"], ["show", "a", "b", "--payload"],
-        ["show", "a", "--payload", "--json"], ["list", "--limit", "99999999999999999999"],
+        [], ["nonsense"], ["list", "--queue", "other"], ["list", "--older-than", "soon"],
+        ["list", "--older-than", "-1s"], ["list", "--newer-than", "5"], ["list", "--limit", "-1"],
+        ["list", "--limit", "x"], ["list", "--limit", "99999999999999999999"], ["show"], ["requeue"], ["purge"],
+        ["purge", "--queue", "process"], ["requeue", "--all", "some-id"], ["requeue", "--limit", "5"],
+        ["requeue", "--all", "--code", "x"], ["requeue", "some-id", "--older-than", "1s"],
+        ["show", "a", "b", "--payload"], ["show", "a", "--payload", "--json"],
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_without_a_traceback(
@@ -261,7 +262,7 @@ def test_bad_input_is_refused_without_a_traceback(
 
 @pytest.mark.parametrize("action", ["requeue", "purge"])
 def test_arguments_are_checked_before_redis_is_asked(dead: Dead, action: str) -> None:
-    for arguments in ([], ["--all", "some-id"], ["--all", "--reason", "x"], ["some-id", "--older", "1s"]):
+    for arguments in ([], ["--all", "some-id"], ["--all", "--code", "x"], ["some-id", "--older-than", "1s"]):
         assert dead(action, *arguments, url="redis://127.0.0.1:1").returncode == 2
 
 
@@ -324,7 +325,7 @@ def test_dead_letters_are_requeued_safely_while_runners_work(dead: Dead, redis: 
         thread.start()
     try:
         for _ in range(4):
-            done = dead("requeue", "--reason", "image_missing")
+            done = dead("requeue", "--code", "image_missing")
             assert done.returncode == 0, done.stderr
     finally:
         stop.set()

@@ -450,7 +450,7 @@ class QueueMachine(RuleBasedStateMachine):
     def the_queue_tells_the_same(self) -> None:
         counts = self.processes[0].queue.counts()
         due = [job for job in self._leased() if job.due <= self.now]
-        actual = (counts.waiting, counts.in_flight, counts.due, counts.dead, counts.parked)
+        actual = (counts.waiting, counts.in_flight, counts.expired, counts.dead_letters, counts.parked)
         assert actual == (
             len(self.waiting), len(self._leased()), len(due), len(self._dead()), len(self._announced()),
         )  # fmt: skip

@@ -54,7 +54,11 @@ def test_a_given_job_that_fails_leaves_no_dead_letter(service: Service, tmp_path
     job = tmp_path / "job.json"
     job.write_bytes(payload)
     ended = service.run("--job", str(job))
-    assert (ended.summary["claimed"], ended.summary["dead_lettered"], ended.summary["reason"]) == (1, 1, "max_jobs")
+    assert (ended.summary["claimed"], ended.summary["dead_lettered"], ended.summary["exit_reason"]) == (
+        1,
+        1,
+        "max_jobs",
+    )
     assert _private_keys(service.redis) == []
     assert service.leftovers() == {}
 
@@ -73,5 +77,5 @@ def test_a_signal_drops_the_given_job(service: Service, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert json.loads(output.splitlines()[-1])["reason"] == "signal"
+    assert json.loads(output.splitlines()[-1])["exit_reason"] == "signal"
     assert _private_keys(service.redis) == []

@@ -31,8 +31,8 @@ def test_a_claim_moves_jobs_and_counts_the_attempt(redis: Redis) -> None:
     now = places(redis)
     assert (now.waiting, sorted(now.leased.values())) == ([b"three"], [b"one", b"two"])
     counts = queue.counts()
-    assert counts == Counts(1, 2, 0, 0, counts.next_due_seconds)
-    assert 29 < (counts.next_due_seconds or 0) <= 30
+    assert counts == Counts(1, 2, 0, 0, counts.next_expiry_seconds)
+    assert 29 < (counts.next_expiry_seconds or 0) <= 30
     assert queue.claim(0) == []
     assert queue.claim(-1) == []
 
@@ -68,7 +68,7 @@ def test_a_late_settlement_counts_while_nobody_else_has_the_job(redis: Redis) ->
     lease = queue.claim(1)[0]
     pass_time(redis, 31)
     assert queue.renew([lease]) == []
-    assert queue.counts().due == 0
+    assert queue.counts().expired == 0
     pass_time(redis, 31)
     assert queue.acknowledge(lease) is True
     assert places(redis).all == []
@@ -96,7 +96,7 @@ def test_a_retry_waits_without_a_holder(redis: Redis) -> None:
     assert queue.claim(1) == []
     (row,) = queue.leased()
     assert (row.id, row.owner, row.reason, row.attempts, row.bytes) == (lease.id, "", "fetch_failed", 1, 3)
-    assert 11 < row.due_seconds <= 12
+    assert 11 < row.expires_in_seconds <= 12
     pass_time(redis, 12)
     assert [again.attempts for again in queue.claim(1)] == [2]
 
@@ -120,7 +120,7 @@ def test_the_longest_retry_is_within_the_horizon(redis: Redis) -> None:
     push(redis, [b"one"])
     queue = queue_of(redis, "a")
     queue.retry(queue.claim(1)[0], 10**9, "x")
-    assert queue.leased()[0].due_seconds <= leases_module.HORIZON_SECONDS
+    assert queue.leased()[0].expires_in_seconds <= leases_module.HORIZON_SECONDS
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
@@ -179,7 +179,7 @@ def test_old_dead_letters_are_removed_by_the_next_dead_letter_or_claim(redis: Re
     queue.dead_letter(old, "x", "")
     month = 30 * 86_400_000
     redis.zincrby(keys.dead_index(NAME), -month - 1000, old.id)
-    assert queue.counts().dead == 0
+    assert queue.counts().dead_letters == 0
     assert list(letters.all()) == []
     if cleaner == "dead_letter":
         queue.dead_letter(new, "x", "")
@@ -273,9 +273,9 @@ def test_a_clock_set_back_delays_no_lease_beyond_the_horizon(redis: Redis) -> No
     dead.claim(1)
     pass_time(redis, -86_400)
     dead_lease = other.leased()[0]
-    assert dead_lease.due_seconds > 86_400
+    assert dead_lease.expires_in_seconds > 86_400
     assert [lease.payload for lease in other.claim(2)] == [b"two"]
-    assert all(row.due_seconds <= 30 for row in other.leased())
+    assert all(row.expires_in_seconds <= 30 for row in other.leased())
     pass_time(redis, 31)
     assert b"one" in [lease.payload for lease in other.claim(2)]
 
@@ -287,7 +287,7 @@ def test_a_live_runner_keeps_its_lease_when_the_clock_is_set_back(redis: Redis) 
     pass_time(redis, -86_400)
     other.claim(1)
     assert queue.renew([lease]) == []
-    assert 29 < queue.leased()[0].due_seconds <= 30
+    assert 29 < queue.leased()[0].expires_in_seconds <= 30
     assert queue.acknowledge(lease) is True
 
 

@@ -104,7 +104,7 @@ def test_doctor_names_every_missing_right_and_changes_nothing(service: Service, 
     ended = service.command("doctor", "--json", REDIS_URL=limited_url)
     (check,) = [check for check in json.loads(ended.output) if check["name"] == "Redis"]
     assert (ended.code, check["ok"]) == (2, False)
-    assert "grant +hset +zadd (ACL in docs/reference/redis-keys.md)" in check["finding"]
+    assert "grant +hset +zadd (ACL in docs/reference/redis-keys.md)" in check["message"]
     assert sorted(service.redis.keys()) == before
 
 

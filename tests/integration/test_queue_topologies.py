@@ -93,7 +93,7 @@ def play(client: Any) -> None:
         assert queue.acknowledge(left) is False
         assert next_.acknowledge_many(found) == set()
         counts = next_.counts()
-        assert (counts.waiting, counts.in_flight, counts.dead) == (0, 0, 0)
+        assert (counts.waiting, counts.in_flight, counts.dead_letters) == (0, 0, 0)
         push(client, [b"old 1", b"old 2"], name)
         expiry = Expiry(client, name, seconds=0)
         assert [expiry.remove(job, "expired", "") for job in expiry.find()] == [True, True]
@@ -398,7 +398,7 @@ def test_an_operation_whose_reply_is_lost_is_answered_when_it_is_sent_again(oper
             assert queue.counts().in_flight == 2
         elif operation in ("requeue", "purge"):
             assert getattr(letters, operation)(leases[0].id) in (True, Requeued.DONE)
-            assert queue.counts().dead == 0
+            assert queue.counts().dead_letters == 0
             assert queue.counts().waiting == (3 if operation == "requeue" else 2)
         else:
             more = {"retry": (5, "x"), "dead_letter": ("x", "")}.get(operation, ())

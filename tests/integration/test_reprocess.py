@@ -124,11 +124,11 @@ def test_photos_with_a_job_anywhere_and_young_ones_are_left_alone(service: Servi
     service.api.delete("orphan of a deleted row")
     document = reprocess(service)
     assert document["skipped"] == {
-        "has_job": 4, "other_reason": 1, "unknown_reason": 1, "no_url": 0, "moved": 0,
+        "has_job": 4, "other_reason": 1, "unknown_code": 1, "no_url": 0, "moved": 0,
     }  # fmt: skip
     assert waiting(service) == ["waiting", "orphan"]
     assert reprocess(service)["pushed"] == 0, "it has a job now"
-    assert reprocess(service, "--age", "5m")["pushed"] == 1
+    assert reprocess(service, "--older-than", "5m")["pushed"] == 1
     assert waiting(service) == ["waiting", "orphan", "young"]
 
 
@@ -140,14 +140,14 @@ def test_photos_with_a_job_anywhere_and_young_ones_are_left_alone(service: Servi
         (["--status", "PROCESSING", "--status", "UPLOADED"], {"uploaded", "processing"}, set()),
         (["--status", "FAILED"], set(), {"slow"}),
         (["--status", "NO_FACES_FOUND"], {"nobody"}, set()),
-        (["--reason", "image_missing"], set(), {"missing"}),
-        (["--reason", "image_missing", "--reason", "fetch_timeout"], set(), {"missing", "slow"}),
-        (["--reason", "unknown"], {"failed"}, set()),
+        (["--code", "image_missing"], set(), {"missing"}),
+        (["--code", "image_missing", "--code", "fetch_timeout"], set(), {"missing", "slow"}),
+        (["--code", "unknown"], {"failed"}, set()),
         (["--model", MODEL], {"old model"}, set()),
         (["--model", "older"], {"current"}, set()),
         (["--album", "a2"], {"processing"}, set()),
         (["--album", "nothing"], set(), set()),
-        (["--age", "2h"], {"processing"}, set()),
+        (["--older-than", "2h"], {"processing"}, set()),
         (["--limit", "1", "--status", "UPLOADED", "--status", "PROCESSING"], {"processing"}, set()),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -181,7 +181,7 @@ def test_photos_are_processed_in_the_end_and_then_left_alone(service: Service, i
     photos |= service.api.upload({"lost": images.url(CLEO)})
     service.redis.delete(PROCESS)
     service.connection.execute("UPDATE \"Photo\" SET normalized_name = %s WHERE original_name = 'lost'", (CLEO,))
-    arguments = ("--age", "0s", "--url", images.url("{normalized_name}"))
+    arguments = ("--older-than", "0s", "--url", images.url("{normalized_name}"))
     assert reprocess(service, *arguments)["chosen"] == {"orphaned": 1, "failed": 0, "no_embeddings": 2}
     service.run()
     assert set(service.api.statuses().values()) <= {"READY", "NO_FACES_FOUND"}
@@ -197,13 +197,13 @@ def test_a_photo_fails_for_a_while_and_is_processed_after_all(service: Service, 
         service.run()
         assert service.status(photos["x"]) == "FAILED"
         files["x"] = data
-        document = reprocess(service, "--age", "0s")
+        document = reprocess(service, "--older-than", "0s")
         assert (document["requeued"], document["chosen"]["failed"]) == (1, 1)
         service.redis.delete(PROCESS)
         # Its dead letter is gone with the job; nobody knows any more why it failed.
-        assert reprocess(service, "--age", "0s")["skipped"]["unknown_reason"] == 1
+        assert reprocess(service, "--older-than", "0s")["skipped"]["unknown_code"] == 1
         url = server.url("{normalized_name}")
-        assert reprocess(service, "--age", "0s", "--reason", "unknown", "--url", url)["pushed"] == 1
+        assert reprocess(service, "--older-than", "0s", "--code", "unknown", "--url", url)["pushed"] == 1
         service.run()
     assert (service.status(photos["x"]), service.faces(photos["x"])) == ("READY", 2)
 
@@ -294,7 +294,7 @@ def test_an_operator_may_requeue_dead_letters_at_the_same_time(service: Service)
     for photo_id in ids:
         bury(service.redis, photo_id, "fetch_failed")
     with (
-        service.start("reprocess", "--url", URL, "--reason", "fetch_failed", "--reason", "unknown") as one,
+        service.start("reprocess", "--url", URL, "--code", "fetch_failed", "--code", "unknown") as one,
         service.start("dead", "requeue", "--all") as other,
     ):
         for process in (one, other):
@@ -336,7 +336,7 @@ def test_the_text_of_a_dry_run(service: Service) -> None:
     counts = "1300 UPLOADED or PROCESSING without a job, 0 FAILED, 0 without embeddings of the model"
     assert ended.output.splitlines() == [
         f"1300 photos to reprocess: {counts}",
-        "  1 left alone: FAILED, and no dead letter says why (--reason unknown)",
+        "  1 left alone: FAILED, and no dead letter says why (--code unknown)",
         "nothing was pushed; 1300 photos take one run of two cores about 1m05s, and more runs less",
     ]
 
@@ -428,7 +428,7 @@ def test_a_count_ends_when_its_time_is_up(service: Service) -> None:
     "arguments",
     [
         ["--url", ""], ["--url", "https://u:hunter2@h/{id}"], ["--url", "https://h/{nothing}"], ["--url", "https://h/"],
-        ["--status", "GONE"], ["--age", "soon"], ["--age", "-1s"], ["--reason", "hunger"], ["--reason", ""],
+        ["--status", "GONE"], ["--older-than", "soon"], ["--older-than", "-1s"], ["--code", "hunger"], ["--code", ""],
         ["--model", ""], ["--model", "buffalo_typo"], ["--max-waiting", "0"], ["--max-waiting", "x"],
         ["--limit", "-1"], ["--limit", "9" * 20], ["--album", ""], ["--album", "\udcff"], ["--model", "\udcff"], ["p1"],
     ],

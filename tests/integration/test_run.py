@@ -19,7 +19,17 @@ from tests.support.queue_tools import queue_of
 if TYPE_CHECKING:
     from tests.support.run_tools import Service
 
-COUNTS = ("claimed", "succeeded", "retried", "dead_lettered", "released", "photos", "faces", "seconds", "reason")
+COUNTS = (
+    "claimed",
+    "succeeded",
+    "retried",
+    "dead_lettered",
+    "released",
+    "photos",
+    "faces",
+    "duration_seconds",
+    "exit_reason",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,7 @@ def _closed_port() -> int:
 def test_an_empty_list_ends_at_once_and_says_so(service: Service) -> None:
     ended = service.run()
     assert set(COUNTS) <= set(ended.summary)
-    assert ended.summary["reason"] == "empty"
+    assert ended.summary["exit_reason"] == "empty"
     assert ended.summary["claimed"] == 0
     assert len(ended.output.splitlines()) == 1
 
@@ -46,7 +56,7 @@ def test_limits_come_from_flags_and_environment(service: Service, server: OddSer
     service.api.upload({f"{n}": server.url("lake.jpg") for n in range(7)})
     assert service.run("--max-jobs", "3").summary["claimed"] == 3
     by_environment = service.run(RUNNER_MAX_JOBS="2").summary
-    assert (by_environment["claimed"], by_environment["reason"]) == (2, "max_jobs")
+    assert (by_environment["claimed"], by_environment["exit_reason"]) == (2, "max_jobs")
     flag_first = service.run("--max-jobs", "1", RUNNER_MAX_JOBS="2").summary
     assert flag_first["claimed"] == 1
     assert service.run("--queues", "compare").summary["claimed"] == 0
@@ -59,14 +69,14 @@ def test_a_run_waits_for_idle_seconds_on_an_empty_list(service: Service, server:
     service.api.upload({"late": server.url("lake.jpg")})
     output, _ = process.communicate(timeout=60)
     summary = json.loads(output)
-    assert (summary["claimed"], summary["reason"]) == (1, "empty")
-    assert summary["seconds"] >= 3
+    assert (summary["claimed"], summary["exit_reason"]) == (1, "empty")
+    assert summary["duration_seconds"] >= 3
 
 
 def test_max_seconds_ends_the_claiming(service: Service) -> None:
     started = time.monotonic()
     ended = service.run("--max-seconds", "1", "--idle-seconds", "60")
-    assert ended.summary["reason"] == "max_seconds"
+    assert ended.summary["exit_reason"] == "max_seconds"
     assert time.monotonic() - started < 30
 
 
@@ -86,7 +96,7 @@ def test_a_signal_releases_jobs_that_have_not_begun_and_exits_0(
     assert process.returncode == 0, errors
     assert time.monotonic() - sent < 10
     summary = json.loads(output.splitlines()[-1])
-    assert summary["reason"] == "signal"
+    assert summary["exit_reason"] == "signal"
     assert summary["released"] == summary["claimed"] == 20
     left = service.leftovers()
     assert left["process leased"] + left.get("process waiting", 0) == 20
@@ -137,7 +147,7 @@ def test_every_wrong_setting_is_named_at_once(service: Service) -> None:
 def test_an_unreachable_server_is_a_temporary_failure(service: Service, variable: str, url: str, reason: str) -> None:
     ended = service.command("run", **{variable: url.format(port=_closed_port())}, RUNNER_CONNECT_TIMEOUT_SECONDS="1")
     assert ended.code == 75
-    assert ended.summary["reason"] == reason
+    assert ended.summary["exit_reason"] == reason
     assert "Traceback" not in ended.errors
     assert "SECRET" not in ended.errors
 

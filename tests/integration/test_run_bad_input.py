@@ -138,7 +138,7 @@ def test_each_failure_is_logged_in_one_line_with_its_reason(service: Service, se
     )
     for case in failing:
         lines = ended.lines(photo=photos[case.path], outcome="dead_lettered")
-        assert [line["reason"] for line in lines] == [case.code], case.path
+        assert [line["error"]["code"] for line in lines] == [case.code], case.path
         assert lines[0]["level"] == "warning"
     assert ended.summary["dead_lettered"] == len(failing)
 
@@ -167,7 +167,7 @@ def test_invalid_process_payloads_are_dead_lettered_byte_for_byte(service: Servi
     kept = {service.redis.get(key) for key in service.redis.keys(f"{{{PROCESS}}}:dead:payload:*")}
     assert kept == set(INVALID_PROCESS.values())
     assert ended.summary["dead_lettered"] == ended.summary["claimed"] == len(INVALID_PROCESS)
-    assert len(ended.lines(reason="invalid_job")) == len(INVALID_PROCESS)
+    assert len(ended.lines(code="invalid_job")) == len(INVALID_PROCESS)
     assert service.leftovers() == {"process dead": len(INVALID_PROCESS)}
 
 
@@ -184,7 +184,7 @@ def test_a_photo_whose_job_has_no_usable_url_fails(service: Service) -> None:
 def test_a_malformed_job_is_dead_lettered_even_if_its_photo_is_deleted(service: Service) -> None:
     service.redis.rpush(PROCESS, json.dumps({"id": "deleted"}))
     ended = service.run("--queues", "process")
-    assert (ended.summary["dead_lettered"], ended.summary["gone"]) == (1, 0)
+    assert (ended.summary["dead_lettered"], ended.summary["photo_gone"]) == (1, 0)
     assert service.leftovers() == {"process dead": 1}
 
 
@@ -193,11 +193,11 @@ def test_an_unknown_photo_stores_nothing_and_is_not_dead_lettered(service: Servi
     service.redis.rpush(PROCESS, json.dumps({"id": "deleted", "imageUrl": server.url("ada.jpg")}))
     before = len(server.requests)
     ended = service.run(RUNNER_CLAIM_SIZE="1")  # only the jobs of the first claim are prefetched
-    assert [(line["level"], line["outcome"], line["reason"]) for line in ended.lines(photo="deleted")] == [
-        ("warning", "gone", "photo_gone")
+    assert [(line["level"], line["outcome"], line["error"]["code"]) for line in ended.lines(photo="deleted")] == [
+        ("warning", "photo_gone", "photo_gone")
     ]
-    assert {name: ended.summary[name] for name in ("claimed", "succeeded", "gone", "photos")} == {
-        "claimed": 2, "succeeded": 1, "gone": 1, "photos": 1,
+    assert {name: ended.summary[name] for name in ("claimed", "succeeded", "photo_gone", "photos")} == {
+        "claimed": 2, "succeeded": 1, "photo_gone": 1, "photos": 1,
     }  # fmt: skip
     assert service.faces("deleted") == 0
     assert server.requests[before:] == ["/one pixel.png"]  # nothing is fetched for deleted photos
@@ -209,8 +209,8 @@ def test_a_prefetched_image_of_a_deleted_photo_is_not_stored(service: Service, s
         service.redis.rpush(PROCESS, json.dumps({"id": f"deleted {name}", "imageUrl": server.url(name)}))
     service.api.upload({"known": server.url("one pixel.png")})
     ended = service.run()
-    assert {name: ended.summary[name] for name in ("succeeded", "gone", "dead_lettered", "photos", "faces")} == {
-        "succeeded": 1, "gone": 3, "dead_lettered": 0, "photos": 1, "faces": 0,
+    assert {name: ended.summary[name] for name in ("succeeded", "photo_gone", "dead_lettered", "photos", "faces")} == {
+        "succeeded": 1, "photo_gone": 3, "dead_lettered": 0, "photos": 1, "faces": 0,
     }  # fmt: skip
     assert service.faces("deleted ada.jpg") == 0
     assert service.leftovers() == {}
@@ -310,4 +310,4 @@ def test_a_comparison_with_twenty_thousand_ids_is_answered(service: Service, ser
     _compare(service, {"jobId": "big", "storedIds": ids, "selfie": _selfie()})
     ended = service.run()
     assert service.api.result("big") == [photos["ada.jpg"]]
-    assert ended.lines(comparison="big", outcome="succeeded")[0]["stages_ms"]["match"] < 5000
+    assert ended.lines(comparison="big", outcome="succeeded")[0]["stage_ms"]["match"] < 5000

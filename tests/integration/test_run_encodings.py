@@ -64,7 +64,7 @@ def test_a_photo_is_stored_and_matched_whatever_the_encoding_of_the_database(
     assert (service.status(photo_id), service.faces(photo_id) > 0) == ("READY", True)
     selfie = next(selfie.data for selfie in album.selfies if selfie.person == "Cleo")
     job = service.api.compare(selfie, [photo_id])
-    service.run("--queues", "compare", RUNNER_INITIATED_TIMEOUT_SECONDS="1")
+    service.run("--queues", "compare", RUNNER_RESULT_WATCH_SECONDS="1")
     assert service.api.result(job) == [photo_id]
 
 

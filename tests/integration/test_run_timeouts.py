@@ -20,7 +20,7 @@ PHOTO = "Cleo & friends.jpg"
 QUICK = {
     "RUNNER_LOCK_TIMEOUT_SECONDS": "0.3",
     "RUNNER_MAX_ATTEMPTS": "2",
-    "RUNNER_INITIATED_TIMEOUT_SECONDS": "0.2",
+    "RUNNER_RESULT_WATCH_SECONDS": "0.2",
     "RUNNER_CONNECT_TIMEOUT_SECONDS": "2",
 }
 
@@ -47,7 +47,7 @@ def _upload(service: Service, server: OddServer, count: int) -> list[str]:
 def _dead(ended: Ended) -> list[tuple[str, str, int]]:
     """Return what became a dead letter: its id, the reason, and its attempts."""
     return [
-        (line.get("photo", line.get("comparison", "")), line["reason"], line["attempt"])
+        (line.get("photo", line.get("comparison", "")), line["error"]["code"], line["attempt"])
         for line in ended.lines(outcome="dead_lettered")
     ]
 
@@ -82,7 +82,7 @@ def test_a_locked_photo_is_dead_lettered_and_everything_claimed_with_it_is_done(
     assert {service.status(photo_id) for photo_id in others} == {"NO_FACES_FOUND"}
     assert [service.api.result(job) for job in comparisons] == [[known]] * 4
     assert _dead(ended) == [(locked, "lock_timeout", 2)]
-    assert ended.lines(photo=locked, outcome="retried", reason="lock_timeout")
+    assert ended.lines(photo=locked, outcome="retried", code="lock_timeout")
     assert service.leftovers() == {"process dead": 1}
 
 
@@ -91,7 +91,7 @@ def test_a_locked_table_belongs_to_no_job(service: Service, server: OddServer, o
     other.execute('LOCK TABLE "Photo" IN ACCESS EXCLUSIVE MODE')
     ended = service.command("run", **QUICK)
     assert ended.code == 75, ended.errors
-    assert "lock timeout" in ended.lines(event="run ended")[0]["detail"]
+    assert "lock timeout" in ended.lines(event="run ended")[0]["error"]["message"]
     assert ended.summary["released"] + ended.summary["unsettled"] == 3 - len(places(service.redis).waiting)
     other.rollback()
     assert service.run().summary["photos"] == 3

@@ -84,16 +84,26 @@ def _delete(service: Service, photo_ids: Sequence[str]) -> None:
 
 def _counts(ended: Ended) -> dict[str, Any]:
     """Return the counts of the summary that are not zero, and the exit code."""
-    named = ("succeeded", "gone", "dead_lettered", "retried", "released", "lost", "unsettled", "photos", "faces")
+    named = (
+        "succeeded",
+        "photo_gone",
+        "dead_lettered",
+        "retried",
+        "released",
+        "lease_lost",
+        "unsettled",
+        "photos",
+        "faces",
+    )
     return {name: ended.summary[name] for name in named if ended.summary[name]} | {"code": ended.code}
 
 
 def _stopped(ended: Ended, released: int, because: str) -> None:
     """Check that the run released its jobs, and said why."""
     assert _counts(ended) == {"code": INVISIBLE, "released": released}, ended.errors
-    assert ended.summary["reason"] == PhotosInvisibleError.code
+    assert ended.summary["exit_reason"] == PhotosInvisibleError.code
     (line,) = ended.lines(event="run ended")
-    assert because in line["detail"]
+    assert because in line["error"]["message"]
 
 
 def _all_are_there(service: Service, photo_ids: Sequence[str]) -> None:
@@ -177,7 +187,7 @@ def test_a_deleted_album_ends_as_gone_under_open_policies(
     _upload(service, server, 1)
     assert _counts(restricted.command("run")) == {"code": 0, "succeeded": 1, "photos": 1}
     _delete(service, _upload(service, server, 5))
-    assert _counts(restricted.command("run")) == {"code": 0, "gone": 5}
+    assert _counts(restricted.command("run")) == {"code": 0, "photo_gone": 5}
 
 
 # Another deployment's database
@@ -237,8 +247,8 @@ def test_a_deleted_album_ends_as_gone_where_the_database_is_known(service: Servi
     assert service.run().summary["photos"] == 1
     _delete(service, _upload(service, server, 50))
     ended = service.run("--max-jobs", "100")
-    assert _counts(ended) == {"code": 0, "gone": 50}
-    assert len(ended.lines(level="warning", outcome="gone")) == 50
+    assert _counts(ended) == {"code": 0, "photo_gone": 50}
+    assert len(ended.lines(level="warning", outcome="photo_gone")) == 50
     assert service.leftovers() == {}
 
 
@@ -247,7 +257,7 @@ def test_a_single_deleted_photo_is_gone_in_a_database_that_is_not_known_yet(
 ) -> None:
     service.connection.execute("INSERT INTO \"Photo\" (id, status) VALUES ('older', 'READY')")
     _delete(service, _upload(service, server, 1))
-    assert _counts(service.run()) == {"code": 0, "gone": 1}
+    assert _counts(service.run()) == {"code": 0, "photo_gone": 1}
 
 
 def test_a_job_pushed_twice_is_a_single_photo(service: Service, server: OddServer) -> None:
@@ -255,7 +265,7 @@ def test_a_job_pushed_twice_is_a_single_photo(service: Service, server: OddServe
     (photo,) = _upload(service, server, 1)
     service.redis.rpush(PROCESS_LIST, service.redis.lindex(PROCESS_LIST, 0) or b"")
     service.api.delete(photo)
-    assert _counts(service.run()) == {"code": 0, "gone": 2}
+    assert _counts(service.run()) == {"code": 0, "photo_gone": 2}
 
 
 def test_a_deleted_album_does_not_keep_a_new_deployment_from_its_other_photos(
@@ -267,7 +277,7 @@ def test_a_deleted_album_does_not_keep_a_new_deployment_from_its_other_photos(
     assert _counts(service.run()) == {"code": 0, "succeeded": 3, "photos": 3}
     assert {service.status(photo_id) for photo_id in others} == {"NO_FACES_FOUND"}
     pass_time(service.redis, 61)
-    assert _counts(service.run()) == {"code": 0, "gone": 8}
+    assert _counts(service.run()) == {"code": 0, "photo_gone": 8}
     assert service.leftovers() == {}
 
 
@@ -279,7 +289,7 @@ def test_an_upload_ends_the_stop_after_everything_was_deleted(service: Service, 
     _stopped(service.command("run"), 4, "If all photos were deleted, the next upload ends this")
     _upload(service, server, 1)
     pass_time(service.redis, 61)
-    assert _counts(service.run()) == {"code": 0, "succeeded": 1, "gone": len(deleted), "photos": 1}
+    assert _counts(service.run()) == {"code": 0, "succeeded": 1, "photo_gone": len(deleted), "photos": 1}
 
 
 # The other commands
@@ -290,7 +300,7 @@ def _api_database(service: Service, **environment: str) -> tuple[int, str]:
     ended = service.command("doctor", "--json", **environment)
     checks = {check["name"]: check for check in json.loads(ended.output)}
     assert checks["API database"]["ok"] == (ended.code == 0)
-    return ended.code, checks["API database"]["finding"]
+    return ended.code, checks["API database"]["message"]
 
 
 def test_doctor_shows_what_the_role_can_see(
@@ -317,7 +327,7 @@ def test_doctor_reports_a_role_that_may_not_read_photos(restricted: Service, ser
     assert (ended.code, "permission denied for table Photo" in ended.output) == (SettingsError.exit_code, True)
 
 
-@pytest.mark.parametrize("command", [("sweep",), ("sweep", "--all"), ("import-legacy", "--model", "any")])
+@pytest.mark.parametrize("command", [("sweep",), ("sweep", "--force"), ("import-legacy", "--model", "any")])
 def test_commands_that_drop_deleted_photos_refuse_to_run_if_photos_may_be_hidden(
     restricted: Service, service: Service, role: str, command: Sequence[str]
 ) -> None:
@@ -339,7 +349,7 @@ def test_a_databases_key_of_another_type_ends_the_run_and_loses_no_job(service: 
     service.redis.set(keys.databases("process"), "theirs")
     ended = service.command("run")
     assert _counts(ended) == {"code": RedisRefusedError.exit_code, "released": 2}
-    assert "rename or delete it" in ended.lines(event="run ended")[0]["detail"]
+    assert "rename or delete it" in ended.lines(event="run ended")[0]["error"]["message"]
     service.redis.delete(keys.databases("process"))
     assert service.run().summary["photos"] == len(photos)
 

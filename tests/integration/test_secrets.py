@@ -107,16 +107,16 @@ def world() -> Iterator[World]:
             "REDIS_URL": f"redis://:{quote(REDIS_PASSWORD, safe='')}@127.0.0.1:{redis_server.port}/0",
             "DATABASE_URL": f"postgresql://api:{quote(API_PASSWORD, safe='')}@{place}?schema=public",
             "EMBEDDINGS_DATABASE_URL": f"postgresql://faces:{quote(FACES_PASSWORD, safe='')}@{place}",
-            "RUNNER_ALLOW_PRIVATE_URLS": "true",
+            "RUNNER_ALLOW_PRIVATE_ADDRESSES": "true",
             "RUNNER_LOG_LEVEL": "debug",
             "RUNNER_LOG_FORMAT": "json",
             "RUNNER_RETRY_BASE_SECONDS": "0.1",
             "RUNNER_FETCH_READ_TIMEOUT_SECONDS": "0.5",
             "RUNNER_FETCH_TIMEOUT_SECONDS": "2",
             "RUNNER_MAX_IMAGE_BYTES": "2000000",
-            "RUNNER_MAX_PIXELS": "4000000",
+            "RUNNER_MAX_IMAGE_PIXELS": "4000000",
             "RUNNER_CONNECT_TIMEOUT_SECONDS": "0.3",
-            "RUNNER_INITIATED_TIMEOUT_SECONDS": "0.3",
+            "RUNNER_RESULT_WATCH_SECONDS": "0.3",
             "RUNNER_MAX_ATTEMPTS": "2",
         }
         with (
@@ -206,7 +206,7 @@ def spoken(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
             assert '"succeeded"' in done.stdout
             world.said[f"termination log, {form}"] = death_notice.read_text()
         world.api.upload({"behind a proxy": server.url(f"/ada.jpg{SIGNED}")})
-        proxied = {"RUNNER_PROXY_URL": f"http://me:{PROXY_PASSWORD}@127.0.0.1:1"}
+        proxied = {"RUNNER_FETCH_PROXY_URL": f"http://me:{PROXY_PASSWORD}@127.0.0.1:1"}
         world.command("run behind a proxy that is down", "run", **proxied)
     _look(world)
     _fail(world)
@@ -256,8 +256,8 @@ def _fail(world: World) -> None:
                 "REDIS_URL": f"http://:{REDIS_PASSWORD}@h",
                 "DATABASE_URL": f"mysql://x:{API_PASSWORD}@h/x",
             },
-            "the proxy is none": {"RUNNER_PROXY_URL": f"socks5://me:{PROXY_PASSWORD}@h:1"},
-            "the proxy's port is none": {"RUNNER_PROXY_URL": f"http://me:{PROXY_PASSWORD}@h:{PROXY_PASSWORD}"},
+            "the proxy is none": {"RUNNER_FETCH_PROXY_URL": f"socks5://me:{PROXY_PASSWORD}@h:1"},
+            "the proxy's port is none": {"RUNNER_FETCH_PROXY_URL": f"http://me:{PROXY_PASSWORD}@h:{PROXY_PASSWORD}"},
         }
         for name, changes in wrong.items():
             for command in ("run", "doctor") if "refuses" in name else ("run",):
@@ -295,7 +295,7 @@ def test_the_servers_do_ask_for_the_passwords(spoken: World) -> None:
 
 
 def test_no_repr_holds_a_secret(spoken: World) -> None:
-    environment = spoken.environment | {"RUNNER_PROXY_URL": f"http://me:{PROXY_PASSWORD}@h:1"}
+    environment = spoken.environment | {"RUNNER_FETCH_PROXY_URL": f"http://me:{PROXY_PASSWORD}@h:1"}
     loaded = settings.load(environment)
     selfie = spoken.hide("a selfie", os.urandom(900))
     process = json.dumps({"id": "p", "imageUrl": f"https://h/x{SIGNED}"}).encode()
@@ -311,7 +311,7 @@ def test_no_repr_holds_a_secret(spoken: World) -> None:
     assert len(leases) == 2
     things: list[object] = [
         loaded, decode_process(process), decode_compare(compare), *leases, Fetcher.from_settings(loaded),
-        Proxy.from_url(loaded.proxy_url), *_errors(selfie),
+        Proxy.from_url(loaded.fetch_proxy_url), *_errors(selfie),
     ]  # fmt: skip
     said = " ".join(f"{thing!r} {thing}" for thing in things)
     assert [part for parts in spoken.secrets.values() for part in parts if part in said] == []

@@ -76,7 +76,7 @@ def test_a_job_that_cannot_be_stored_as_failed_is_still_dead_lettered(bench: Set
         (FetchError("500"), 2, {"retried": 1}, {}),
         (FetchError("500"), 3, {"dead_lettered": 1}, {"fetch_failed": 3}),
         (ImageMissingError(), 1, {"dead_lettered": 1}, {"image_missing": 1}),
-        (PhotoGoneError(), 1, {"gone": 1}, {}),
+        (PhotoGoneError(), 1, {"photo_gone": 1}, {}),
     ],
 )
 def test_a_failure_is_retried_or_dead_lettered_by_its_error(
@@ -95,8 +95,8 @@ def test_a_gone_photo_is_not_a_success_and_adds_no_faces(bench: SettlementBench)
     task.faces, task.error = [None, None], PhotoGoneError()  # type: ignore[list-item]  # only their number matters
     bench.settlement.conclude([task])
     summary = bench.summary.document()
-    assert {name: summary[name] for name in ("claimed", "succeeded", "gone", "photos", "faces", "unsettled")} == {
-        "claimed": 1, "succeeded": 0, "gone": 1, "photos": 0, "faces": 0, "unsettled": 0,
+    assert {name: summary[name] for name in ("claimed", "succeeded", "photo_gone", "photos", "faces", "unsettled")} == {
+        "claimed": 1, "succeeded": 0, "photo_gone": 1, "photos": 0, "faces": 0, "unsettled": 0,
     }  # fmt: skip
     assert places(bench.redis).all == []
 
@@ -132,7 +132,7 @@ def test_a_job_that_another_runner_has_claimed_ends_as_lost_unchanged(bench: Set
     tasks[1].error, tasks[2].error = FetchError("500"), ImageMissingError()
     before = places(bench.redis)
     bench.settlement.conclude(tasks)
-    assert bench.outcomes() == {"lost": 3}
+    assert bench.outcomes() == {"lease_lost": 3}
     assert places(bench.redis) == before
 
 
@@ -143,7 +143,7 @@ def test_a_task_whose_lease_is_known_to_be_lost_is_dropped(bench: SettlementBenc
         pass
     bench.heartbeat.beat()
     assert bench.settlement.drop_lost(lost)
-    assert bench.outcomes()["lost"] == 1
+    assert bench.outcomes()["lease_lost"] == 1
     del kept
 
 

@@ -105,8 +105,8 @@ def test_photos_that_the_database_refuses_fail_alone_and_at_once(bench: PhotoBen
     tasks = bench.computed({**found, "p3": [*faces(1), bad], "p6": [bad], "was ready": [bad], "gone": [bad]})
     bench.settlement.conclude(tasks)
     refused = {"p3", "p6", "was ready"}
-    assert bench.outcomes() == {"succeeded": 6, "dead_lettered": 3, "gone": 1}
-    assert dead_letters(bench.redis) == dict.fromkeys(refused, ("unstorable", 1))
+    assert bench.outcomes() == {"succeeded": 6, "dead_lettered": 3, "photo_gone": 1}
+    assert dead_letters(bench.redis) == dict.fromkeys(refused, ("embeddings_rejected", 1))
     assert places(bench.redis).leased == {}
     assert statuses(bench.runner.api) == {
         **{photo_id: "FAILED" if photo_id in refused else "READY" for photo_id in ids},
@@ -124,6 +124,6 @@ def test_a_refused_photo_whose_lease_is_lost_stays_as_it_is(bench: PhotoBench) -
     bench.heartbeat.beat()
     before = places(bench.redis)
     bench.settlement.conclude(tasks)
-    assert bench.outcomes() == {"lost": 2}
+    assert bench.outcomes() == {"lease_lost": 2}
     assert statuses(bench.runner.api) == {"a": "PROCESSING", "b": "PROCESSING"}
     assert places(bench.redis) == before

@@ -91,8 +91,8 @@ def test_sweep(command: Command, database_url: str) -> None:
         runner.api.execute('DELETE FROM "Photo"')
         code, _, error = command(["sweep"], database_url)
         assert code == 5
-        assert "--all" in error
-        assert command(["sweep", "--all"], database_url)[0] == 0
+        assert "--force" in error
+        assert command(["sweep", "--force"], database_url)[0] == 0
         assert stored_faces(runner.faces) == []
 
 
@@ -121,7 +121,7 @@ def test_import_legacy(command: Command, database_url: str) -> None:
         assert code == 5
         assert "1 rows of face_embeddings could not be read" in error
         counts = json.loads(out)
-        assert (counts["rows"], counts["already_there"], counts["unreadable_rows"]) == (2, 1, 1)
+        assert (counts["rows"], counts["already_imported"], counts["unreadable_rows"]) == (2, 1, 1)
         assert list(counts["unreadable"]) == ["a_b_1"]
         code, _, error = command(["import-legacy", "--model", "w600k_mbf"], database_url)
         assert "'a_b_1'" in error

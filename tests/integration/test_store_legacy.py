@@ -66,7 +66,7 @@ def test_importing_again_changes_nothing(runner: Runner) -> None:
     write(runner.faces, {"a_0": faces(1)[0].embedding, "a_1": faces(1, 1)[0].embedding})
     assert run(runner) == Imported(rows=2, imported=2)
     before = runner.faces.execute("SELECT * FROM faces ORDER BY face_index").fetchall()
-    assert run(runner) == Imported(rows=2, already_there=2)
+    assert run(runner) == Imported(rows=2, already_imported=2)
     assert runner.faces.execute("SELECT * FROM faces ORDER BY face_index").fetchall() == before
 
 
@@ -74,7 +74,7 @@ def test_what_a_runner_has_done_stands(runner: Runner) -> None:
     add_photos(runner.api, ["a", "b"])
     runner.store({"a": faces(1)})
     write(runner.faces, {f"{p}_{i}": faces(1, i)[0].embedding for p in "ab" for i in range(3)})
-    assert run(runner) == Imported(rows=6, imported=3, done_by_a_runner=3)
+    assert run(runner) == Imported(rows=6, imported=3, already_processed=3)
     assert stored_faces(runner.faces) == [("a", 0), ("b", 0), ("b", 1), ("b", 2)]
 
 
@@ -86,10 +86,10 @@ def test_a_runner_replaces_what_was_imported(runner: Runner) -> None:
     assert stored_faces(runner.faces) == [("a", 0)]
 
 
-def test_embeddings_of_deleted_photos_stay_behind(runner: Runner) -> None:
+def test_embeddings_deleted_photos_stay_behind(runner: Runner) -> None:
     add_photos(runner.api, ["kept"])
     write(runner.faces, {"kept_0": faces(1)[0].embedding, "deleted_0": faces(1)[0].embedding})
-    assert run(runner) == Imported(rows=2, imported=1, of_deleted_photos=1)
+    assert run(runner) == Imported(rows=2, imported=1, deleted_photos=1)
     assert stored_faces(runner.faces) == [("kept", 0)]
 
 
@@ -211,7 +211,7 @@ def test_of_duplicate_names_the_first_row_is_imported(dirty: Runner, batch: int)
     assert run(dirty, batch) == Imported(rows=4, imported=2, duplicates=2)
     scores = dirty.embeddings.match([first], ["a"], -1).scores
     assert scores["a"] == pytest.approx(1, abs=1e-3)
-    assert run(dirty, batch) == Imported(rows=4, already_there=2, duplicates=2)
+    assert run(dirty, batch) == Imported(rows=4, already_imported=2, duplicates=2)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 1000])
@@ -239,7 +239,7 @@ def test_a_dry_run_counts_what_an_import_does_and_writes_nothing(dirty: Runner) 
     expected = import_legacy(dirty.api, dirty.faces, source, model=MODEL, dry_run=True)
     assert stored_faces(dirty.faces) == [("b", 0)]
     assert (expected.imported, expected.duplicates) == (1, 1)
-    assert (expected.done_by_a_runner, expected.of_deleted_photos) == (1, 1)
+    assert (expected.already_processed, expected.deleted_photos) == (1, 1)
     assert import_legacy(dirty.api, dirty.faces, source, model=MODEL) == expected
 
 

@@ -76,7 +76,7 @@ def test_a_second_schema_of_a_database_gets_tables_of_its_own(command: Command, 
     staging = create(empty_database_url, "staging")
     code, out, _ = command(["migrate", "--json"], staging)
     assert (code, json.loads(out)["applied"]) == (0, ["0001_faces.sql"])
-    code, out, _ = command(["sweep", "--all", "--json"], staging)
+    code, out, _ = command(["sweep", "--force", "--json"], staging)
     assert (code, json.loads(out)["removed_faces"]) == (0, 0)
     fill(staging, "photo", 2)
     assert (count(empty_database_url, "public"), count(empty_database_url, "staging")) == (18, 6)
@@ -85,7 +85,7 @@ def test_a_second_schema_of_a_database_gets_tables_of_its_own(command: Command, 
 @pytest.mark.usefixtures("production")
 def test_sweep_never_touches_the_faces_of_another_schema(command: Command, empty_database_url: str) -> None:
     staging = create(empty_database_url, "staging")
-    code, out, error = command(["sweep", "--all"], staging)
+    code, out, error = command(["sweep", "--force"], staging)
     assert (code, out) == (3, "")
     assert 'schema "staging" has none' in error
     assert count(empty_database_url, "public") == 18
@@ -116,9 +116,9 @@ def test_doctor_names_the_schema_without_the_table_and_those_with_it(service: Se
     assert ended.code == 2
     findings = {check["name"]: check for check in json.loads(ended.output)}
     assert not findings["API database"]["ok"]
-    assert re.search(r'"stagging".*"Photo".*have them: "public"', findings["API database"]["finding"])
+    assert re.search(r'"stagging".*"Photo".*have them: "public"', findings["API database"]["message"])
     assert not findings["embeddings database"]["ok"]
-    assert 'schema "stagging" has none' in findings["embeddings database"]["finding"]
+    assert 'schema "stagging" has none' in findings["embeddings database"]["message"]
 
 
 def test_a_named_schema_for_embeddings_alone_is_created(
@@ -179,8 +179,8 @@ def test_embeddings_that_two_installations_shared_can_be_copied(command: Command
     app = shared_by_earlier_version(empty_database_url, "app")
     code, _, error = command(["migrate"], app)
     assert code == 3
-    assert "migrate --new" in error
-    assert command(["migrate", "--new"], app)[0] == 0
+    assert "migrate --ignore-other-schemas" in error
+    assert command(["migrate", "--ignore-other-schemas"], app)[0] == 0
     execute(empty_database_url, statements_in(error))
     assert (count(empty_database_url, "app"), count(empty_database_url, "public")) == (2, 20)
     code, out, _ = command(["sweep", "--json"], app)
@@ -199,7 +199,7 @@ def test_a_schema_that_existed_without_photos_gets_no_empty_table_unasked(
     code, _, error = command(["migrate"], None)
     assert code == 3
     assert "SET SCHEMA" in error
-    assert command(["migrate", "--new"], None)[0] == 0
+    assert command(["migrate", "--ignore-other-schemas"], None)[0] == 0
     assert count(empty_database_url, "vectors") == 0
 
 

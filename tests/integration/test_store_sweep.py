@@ -28,7 +28,7 @@ def fill(runner: Runner, kept: list[str], deleted: list[str]) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 1000])
-def test_the_faces_of_deleted_photos_are_removed(runner: Runner, batch: int) -> None:
+def test_the_faces_deleted_photos_are_removed(runner: Runner, batch: int) -> None:
     kept, deleted = ["a", "c_", "é", "%"], ["b", "_", "c", "d", "🎉", "%%"]
     fill(runner, kept, deleted)
     EmbeddingStore(runner.faces, "another model").replace({"b": faces(1), "a": faces(1)})

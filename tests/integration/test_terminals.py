@@ -62,7 +62,7 @@ def hostile(service: Service) -> Service:
 def test_a_run_and_the_looks_at_its_dead_letters(hostile: Service, form: str, tmp_path: Path) -> None:
     log = tmp_path / "termination"
     given = {"RUNNER_LOG_FORMAT": form, "RUNNER_LOG_LEVEL": "debug", "RUNNER_MAX_ATTEMPTS": "1",
-             "RUNNER_INITIATED_TIMEOUT_SECONDS": "0", "RUNNER_TERMINATION_LOG": str(log),
+             "RUNNER_RESULT_WATCH_SECONDS": "0", "RUNNER_TERMINATION_LOG": str(log),
              "POD_NAME": HOSTILE}  # fmt: skip
     ended = hostile.run(**given)
     assert ended.summary["claimed"] == 7
@@ -96,7 +96,7 @@ def test_a_look_at_the_lists_with_a_hostile_owner_and_letter(hostile: Service) -
     for arguments in (["status"], ["status", "--json"], ["dead", "list"], ["dead", "list", "--json"],
                       ["dead", "show", other.id], ["dead", "show", HOSTILE], ["dead", "purge", "--yes", HOSTILE],
                       ["dead", "requeue", HOSTILE], ["debug", "--local", "--photo", HOSTILE],
-                      ["debug", "--local", "--dead", HOSTILE], ["dead", "list", "--older", HOSTILE],
+                      ["debug", "--local", "--dead", HOSTILE], ["dead", "list", "--older-than", HOSTILE],
                       ["debug", "--job", "{}", HOSTILE], ["migrate", HOSTILE]):  # fmt: skip
         ended = hostile.command(*arguments)
         assert_safe(ended.output + ended.errors)

@@ -163,7 +163,7 @@ def test_a_run_counts_its_jobs_their_stages_and_itself(service: Service) -> None
     found = read_totals(service.redis, "process")
     jobs = {field: number for field, number in found.items() if field.startswith("jobs:") and number}
     assert jobs == {
-        "jobs:succeeded:": 2, "jobs:gone:photo_gone": 1, "jobs:dead_lettered:image_undecodable": 1,
+        "jobs:succeeded:": 2, "jobs:photo_gone:photo_gone": 1, "jobs:dead_lettered:image_undecodable": 1,
         "jobs:dead_lettered:image_missing": 1,
     }  # fmt: skip
     row = service.connection.execute("SELECT count(*) FROM faces").fetchone()

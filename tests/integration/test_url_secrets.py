@@ -25,7 +25,7 @@ COMMANDS = {
     "REDIS_URL": (["dead", "list"], ["dead", "requeue", "--all"], ["status"], ["debug", "--photo", "p", "--local"]),
     "DATABASE_URL": (["sweep"], ["import-legacy", "--model", "m"]),
     "EMBEDDINGS_DATABASE_URL": (["migrate"], ["migrate", "--check"]),
-    "RUNNER_PROXY_URL": (["debug", "--local", "--photo", "p", "--url", "https://8.8.8.8/x.jpg"],),
+    "RUNNER_FETCH_PROXY_URL": (["debug", "--local", "--photo", "p", "--url", "https://8.8.8.8/x.jpg"],),
 }
 FIRST = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
 

@@ -101,7 +101,7 @@ def test_deleted_photos_end_as_gone_whether_fetched_or_not(redis: Redis) -> None
     gone = {b"0", b"7"}  # the first is being read by then, the last is not
     bench.handler.gone_at_begin = gone
     assert bench.run() == "empty"
-    assert bench.outcomes() == {"succeeded": 6, "gone": 2}
+    assert bench.outcomes() == {"succeeded": 6, "photo_gone": 2}
     assert {payload for payload, word in bench.handler.stored.items() if word == "photo_gone"} == gone
 
 
@@ -212,5 +212,5 @@ def test_a_job_whose_lease_is_lost_is_not_fetched(redis: Redis) -> None:
 
     bench.compute = computing_after(going_on)
     assert bench.run(before=threading.Thread(target=steal, daemon=True).start) == "max_jobs"
-    assert bench.outcomes() == {"lost": 30}
+    assert bench.outcomes() == {"lease_lost": 30}
     assert len({one for together in bench.handler.seen_together for one in together}) < 12

@@ -39,9 +39,10 @@ class Ended:
         """The lines of the log."""
         return [json.loads(line) for line in self.errors.splitlines()]
 
-    def lines(self, **values: object) -> list[dict[str, Any]]:
-        """Return the log lines with these values."""
-        return [line for line in self.log if values.items() <= line.items()]
+    def lines(self, *, code: str | None = None, **values: object) -> list[dict[str, Any]]:
+        """Return the log lines with these values, and with this error code."""
+        found = [line for line in self.log if values.items() <= line.items()]
+        return found if code is None else [line for line in found if (line.get("error") or {}).get("code") == code]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service
         **os.environ,
         "REDIS_URL": redis_url,
         "DATABASE_URL": f"{database_url}?schema=public",
-        "RUNNER_ALLOW_PRIVATE_URLS": "true",  # images are served on loopback
+        "RUNNER_ALLOW_PRIVATE_ADDRESSES": "true",  # images are served on loopback
         "RUNNER_LOG_FORMAT": "json",
         "RUNNER_RETRY_BASE_SECONDS": "0.1",
     }

@@ -13,7 +13,7 @@ from runner import errors
 from runner.cli.output import duration
 from runner.cluster.debug import PART_BYTES, job_manifest, split
 from runner.cluster.objects import job_state, pod_state, scaled_job_state, summary, waiting_reason
-from runner.cluster.queues import ListState
+from runner.cluster.queues import QueueState
 from runner.cluster.status import ClusterState, Status, lines
 from runner.errors import ClusterError
 
@@ -127,8 +127,8 @@ def test_times_are_short(seconds: float | None, text: str) -> None:
 def _status() -> Status:
     cluster = ClusterState("prod", "party", notes=["KEDA is not installed in this cluster: there are no ScaledJobs"])
     cluster.pods = [pod_state(_pod(conditions=[UNSCHEDULABLE]))]
-    lists = [ListState("process", 5, 2, 1, 0, 3.0, 75.0, {"job-a/pod-a": 2})]
-    return Status(lists=lists, cluster=cluster)
+    queues = [QueueState("process", 5, 2, 1, 0, 3.0, 75.0, {"job-a/pod-a": 2})]
+    return Status(queues=queues, cluster=cluster)
 
 
 def test_the_screen_says_what_the_lines_say() -> None:

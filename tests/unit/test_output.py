@@ -57,7 +57,7 @@ def test_a_log_record_is_one_line_whatever_it_carries(event: str, value: str) ->
             "levelname": "INFO",
             "msg": event.replace("%", ""),
             "photo": value,
-            "detail": str(FetchError(value)),
+            "error": FetchError(value).document(),
         }
     )
     for formatter in (TextFormatter(), JsonFormatter({"pod": value})):

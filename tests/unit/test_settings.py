@@ -23,7 +23,7 @@ def test_defaults() -> None:
         3,
     )
     assert settings.embeddings_database_url == settings.database_url
-    assert settings.allow_private_urls is False
+    assert settings.allow_private_addresses is False
     assert settings.model_dir == Path(sys.prefix) / "share" / "spottmee-worker" / "model"
 
 
@@ -56,10 +56,10 @@ def test_one_message_names_every_fault() -> None:
     [
         ("RUNNER_QUEUES", "compare,other"), ("RUNNER_QUEUES", "process,process"), ("RUNNER_QUEUES", ","),
         ("RUNNER_MAX_JOBS", "1.5"), ("RUNNER_MAX_JOBS", "-1"), ("RUNNER_LEASE_SECONDS", "0"),
-        ("RUNNER_LEASE_SECONDS", "nan"), ("RUNNER_MAX_SECONDS", "inf"), ("RUNNER_ALLOW_PRIVATE_URLS", "perhaps"),
+        ("RUNNER_LEASE_SECONDS", "nan"), ("RUNNER_MAX_SECONDS", "inf"), ("RUNNER_ALLOW_PRIVATE_ADDRESSES", "perhaps"),
         ("RUNNER_LOG_FORMAT", "xml"), ("REDIS_URL", "http://redis"), ("REDIS_URL", "redis://"),
         ("EMBEDDINGS_DATABASE_URL", "nonsense"), ("DATABASE_URL", "postgresql://[::1"),
-        ("RUNNER_PROXY_URL", "http://a:12,b"), ("RUNNER_PROXY_URL", "http://h:99999"),
+        ("RUNNER_FETCH_PROXY_URL", "http://a:12,b"), ("RUNNER_FETCH_PROXY_URL", "http://h:99999"),
         ("DATABASE_URL", "postgresql://a@b@c/d"),
         ("DATABASE_URL", "postgresql://h:1/a\x7f"), ("REDIS_URL", "redis://h/0#x"), ("REDIS_URL", "redis://a:b/c@h/0"),
         ("RUNNER_ALLOWED_PORTS", "http"), ("RUNNER_ALLOWED_PORTS", "0"), ("RUNNER_ALLOWED_PORTS", "65536"),
@@ -72,7 +72,7 @@ def test_nonsense_is_refused(name: str, value: str) -> None:
 
 
 def test_no_secret_in_the_repr() -> None:
-    settings = load(MINIMAL | {"REDIS_URL": "redis://:hidden@redis", "RUNNER_PROXY_URL": "http://u:hidden@proxy"})
+    settings = load(MINIMAL | {"REDIS_URL": "redis://:hidden@redis", "RUNNER_FETCH_PROXY_URL": "http://u:hidden@proxy"})
     assert "hidden" not in repr(settings)
     assert isinstance(settings, Settings)
 

@@ -18,7 +18,7 @@ def _task(queue: str, count: int, **stages: float) -> AnyTask:
 
 @given(outcomes=st.lists(st.sampled_from(Outcome)), unsettled=st.integers(0, 20))
 def test_every_claimed_job_has_one_outcome_or_is_unsettled(outcomes: list[Outcome], unsettled: int) -> None:
-    summary = Summary(claimed=len(outcomes) + unsettled, reason="empty")
+    summary = Summary(claimed=len(outcomes) + unsettled, exit_reason="empty")
     for outcome in outcomes:
         summary.count(_task("process", 0), outcome)
     document = json.loads(summary.line())
@@ -33,4 +33,4 @@ def test_only_succeeded_jobs_count_by_kind_and_every_job_takes_time() -> None:
     summary.count(_task("compare", 1, match=0.5), Outcome.SUCCEEDED)
     document = summary.document()
     assert (document["photos"], document["faces"], document["comparisons"]) == (1, 3, 1)
-    assert document["stages"] == {"faces": 1.0, "fetch": 0.5, "match": 0.5}
+    assert document["stage_seconds"] == {"faces": 1.0, "fetch": 0.5, "match": 0.5}

@@ -342,8 +342,8 @@ extraEnv has {{ .name }}, which the chart sets: use {{ get $own .name }} instead
 {{- range $name, $value := $settings }}
 {{- if hasKey $own $name }}
 {{ $place }} has {{ $name }}, which the chart sets: use {{ get $own $name }} instead
-{{- else if eq $name "RUNNER_PROXY_URL" }}
-{{ $place }} has RUNNER_PROXY_URL, which may hold a password: give it in extraEnv, from a Secret (valueFrom.secretKeyRef)
+{{- else if eq $name "RUNNER_FETCH_PROXY_URL" }}
+{{ $place }} has RUNNER_FETCH_PROXY_URL, which may hold a password: give it in extraEnv, from a Secret (valueFrom.secretKeyRef)
 {{- end }}
 {{- end }}
 {{- end }}
