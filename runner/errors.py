@@ -79,6 +79,17 @@ class MissingRightError(SettingsError):
         self.grant = grant
 
 
+class MissingGrantError(SettingsError):
+    """The PostgreSQL role lacks a privilege."""
+
+    code = "postgres_right_missing"
+
+    def __init__(self, variable: str, grants: str) -> None:
+        """Keep the statements that a role with the rights to do so has to run."""
+        super().__init__(f"let the owner of the database of {variable} run: {grants} (docs/reference/rights.md)")
+        self.grants = grants
+
+
 class UsageError(RunnerError):
     """The command cannot run with these arguments."""
 

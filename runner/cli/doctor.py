@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -17,7 +18,13 @@ from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.cli.flags import add_cluster_flags
 from runner.cluster.photos import read_photos
-from runner.errors import NO_VISIBLE_ROW, ROW_SECURITY_ADVICE, PhotosInvisibleError, RunnerError
+from runner.errors import (
+    NO_VISIBLE_ROW,
+    ROW_SECURITY_ADVICE,
+    MissingGrantError,
+    PhotosInvisibleError,
+    RunnerError,
+)
 from runner.faces import pack
 from runner.faces.cpu import cpu_quota
 from runner.faces.engine import Engine
@@ -27,8 +34,8 @@ from runner.queue.databases import KnownDatabases
 from runner.queue.leases import LeaseQueue
 from runner.queue.self_test import SelfTest
 from runner.settings import Settings
-from runner.store import schema, visibility
-from runner.store.database import Database, connect, retrying
+from runner.store import rights, schema, visibility
+from runner.store.database import Database, retrying
 from runner.store.photos import PhotoTable
 from runner.store.results import ResultStore
 
@@ -44,6 +51,15 @@ def add_parser(subparsers: Any) -> None:
         "cannot, 6 if the cluster could not be used.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON array")
+    parser.add_argument(
+        "--for",
+        dest="commands",
+        action="append",
+        choices=rights.COMMANDS,
+        metavar="COMMAND",
+        help="fail where the roles in PostgreSQL or Redis lack a right that this command needs: "
+        f"{', '.join(rights.COMMANDS)} (default: run); may be repeated",
+    )
     add_cluster_flags(
         parser,
         release="only this Helm release (default: every release in the namespace)",
@@ -61,7 +77,8 @@ def add_parser(subparsers: Any) -> None:
 
 def _doctor(args: argparse.Namespace) -> int:
     with_cluster = args.context or args.namespace or args.release or args.scaled_job
-    checks = run_checks(settings_module.load(), (lambda: _scaled_jobs(args)) if with_cluster else None)
+    scaled_jobs = (lambda: _scaled_jobs(args)) if with_cluster else None
+    checks = run_checks(settings_module.load(), scaled_jobs, args.commands or ("run",))
     if args.json:
         output.document([check.document() for check in checks], indent=2)
     else:
@@ -85,12 +102,17 @@ class Check:
         return {"name": self.name, "ok": self.error is None, "message": self.error or self.finding}
 
 
-def run_checks(settings: Settings, scaled_jobs: Callable[[], str] | None = None) -> list[Check]:
-    """Run every check, also after a failure; `scaled_jobs` is the check of the cluster, if that was requested."""
+def run_checks(
+    settings: Settings, scaled_jobs: Callable[[], str] | None = None, commands: Collection[str] = ("run",)
+) -> list[Check]:
+    """Run every check, also after a failure; `scaled_jobs` is the check of the cluster, if that was requested.
+
+    The rights that `commands` need must be there; what other commands lack is a part of the findings.
+    """
     checks: dict[str, Callable[[Settings], str]] = {
-        "Redis": _redis,
-        "API database": _photos,
-        "embeddings database": _embeddings,
+        "Redis": partial(_redis, commands=commands),
+        "API database": partial(_photos, commands=commands),
+        "embeddings database": partial(_embeddings, commands=commands),
         "model": _model,
         "hardware": _hardware,
     }
@@ -116,9 +138,9 @@ def _scaled_jobs(args: argparse.Namespace) -> str:
         reader.close()
 
 
-def _redis(settings: Settings) -> str:
+def _redis(settings: Settings, commands: Collection[str]) -> str:
     with opened(settings) as redis:
-        _self_test(redis, settings)
+        _self_test(redis, settings, commands)
         found = []
         for name in settings.queues:
             queue = LeaseQueue(
@@ -137,11 +159,11 @@ def _redis(settings: Settings) -> str:
         return "; ".join([*found, "every operation works, as tried on a private list"])
 
 
-def _self_test(redis: Redis, settings: Settings) -> None:
+def _self_test(redis: Redis, settings: Settings, commands: Collection[str]) -> None:
     """Perform every operation of a run on private keys, as the Redis user of the run."""
     compares = "compare" in settings.queues
     test = SelfTest(redis)
-    test.require_rights(results=compares)
+    test.require_rights(results=compares, forget="forget" in commands)
     try:
         test.play()
         if compares:
@@ -155,11 +177,13 @@ def _self_test(redis: Redis, settings: Settings) -> None:
         test.clean_up()
 
 
-def _photos(settings: Settings) -> str:
+def _photos(settings: Settings, commands: Collection[str]) -> str:
     with closing(
         Database(settings.database_url, application_name="spottmee-worker doctor", variable="DATABASE_URL")
     ) as database:
-        found, identity = retrying(lambda: _seen_photos(database), [database], seconds=settings.connect_timeout_seconds)
+        found, identity = retrying(
+            lambda: _seen_photos(database, commands), [database], seconds=settings.connect_timeout_seconds
+        )
     if _found_elsewhere(settings, identity):
         found.append(
             "earlier runs found the photos of this queue in another database: check that DATABASE_URL and REDIS_URL "
@@ -168,10 +192,12 @@ def _photos(settings: Settings) -> str:
     return "; ".join(found)
 
 
-def _seen_photos(database: Database) -> tuple[list[str], str]:
+def _seen_photos(database: Database, commands: Collection[str]) -> tuple[list[str], str]:
     """Return what the role can see of the API's table, and the identity of that table."""
     connection = database.connection
     PhotoTable(connection).check()
+    lacking = rights.missing_of_photos(connection)
+    _require_rights(database.variable, lacking, commands)
     seen = visibility.look(connection)
     if seen.filtered and not seen.any_row:
         raise PhotosInvisibleError(NO_VISIBLE_ROW)
@@ -183,7 +209,19 @@ def _seen_photos(database: Database) -> tuple[list[str], str]:
         found.append(
             f"row-level security may hide rows, and a hidden photo is treated as deleted: {ROW_SECURITY_ADVICE}"
         )
-    return found, visibility.identity(connection, database.address)
+    return [*found, *_lacking_elsewhere(lacking, commands)], visibility.identity(connection, database.address)
+
+
+def _require_rights(variable: str, lacking: Collection[rights.Missing], commands: Collection[str]) -> None:
+    """Raise `MissingGrantError` if any of the `commands` lacks a right."""
+    if needed := rights.grants(lacking, commands):
+        raise MissingGrantError(variable, needed)
+
+
+def _lacking_elsewhere(lacking: Collection[rights.Missing], commands: Collection[str]) -> list[str]:
+    """Return what the commands lack that were not asked about."""
+    others = {name: rights.grants(lacking, [name]) for name in rights.COMMANDS if name not in commands}
+    return [f"this role may not {name}: {needed}" for name, needed in others.items() if needed]
 
 
 def _found_elsewhere(settings: Settings, identity: str) -> bool:
@@ -195,22 +233,35 @@ def _found_elsewhere(settings: Settings, identity: str) -> bool:
     return False
 
 
-def _embeddings(settings: Settings) -> str:
-    with connect(
-        settings.embeddings_database_url,
-        seconds=settings.connect_timeout_seconds,
-        application_name="spottmee-worker doctor",
-        variable=settings.embeddings_variable,
-    ) as connection:
-        schema.check(connection)
-        version = schema.current_version(connection)
-        newer = version > schema.migrations()[-1].version
-        state = "newer than this program's, and compatible with it" if newer else "up to date"
-        found = f'schema "{connection.schemas.faces}" at version {version}, {state}'
+def _embeddings(settings: Settings, commands: Collection[str]) -> str:
+    with closing(
+        Database(
+            settings.embeddings_database_url,
+            application_name="spottmee-worker doctor",
+            variable=settings.embeddings_variable,
+        )
+    ) as database:
+        found = retrying(
+            lambda: _seen_embeddings(database, commands), [database], seconds=settings.connect_timeout_seconds
+        )
     photos = None
     with suppress(RunnerError):  # the API's database has a check of its own
         photos = read_photos(settings)
-    return f"{found}; {photos}" if photos is not None and photos.without_embeddings else found
+    return "; ".join([*found, *([str(photos)] if photos is not None and photos.without_embeddings else [])])
+
+
+def _seen_embeddings(database: Database, commands: Collection[str]) -> list[str]:
+    connection = database.connection
+    lacking = rights.missing_of_embeddings(connection)
+    _require_rights(database.variable, lacking, commands)
+    schema.check(connection)
+    version = schema.current_version(connection)
+    newer = version > schema.migrations()[-1].version
+    state = "newer than this program's, and compatible with it" if newer else "up to date"
+    return [
+        f'schema "{connection.schemas.faces}" at version {version}, {state}',
+        *_lacking_elsewhere(lacking, commands),
+    ]
 
 
 def _model(settings: Settings) -> str:

@@ -55,13 +55,15 @@ class SelfTest:
             keys.match_result_detail(self.job_id),
         ]  # fmt: skip
 
-    def require_rights(self, *, results: bool) -> None:
+    def require_rights(self, *, results: bool, forget: bool = False) -> None:
         """Raise one `MissingRightError` with every right that the Redis user lacks.
 
-        `results` includes the keys of comparison results.
+        `results` includes the keys of comparison results, `forget` what only that command sends.
         """
         places = [self._list, keys.leases(self.name), *([keys.match_result(self.job_id)] if results else [])]
-        missing = sorted({grant for key in places for grant in self._missing(key)} | self._missing_to_wait())
+        missing = sorted(
+            {grant for key in places for grant in self._missing(key, forget=forget)} | self._missing_to_wait()
+        )
         if missing:
             raise MissingRightError(" ".join(missing), "the self-test of the queue needs it")
 
@@ -118,9 +120,10 @@ class SelfTest:
             for key in self._created:
                 self._redis.delete(key)
 
-    def _missing(self, key: str) -> Sequence[str]:
+    def _missing(self, key: str, *, forget: bool) -> Sequence[str]:
+        more = ["LREM"] if forget else []
         try:
-            return [f"+{command.decode().lower()}" for command in Script(self._redis, "rights")([key])]
+            return [f"+{command.decode().lower()}" for command in Script(self._redis, "rights")([key], more)]
         except MissingRightError as error:
             return error.grant.split()
 

@@ -21,6 +21,7 @@ from runner.errors import (
     DatabaseUnreachableError,
     JobError,
     LockTimeoutError,
+    MissingGrantError,
     SettingsError,
     StatementTimeoutError,
 )
@@ -74,6 +75,8 @@ _STATES_TO_RECONNECT_AFTER = {"25006", "0A000"}
 
 _LOCK_TIMEOUT = "55P03"
 _STATEMENT_TIMEOUT = "57014"
+
+RIGHTS_ADVICE = "`spottmee-worker doctor` names the missing GRANT; docs/reference/rights.md has all of them"
 
 # The error of a pooler that may run each statement over another server connection.
 _STATEMENT_POOLING = "transaction blocks not allowed in statement pooling mode"
@@ -163,13 +166,17 @@ class Database:
         except psycopg.OperationalError as error:
             if _REFUSED_FOR_GOOD.search(str(error)):
                 raise SettingsError(
-                    f"{self.variable} was refused by PostgreSQL: {reason(error, self.secrets)}"
+                    f"{self.variable} was refused by PostgreSQL: {reason(error, self.secrets)}{_advice(error)}"
                 ) from None
             raise
         except psycopg.ProgrammingError:  # psycopg's own, which repeats the value of a parameter
             raise SettingsError(f"{self.variable} has a parameter whose value is not valid") from None
         try:
             connection.begin(self._schema, self._limits)
+        except psycopg.errors.InsufficientPrivilege:
+            user = connection.info.user
+            connection.close()
+            raise MissingGrantError(self.variable, f'GRANT USAGE ON SCHEMA "{self._schema}" TO "{user}"') from None
         except BaseException as error:
             connection.close()
             if _STATEMENT_POOLING in str(error):
@@ -179,6 +186,13 @@ class Database:
                 ) from None
             raise
         return connection
+
+
+def _advice(error: psycopg.OperationalError) -> str:
+    """Return what to do about a refused connection, as the end of a message; empty where the refusal says it."""
+    if "permission denied for database" in str(error):
+        return ". Let the owner of the database run: GRANT CONNECT ON DATABASE … TO … (docs/reference/rights.md)"
+    return ""
 
 
 def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[str, str], str | None]:
@@ -263,7 +277,8 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         if is_transient(error):
             raise DatabaseUnreachableError(f"{names}: {shown} (tried for {seconds:g} s)") from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
-            raise SettingsError(f"{names}: PostgreSQL refuses a statement of this program: {shown}") from None
+            advice = f". {RIGHTS_ADVICE}" if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
+            raise SettingsError(f"{names}: PostgreSQL refuses a statement of this program: {shown}{advice}") from None
         raise
 
 

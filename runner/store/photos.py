@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import psycopg
-from psycopg.sql import SQL
+from psycopg import sql
 
-from runner.errors import SettingsError, UnstorableError
+from runner.errors import MissingGrantError, SettingsError, UnstorableError
 from runner.store.embeddings import EmbeddingStore, FaceLike
 from runner.store.session import Session
 
@@ -39,10 +39,11 @@ UPDATE {photos}."Photo" AS photo SET status = wanted.status::{status}."PhotoStat
 RETURNING photo.id, {age}
 """
 # Prisma writes timestamps without a time zone, in UTC. A role may lack the right to read the column.
-_AGE = SQL("extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - photo.created_at)::float8")
-_UNKNOWN_AGE = SQL("NULL::float8")
+_AGE = sql.SQL("extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - photo.created_at)::float8")
+_UNKNOWN_AGE = sql.SQL("NULL::float8")
 _SCHEMAS_WITH_TABLE = """
-SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+SELECT n.nspname, has_schema_privilege(n.oid, 'USAGE')
+  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
   JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'status'
   JOIN pg_type AS t ON t.oid = a.atttypid AND t.typname = 'PhotoStatus'
  WHERE c.relname = 'Photo' AND c.relkind IN ('r', 'p', 'f', 'v') ORDER BY 1 LIMIT 10
@@ -74,7 +75,12 @@ class PhotoTable:
         schemas = self.connection.schemas if self.connection.schemas.has_photos else self.connection.locate()
         if schemas.has_photos:
             return
-        others = ", ".join(f'"{row[0]}"' for row in self.connection.query(_SCHEMAS_WITH_TABLE).fetchall())
+        found = self.connection.query(_SCHEMAS_WITH_TABLE).fetchall()
+        if found and not any(usable for _, usable in found):
+            schema, user = sql.Identifier(found[0][0]), sql.Identifier(self.connection.info.user)
+            grant = sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, user)
+            raise MissingGrantError("DATABASE_URL", grant.as_string(self.connection))
+        others = ", ".join(f'"{name}"' for name, _ in found)
         place = (
             f'names the schema "{schemas.named}" (?schema=), which lacks'
             if schemas.named is not None

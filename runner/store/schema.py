@@ -149,7 +149,8 @@ def migrate(connection: Session, *, new: bool = False) -> list[str]:
     except psycopg.errors.InsufficientPrivilege as error:
         raise SchemaError(
             f"the role of this connection may not bring it there ({error.diag.message_primary}): run the command "
-            "with a role that may, or let such a role type `CREATE EXTENSION vector` first"
+            "with a role that may, or let such a role type `CREATE EXTENSION vector` first; `spottmee-worker doctor "
+            "--for migrate` names the missing GRANT"
         ) from None
     return applied
 

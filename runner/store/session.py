@@ -235,6 +235,15 @@ class Session(psycopg.Connection[TupleRow]):
             self.execute(_UNLIMITED)
             yield
 
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        """Run the block in one transaction, under the limits, and undo everything that it does."""
+        with self.transaction(force_rollback=True):
+            for statement in self._opening()[1:]:
+                self.execute(statement)
+            self.execute(self._settings)
+            yield
+
     def query(
         self,
         text: LiteralString,

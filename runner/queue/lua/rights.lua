@@ -1,5 +1,5 @@
 -- Try every command that the scripts and the client send, without changing anything.
--- KEYS[1] a key that does not exist
+-- KEYS[1] a key that does not exist; ARGV[1] 'LREM' to try that too
 -- Returns the commands that the user may not run. Other errors (a full Redis, a replica) are left to the
 -- operations themselves.
 local key = KEYS[1]
@@ -39,6 +39,9 @@ try('HSTRLEN', key, '')
 try('HEXISTS', key, '')
 try('SREM', key, '')
 try('SCARD', key)
+if ARGV[1] == 'LREM' then
+    try('LREM', key, 0, '')
+end
 if try('DEL', key) then -- these have no form that changes nothing
     try('RPUSH', key, '')
     redis.pcall('DEL', key)
