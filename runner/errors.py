@@ -243,6 +243,12 @@ class FetchError(TransientJobError):
 
     code = "fetch_failed"
 
+    def __init__(self, detail: str = "", *, pause_seconds: float = 0.0, was_asked: bool = True) -> None:
+        """Keep for how long the server does not want to be asked (0: it has not said), and whether it was asked."""
+        super().__init__(detail)
+        self.pause_seconds = pause_seconds
+        self.was_asked = was_asked
+
 
 class FetchTimeoutError(FetchError):
     """The image server was too slow."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from runner.errors import ExpiredJobError
 from runner.queue.expiry import WAIT_SECONDS, Expiry
+from runner.queue.hosts import Hosts
 from runner.queue.parking import Parking
 from runner.store.results import ResultStore
-from runner.worker.kinds import COMPARISON
+from runner.worker.kinds import COMPARISON, PHOTO
 from runner.worker.messages import subject
 
 if TYPE_CHECKING:
@@ -24,13 +25,14 @@ def expire_comparisons(redis: Redis, *, seconds: float = WAIT_SECONDS, dry_run: 
 
     The answer is written first: after a crash in between, the next call does the rest. An answer that is there
     already stays. Parked comparisons whose album has taken too long are woken: they are answered by a run, or end
-    here where none comes. Answers that INITIATED has overwritten are restored. May be repeated, and called beside
-    working runners. Raises what Redis raises.
+    here where none comes. So are photos that have waited for their image server for too long. Answers that INITIATED
+    has overwritten are restored. May be repeated, and called beside working runners. Raises what Redis raises.
     """
     expiry, results = Expiry(redis, COMPARISON.queue, seconds=seconds), ResultStore(redis)
     if not dry_run:
         Parking(redis, COMPARISON.queue).wake_overdue()
         results.heal()
+        Hosts(redis, PHOTO.queue).check()
     error = ExpiredJobError(f"{seconds:g} s")
     found, removed = expiry.find(), 0
     if dry_run:

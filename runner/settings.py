@@ -304,6 +304,13 @@ class Settings:
         parse=_seconds(0, 3600),
         default="60",
     )
+    outage_seconds: float = _setting(
+        "RUNNER_OUTAGE_SECONDS",
+        "how long a photo waits for an image server that fails, limits the rate or does not resolve, from its first "
+        "failure; these attempts do not count as RUNNER_MAX_ATTEMPTS; 0: they do, and nothing waits",
+        parse=_seconds(0, 86_400),
+        default="1800",
+    )
     shutdown_seconds: float = _setting(
         "RUNNER_SHUTDOWN_SECONDS",
         "graceful shutdown: after SIGTERM, jobs in progress may finish within this time; the rest are released",

@@ -38,6 +38,7 @@ from runner.store import rights, schema, visibility
 from runner.store.database import Database, retrying
 from runner.store.photos import PhotoTable
 from runner.store.results import ResultStore
+from runner.worker.kinds import COMPARISON
 
 
 def add_parser(subparsers: Any) -> None:
@@ -152,7 +153,8 @@ def _redis(settings: Settings, commands: Collection[str]) -> str:
             )
             queue.check()
             counts = queue.counts()
-            parked = f", {counts.parked} waiting for their album" if counts.parked else ""
+            awaited = "their album" if name == COMPARISON.queue else "their image server"
+            parked = f", {counts.parked} waiting for {awaited}" if counts.parked else ""
             found.append(
                 f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight{parked}, {counts.dead_letters} dead"
             )

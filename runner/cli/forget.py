@@ -16,6 +16,7 @@ from runner.cli.database import with_both
 from runner.cli.output import confirmed
 from runner.forget import forget_jobs, forget_result, has_id, photos_of_urls
 from runner.queue.client import opened
+from runner.queue.hosts import Hosts
 from runner.queue.parking import Parking
 from runner.settings import Settings
 from runner.store.erase import erase_faces, has_legacy_table, photos_of_album
@@ -148,6 +149,7 @@ def _forget_photos(redis: Redis, settings: Settings, kind: str, chosen: str, res
     jobs = forget_jobs(redis, PHOTO, has_id(redis, PHOTO, photo_ids), dry_run=result.dry_run)
     if not result.dry_run:
         Parking(redis).photos_done(photo_ids)  # comparisons must not wait for jobs that are not there any more
+        Hosts(redis, PHOTO.queue).check()  # nor photos for a probe that is not
     erased = with_both(settings, partial(erase_faces, photo_ids=photo_ids, dry_run=result.dry_run))
     result.photos, result.rows, result.held = len(photo_ids), len(erased.rows), jobs.held
     result.removed = {

@@ -27,7 +27,7 @@ _MOST_LEASES = 100_000
 class QueueState:
     """The state of one queue. Times are seconds on the clock of Redis. `leases_by_runner` has the highest number first.
 
-    `parked` counts the comparisons that wait for their album.
+    `parked` counts the comparisons that wait for their album, or the photos that wait for their image server.
     """
 
     name: str

@@ -8,11 +8,13 @@ connect, after any check, so that DNS rebinding could lead them to another addre
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, urljoin
@@ -159,7 +161,7 @@ class Fetcher:
                 if response.status in _REDIRECTS and location:
                     self._drop()
                     return str(location)
-                _check_status(response.status, target.host)
+                _check_status(response, target.host)
                 data = http_body.read(response, target.host, self._limits.max_bytes)
         if response.will_close:
             self._drop()
@@ -263,12 +265,25 @@ class _StaleError(Exception):
     """The server had closed a connection that was kept open."""
 
 
-def _check_status(status: int, host: str) -> None:
+def _check_status(response: http.client.HTTPResponse, host: str) -> None:
+    status = response.status
     if status == _OK:
         return
     if status in _TRANSIENT or not 200 <= status < 500:  # noqa: PLR2004 - errors of the server, and statuses outside 200 to 499
-        raise FetchError(f"{host} responds {status}")
+        raise FetchError(f"{host} responds {status}", pause_seconds=_retry_after(response))
     raise ImageMissingError(f"{host} responds {status}")
+
+
+def _retry_after(response: http.client.HTTPResponse) -> float:
+    """Return the seconds that the header Retry-After gives, as a number or as a date; 0 without a valid one."""
+    value = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch("[0-9]{1,9}", value):
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+        return max(0.0, moment.timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _allowed(host: str) -> str:

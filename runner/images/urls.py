@@ -44,6 +44,12 @@ class Target:
         return name if self.port == _DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
 
 
+def server_of(url: str) -> str:
+    """Return host:port of the server that `url` names. Raises `ForbiddenUrlError`."""
+    target = readings(url)[-1]
+    return f"{target.host}:{target.port}"
+
+
 def readings(url: str) -> list[Target]:
     """Return the one or two readings of `url`, that of the API first. Raises `ForbiddenUrlError`."""
     url = url.lstrip(" ")

@@ -78,7 +78,9 @@ TAKEN = _counter("jobs_taken", "Jobs that have left the list.")
 ATTEMPTS = _counter("attempts", "Attempts: claims that count towards RUNNER_MAX_ATTEMPTS.")
 RETRIES = _counter("retries", "Retries after a delay, by error code.", "code")
 RELEASES = _counter(
-    "releases", "Jobs returned without counting the attempt, by reason; album_pending: deferred or parked.", "reason"
+    "releases",
+    "Jobs returned without counting the attempt, by reason; album_pending, image_server_failing: deferred or parked.",
+    "reason",
 )
 EXPIRED = _counter(
     "leases_expired",

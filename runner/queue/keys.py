@@ -34,6 +34,21 @@ def pending(name: str, lease_id: str) -> str:
     return _side(name, f"pending:{lease_id}")
 
 
+def hosts(name: str) -> str:
+    """Return the sorted set of failing image servers by when they are asked again (milliseconds)."""
+    return _side(name, "hosts")
+
+
+def host(name: str, server: str) -> str:
+    """Return the hash with `failures`, `pauses` and `probe` (a lease id) of an image server that has failed."""
+    return _side(name, f"host:{server}")
+
+
+def host_parked(name: str, server: str) -> str:
+    """Return the sorted set of jobs that are parked until an image server answers, by since when (milliseconds)."""
+    return _side(name, f"host:{server}:parked")
+
+
 def last(name: str, owner: str) -> str:
     """Return the key with the answer to an owner's latest call, in case its reply is lost."""
     return _side(name, f"last:{owner}")

@@ -75,8 +75,8 @@ class Lease:
 class Counts:
     """The jobs of a list. `next_expiry_seconds` is None without leases, and 0 if one has expired.
 
-    `in_flight` includes retries that are not due yet. `parked` counts the comparisons that wait for their album; they
-    are not in flight.
+    `in_flight` includes retries that are not due yet. `parked` counts the comparisons that wait for their album, or the
+    photos that wait for their image server; they are not in flight.
     """
 
     waiting: int
@@ -126,6 +126,11 @@ def backoff(attempts: int, *, base: float, cap: float, random: random_module.Ran
     """Return the delay in seconds before the next attempt: exponential, capped, half of it jitter."""
     longest: float = min(cap, base * 2.0 ** (attempts - 1))
     return longest * random.uniform(0.5, 1.0)
+
+
+def age(lease: Lease) -> float:
+    """Return the seconds since the job left the list."""
+    return lease.age_seconds + time.monotonic() - lease.claimed_at
 
 
 class LeaseQueue:

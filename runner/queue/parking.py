@@ -1,6 +1,7 @@
-"""Parked comparisons: they wait for photos of their album without a lease, so that KEDA starts no Job for them.
+"""Parked jobs: they wait without a lease, so that KEDA starts no Job for them.
 
-A job is parked in three steps, because the photos are in another slot of a Redis Cluster and in PostgreSQL. Its holder
+Photos wait for a failing image server (`runner.queue.hosts`), and comparisons for photos of their album. A comparison
+is parked in three steps, because the photos are in another slot of a Redis Cluster and in PostgreSQL. Its holder
 announces which photos it waits for (`Parking.announce`), asks PostgreSQL again which of them are pending, reports the
 others (`Parking.photos_done`), and then parks the job (`LeaseQueue.park`). The runner of a process job calls
 `photos_done` after the photo's status is committed and before its lease ends. So the holder sees every photo that
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # `settings` imports this module, and not every command needs
 
 # A parked job names at most this many photos, the last to be processed: when they are done, it checks the album again.
 WAITED_FOR = 1000
+_WOKEN_AT_ONCE = 500
 _PAGE = 1000
 # A process job has a few hundred bytes: a much larger payload is not one, and is not transferred.
 _JOB_BYTES = 64 * 2**10
@@ -31,10 +33,14 @@ _PAYLOADS = 200
 
 
 class Parking:
-    """The parked jobs of a list. Every call is idempotent. Raises what redis raises."""
+    """The parked jobs of a list, none for more than `longest_seconds`. Every call is idempotent.
 
-    def __init__(self, client: Redis, name: str = "compare") -> None:
+    Raises what redis raises.
+    """
+
+    def __init__(self, client: Redis, name: str = "compare", *, longest_seconds: int = HORIZON_SECONDS) -> None:
         self._client = client
+        self._longest = longest_seconds * 1000
         self._name = name
         self._lease_keys = [keys.leases(name), keys.claimed(name)]
         self._parked = keys.parked(name)
@@ -59,46 +65,56 @@ class Parking:
         return self._wake(photo_ids, everything=False)
 
     def wake_overdue(self) -> list[str]:
-        """Wake the comparisons that have timed out, and return their lease ids."""
-        return self._wake((), everything=False)
+        """Wake the jobs that have timed out, and return their lease ids."""
+        return self._wake_jobs(self._ids(overdue=True), (), everything=False)
 
     def wake_stranded(self) -> list[str]:
         """Wake every parked comparison if there is no process job, and return their lease ids.
 
         The runner of a photo wakes those that wait for it, but a Redis failover can lose that write.
         """
-        if not self._ids():
+        if not self.ids():
             return []
         process = _observer(self._client).counts()
-        return [] if process.waiting or process.in_flight else self._wake((), everything=True)
+        jobs = process.waiting + process.in_flight + process.parked
+        return [] if jobs else self._wake((), everything=True)
 
     def take_woken(self) -> set[str]:
         """Return the lease ids that this object has woken since the last call."""
         woken, self._woken = self._woken, set()
         return woken
 
-    def _ids(self) -> list[str]:
-        return [raw.decode() for raw in Script(self._client, "parked")([self._parked])]
+    def ids(self) -> list[str]:
+        """Return the lease ids of the parked jobs, the first to time out first."""
+        return self._ids(overdue=False)
+
+    def _ids(self, *, overdue: bool) -> list[str]:
+        found = Script(self._client, "parked")([self._parked], [int(overdue), self._longest])
+        return [raw.decode() for raw in found]
 
     def _wake(self, photo_ids: Collection[str], *, everything: bool) -> list[str]:
         # A job that is announced after this call sees the photos' statuses itself: they are committed by now.
-        ids = self._ids()
-        if not ids:
-            return []
-        woken = Script(self._client, "wake")(
-            [*self._lease_keys, self._parked, *(keys.pending(self._name, one) for one in ids)],
-            [int(everything), HORIZON_SECONDS * 1000, len(ids), *ids, *photo_ids],
-        )
-        ids = [raw.decode() for raw in woken]
-        self._woken.update(ids)
-        return ids
+        return self._wake_jobs(self.ids(), photo_ids, everything=everything)
+
+    def _wake_jobs(self, ids: Sequence[str], photo_ids: Collection[str], *, everything: bool) -> list[str]:
+        woken: list[str] = []
+        for first in range(0, len(ids), _WOKEN_AT_ONCE):
+            part = ids[first : first + _WOKEN_AT_ONCE]
+            found = Script(self._client, "wake")(
+                [*self._lease_keys, self._parked, *(keys.pending(self._name, one) for one in part)],
+                [int(everything), self._longest, len(part), *part, *photo_ids],
+            )
+            woken += [raw.decode() for raw in found]
+        self._woken.update(woken)
+        return woken
 
 
 @dataclass(frozen=True, slots=True)
 class PhotosAtWork:
     """The photos that have a process job: `ids`, the last to be processed first.
 
-    `is_alive` says whether any runner holds the lease of a process job.
+    `is_alive` says whether any runner holds the lease of a process job, or one of the photos waits for its image
+    server: then KEDA keeps a Job for that server.
     """
 
     ids: tuple[str, ...]
@@ -106,17 +122,19 @@ class PhotosAtWork:
 
 
 class ProcessJobs:
-    """The process jobs that wait or are leased, retries included. Read-only."""
+    """The process jobs that wait, are leased (retries included) or are parked. Read-only."""
 
     def __init__(self, client: Redis) -> None:
         self._client: Any = client
         self._queue = _observer(client)
+        self._parking = Parking(client, "process")
 
     def at_work(self, photo_ids: Collection[str]) -> PhotosAtWork:
         """Return which of the photos have a job.
 
         A job that moves from the list to a lease meanwhile is found in one of them: the list is read first, and from
-        its end, so that neither claims nor pushes move unread jobs past the reader.
+        its end, so that neither claims nor pushes move unread jobs past the reader. A job can be parked or woken
+        between two looks, so the parked ones are read before and after the leases.
         """
         wanted = set(photo_ids)
         found: dict[str, None] = {}
@@ -125,10 +143,14 @@ class ProcessJobs:
                 found[photo_id] = None
                 if len(found) == len(wanted):
                     break
+        parked = self._parking.ids()
         leased = [lease for lease in self._queue.leased(limit=100_000) if lease.bytes <= _JOB_BYTES]
         ids = [lease.id for lease in leased]
         found |= dict.fromkeys(photo_id for photo_id in self._leased(ids) if photo_id in wanted)
-        return PhotosAtWork(tuple(found), any(lease.owner and lease.expires_in_seconds > 0 for lease in leased))
+        waiting = [*parked, *self._parking.ids()]
+        for_server = [photo_id for photo_id in self._leased(list(dict.fromkeys(waiting))) if photo_id in wanted]
+        held = any(lease.owner and lease.expires_in_seconds > 0 for lease in leased)
+        return PhotosAtWork(tuple(found | dict.fromkeys(for_server)), held or bool(for_server))
 
     def _waiting(self) -> Iterator[str]:
         script, end = Script(self._client, "waiting"), -1

@@ -10,6 +10,7 @@ from runner.queue import keys, totals
 from runner.queue.dead_letters import DeadLetter, DeadLetters
 from runner.queue.expiry import SEEN_SECONDS
 from runner.queue.leases import LeaseQueue
+from runner.queue.parking import Parking
 from runner.queue.scripts import Script, refusals
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class JobSearch:
                     yield Claimed(beginning, int(size), lease_id)
 
     def _parked(self) -> list[str]:
-        return [raw.decode() for raw in Script(self._client, "parked")([keys.parked(self.name)])]
+        return Parking(self._client, self.name).ids()
 
     def dead(self) -> Iterator[Dead]:
         """Yield the dead letters whose payload is still kept."""

@@ -16,12 +16,14 @@ from runner.errors import CheckFailedError, MissingRightError, RunnerError
 from runner.queue import keys, totals
 from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.expiry import Expiry
-from runner.queue.leases import LeaseQueue, Parked
+from runner.queue.hosts import Failure, Hosts, Verdict
+from runner.queue.leases import Lease, LeaseQueue, Parked
 from runner.queue.parking import Parking
 from runner.queue.scripts import Script
 from runner.queue.totals import read_totals
 
 LIFETIME_SECONDS = 60
+_SERVER = "doctor"
 _OLDER, _NEWER, _OPERATOR = "doctor/self-test/1", "doctor/self-test/2", "doctor"
 
 
@@ -68,7 +70,7 @@ class SelfTest:
             raise MissingRightError(" ".join(missing), "the self-test of the queue needs it")
 
     def play(self) -> None:
-        """Claim, renew, retry, release, dead-letter, requeue, purge, take over, park, wake, acknowledge and expire.
+        """Claim, renew, retry, release, dead-letter, requeue, purge, take over, park, wake, wait and expire.
 
         Raises what the operations raise, and `CheckFailedError` if one succeeds without its effect.
         """
@@ -101,6 +103,7 @@ class SelfTest:
         self._expire()
         self._expect("wake", parking.photos_done(["doctor"]) == [waiting.id])
         rest += self._newer.claim(1)
+        self._play_outage(rest)
         self._expect("acknowledge", self._newer.acknowledge_many(rest) == set())
         self._redis.rpush(self._list, b"doctor")
         self._expire()
@@ -113,6 +116,25 @@ class SelfTest:
         self._expect("totals", (totals_now[totals.TAKEN], totals_now[totals.REQUEUES]) == (7, 1))
         counts = self._newer.counts()
         self._expect("counts", (counts.waiting, counts.in_flight, counts.dead_letters) == (0, 0, 0))
+
+    def _play_outage(self, leases: list[Lease]) -> None:
+        """Have two jobs wait for an image server, one as its probe, and claim them again when it answers."""
+        hosts = Hosts(self._redis, self.name, owner=_NEWER)
+        names = (keys.hosts(self.name), keys.host(self.name, _SERVER), keys.host_parked(self.name, _SERVER))
+        self._created += names
+        verdicts = []
+        for _ in range(2):
+            failure = Failure(is_first=True, pause_seconds=LIFETIME_SECONDS, delay_seconds=0)
+            found = hosts.wait(
+                leases.pop(), _SERVER, failure=failure, timeout_seconds=LIFETIME_SECONDS, state=b"", tally={}
+            )
+            verdicts.append(found[0])
+            self._expire()
+        self._expect("wait_for_host", verdicts == [Verdict.PUT_OFF, Verdict.PARKED])
+        self._expect("host_answers", hosts.failing() == {_SERVER} and hosts.answers(_SERVER) == 1)
+        waiting = [lease.id for lease in self._newer.leased() if not lease.owner]
+        self._redis.zadd(keys.leases(self.name), dict.fromkeys(waiting, 0), xx=True)
+        leases += self._newer.claim(5)
 
     def clean_up(self) -> None:
         """Remove every key, one by one: on Redis Cluster they are in different slots. The others expire."""

@@ -26,8 +26,8 @@ Tally: TypeAlias = Mapping[str, int]
 OTHER = "other"
 NO_CODE = ""
 SUCCEEDED, GONE, DEAD_LETTERED, FORGOTTEN = OUTCOMES = ("succeeded", "photo_gone", "dead_lettered", "forgotten")
-RELEASED, ALBUM_PENDING = "released", "album_pending"
-RELEASE_REASONS = (RELEASED, ALBUM_PENDING, OTHER)
+RELEASED, ALBUM_PENDING, SERVER_FAILING = "released", "album_pending", "image_server_failing"
+RELEASE_REASONS = (RELEASED, ALBUM_PENDING, SERVER_FAILING, OTHER)
 STAGES = ("fetch", "decode", "faces", "match", "store")
 PROVIDERS = ("tensorrt", "cuda", "cpu", OTHER)
 EXIT_REASONS = ("empty", "max_jobs", "max_seconds", "signal", "hung")

@@ -7,13 +7,12 @@ that are UPLOADED or PROCESSING while they have a process job, for at most RUNNE
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from runner.queue.leases import Lease
+from runner.queue.leases import Lease, age
 from runner.queue.parking import WAITED_FOR, Parking, PhotosAtWork, ProcessJobs
 from runner.worker.messages import CompareJob
 from runner.worker.task import Task
@@ -85,7 +84,7 @@ class AlbumGate:
         for task in tasks:
             assert task.job is not None  # noqa: S101 - invalid jobs have an error, and are not asked about
             pending = self._repository().pending(task.job.stored_ids)
-            if pending and _age(task.lease) < self._timeout_seconds:
+            if pending and age(task.lease) < self._timeout_seconds:
                 undecided[task] = pending
             else:
                 decisions[task] = Decision(Readiness.ANSWER, len(pending))
@@ -113,7 +112,7 @@ class AlbumGate:
     def _without_jobs(self, lease: Lease, pending: Collection[str], checks: Checks) -> Decision:
         """Decide when no pending photo has a job: they have just become final, or their jobs were never pushed."""
         still = self._repository().pending(pending)
-        if still and _age(lease) - checks.first_at < GRACE_SECONDS:
+        if still and age(lease) - checks.first_at < GRACE_SECONDS:
             return Decision(Readiness.DEFER, len(still), checks, GRACE_SECONDS)
         return Decision(Readiness.ANSWER, len(still))
 
@@ -159,7 +158,7 @@ def _next_checks(lease: Lease) -> Checks:
     header = _header(lease.state)
     count, first_at = header.get("checks"), header.get("first_at")
     if not isinstance(count, int) or not isinstance(first_at, int | float):
-        return Checks(1, _age(lease))
+        return Checks(1, age(lease))
     return Checks(count + 1, float(first_at))
 
 
@@ -169,8 +168,3 @@ def _header(state: bytes) -> dict[str, object]:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _age(lease: Lease) -> float:
-    """Return the seconds since the job left the list."""
-    return lease.age_seconds + time.monotonic() - lease.claimed_at

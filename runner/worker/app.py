@@ -25,6 +25,7 @@ from runner.errors import (
 from runner.images.header import DECODING_BYTES
 from runner.queue.client import opened
 from runner.queue.heartbeat import Heartbeat
+from runner.queue.hosts import Hosts
 from runner.queue.leases import LeaseQueue, owner_name
 from runner.queue.parking import Parking, ProcessJobs
 from runner.settings import Settings
@@ -33,6 +34,7 @@ from runner.worker import startup
 from runner.worker.album import AlbumGate
 from runner.worker.kinds import COMPARISON, KINDS, PHOTO, Kind, Services, kind_of
 from runner.worker.loop import WorkerLoop
+from runner.worker.outage import OutageGate
 from runner.worker.settlement import Settlement
 from runner.worker.shutdown import Stop, StoppedEarlyError
 from runner.worker.summary import Summary
@@ -155,7 +157,16 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         in_flight.count_end = run_totals.ended
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         parking = Parking(redis)
-        services = _services(settings, redis, repository=repository, heartbeat=heartbeat, parking=parking, model=model)
+        outages = _outages(settings, redis, owner)
+        services = _services(
+            settings,
+            redis,
+            repository=repository,
+            heartbeat=heartbeat,
+            parking=parking,
+            outages=outages,
+            model=model,
+        )
         stack.callback(services.fetcher.close)
         handlers = {name: kinds[name].handler(services) for name in queues}
         settlement = Settlement(
@@ -167,6 +178,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             summary=summary,
             parking=parking,
             run_totals=run_totals,
+            outages=outages,
         )
         loop = WorkerLoop(
             settings,
@@ -288,6 +300,19 @@ def _queues(
     return {name: stack.enter_context(private)}
 
 
+def _outages(settings: Settings, redis: Redis, owner: str) -> OutageGate | None:
+    """Return the gate of failing image servers; None if no photo waits, as the one of `--job` cannot."""
+    if settings.job or not settings.outage_seconds:
+        return None
+    base, cap = settings.retry_base_seconds, settings.retry_max_seconds
+    return OutageGate(
+        Hosts(redis, PHOTO.queue, owner=owner, base_seconds=base, cap_seconds=cap),
+        timeout_seconds=settings.outage_seconds,
+        base_seconds=base,
+        cap_seconds=cap,
+    )
+
+
 def _services(
     settings: Settings,
     redis: Redis,
@@ -295,6 +320,7 @@ def _services(
     repository: Callable[[], Repository],
     heartbeat: Heartbeat,
     parking: Parking,
+    outages: OutageGate | None,
     model: str,
 ) -> Services:
     from runner.images.fetch import Fetcher
@@ -316,6 +342,7 @@ def _services(
             timeout_seconds=settings.album_timeout_seconds,
         ),
         parking=parking,
+        outages=outages,
     )
 
 

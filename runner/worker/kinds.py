@@ -14,6 +14,7 @@ from runner.store.results import AnswerWatch, ResultStore
 from runner.worker.album import AlbumGate
 from runner.worker.comparison import ComparisonHandler
 from runner.worker.messages import decode_compare, decode_process
+from runner.worker.outage import OutageGate
 from runner.worker.photo import PhotoHandler
 from runner.worker.task import Handler
 from runner.worker.visibility import VisibilityGuard
@@ -33,7 +34,7 @@ class Services:
     """What handlers work with. `owns` says whether a lease is still ours; `repository` connects on first use.
 
     `known_databases` is None if the job comes from no queue. Without `album` a comparison is answered from what is
-    stored, and without `parking` no comparison is woken.
+    stored, without `parking` no comparison is woken, and without `outages` no photo waits for its image server.
     """
 
     settings: Settings
@@ -44,6 +45,7 @@ class Services:
     known_databases: KnownDatabases | None = None
     album: AlbumGate | None = None
     parking: Parking | None = None
+    outages: OutageGate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ PHOTO = Kind(
         services.fetcher,
         services.owns,
         VisibilityGuard(services.repository, services.known_databases),
-        services.parking,
+        parking=services.parking,
+        outages=services.outages,
     ),
     stores_faces=True,
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -75,7 +76,8 @@ class WorkerLoop:
         self._prepare = prepare
         self._prepared = False
         self._started = time.monotonic()
-        self._claimed = 0
+        self._claimed = 0  # not counting jobs that it has claimed before, and photos whose server is failing
+        self._has_claimed = False
         self._events: queue.SimpleQueue[AnyTask | None] = queue.SimpleQueue()
         self._arrivals = Arrivals(queues.values(), lambda: self._events.put(None))
         self._reads: queue.SimpleQueue[AnyTask] = queue.SimpleQueue()
@@ -135,7 +137,7 @@ class WorkerLoop:
             leases = source.claim(room, in_flight=len(self._working()))
             if leases:
                 self._accept(leases)
-                self._idle_since = None
+                self._has_claimed, self._idle_since = True, None
             room -= len(leases)
             if room == 0 or self._alone():
                 break
@@ -180,12 +182,18 @@ class WorkerLoop:
     # Fetch and embed
 
     def _start_reads(self) -> None:
-        room = self._most_processing - len(self._in_flight.of(State.PROCESSING))
+        processing = self._in_flight.of(State.PROCESSING)
+        room = self._most_processing - len(processing)
+        fetching = Counter(task.server for task in processing if task.is_fetching)
+        several = len({task.server for task in self._in_flight if task.server}) > 1
         for task in self._in_flight.of(State.CLAIMED):
             if room <= 0 or self._stop.requested:
                 return
+            if several and task.server and fetching[task.server] >= READERS - 1:
+                continue  # a server that does not answer leaves a reader to the others
             if not self._settlement.drop_lost(task):
-                task.state = State.PROCESSING
+                task.state, task.is_fetching = State.PROCESSING, True
+                fetching[task.server] += 1
                 self._reads.put(task)
                 room -= 1
 
@@ -193,8 +201,11 @@ class WorkerLoop:
         while True:
             task = self._reads.get()
             try:
-                with task.stage("fetch"):
-                    data = self._handlers[task.lease.queue].read(task)
+                try:
+                    with task.stage("fetch"):
+                        data = self._handlers[task.lease.queue].read(task)
+                finally:
+                    task.is_fetching = False
                 future = self._compute(self._loader(task, data))
             except RunnerError as error:  # the engine cannot be used: no job's fault
                 self._fatal = error
@@ -320,7 +331,10 @@ class WorkerLoop:
             return False
         if self._settlement.next_own_retry() is not None:
             return True
-        due = [counts.next_expiry_seconds for counts in (source.counts() for source in self._queues.values())]
+        counts = [source.counts() for source in self._queues.values()]
+        if self._has_claimed and sum(one.in_flight for one in counts) <= self._settlement.failing_servers():
+            return False  # another run, or the next one, asks those servers
+        due = [one.next_expiry_seconds for one in counts]
         soon = min((seconds for seconds in due if seconds is not None), default=None)
         if soon is None:
             return False

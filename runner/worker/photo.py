@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from runner.errors import InvalidJobError, PhotoGoneError, PoisonJobError
 from runner.queue.leases import Lease
 from runner.queue.parking import Parking
 from runner.worker.messages import ProcessJob
+from runner.worker.outage import OutageGate
 from runner.worker.task import Outcome, Task
 from runner.worker.visibility import VisibilityGuard
 
@@ -29,16 +31,19 @@ class PhotoHandler:
         fetcher: Fetcher,
         owns: Callable[[Lease], bool],
         guard: VisibilityGuard,
+        *,
         parking: Parking | None,
+        outages: OutageGate | None,
     ) -> None:
         self._parking = parking
+        self._outages = outages
         self._repository = repository
         self._fetcher = fetcher
         self._owns = owns
         self._guard = guard
 
     def resume(self, task: Task[ProcessJob]) -> None:
-        """Do nothing: the lease of a photo has no state."""
+        """Do nothing: what the lease says of the photo's server is for the `OutageGate`."""
 
     def begin(self, tasks: Sequence[Task[ProcessJob]]) -> None:
         """Set the photos to PROCESSING in one statement; a task whose photo is deleted gets its `error`.
@@ -55,7 +60,8 @@ class PhotoHandler:
     def read(self, task: Task[ProcessJob]) -> bytes:
         """Fetch the photo."""
         assert task.job is not None  # noqa: S101 - only accepted tasks are read
-        return self._fetcher.fetch(task.job.image_url)
+        with self._outages.asking(task) if self._outages is not None else nullcontext():
+            return self._fetcher.fetch(task.job.image_url)
 
     def conclude(self, tasks: Sequence[Task[ProcessJob]]) -> None:
         """Write embeddings and statuses, and wake the comparisons that wait for these photos."""

@@ -20,12 +20,14 @@ from runner.errors import (
 )
 from runner.logs import logger
 from runner.queue.heartbeat import Heartbeat
+from runner.queue.hosts import Verdict
 from runner.queue.leases import Lease, LeaseQueue, Parked, backoff
 from runner.queue.parking import Parking
 from runner.queue.totals import ALBUM_PENDING
 from runner.settings import Settings
 from runner.worker.kinds import Kind
 from runner.worker.messages import subject
+from runner.worker.outage import OutageGate
 from runner.worker.summary import Summary
 from runner.worker.task import AnyTask, Handler, InFlight, Outcome, State, Task, Wait
 from runner.worker.totals import RunTotals, job_tally
@@ -40,7 +42,8 @@ OVERDUE_SECONDS = 5.0
 class Settlement:
     """Owns the tasks in flight, and ends each of them once.
 
-    A failed job is retried while its error is transient and attempts are left; otherwise its handler writes the final
+    A photo whose image server fails waits for it. Any other failed job is retried while its error is transient and
+    attempts are left; otherwise its handler writes the final
     status, and only then is it dead-lettered: a crash in between leaves a lease, never a job without a status.
     """
 
@@ -55,6 +58,7 @@ class Settlement:
         summary: Summary,
         parking: Parking | None = None,
         run_totals: RunTotals | None = None,
+        outages: OutageGate | None = None,
     ) -> None:
         self.in_flight = InFlight()
         self._settings = settings
@@ -66,6 +70,7 @@ class Settlement:
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._parking = parking
         self._run_totals = run_totals
+        self._outages = outages
         # What this run has retried, deferred or parked: when each lease is due (`time.monotonic`; parked: infinity).
         self._own_retries: dict[str, float] = {}
         self._next_overdue = 0.0
@@ -73,7 +78,10 @@ class Settlement:
     # Accepting
 
     def accept(self, leases: Sequence[Lease]) -> list[AnyTask]:
-        """Renew the leases from now on, and return a task for each: decoded, or with its `error`."""
+        """Renew the leases from now on, and return a task for each: decoded, or with its `error`.
+
+        Photos whose image server is failing are settled here.
+        """
         self._heartbeat.add(leases)
         self._summary.claimed += len(leases)
         tasks: list[AnyTask] = [
@@ -82,8 +90,12 @@ class Settlement:
         self.in_flight.add(tasks)
         for task in tasks:
             self._decode(task)
+        if self._outages is not None:
+            for task, (verdict, seconds) in self._outages.admit(tasks).items():
+                self._wait_for_server(task, verdict, seconds)
+        for task in tasks:
             task.to_begin = task.error is None
-        return tasks
+        return [task for task in tasks if task.state is not State.SETTLED]
 
     def _decode(self, task: AnyTask) -> None:
         lease = task.lease
@@ -126,10 +138,18 @@ class Settlement:
     # Retries of this run, and comparisons that it has deferred or parked
 
     def wake_overdue(self) -> None:
-        """Wake the comparisons that have timed out; does so every few seconds, however often it is called."""
-        if self._parking is not None and time.monotonic() >= self._next_overdue:
-            self._next_overdue = time.monotonic() + OVERDUE_SECONDS
+        """Wake the parked jobs that have timed out; does so every few seconds, however often it is called."""
+        if time.monotonic() < self._next_overdue:
+            return
+        self._next_overdue = time.monotonic() + OVERDUE_SECONDS
+        if self._parking is not None:
             self._parking.wake_overdue()
+        if self._outages is not None:
+            self._outages.check()
+
+    def failing_servers(self) -> int:
+        """Return how many image servers are failing; each has at most one lease that is not due."""
+        return self._outages.failing() if self._outages is not None else 0
 
     def wake_stranded(self) -> bool:
         """Wake every parked comparison if there is no process job; return whether any was woken."""
@@ -161,10 +181,18 @@ class Settlement:
     # Settling
 
     def conclude(self, tasks: Sequence[AnyTask]) -> None:
-        """Retry transient failures; have the results of all other tasks stored, and settle them."""
+        """Put off or retry transient failures; have the results of all other tasks stored, and settle them."""
         final: list[AnyTask] = []
+        if self._outages is not None:
+            self._outages.heard(tasks)
         for task in tasks:
-            if task.error is not None and task.error.transient and self._has_attempts(task):
+            if self._outages is not None and self._outages.concerns(task):
+                found = self._outages.failed(task)
+                if found is None:
+                    final.append(task)
+                else:
+                    self._wait_for_server(task, *found)
+            elif task.error is not None and task.error.transient and self._has_attempts(task):
                 self._retry(task, task.error)
             else:
                 final.append(task)
@@ -178,6 +206,20 @@ class Settlement:
                 self._not_stored(task, error)
             self._wait_all(task for task in group if task.wait is not None and task.state is not State.SETTLED)
             self._settle(task for task in group if task.state not in (State.UNCONFIRMED, State.SETTLED))
+
+    def _wait_for_server(self, task: AnyTask, verdict: Verdict, seconds: float) -> None:
+        """End a task that waits for its image server; Redis knows already."""
+        if verdict is Verdict.ASK:
+            self.release([task])
+            return
+        if verdict is Verdict.PUT_OFF:
+            self._own_retries[task.lease.id] = time.monotonic() + seconds
+        self._end(
+            task,
+            Outcome.LOST if verdict is Verdict.LOST else Outcome.PARKED,
+            waits_for=task.server,
+            again_in_seconds=round(seconds, 3) if verdict is Verdict.PUT_OFF else None,
+        )
 
     def _wait_all(self, tasks: Iterable[AnyTask]) -> None:
         """Park or defer the tasks, and conclude those again whose album became ready meanwhile."""
@@ -244,6 +286,9 @@ class Settlement:
     def _settle(self, tasks: Iterable[AnyTask]) -> None:
         """Dead-letter the faults and acknowledge the others, those of each queue in one call."""
         done: list[AnyTask] = []
+        tasks = list(tasks)
+        if self._outages is not None:
+            self._outages.ending(tasks)
         for task in tasks:
             if task.outcome is Outcome.LOST:
                 self._end(task, Outcome.LOST)

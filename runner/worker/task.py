@@ -36,7 +36,7 @@ class Outcome(StrEnum):
     GONE = "photo_gone"  # acknowledged without effect: the photo is not in the API's table
     RETRIED = "retried"  # due again after a delay
     DEAD = "dead_lettered"  # in the dead-letter queue, its final status written
-    PARKED = "parked"  # parked or deferred until photos of its album are done; the attempt is not counted
+    PARKED = "parked"  # waits for its album or for its image server; the attempt is not counted
     RELEASED = "released"  # returned to the queue; the attempt is not counted
     LOST = "lease_lost"  # another runner has the lease
 
@@ -59,7 +59,10 @@ class Task(Generic[Job]):
 
     `job` is None if the payload is not valid; then `error` says why. `to_begin` is true until the start of the work has
     been recorded (PROCESSING). `stages` has seconds by stage; times are those of `time.monotonic`. `own_retry` marks a
-    job that this run has retried, deferred or parked before; `thread` is the engine's thread that computes it.
+    job that this run has retried, deferred or parked before; `thread` is the engine's thread that computes it. `server`
+    is the host:port that the image comes from, empty if it is in the payload; `is_probe` marks the one job that asks a
+    failing server, `asked_at` is when the task asked its server, and `was_answered` says whether that sent anything
+    but an error of its own.
     `ready_seconds` is the time from the upload of a photo until it became READY, if this run has made it so.
     """
 
@@ -72,6 +75,11 @@ class Task(Generic[Job]):
     wait: Wait | None = None
     to_begin: bool = False
     own_retry: bool = False
+    server: str = ""
+    is_fetching: bool = False
+    is_probe: bool = False
+    asked_at: float = 0.0
+    was_answered: bool = False
     thread: int = 0
     computing_since: float | None = None
     computed_at: float = 0.0

@@ -133,9 +133,7 @@ def test_each_way_to_serve_a_photo_leads_to_its_status(service: Service, server:
 def test_each_failure_is_logged_in_one_line_with_its_reason(service: Service, server: OddServer) -> None:
     failing = [case for case in SERVED if case.code]
     photos = service.api.upload({case.path: server.url(case.path) for case in failing})
-    ended = service.run(
-        RUNNER_FETCH_READ_TIMEOUT_SECONDS="0.5", RUNNER_FETCH_TIMEOUT_SECONDS="3", RUNNER_MAX_IMAGE_BYTES="2000000"
-    )
+    ended = service.run(**QUICK)
     for case in failing:
         lines = ended.lines(photo=photos[case.path], outcome="dead_lettered")
         assert [line["error"]["code"] for line in lines] == [case.code], case.path

@@ -116,6 +116,7 @@ def service(redis: Redis, redis_url: str, database_url: str) -> Iterator[Service
         "RUNNER_ALLOW_PRIVATE_ADDRESSES": "true",  # images are served on loopback
         "RUNNER_LOG_FORMAT": "json",
         "RUNNER_RETRY_BASE_SECONDS": "0.1",
+        "RUNNER_OUTAGE_SECONDS": "0",  # a photo that cannot be fetched ends with the run
     }
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield Service(redis, connection, Api(redis, connection), environment)

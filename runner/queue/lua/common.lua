@@ -11,7 +11,8 @@
 --
 -- A parked job has these fields and is a member of the sorted set `parked` (score: until when it may wait) instead of
 -- `leases`. Its holder announces that first: then it is a member of both, and parking fails if it has left `parked`
--- since. The set `pending` of each such job holds the photos that it waits for.
+-- since. The set `pending` of each such job holds the photos that it waits for. A job that waits for its image server
+-- is parked as well, without `pending`: it is a member of the sorted set `host:HOST:parked` (score: since when).
 --
 -- Redis does not roll scripts back: a refused command (a missing right, a key of another type) ends the script, and
 -- its earlier writes stay. So a script that writes first calls the `check_` functions for its keys. They send each
@@ -96,6 +97,20 @@ end
 local function leave_parking(parked, pending, id)
     call('ZREM', parked, id)
     call('EXPIRE', pending, 0) -- deletes it; DEL has no form that changes nothing
+end
+
+-- Take the job that has waited longest for a host, if there is one, out of `parked`.
+local function next_of_host(parked, of_host)
+    while true do
+        local id = call('ZRANGE', of_host, 0, 0)[1]
+        if not id then
+            return nil
+        end
+        call('ZREM', of_host, id)
+        if call('ZREM', parked, id) == 1 then -- else it was woken or removed
+            return id
+        end
+    end
 end
 
 local function remove_dead_letter(dead, index, id)
