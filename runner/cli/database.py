@@ -23,6 +23,7 @@ from runner.queue.client import opened
 from runner.settings import Settings
 from runner.store import schema, visibility
 from runner.store.database import Database, retrying
+from runner.store.deletion import Removal, install
 from runner.store.legacy import Imported, Source, find_source, import_legacy
 from runner.store.photos import PhotoTable
 from runner.store.session import Session
@@ -40,7 +41,8 @@ def add_parser(subparsers: Any) -> None:
         "migrate",
         help=COMMANDS["migrate"].help,
         description="Migrate the embeddings database (EMBEDDINGS_DATABASE_URL, or DATABASE_URL) to the schema of this "
-        "version. Idempotent, safe to run concurrently, and works through a connection pooler.",
+        "version and, where the API's table is in the same database, create the trigger that removes the embeddings of "
+        "deleted photos. Idempotent, safe to run concurrently, and works through a connection pooler.",
     )
     migrate.add_argument(
         "--check", action="store_true", help="change nothing; exit with 3 unless the schema is up to date"
@@ -120,13 +122,24 @@ def _migrate(args: argparse.Namespace) -> int:
         return schema.current_version(embeddings)
 
     version = _with_embeddings(settings, work)
+    removal = None if args.check else _trigger(settings)
     if args.json:
-        _print_json({"version": version, "applied": applied})
+        deletion = {} if removal is None else {"deletion": "trigger" if removal.by_trigger else "sweep"}
+        _print_json({"version": version, "applied": applied, **deletion})
     else:
         for name in applied:
             output.line(f"applied {name}")
         output.line(f"the embeddings database is up to date: its schema has version {version}")
+        if removal is not None:
+            output.line(str(removal))
     return 0
+
+
+def _trigger(settings: Settings) -> Removal | None:
+    """Create the trigger that removes the embeddings of deleted photos; None if the API's database is not known."""
+    if not settings.database_url:
+        return None
+    return on_both(settings, install)
 
 
 def _percent(text: str) -> float:
@@ -259,17 +272,26 @@ def _embeddings(settings: Settings) -> Database:
 def with_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
     """Return the result of `work` on the API's table and the embeddings, after checking both."""
 
-    def checked() -> T:
-        PhotoTable(photos.connection).check()
-        visibility.require_all(photos.connection)
-        schema.check(embeddings.connection)
-        return work(photos.connection, embeddings.connection)
+    def checked(photos: Session, embeddings: Session) -> T:
+        PhotoTable(photos).check()
+        visibility.require_all(photos)
+        schema.check(embeddings)
+        return work(photos, embeddings)
 
+    return on_both(settings, checked)
+
+
+def on_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
+    """Return the result of `work` on connections to the API's database and to that of the embeddings."""
     with (
         closing(Database(settings.database_url, application_name=APPLICATION_NAME, variable="DATABASE_URL")) as photos,
         closing(_embeddings(settings)) as embeddings,
     ):
-        return retrying(checked, [photos, embeddings], seconds=settings.connect_timeout_seconds)
+        return retrying(
+            lambda: work(photos.connection, embeddings.connection),
+            [photos, embeddings],
+            seconds=settings.connect_timeout_seconds,
+        )
 
 
 def _print_json(document: dict[str, Any]) -> None:

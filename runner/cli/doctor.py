@@ -16,6 +16,7 @@ from redis import Redis
 from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
+from runner.cli.database import on_both
 from runner.cli.flags import add_cluster_flags
 from runner.cluster.photos import read_photos
 from runner.errors import (
@@ -36,6 +37,7 @@ from runner.queue.self_test import SelfTest
 from runner.settings import Settings
 from runner.store import rights, schema, visibility
 from runner.store.database import Database, retrying
+from runner.store.deletion import removal
 from runner.store.photos import PhotoTable
 from runner.store.results import ResultStore
 from runner.worker.kinds import COMPARISON
@@ -246,6 +248,8 @@ def _embeddings(settings: Settings, commands: Collection[str]) -> str:
         found = retrying(
             lambda: _seen_embeddings(database, commands), [database], seconds=settings.connect_timeout_seconds
         )
+    with suppress(RunnerError):  # the API's database has a check of its own
+        found += f"; {on_both(settings, removal)}"
     photos = None
     with suppress(RunnerError):  # the API's database has a check of its own
         photos = read_photos(settings)

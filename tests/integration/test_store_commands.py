@@ -21,7 +21,7 @@ def test_migrate(command: Command, empty_database_url: str) -> None:
     assert (code, error) == (0, "")
     assert "0001_faces.sql" in out
     code, out, _ = command(["migrate", "--json"], empty_database_url)
-    assert (code, json.loads(out)) == (0, {"version": 1, "applied": []})
+    assert (code, json.loads(out)) == (0, {"version": 1, "applied": [], "deletion": "sweep"})
     code, out, _ = command(["migrate", "--check", "--json"], empty_database_url)
     assert (code, json.loads(out)["version"]) == (0, 1)
 

@@ -152,6 +152,7 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
         f"{BAD}::test_an_unknown_photo_stores_nothing_and_is_not_dead_lettered",
         f"{BAD}::test_a_prefetched_image_of_a_deleted_photo_is_not_stored",
     ),
+    "deleted-embeddings": ("integration/test_store_deletion.py::test_four_deleted_albums_leave_nothing",),
     "success-is-final": (f"{PHOTOS}::test_failure_never_replaces_success",),
     "failed-again": (f"{PHOTOS}::test_beginning_spares_what_has_succeeded",),
     "old-table": (f"{LEGACY}::test_rows_are_imported_normalised_and_comparable",),
