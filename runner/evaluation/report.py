@@ -7,6 +7,7 @@ import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from math import floor, log10
 
 import cv2
 import numpy as np
@@ -81,7 +82,15 @@ _LEGEND = (
 
 def percent(rate: Rate) -> str:
     """Return a rate with its interval, such as 97.5 % (91.3 to 99.3)."""
-    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+    return f"{_percent(rate.value)} % ({_percent(rate.low)} to {_percent(rate.high)})"
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, with more decimals near 0 and 100: a false match rate of 0.02 % is not 0.0."""
+    value = 100 * share
+    distance = min(value, 100 - value)
+    decimals = 1 - floor(log10(distance)) if 0 < distance < 1 else 1
+    return f"{value:.{min(decimals, 6)}f}"
 
 
 def number(threshold: float) -> str:
@@ -90,7 +99,7 @@ def number(threshold: float) -> str:
 
 
 def _interval(rate: Rate) -> str:
-    return f"{100 * rate.low:.1f} to {100 * rate.high:.1f} % (95 %)"
+    return f"{_percent(rate.low)} to {_percent(rate.high)} % (95 %)"
 
 
 def _text(text: str) -> str:
@@ -106,8 +115,8 @@ def _facts(evaluation: Evaluation) -> str:
         "pairs of the same person": (f"{len(measured.same):,}", ""),
         "pairs of different people": (f"{len(measured.different):,}", ""),
         "best threshold": (number(best.threshold), equal + evaluation.criterion.value),
-        "true matches there": (f"{100 * best.true.value:.1f} %", _interval(best.true)),
-        "false matches there": (f"{100 * best.false.value:.1f} %", _interval(best.false)),
+        "true matches there": (f"{_percent(best.true.value)} %", _interval(best.true)),
+        "false matches there": (f"{_percent(best.false.value)} %", _interval(best.false)),
     }
     if evaluation.people:
         facts["people"] = (str(evaluation.people), "")

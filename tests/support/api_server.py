@@ -13,7 +13,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -38,10 +38,14 @@ def cleaned(name: str) -> str:
 
 
 class ApiServer(Serving):
-    """The API. `initiated_delay` is how long writing `INITIATED` takes after the push, in seconds."""
+    """The API. `initiated_delay` is how long writing `INITIATED` takes after the push, in seconds.
+
+    Where `initiated_when` is set, it takes until that is true of the job's id, too.
+    """
 
     def __init__(self, redis_url: str, database_url: str) -> None:
         self.initiated_delay = 0.0
+        self.initiated_when: Callable[[str], bool] = lambda _: True
         self.files: dict[str, bytes] = {}
         self._redis_url = redis_url
         self._database_url = database_url
@@ -117,10 +121,12 @@ class ApiServer(Serving):
         with self._database() as database:
             rows = database.execute('SELECT id FROM "Photo" WHERE album_id = %s ORDER BY created_at, id', (album,))
             ids = [row[0] for row in rows.fetchall()]
-        job, delay = str(uuid.uuid4()), self.initiated_delay
+        job, delay, when = str(uuid.uuid4()), self.initiated_delay, self.initiated_when
         encoded = base64.b64encode(selfie).decode()
         self._push(COMPARE_LIST, {"jobId": job, "storedIds": ids, "selfie": encoded, "threshold": THRESHOLD})
         time.sleep(delay)
+        while not when(job):
+            time.sleep(0.05)
         with self._redis() as redis:
             redis.set(RESULT.format(job), "INITIATED")
         return 201, {"jobId": job, "storedIds": ids}

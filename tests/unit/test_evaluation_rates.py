@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.evaluation.rates import Z_95, Rates, wilson
+from runner.evaluation.rates import Z_95, Rate, Rates, wilson
+from runner.evaluation.report import percent
 
 # Few distinct values, so that equal similarities, in both kinds too, are common.
 SIMILARITIES = st.lists(st.sampled_from([value / 8 for value in range(-8, 9)]), min_size=1, max_size=12)
@@ -89,3 +90,15 @@ def test_between_separate_kinds_the_best_threshold_is_in_the_middle() -> None:
     best = rates_of([0.6, 0.8], [0.0, 0.1]).best()
     assert best.point.threshold == 0.35
     assert (best.low, best.high) == pytest.approx((0.1, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "shown"),
+    [
+        (0, 10, "0.0 % (0.0 to 27.8)"),
+        (1, 5000, "0.020 % (0.0035 to 0.11)"),
+        (4999, 5000, "99.980 % (99.89 to 99.9965)"),
+    ],
+)
+def test_rates_near_0_and_100_percent_are_not_rounded_to_them(count: int, of: int, shown: str) -> None:
+    assert percent(Rate.of_counts(count, of)) == shown
