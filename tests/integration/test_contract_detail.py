@@ -49,7 +49,7 @@ def test_the_detail_has_the_fields_of_the_contract(service: Service, album: Albu
     assert detail["matched"] == service.api.result("guest") == [photos[PHOTO]]
     assert detail["scores"].keys() == {photos[PHOTO]}
     assert 0.45 < detail["scores"][photos[PHOTO]] <= 1
-    assert detail["milliseconds"] > 0
+    assert detail["duration_ms"] > 0
     known = {"faces": 1, "model": "w600k_mbf", "threshold": 0.45, "stored_ids": 3, "with_embeddings": 2,
              "complete": True, "pending": 0, "initiated": True, "error": None}  # fmt: skip
     assert {name: detail[name] for name in known} == known

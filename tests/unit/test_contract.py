@@ -133,7 +133,7 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
         "integration/test_contract_detail.py::test_a_failed_comparison_is_not_complete",
         f"{ALBUM}::test_after_its_timeout_a_comparison_is_answered_with_photos_pending",
     ),
-    "milliseconds": (DETAIL,),
+    "duration-ms": (DETAIL,),
     "initiated-seen": (DETAIL, f"{RESULTS}::test_the_words_and_the_answer_in_their_order"),
     "error": (DETAIL, FAILED_COMPARISON),
     "columns": ("integration/test_contract_detail.py::test_a_run_needs_only_id_and_status_of_the_apis_table",),
