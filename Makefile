@@ -169,6 +169,19 @@ image-base: $(INSTALLED) ## Create a stand-in for BASE from Debian packages (as 
 image-test: setup ## Build the image and test it in containers (as root; packages of tests/image/apt.txt; IMAGE_BASE)
 	@IMAGE_BASE='$(IMAGE_BASE)' $(BIN)/python -m pytest tests/image
 
+# A rehearsal, unless REGISTRY=HOST/FOLDER names where to publish. IMAGES: which of cpu-amd64, cpu-arm64, gpu-amd64.
+VERSION ?=
+REGISTRY ?=
+IMAGES ?= cpu-amd64 cpu-arm64 gpu-amd64
+SOURCE_URL ?=
+.PHONY: release
+release: setup tools ## Build packages, images, chart, SBOMs and checksums of VERSION; publish them with REGISTRY=
+	@$(BIN)/python -m tools.release '$(VERSION)' --images '$(IMAGES)' --registry '$(REGISTRY)' $(if $(SOURCE_URL),--source-url '$(SOURCE_URL)')
+
+.PHONY: release-test
+release-test: setup tools ## Rehearse a release twice and install from its registry (as root; RELEASE_IMAGES)
+	@RELEASE_IMAGES='$(or $(RELEASE_IMAGES),cpu-amd64)' $(BIN)/python -m pytest --timeout 3600 tests/image/test_release.py
+
 # onnxruntime asks for sympy (86 MB with mpmath) for a tool that no run uses, and pi-heif for Pillow (22 MB), which its
 # compiled module does not need: the image goes without.
 RESOLVE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,12 @@ PACKAGES = "usr-is-merged,python3,python3-venv,ca-certificates"
 EXCLUDED = ("man", "doc", "locale")
 
 
+def native_architecture() -> str:
+    """Return this machine's architecture as Debian and Go call it."""
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
 def missing() -> str:
     """Return what this machine lacks for building and running images, and how to get it; empty if nothing."""
     packages = (ROOT / "tests" / "image" / "apt.txt").read_text().split()
@@ -39,18 +46,22 @@ def missing() -> str:
     return ""
 
 
-def base_archive() -> Path:
-    """Return the archived root file system of the stand-in base, created once per machine (a minute)."""
+def base_archive(architecture: str) -> Path:
+    """Return the archived root file system of the stand-in base, created once per machine (a minute).
+
+    Another `architecture` than this machine's (amd64, arm64) needs arch-test, and qemu-user-static registered.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spottmee-worker"
     cache.mkdir(parents=True, exist_ok=True)
-    archive = cache / f"base-{SUITE}.tar"
-    with (cache / f"base-{SUITE}.lock").open("w") as lock:
+    archive = cache / f"base-{SUITE}-{architecture}.tar"
+    with (cache / f"base-{SUITE}-{architecture}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
             partial = archive.with_suffix(".partial.tar")
             without = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in EXCLUDED]
             command = [
-                "mmdebstrap", "--quiet", "--variant=apt", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+                "mmdebstrap", "--quiet", f"--architectures={architecture}", "--variant=apt",
+                "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
                 f"--include={PACKAGES}", *without, SUITE, str(partial),
             ]  # fmt: skip
             _succeed(command, env={**os.environ, "SOURCE_DATE_EPOCH": str(DATE)})
@@ -85,12 +96,22 @@ class Engine:
         """Return podman's output. Raises `RuntimeError` with its last lines if it fails."""
         return _succeed(self.command("podman", *arguments)).strip()
 
-    def make_base(self) -> None:
-        """Create the stand-in for the base image, or pull the base that IMAGE_BASE names."""
-        if BASE.startswith("localhost/"):
-            self.podman("import", "--quiet", str(base_archive()), BASE)
-        else:
-            self.podman("pull", "--quiet", BASE)
+    def buildah(self, *arguments: str) -> str:
+        """Return buildah's output. Raises `RuntimeError` with its last lines if it fails."""
+        return _succeed(self.command("buildah", *arguments)).strip()
+
+    def make_base(self, architecture: str = "") -> str:
+        """Create the stand-in for the base image, or pull the base that IMAGE_BASE names; return its name."""
+        architecture = architecture or native_architecture()
+        if not BASE.startswith("localhost/"):
+            self.podman("pull", "--quiet", f"--arch={architecture}", BASE)
+            return BASE
+        name = BASE if architecture == native_architecture() else f"{BASE}-{architecture}"
+        archive = base_archive(architecture)
+        # Each import makes another image, on which nothing is cached.
+        if name not in self.podman("images", "--format", "{{.Repository}}").splitlines():
+            self.podman("import", "--quiet", f"--arch={architecture}", str(archive), name)
+        return name
 
     def build(self, *flags: str, image: str = IMAGE, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `make image` with the base image, and this machine's package index and certificates."""

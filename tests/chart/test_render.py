@@ -405,6 +405,32 @@ class TestGpu:
             assert pod["spec"].get("runtimeClassName") == ("nvidia" if has_gpu else None)
             assert pod["spec"].get("nodeSelector") == ({"accelerator": "l4"} if has_gpu else None)
 
+    def test_a_releases_digests_are_used_until_a_tag_or_digest_is_given(self) -> None:
+        digests = {"cpu": f"sha256:{'a' * 64}", "gpu": f"sha256:{'b' * 64}"}
+        own = f"sha256:{'c' * 64}"
+        for image, expected in [
+            ({}, digests),
+            ({"tag": "edge"}, {"cpu": ":edge", "gpu": own}),
+            ({"digest": own}, {"cpu": own, "gpu": own}),
+        ]:
+            process = {"gpu": {"count": 1}} | ({"image": {"digest": own}} if image else {})
+            values = {"queues": {"process": process}, "image": {"digests": digests, **image}}
+            for name, pod in render(binaries.HELM_4, values).pods():
+                used: str = pod["spec"]["containers"][0]["image"]
+                assert used.endswith(expected["gpu" if name == "faces-process" else "cpu"])
+
+    def test_pods_choose_nodes_of_an_images_only_architecture(self) -> None:
+        both = {"cpu": ["amd64", "arm64"], "gpu": ["amd64"]}
+        chosen = {"nodeSelector": {"kubernetes.io/arch": "arm64"}}
+        values = {
+            "image": {"architectures": both},
+            "queues": {"process": {"gpu": {"count": 1}}, "compare": chosen},
+        }
+        pods = {name: pod["spec"] for name, pod in render(binaries.HELM_4, values).pods()}
+        assert pods["faces-process"]["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+        assert pods["faces-compare"]["nodeSelector"] == {"kubernetes.io/arch": "arm64"}
+        assert "nodeSelector" not in pods["faces-sweep"]
+
     @pytest.mark.parametrize("place", ["common", "own"])
     def test_the_cpu_may_take_over_where_a_value_says_so(self, place: str) -> None:
         said = {"RUNNER_PROVIDERS": "cuda,cpu"}

@@ -82,14 +82,20 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 {{- define "spottmee-worker.image" -}}
 {{- $common := .root.Values.image -}}
 {{- $own := .queue.image | default dict -}}
-{{- $gpu := empty (int .queue.gpu.count) | ternary "" "-gpu" -}}
+{{- $gpu := eq (include "spottmee-worker.flavour" .) "gpu" | ternary "-gpu" "" -}}
 {{- $repository := $own.repository | default $common.repository -}}
 {{- with .root.Values.global.imageRegistry -}}
 {{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
 {{- end -}}
 {{- $tag := $own.tag | default $common.tag | default (printf "%s%s" .root.Chart.AppVersion $gpu) -}}
-{{- $digest := $own.digest | default (empty (or $own.repository $own.tag) | ternary $common.digest "") -}}
+{{- $released := empty $common.tag | ternary (get $common.digests (include "spottmee-worker.flavour" .)) "" -}}
+{{- $digest := $own.digest | default (empty (or $own.repository $own.tag) | ternary ($common.digest | default $released) "") -}}
 {{- printf "%s:%s%s" $repository $tag (empty $digest | ternary "" (printf "@%s" $digest)) -}}
+{{- end -}}
+
+{{/* Which of a version's images a pod runs: cpu or gpu. Takes queue. */}}
+{{- define "spottmee-worker.flavour" -}}
+{{- empty (int .queue.gpu.count) | ternary "cpu" "gpu" -}}
 {{- end -}}
 
 {{/* Secrets with registry credentials, as a list of names. */}}

@@ -153,7 +153,9 @@ A migration runs before the ConfigMap is there, so it gets the common ones here 
 {{/* Where a pod runs. Takes root and queue. */}}
 {{- define "spottmee-worker.placement" -}}
 {{- $values := .root.Values -}}
-{{- with merge (dict) (.queue.nodeSelector | default dict) $values.nodeSelector }}
+{{- $architectures := get $values.image.architectures (include "spottmee-worker.flavour" .) -}}
+{{- $only := len $architectures | eq 1 | ternary (dict "kubernetes.io/arch" (first $architectures)) dict -}}
+{{- with merge (dict) (.queue.nodeSelector | default dict) $values.nodeSelector $only }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -1,0 +1,1 @@
+"""A release from one commit: packages, images, chart, SBOMs, provenance, checksums (docs/how-to/release.md)."""
