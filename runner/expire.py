@@ -6,7 +6,7 @@ restored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from redis import Redis
 
 from runner.errors import ExpiredJobError
 from runner.queue.expiry import WAIT_SECONDS, Expiry
@@ -15,9 +15,6 @@ from runner.queue.parking import Parking
 from runner.store.results import ResultStore
 from runner.worker.kinds import COMPARISON, PHOTO
 from runner.worker.messages import subject
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 
 def expire_comparisons(redis: Redis, *, seconds: float = WAIT_SECONDS, dry_run: bool = False) -> int:

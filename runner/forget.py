@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from redis import Redis
 
 from runner.queue import keys
 from runner.queue.heartbeat import ASK_SECONDS, FRESH_SECONDS
@@ -15,9 +16,6 @@ from runner.queue.scripts import refusals
 from runner.queue.search import Claimed, Dead, Job, JobSearch, Waiting
 from runner.worker.kinds import COMPARISON, PHOTO, Kind
 from runner.worker.messages import fields, subject
-
-if TYPE_CHECKING:  # redis is imported when a connection is opened
-    from redis import Redis
 
 # A run may have asked shortly before its lease was removed, and then stores once more. After this it has stored, or
 # asks again and stores nothing.

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from redis import Redis
 
 from runner import errors
 from runner.errors import CheckFailedError, InvalidJobError, JobError, LeaseLostError
@@ -30,9 +32,6 @@ from runner.store.photos import PhotoStatus
 from runner.store.unprocessed import Selection, UnprocessedPhoto, check_columns, moment_before, page
 from runner.worker.kinds import PHOTO
 from runner.worker.messages import decode_process, fields
-
-if TYPE_CHECKING:  # redis is imported when a connection is opened
-    from redis import Redis
 
 T = TypeVar("T")
 

@@ -45,6 +45,7 @@ class RetryPolicy:
         return self._repeat(operation, before_retry, failure)
 
     def _repeat(self, operation: Callable[[], T], before_retry: Callable[[], None], failure: Exception) -> T:
+        # It imports asyncio, and most runs never repeat anything.
         from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
         unreported = [failure]

@@ -76,13 +76,12 @@ def _debug(args: argparse.Namespace) -> int:
         raise UsageError("--local creates no Job: it cannot be combined with --dry-run, --template or --keep")
     settings = settings_module.load(required=())
     payload = _payload(args, settings)
-    # Each half takes up to half a second to import: ONNX Runtime and OpenCV here, the client of Kubernetes there.
     if args.local:
-        from runner.cli.debug_local import debug_locally
+        from runner.cli.debug_local import debug_locally  # ONNX Runtime and OpenCV: half a second
 
         return debug_locally(payload, settings, args)
     try:
-        from runner.cli.debug_cluster import debug_in_cluster
+        from runner.cli.debug_cluster import debug_in_cluster  # the client of Kubernetes: half a second, and an extra
     except ModuleNotFoundError as error:
         raise ClusterError(
             f"a debug Job in the cluster needs the package {error.name}, which is not installed: pip install kubernetes"

@@ -53,7 +53,9 @@ class _ReadOnlyRepository(Repository):
         """Report that every outcome is stored."""
         return NotStored()
 
-    def match(self, selfie: NDArray[np.float32], stored_ids: Collection[str], threshold: float) -> Matches:
+    def match(
+        self, selfie: NDArray[np.float32] | Sequence[NDArray[np.float32]], stored_ids: Collection[str], threshold: float
+    ) -> Matches:
         """Compare a selfie with an album, and keep the similarity of every photo.
 
         Raises `SettingsError` if no database is configured.

@@ -52,7 +52,7 @@ def _exec(args: argparse.Namespace) -> int:
     if command not in COMMANDS or command == "exec":
         raise UsageError(f"{command!r} is not a command that can run in the cluster: see spottmee-worker --help")
     try:
-        from runner.cli.exec_cluster import exec_in_cluster
+        from runner.cli.exec_cluster import exec_in_cluster  # the client of Kubernetes is an extra
     except ModuleNotFoundError as error:
         raise ClusterError(
             f"a command in the cluster needs the package {error.name}, which is not installed: pip install kubernetes"

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis
 
 from runner import output
 from runner import settings as settings_module
@@ -21,9 +23,6 @@ from runner.queue.parking import Parking
 from runner.settings import Settings
 from runner.store.erase import erase_faces, has_legacy_table, photos_of_album
 from runner.worker.kinds import COMPARISON, PHOTO
-
-if TYPE_CHECKING:  # redis is imported when a connection is opened
-    from redis import Redis
 
 EPILOG = """A run that works on one of the jobs loses its lease, and stores nothing of it. Rows of the API's table stay:
 delete photos with the API, or its next upload and `reprocess` make their embeddings again.

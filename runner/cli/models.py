@@ -76,7 +76,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _bake(args: argparse.Namespace) -> int:
     _require_insightface()
-    from runner.bake.pipeline import bake
+    from runner.bake.pipeline import bake  # ONNX and InsightFace, which `list` works without
 
     output.problem(f"baking {args.pack}, and verifying it against InsightFace")
     manifest = bake(args.pack, args.out, source=args.source, sha256=args.sha256, plain=args.plain)
@@ -90,7 +90,7 @@ def _bake(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     _require_insightface()
-    from runner.bake.proof import verify
+    from runner.bake.proof import verify  # as above
 
     proof = verify(args.folder, source=args.source, sha256=args.sha256)
     output.line(

@@ -7,7 +7,9 @@ import signal
 import sys
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+from redis import Redis
 
 from runner import output
 from runner import settings as settings_module
@@ -35,9 +37,6 @@ from runner.store import schema, visibility
 from runner.store.database import Database, retrying
 from runner.store.photos import PhotoStatus, PhotoTable
 from runner.store.unprocessed import has_model
-
-if TYPE_CHECKING:  # redis is imported when a connection is opened
-    from redis import Redis
 
 APPLICATION_NAME = "spottmee-worker reprocess"
 DEFAULT_MAX_WAITING = 500

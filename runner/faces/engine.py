@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 import cv2
+import numpy as np
 import onnxruntime
 
 from runner.errors import ModelError, OutOfMemoryError, TooManyFacesError
@@ -42,6 +43,18 @@ class Face:
     score: float
     landmarks: Float32Array
     embedding: Float32Array
+
+    def to_bytes(self) -> bytes:
+        """Return the face as one row of float32, little-endian: box, landmarks, score, embedding."""
+        row = np.concatenate([self.box, self.landmarks.ravel(), [self.score], self.embedding])
+        return row.astype("<f4").tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return the face of a row of `to_bytes`. Raises `ValueError` if it is too short."""
+        row = np.frombuffer(data, dtype="<f4").astype(np.float32)
+        box, landmarks, score, embedding = np.split(row, [4, 14, 15])
+        return cls(box, float(score[0]), landmarks.reshape(5, 2), embedding)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

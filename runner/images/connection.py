@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 from runner.errors import FetchError, SettingsError
 from runner.images.urls import Target
 
-if TYPE_CHECKING:
-    import ssl  # a run without https does not load it here
+if TYPE_CHECKING:  # `fetch` imports it with the first https URL: 10 ms
+    import ssl
 
 _OK = 200
 

@@ -8,6 +8,7 @@ through pi-heif.
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -82,17 +83,13 @@ def _decode(data: bytes, header: Header, memory: PixelMemory | None) -> Image:
 
 
 def _decode_jpeg(data: bytes, header: Header, memory: PixelMemory | None) -> Image:
-    import simplejpeg
-
     # OpenCV knows Adobe's inverted CMYK, and how it reads a malformed EXIF block: it decodes these once more.
     by_opencv = header.components == _CMYK or header.orientation is None
     room = memory.room(CHANNELS * header.width * header.height) if memory and not by_opencv else None
     image: Image | None = None
     warning = ""
     try:
-        image = simplejpeg.decode_jpeg(
-            data, colorspace=_colour_space(header), fastdct=False, fastupsample=False, buffer=room
-        )
+        image = _libjpeg(data, colorspace=_colour_space(header), fastdct=False, fastupsample=False, buffer=room)
     except ValueError as error:
         warning = str(error)
     if "Insufficient memory" in warning:
@@ -109,6 +106,13 @@ def _decode_jpeg(data: bytes, header: Header, memory: PixelMemory | None) -> Ima
     return _opencv(jpeg.closed(data) if warning else data, header)
 
 
+def _libjpeg(data: bytes, **options: Any) -> Image:
+    import simplejpeg  # 3 ms that no other format costs
+
+    image: Image = simplejpeg.decode_jpeg(data, **options)
+    return image
+
+
 def _is_cut_off(data: bytes, header: Header) -> bool:
     """Return whether the last scan of a JPEG ends before its last block. Costs two decodings."""
     return _checksum(jpeg.closed(data), header) != _checksum(jpeg.continued(data, arithmetic=header.arithmetic), header)
@@ -116,11 +120,9 @@ def _is_cut_off(data: bytes, header: Header) -> bool:
 
 def _checksum(data: bytes, header: Header) -> int | None:
     """Return a checksum of a JPEG's pixels, so that they need not be kept, or None where it cannot be decoded."""
-    import simplejpeg
-
     image: Image | None
     try:
-        image = simplejpeg.decode_jpeg(data, colorspace=_colour_space(header), strict=False)
+        image = _libjpeg(data, colorspace=_colour_space(header), strict=False)
     except ValueError:  # it insists on a header without warnings; OpenCV does not, but prints them
         image = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if image is None else zlib.crc32(image.data)

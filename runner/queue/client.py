@@ -1,6 +1,6 @@
 """The connection to Redis: standalone, sentinel or cluster, with commands that are retried.
 
-redis-py takes 130 ms to import, so only `connect` imports it.
+Imports redis-py, which takes 130 ms: `app` imports this module after it has started to load the engine.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from runner.errors import ENCODING_ADVICE, SettingsError
-from runner.settings import Settings
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS
+from redis.retry import Retry
+from redis.sentinel import Sentinel
 
-if TYPE_CHECKING:  # the start-up decides when redis-py is imported
-    from redis import Redis
+from runner.errors import ENCODING_ADVICE, SettingsError
+from runner.queue.retrying import CommandRetries, RetryingRedis, RetryingRedisCluster
+from runner.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 # A claim may carry several selfies of some megabytes; nothing else takes longer than a few milliseconds.
@@ -44,8 +49,6 @@ def connect(settings: Settings) -> Redis:
     command (`MissingRightError`, a kind of it, where the ACL lacks a right).
     """
     address = parse_url(settings.redis_url)
-    from runner.queue.retrying import CommandRetries
-
     retries = CommandRetries(settings.connect_timeout_seconds, address.secrets())
     client: Any = None  # a cluster's client is no `Redis` to the type checker, but has its commands
     try:
@@ -161,12 +164,11 @@ def _options(parts: SplitResult, query: dict[str, str], *, kind: str, tls: bool)
     for name in _FILES:
         if name in query and not _readable(query[name]):
             raise SettingsError(f"REDIS_URL: {name} names a file that cannot be read")
-    from redis.connection import URL_QUERY_ARGUMENT_PARSERS as PARSERS
-
     values: dict[str, Any] = {}
     for name, text in query.items():
         try:
-            values[name] = PARSERS[name](text) if name in PARSERS else text  # type: ignore[operator]  # a table of types
+            parse: Any = URL_QUERY_ARGUMENT_PARSERS.get(name, str)
+            values[name] = parse(text)
         except ValueError:
             raise SettingsError(f"REDIS_URL: the value of {name} is not one that it can have") from None
     if parts.username:
@@ -185,13 +187,6 @@ def _readable(path: str) -> bool:
 
 
 def _open(address: Address) -> Any:
-    from redis.backoff import NoBackoff
-    from redis.cluster import ClusterNode
-    from redis.retry import Retry
-    from redis.sentinel import Sentinel
-
-    from runner.queue.retrying import RetryingRedis, RetryingRedisCluster
-
     # Retries are those of `CommandRetries`. RESP 2 without CLIENT SETINFO makes a connection ready in one round trip
     # less each, and asks for no further permission.
     common = {

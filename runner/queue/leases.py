@@ -26,7 +26,7 @@ from runner.queue.privacy import SELFIE_SECONDS, may_hold_selfie
 from runner.queue.scripts import Script
 from runner.queue.totals import Tally
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `settings` imports this module: redis must not come with it
     from redis import Redis
 
 DEAD_LETTER_SECONDS = 30 * 86_400

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from redis import Redis
 
 from runner.errors import CheckFailedError
 from runner.queue import keys
 from runner.queue.scripts import Script
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 _LOST = -1
 

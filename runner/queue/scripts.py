@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runner.errors import RedisRefusedError
 from runner.queue.failures import reason
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `settings` imports this module: redis must not come with it
     from redis import Redis
 
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
@@ -41,7 +41,7 @@ class Script:
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
     """Raise `RedisRefusedError`, which says what to do, if Redis permanently refuses a command of the block."""
-    from redis.exceptions import ResponseError
+    from redis.exceptions import ResponseError  # the connection has imported it by now
 
     try:
         yield

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis
 
 from runner.queue import keys, totals
 from runner.queue.dead_letters import DeadLetter, DeadLetters
@@ -12,9 +14,6 @@ from runner.queue.expiry import SEEN_SECONDS
 from runner.queue.leases import LeaseQueue
 from runner.queue.parking import Parking
 from runner.queue.scripts import Script, refusals
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 # Of a larger payload only this beginning is read: no job of a photo is larger, and that of a comparison shows its id.
 BEGINNING_BYTES = 64 * 2**10

@@ -84,7 +84,9 @@ class Repository:
             lambda: store_photos(PhotoTable(self._photos.connection), self._faces(), outcomes, still_owned)
         )
 
-    def match(self, selfie: NDArray[np.float32], stored_ids: Collection[str], threshold: float) -> Matches:
+    def match(
+        self, selfie: NDArray[np.float32] | Sequence[NDArray[np.float32]], stored_ids: Collection[str], threshold: float
+    ) -> Matches:
         """Compare a selfie with an album (see `EmbeddingStore.match`)."""
         return self._for_jobs(lambda: self._faces().match(selfie, stored_ids, threshold))
 

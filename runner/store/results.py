@@ -163,15 +163,11 @@ class ResultStore:
         return healed
 
     def _healed(self, job_id: str) -> bool:
-        from redis.exceptions import ResponseError
-
         try:
-            return self.confirm(job_id, [], _LOST, holds_lease=False)
-        except ResponseError:  # a key of another type under the name of one result must not end every run
-            logger().warning(
-                "answer not healed",
-                extra={"comparison": job_id, "error": RedisRefusedError(keys.match_result(job_id)).document()},
-            )
+            with refusals(f"restoring {keys.match_result(job_id)}"):
+                return self.confirm(job_id, [], _LOST, holds_lease=False)
+        except RedisRefusedError as error:  # a key of another type under the name of one result must not end every run
+            logger().warning("answer not healed", extra={"comparison": job_id, "error": error.document()})
             return False
 
     def _replace_words(self, job_id: str, matched_ids: Sequence[str], *, holds_lease: bool) -> bytes | None:

@@ -28,8 +28,8 @@ GRACE_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 15.0
 # More is not kept between two claims (248 faces): the faces of such a selfie are computed again.
 STATE_BYTES = 512 * 2**10
-# The columns of a face's row: the box (4), the landmarks (10), the score (1), the embedding.
-_BOX, _SCORE, _EMBEDDING = 4, 14, 15
+_FLOAT_BYTES = 4
+_LEAST_WIDTH = 15  # of a face's row: box, landmarks and score come before the embedding
 
 
 class Readiness(Enum):
@@ -119,39 +119,26 @@ class AlbumGate:
 
 def dump_state(faces: Sequence[Face], checks: Checks, model: str) -> bytes:
     """Return the state of a waiting comparison: a line of JSON, then a row of float32 for each face."""
-    import numpy as np  # the engine has imported it by now; `settings` imports this module
-
-    rows = [np.concatenate([face.box, face.landmarks.ravel(), [face.score], face.embedding]) for face in faces]
-    data = np.asarray(rows, dtype="<f4").tobytes()
-    kept = len(rows) if len(data) <= STATE_BYTES else 0
+    data = b"".join(face.to_bytes() for face in faces)
+    kept = len(faces) if len(data) <= STATE_BYTES else 0
     header = {"model": model, "checks": checks.count, "first_at": round(checks.first_at, 3), "faces": kept}
-    return json.dumps(header | {"width": len(rows[0])}).encode() + b"\n" + data * bool(kept)
+    width = len(data) // len(faces) // _FLOAT_BYTES
+    return json.dumps(header | {"width": width}).encode() + b"\n" + data * bool(kept)
 
 
 def load_faces(state: bytes, model: str) -> list[Face] | None:
     """Return the faces in a state, or None if it has none of this model or is malformed."""
-    import numpy as np
-
-    from runner.faces.engine import Face
+    from runner.faces.engine import Face  # the engine has imported it by now; `settings` imports this module
 
     header = _header(state)
-    count = header.get("faces")
+    count, width = header.get("faces"), header.get("width")
     data = state.partition(b"\n")[2]
-    width = header.get("width")
     if header.get("model") != model or not isinstance(count, int) or not isinstance(width, int):
         return None
-    if count < 1 or width <= _EMBEDDING or count * width * 4 != len(data):
+    if count < 1 or width <= _LEAST_WIDTH or count * width * _FLOAT_BYTES != len(data):
         return None
-    rows = np.frombuffer(data, dtype="<f4").reshape(count, width).astype(np.float32)
-    return [
-        Face(
-            box=row[:_BOX],
-            landmarks=row[_BOX:_SCORE].reshape(5, 2),
-            score=float(row[_SCORE]),
-            embedding=row[_EMBEDDING:],
-        )
-        for row in rows
-    ]
+    size = width * _FLOAT_BYTES
+    return [Face.from_bytes(data[start : start + size]) for start in range(0, len(data), size)]
 
 
 def _next_checks(lease: Lease) -> Checks:

@@ -23,7 +23,6 @@ from runner.errors import (
     place,
 )
 from runner.images.header import DECODING_BYTES
-from runner.queue.client import opened
 from runner.queue.heartbeat import Heartbeat
 from runner.queue.hosts import Hosts
 from runner.queue.leases import LeaseQueue, owner_name
@@ -129,10 +128,10 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
     Jobs are claimed before it is known that their results can be stored; if they cannot be, the jobs are released.
     """
     startup.begin()
-    from runner.faces.engine import Engine
+    from runner.faces.engine import Engine  # the first of what is slow: then the model loads in the background
 
     engine = startup.in_background(partial(_open_engine, Engine, settings), "engine")
-    from runner.faces.cpu import thread_count
+    from runner.faces.cpu import thread_count  # numpy, which the engine has imported by now
     from runner.faces.pack import read_manifest
 
     if settings.job:
@@ -143,12 +142,14 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
 
         @cache
         def repository() -> Repository:
-            from runner.store.repository import Repository
+            from runner.store.repository import Repository  # psycopg, last: the first photos are fetched meanwhile
 
             name = f"spottmee-worker {owner}"
             return stack.enter_context(Repository(settings, model, application_name=name, progress=stop.progress))
 
         stop.progress()
+        from runner.queue.client import opened  # redis-py: 130 ms
+
         redis = stack.enter_context(opened(settings))
         stop.progress()
         queues = _queues(settings, kinds, redis, owner, stack)
@@ -263,7 +264,7 @@ def _expire(redis: Redis, stop: Stop) -> None:
     """
     if stop.requested:
         return
-    from runner.expire import expire_comparisons
+    from runner.expire import expire_comparisons  # not before the work is done
 
     stop.progress()
     try:
@@ -292,7 +293,7 @@ def _queues(
             )
             for name in settings.queues
         }
-    from runner.queue.private import PrivateQueue, read_payload
+    from runner.queue.private import PrivateQueue, read_payload  # only for --job
 
     payload = read_payload(settings.job)
     name = kind_of(payload, kinds).queue
@@ -323,6 +324,7 @@ def _services(
     outages: OutageGate | None,
     model: str,
 ) -> Services:
+    # After the first connection, whose time they would delay.
     from runner.images.fetch import Fetcher
     from runner.queue.databases import KnownDatabases
 
@@ -373,12 +375,12 @@ def _open_engine(engine: type[Engine], settings: Settings) -> Engine:
 
 def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
     """Return the decoder of the engine's threads; a thread's image is valid until it decodes the next one."""
-    from runner.images.buffers import PixelMemory
+    from runner.images.buffers import PixelMemory  # numpy
 
     memory = PixelMemory(DECODING_BYTES * settings.max_image_pixels)
 
     def decode(data: bytes) -> NDArray[uint8]:
-        from runner.images.decode import decode as decode_image
+        from runner.images.decode import decode as decode_image  # when the first photo has been fetched
 
         return decode_image(
             data, max_pixels=settings.max_image_pixels, max_bytes=settings.max_image_bytes, memory=memory

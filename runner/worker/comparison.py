@@ -13,11 +13,7 @@ from runner.worker.album import AlbumGate, Decision, Readiness, dump_state, load
 from runner.worker.messages import CompareJob
 from runner.worker.task import Outcome, State, Task, Wait
 
-if TYPE_CHECKING:  # `settings` imports this module: numpy and psycopg must not come with it
-    from numpy import float32
-    from numpy.typing import NDArray
-
-    from runner.faces.engine import Face
+if TYPE_CHECKING:  # `settings` imports this module: psycopg must not come with it
     from runner.store.repository import Repository
 
 
@@ -110,7 +106,7 @@ class ComparisonHandler:
         if job is not None and task.error is None:
             if faces:
                 with task.stage("match"):
-                    found = self._repository().match(_stack(faces), job.stored_ids, job.threshold)
+                    found = self._repository().match([face.embedding for face in faces], job.stored_ids, job.threshold)
                 scores, with_embeddings = found.scores, found.with_embeddings
             else:
                 task.error = NoFaceInSelfieError()
@@ -135,12 +131,6 @@ class ComparisonHandler:
     def stop_watching(self, tasks: Sequence[Task[CompareJob]]) -> None:  # noqa: ARG002 - the watch has them
         """Leave the watched answers to `ResultStore.heal` of a later run."""
         self._watch.leave()
-
-
-def _stack(faces: Sequence[Face]) -> NDArray[float32]:
-    import numpy as np  # the engine has imported it by now; `settings` imports this module
-
-    return np.stack([face.embedding for face in faces])
 
 
 def _job_id(task: Task[CompareJob]) -> str | None:
