@@ -177,7 +177,7 @@ def test_doctor_says_what_other_commands_lack(limited: Limited) -> None:
     limited.grant(RIGHTS["run"])
     ended = limited.service.command("doctor", "--json", DATABASE_URL=limited.url)
     assert ended.code == 0, ended.output
-    (found,) = [one["finding"] for one in json.loads(ended.output) if one["name"] == "embeddings database"]
+    (found,) = [one["message"] for one in json.loads(ended.output) if one["name"] == "embeddings database"]
     assert "this role may not migrate: GRANT USAGE, CREATE ON SCHEMA" in found
 
 

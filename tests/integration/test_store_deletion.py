@@ -85,7 +85,7 @@ def test_four_deleted_albums_leave_nothing(
             assert "in the same transaction (trigger)" in doctor
         else:
             assert "they are not in the database of the photos" in doctor
-            assert service.command("sweep", "--all", **more).code == 0
+            assert service.command("sweep", "--force", **more).code == 0
         assert _left(embeddings) == 0
 
 
