@@ -1,7 +1,23 @@
-"""`python -m runner` is `spottmee-worker`."""
+"""`python -m runner` and `spottmee-worker`: the start of every command, before anything that may fail is imported."""
 
+import os
+import signal
 import sys
 
-from runner.cli import main
+if sys.version_info < (3, 11):  # noqa: UP036 - started from a folder, nothing else has checked it
+    sys.stderr.write(f"spottmee-worker needs Python 3.11 or newer, and this is {sys.version.split()[0]}\n")
+    sys.exit(2)
 
-sys.exit(main())
+
+def _interrupted(_number: int, _frame: object) -> None:
+    os._exit(130)
+
+
+# Ctrl-C while modules are imported would end in a traceback, or in an error of a library that was half imported.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _interrupted)
+
+from runner.cli import main  # noqa: E402 - after what has to come first
+
+if __name__ == "__main__":
+    sys.exit(main())

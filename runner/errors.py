@@ -7,7 +7,9 @@ retried. The docstring of a class is its message; a detail may follow it.
 
 from __future__ import annotations
 
-import inspect
+import ast
+from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 from runner.output import printable
@@ -25,6 +27,13 @@ ROW_SECURITY_ADVICE = (
 NO_VISIBLE_ROW = f'row-level security hides every row of "Photo" from this role: {ROW_SECURITY_ADVICE}'
 
 
+@cache
+def _docstrings() -> dict[str, str]:
+    """Return class → docstring of this file, of which `python -OO` has removed them."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    return {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
 class SpottmeeError(Exception):
     """An error occurred."""
 
@@ -36,7 +45,8 @@ class SpottmeeError(Exception):
 
     def __str__(self) -> str:
         """Return the message of the class and the detail, if there is one, as one printable line."""
-        message = " ".join((inspect.getdoc(type(self)) or "").split())
+        texts = (kind.__doc__ or _docstrings().get(kind.__name__) for kind in type(self).__mro__)
+        message = " ".join(next(filter(None, texts), "").split())
         return printable(f"{message.rstrip('.')}: {self.detail}" if self.detail else message)
 
     def document(self) -> dict[str, str]:

@@ -7,8 +7,10 @@ Ids, file names, host names and messages of servers are untrusted. Every command
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 
@@ -39,7 +41,7 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
 def line(text: str = "") -> None:
     """Print one line on standard output; a line break within `text` is escaped."""
-    print(printable(text), flush=True)
+    _write(printable(text))
 
 
 def lines(texts: Iterable[str]) -> None:
@@ -50,12 +52,24 @@ def lines(texts: Iterable[str]) -> None:
 
 def problem(text: str) -> None:
     """Print one line on standard error: progress and errors, which do not belong in a pipe."""
-    print(printable(text), file=sys.stderr, flush=True)
+    with suppress(OSError):  # closed or full: there is nowhere left to say so
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def document(content: Any, *, indent: int | None = None) -> None:
     """Print `content` as one JSON document on standard output."""
-    print(json_text(content, indent=indent), flush=True)
+    _write(json_text(content, indent=indent))
+
+
+def _write(text: str) -> None:
+    """Print `text`. Where standard output is closed or full, the command goes on, and ends with its own exit code."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python would report it again when it flushes at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader of a pipe leaves when it has seen enough
+            problem(f"spottmee-worker: cannot write to standard output: {error.strerror}")
 
 
 def _escaped(character: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -531,6 +531,31 @@ def _with_password(url: str, password: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{own.partition(':')[0]}:{quote(password, safe='')}@{hosts}"))
 
 
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable RUNNER_… that is no setting, with the nearest one.
+
+    GitHub's runners set variables of that prefix too: those are left out.
+    """
+    known = [item.metadata["env"] for item in fields(Settings)]
+    unknown = sorted(name for name in environment if name.startswith(_PREFIX) and name not in known)
+    return [_unknown_variable(name, known) for name in unknown if name not in _OF_GITHUB]
+
+
+def _unknown_variable(name: str, known: Collection[str]) -> str:
+    from difflib import get_close_matches  # 5 ms, which a run without mistakes does not pay
+
+    endings = [one.removeprefix(_PREFIX) for one in known if one.startswith(_PREFIX)]
+    near = get_close_matches(name.removeprefix(_PREFIX).upper(), endings, n=1, cutoff=0.5)
+    return f"{name} is not a setting and has no effect{f'; did you mean {_PREFIX}{near[0]}?' if near else ''}"
+
+
+_PREFIX = "RUNNER_"
+_OF_GITHUB = frozenset(
+    f"{_PREFIX}{name}"
+    for name in ("ARCH", "DEBUG", "ENVIRONMENT", "NAME", "OS", "TEMP", "TOOL_CACHE", "TRACKING_ID", "WORKSPACE")
+)
+
+
 def _with_credentials(url: str, values: Mapping[str, Any]) -> str:
     """Return `url` with the users and passwords of the separate settings, %-encoded, in place of its own."""
     username, password = quote(values["redis_username"], safe=""), quote(values["redis_password"], safe="")
@@ -556,40 +581,55 @@ def _empty(name: str) -> object:
 
 
 def postgres_conninfo(url: str) -> tuple[str, str | None]:
-    """Split a Prisma-style URL into what libpq accepts and the schema it names.
+    """Split a URL as Prisma, node-postgres or Supabase write it into what libpq accepts and the schema it names.
 
-    libpq rejects Prisma's own parameters (https://www.prisma.io/docs/orm/overview/databases/postgresql): `schema`
-    names the schema of all tables, and the others configure Prisma's connection pool. Raises `ValueError` if the
-    name of the schema is not valid.
+    libpq rejects parameters of theirs: `schema` names the schema of all tables, those of TLS have other names in libpq,
+    and the others configure pools or time limits of the API's own client. Raises `ValueError` if the name of the schema
+    is not valid.
     """
     parts = urlsplit(url)
-    schema: str | None = None
-    kept: list[tuple[str, str]] = []
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name == "schema":
-            schema = value or None
-        elif name not in _PRISMA_PARAMETERS:
-            kept.append((name, value))
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    schema = given.pop("schema", "") or None
+    kept = {name: value for name, value in _tls_of_libpq(given).items() if name.lower() not in _OTHER_CLIENTS}
     if schema is not None and (not schema.isprintable() or len(schema.encode()) > _MAX_IDENTIFIER_BYTES):
         message = (
             f"names an invalid schema (?schema=): use at most {_MAX_IDENTIFIER_BYTES} bytes of printable characters"
         )
         raise _UrlError(message)
-    return urlunsplit(parts._replace(query=urlencode(kept))), schema
+    # libpq takes a + for itself, not for a space.
+    return urlunsplit(parts._replace(query=urlencode(kept, quote_via=quote))), schema
+
+
+def _tls_of_libpq(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters with those of TLS as libpq calls them.
+
+    Prisma's sslcert is the certificate of the authority, checked with sslaccept=strict alone; libpq's is the client's,
+    and needs sslkey. no-verify is node-postgres' word.
+    """
+    found = dict(given)
+    accept = found.pop("sslaccept", "")
+    if "sslcert" in found and "sslkey" not in found:
+        authority = found.pop("sslcert")
+        if accept == "strict":
+            found["sslrootcert"] = authority
+    if accept == "strict":
+        found["sslmode"] = "verify-full"
+    if found.get("sslmode") == "no-verify":
+        found["sslmode"] = "require"
+    if (ssl := found.pop("ssl", "").lower()) in _TRUE or ssl == "no-verify":
+        found.setdefault("sslmode", "require")
+    return found
 
 
 _MAX_IDENTIFIER_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1
 
-_PRISMA_PARAMETERS = frozenset(
+# Parameters of Prisma, of node-postgres and its pool, and of Supabase, in lower case: libpq does not know them.
+_OTHER_CLIENTS = frozenset(
     {
-        "connection_limit",
-        "pool_timeout",
-        "socket_timeout",
-        "pgbouncer",
-        "statement_cache_size",
-        "sslidentity",
-        "sslpassword",
-        "sslaccept",
-        "single_use_connections",
+        "connection_limit", "pool_timeout", "socket_timeout", "pgbouncer", "statement_cache_size", "sslidentity",
+        "sslpassword", "single_use_connections", "max_idle_connection_lifetime", "max_connection_lifetime",
+        "uselibpqcompat", "max", "min", "idletimeoutmillis", "connectiontimeoutmillis", "allowexitonidle", "maxuses",
+        "maxlifetimeseconds", "statement_timeout", "query_timeout", "lock_timeout", "keepalive",
+        "keepaliveinitialdelaymillis", "idle_in_transaction_session_timeout", "supa", "workaround", "pool_mode",
     }
-)
+)  # fmt: skip

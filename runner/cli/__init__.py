@@ -7,8 +7,11 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 from runner import __version__
@@ -77,14 +80,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     typed = next((argument for argument in arguments if not argument.startswith("-")), "")
     args = _parser(COMMANDS.keys() & {typed}).parse_args(arguments)
+    _warn_of_unknown_variables(typed)
+    with _interruptible():
+        return _run(args)
+
+
+def _warn_of_unknown_variables(command: str) -> None:
+    """Name variables that look like misspelt settings; `run` does so in its log."""
+    if command == "run":
+        return
+    from runner.settings import unknown_variables  # the help must not wait for it
+
+    for warning in unknown_variables(os.environ):
+        problem(f"spottmee-worker: {warning}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise `KeyboardInterrupt` in the block, unless it is ignored; after it the command ends at once."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+    else:
+        yield
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     try:
         return int(args.run(args))
     except RunnerError as error:
         problem(f"spottmee-worker: {error}")
         return error.exit_code
-    except BrokenPipeError:  # the pipe's reader has gone; Python would report it again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - its message is not shown: it may hold a password or a selfie

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from runner import output
@@ -36,8 +37,9 @@ def _run(args: argparse.Namespace) -> NoReturn:
     code = run(settings)
     # Native threads may still be running: a model that is being loaded, a photo that does not return. They would abort
     # when the interpreter shuts down.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # closed or full
+            stream.flush()
     os._exit(code)
 
 

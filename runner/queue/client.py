@@ -208,6 +208,12 @@ def _open(address: Address) -> Any:
         return sentinel.master_for(
             address.master, redis_class=RetryingRedis, db=address.database, retry=never, **options
         )
+    if address.options.get("ssl"):
+        from runner.queue.tls import pool
+
+        ((host, port),) = address.hosts
+        options = {name: value for name, value in options.items() if name != "ssl"}
+        return RetryingRedis.from_pool(pool(host=host, port=port, db=address.database, retry=never, **options))
     if address.socket:
         names = ("socket_keepalive", "ssl")
         options = {name: value for name, value in options.items() if name not in names}

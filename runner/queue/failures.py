@@ -40,18 +40,33 @@ def refusal(error: Exception, sent: Sequence[Any], secrets: Sequence[str]) -> Se
     return SettingsError(f"REDIS_URL: {_advice(error)} ({shown})")
 
 
+_PAGE = "docs/reference/redis-keys.md"
+# What to do about an error that contains any of the texts; the first that fits.
+_ADVICE = (
+    (
+        ("Hostname mismatch", "IP address mismatch"),
+        "the server's certificate is for another host name: use a name that is in it, or ?ssl_check_hostname=false",
+    ),
+    (
+        ("CERTIFICATE_VERIFY_FAILED",),
+        "the server's certificate is not trusted; name its authority with ?ssl_ca_certs=FILE",
+    ),
+    (("CERTIFICATE_REQUIRED",), "the server wants a client certificate: ?ssl_certfile=FILE&ssl_keyfile=FILE"),
+    (
+        ("WRONG_VERSION_NUMBER",),
+        "the server does not speak TLS on this port: use a scheme without TLS (redis://), or its port for TLS",
+    ),
+    (
+        ("unknown command",),
+        f"the server lacks a command that is needed, which was renamed or disabled: {_PAGE} has all of them",
+    ),
+    (("DB index", "SELECT is not allowed"), "the server has no such database"),
+)
+
+
 def _advice(error: Exception) -> str:
-    text = str(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return "the server's certificate is not trusted; name its authority with ?ssl_ca_certs=FILE"
-    if "CERTIFICATE_REQUIRED" in text:
-        return "the server wants a client certificate: ?ssl_certfile=FILE&ssl_keyfile=FILE"
-    if "WRONG_VERSION_NUMBER" in text:
-        return "the server does not speak TLS on this port"
-    if "DB index" in text or "SELECT is not allowed" in text:
-        return "the server has no such database"
-    page = "docs/reference/redis-keys.md"
-    return f"Redis refuses the user, the password or a command; {page} has the ACL that suffices"
+    found = (advice for texts, advice in _ADVICE if any(text in str(error) for text in texts))
+    return next(found, f"Redis refuses the user, the password or a command; {_PAGE} has the ACL that suffices")
 
 
 def _missing_right(text: str, sent: Sequence[Any]) -> str:

@@ -35,7 +35,7 @@ _TRANSIENT_TEXT = re.compile(r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TR
 _FULL = re.compile(r"^OutOfMemoryError|\bOOM command not allowed\b")
 _REFUSAL_TEXT = re.compile(
     r"\b(WRONGPASS|NOAUTH|NOPERM)\b|invalid (username-)?password|ACL failure|DB index is out of range"
-    r"|SELECT is not allowed|can't run this command|can't access at least one of the keys"
+    r"|SELECT is not allowed|unknown command|can't run this command|can't access at least one of the keys"
     r"|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER"
 )
 

@@ -58,7 +58,8 @@ _ENFORCED = {"client_encoding": "UTF8"}
 _REFUSED_FOR_GOOD = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|(role|database) \"[^\"]*\" does not exist"
     r"|permission denied for database|is not permitted to log in|server does not support SSL"
-    r"|certificate verify failed|root certificate file .* does not exist|invalid (sslmode|port|integer) "
+    r"|certificate verify failed|does not match host name|private key file"
+    r"|root certificate file .* does not exist|invalid (sslmode|port|integer) "
 )
 _TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")  # connection, rollback, resources, intervention, system
 _TRANSIENT_STATES = {
@@ -76,6 +77,10 @@ _STATES_TO_RECONNECT_AFTER = {"25006", "0A000"}
 _LOCK_TIMEOUT = "55P03"
 _STATEMENT_TIMEOUT = "57014"
 
+READ_ONLY_ADVICE = (
+    "The URL leads to a replica, or to a role or database that is read-only: use the primary, or "
+    "ALTER ROLE … RESET default_transaction_read_only"
+)
 RIGHTS_ADVICE = "`spottmee-worker doctor` names the missing GRANT; docs/reference/rights.md has all of them"
 
 # The error of a pooler that may run each statement over another server connection.
@@ -192,6 +197,12 @@ def _advice(error: psycopg.OperationalError) -> str:
     """Return what to do about a refused connection, as the end of a message; empty where the refusal says it."""
     if "permission denied for database" in str(error):
         return ". Let the owner of the database run: GRANT CONNECT ON DATABASE … TO … (docs/reference/rights.md)"
+    if "does not match host name" in str(error):
+        return ". The certificate is for another host name: use one that it has, or sslmode=verify-ca"
+    if "certificate verify failed" in str(error) or "root certificate file" in str(error):
+        return ". Name the certificate of its authority: ?sslmode=verify-full&sslrootcert=FILE"
+    if "server does not support SSL" in str(error):
+        return ". Remove sslmode from the URL, or set it to prefer, if the network may see the data"
     return ""
 
 
@@ -232,6 +243,10 @@ def is_transient(error: BaseException) -> bool:
     if state in _PERMANENT_STATES:
         return False
     return state in _TRANSIENT_STATES or state[:2] in _TRANSIENT_CLASSES
+
+
+def _is_read_only(error: psycopg.Error) -> bool:
+    return error.sqlstate in _STATES_TO_RECONNECT_AFTER or "session is read-only" in str(error)
 
 
 def _timeout_of_job(error: psycopg.Error, secrets: Sequence[str]) -> JobError | None:
@@ -275,7 +290,8 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         names = " or ".join(dict.fromkeys(database.variable for database in databases))
         shown = reason(error, secrets)
         if is_transient(error):
-            raise DatabaseUnreachableError(f"{names}: {shown} (tried for {seconds:g} s)") from None
+            advice = f". {READ_ONLY_ADVICE}" if _is_read_only(error) else ""
+            raise DatabaseUnreachableError(f"{names}: {shown} (tried for {seconds:g} s){advice}") from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
             advice = f". {RIGHTS_ADVICE}" if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
             raise SettingsError(f"{names}: PostgreSQL refuses a statement of this program: {shown}{advice}") from None

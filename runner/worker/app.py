@@ -27,7 +27,7 @@ from runner.queue.heartbeat import Heartbeat
 from runner.queue.hosts import Hosts
 from runner.queue.leases import LeaseQueue, owner_name
 from runner.queue.parking import Parking, ProcessJobs
-from runner.settings import Settings
+from runner.settings import Settings, unknown_variables
 from runner.store.results import ResultStore
 from runner.worker import startup
 from runner.worker.album import AlbumGate
@@ -59,6 +59,8 @@ HUNG_SECONDS = 30.0
 def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
     """Run once and return the exit code; the last line on standard output is the summary."""
     log = logs.configure(settings.log_format, settings.log_level)
+    for warning in unknown_variables(os.environ):
+        log.warning("unknown variable", extra={"detail": warning})
     summary = Summary(kinds)
     in_flight = _Abandonment()
 

@@ -40,7 +40,7 @@ def test_the_wheel_brings_every_file_of_the_package(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
-        assert "spottmee-worker = runner.cli:main" in opened.read(entry_points).decode()
+        assert "spottmee-worker = runner.__main__:main" in opened.read(entry_points).decode()
         (licence,) = (name for name in names if name.endswith("LICENSE"))
         assert opened.read(licence) == (ROOT / "LICENSE").read_bytes()
     assert expected - names == set()

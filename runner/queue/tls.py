@@ -1,0 +1,40 @@
+"""TLS connections to a standalone Redis, with a limit on the handshake.
+
+redis-py waits for a handshake as long as for a reply: 20 s, of a server that does not speak TLS and waits for more.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from redis import ConnectionPool, SSLConnection
+from redis import exceptions as redis_errors
+
+HANDSHAKE_SECONDS = 5.0
+
+
+class _Connection(SSLConnection):
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> Any:
+        sock.settimeout(HANDSHAKE_SECONDS)
+        try:
+            wrapped = super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            if self._speaks_plainly():
+                raise redis_errors.ConnectionError("SSL: WRONG_VERSION_NUMBER (it answers without TLS)") from None
+            raise
+        wrapped.settimeout(self.socket_timeout)
+        return wrapped
+
+    def _speaks_plainly(self) -> bool:
+        try:
+            with socket.create_connection((self.host, self.port), HANDSHAKE_SECONDS) as plain:
+                plain.sendall(b"PING\r\n")
+                return plain.recv(1) in (b"+", b"-")
+        except OSError:
+            return False
+
+
+def pool(**options: Any) -> ConnectionPool:
+    """Return a pool of TLS connections; `options` are those of redis-py."""
+    return ConnectionPool(connection_class=_Connection, **options)

@@ -1,0 +1,77 @@
+"""What is said about a Redis that cannot be used: what is wrong and what to do; the exit code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from redis import Redis
+
+from demo.servers import EmbeddedRedis
+from runner.cli import main
+from tests.support.redis_topologies import Relay, server_context
+
+Said = tuple[int, str, float]
+
+
+def _status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> Said:
+    """Return the exit code of a command, what it said, and how long it took."""
+    monkeypatch.setenv("REDIS_URL", url)
+    monkeypatch.setenv("RUNNER_CONNECT_TIMEOUT_SECONDS", "1")
+    start = time.monotonic()
+    code = main(["dead", "list"])
+    return code, capsys.readouterr().err, time.monotonic() - start
+
+
+@pytest.fixture
+def limited(redis: Redis, redis_url: str) -> Iterator[str]:
+    """The URL of a user who may do everything."""
+    redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">secret", "~*", "+@all")
+    yield redis_url.replace("://", "://limited:secret@")
+    redis.execute_command("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.parametrize(("command", "code"), [("eval", 2), ("select", 2), ("hello", 0)])
+def test_a_command_that_the_acl_refuses_is_named(
+    request: pytest.FixtureRequest, redis: Redis, limited: str, command: str, code: int
+) -> None:
+    redis.execute_command("ACL", "SETUSER", "limited", f"-{command}")
+    url = limited.rsplit("/", 1)[0] + ("/1" if command == "select" else "/0?protocol=3")
+    said = _status(request.getfixturevalue("monkeypatch"), request.getfixturevalue("capsys"), url)
+    assert said[0] == code, said  # HELLO is not needed
+    assert code == 0 or f"grant +{command}" in said[1]
+    assert len(said[1].splitlines()) == 1
+
+
+def test_a_command_that_the_server_does_not_have_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with EmbeddedRedis(arguments=["--rename-command", "EVAL", ""]) as server:
+        code, errors, _ = _status(monkeypatch, capsys, server.url)
+    assert code == 2, errors
+    assert "renamed or disabled" in errors
+
+
+def test_tls_to_a_plain_port_is_explained_within_seconds(
+    redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):  # whether Redis answers depends on the random bytes of the handshake
+        code, errors, seconds = _status(monkeypatch, capsys, redis_server.url.replace("redis://", "rediss://"))
+        assert code == 2, errors
+        assert "does not speak TLS" in errors
+        assert seconds < 8
+
+
+def test_a_certificate_for_another_host_name_is_explained(
+    redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with Relay(lambda: redis_server.port, server_context(authority)) as relay:
+        url = f"rediss://localhost:{relay.port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
+        code, errors, _ = _status(monkeypatch, capsys, url)
+        assert (code, "another host name" in errors) == (2, True), errors
+        assert _status(monkeypatch, capsys, url.replace("localhost", "127.0.0.1"))[0] == 0
