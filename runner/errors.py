@@ -211,6 +211,12 @@ class InvalidJobError(PermanentJobError):
         self.subject = subject
 
 
+class PayloadTooLargeError(InvalidJobError):
+    """The payload is larger than a runner takes."""
+
+    code = "payload_too_large"
+
+
 class PoisonJobError(PermanentJobError):
     """The job has used up its attempts without a result: its runner died."""
 
@@ -296,6 +302,12 @@ class StatementTimeoutError(TransientJobError):
     code = "statement_timeout"
 
 
+class ImageFormatError(ImageUndecodableError):
+    """The file is of a format that is not decoded."""
+
+    code = "image_format_unsupported"
+
+
 class TooManyFacesError(PermanentJobError):
     """The photo has more faces than allowed (RUNNER_MAX_FACES)."""
 
@@ -324,6 +336,13 @@ class NoFaceInSelfieError(PermanentJobError):
     """No face was found in the selfie."""
 
     code = "no_face_in_selfie"
+    is_fault = False
+
+
+class SeveralFacesInSelfieError(PermanentJobError):
+    """The selfie shows several faces, and RUNNER_SELFIE_FACES allows only one."""
+
+    code = "several_faces_in_selfie"
     is_fault = False
 
 

@@ -335,6 +335,13 @@ class Settings:
         parse=_seconds(0.1, 3600),
         default="5",
     )
+    selfie_faces: str = _setting(
+        "RUNNER_SELFIE_FACES",
+        "which faces of a selfie are compared: all; largest: the one with the largest box; one: a selfie with several "
+        "faces is answered with [] and the error several_faces_in_selfie",
+        parse=_choice("all", "largest", "one"),
+        default="all",
+    )
     album_timeout_seconds: float = _setting(
         "RUNNER_ALBUM_TIMEOUT_SECONDS",
         "how long a comparison waits for photos of its album that are still being processed, from when it was first "

@@ -143,7 +143,7 @@ def _scaled_jobs(args: argparse.Namespace) -> str:
 
 def _redis(settings: Settings, commands: Collection[str]) -> str:
     with opened(settings) as redis:
-        _self_test(redis, settings, commands)
+        notes = _self_test(redis, settings, commands)
         found = []
         for name in settings.queues:
             queue = LeaseQueue(
@@ -160,11 +160,12 @@ def _redis(settings: Settings, commands: Collection[str]) -> str:
             found.append(
                 f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight{parked}, {counts.dead_letters} dead"
             )
-        return "; ".join([*found, "every operation works, as tried on a private list"])
+        return "; ".join([*found, *notes, "every operation works, as tried on a private list"])
 
 
-def _self_test(redis: Redis, settings: Settings, commands: Collection[str]) -> None:
-    """Perform every operation of a run on private keys, as the Redis user of the run."""
+def _self_test(redis: Redis, settings: Settings, commands: Collection[str]) -> list[str]:
+    """Perform every operation of a run on private keys, as the Redis user of the run; return notes."""
+    notes = []
     compares = "compare" in settings.queues
     test = SelfTest(redis)
     test.require_rights(results=compares, forget="forget" in commands)
@@ -177,8 +178,11 @@ def _self_test(redis: Redis, settings: Settings, commands: Collection[str]) -> N
             results.remember(test.job_id)
             results.heal()
             ResultStore(redis).check()
+            if not results.may_publish(test.job_id):
+                notes.append("answers are stored, but not published: grant +publish and &match-result:*")
     finally:
         test.clean_up()
+    return notes
 
 
 def _photos(settings: Settings, commands: Collection[str]) -> str:

@@ -285,8 +285,13 @@ class LeaseQueue:
         )  # fmt: skip
         return {1: Parked.DONE, 0: Parked.LOST, -1: Parked.WOKEN}[int(done)]
 
-    def dead_letter(self, lease: Lease, reason: str, detail: str, tally: Tally | None = None) -> bool:
-        """Move the job to the dead-letter queue; False if the lease is lost. `detail` must hold nothing secret."""
+    def dead_letter(
+        self, lease: Lease, reason: str, detail: str, tally: Tally | None = None, *, keep_selfie: bool = True
+    ) -> bool:
+        """Move the job to the dead-letter queue; False if the lease is lost. `detail` must hold nothing secret.
+
+        Without `keep_selfie`, a payload that may hold one is deleted at once.
+        """
         letter = {
             "id": lease.id,
             "queue": self.name,
@@ -296,7 +301,7 @@ class LeaseQueue:
             "bytes": max(lease.bytes, len(lease.payload)),
         }
         private = lease.truncated or may_hold_selfie(lease.payload)
-        seconds = min(self._payload_seconds, SELFIE_SECONDS) if private else self._payload_seconds
+        seconds = min(self._payload_seconds, SELFIE_SECONDS * keep_selfie) if private else self._payload_seconds
         done = Script(self._client, "dead_letter")(
             [
                 *self._lease_keys, self._last, *self._dead_keys, keys.dead_payload(self.list_name, lease.id),

@@ -54,9 +54,11 @@ class PrivateQueue(LeaseQueue):
             self._expire()
         return leases
 
-    def dead_letter(self, lease: Lease, reason: str, detail: str, tally: Tally | None = None) -> bool:
+    def dead_letter(
+        self, lease: Lease, reason: str, detail: str, tally: Tally | None = None, *, keep_selfie: bool = True
+    ) -> bool:
         """Dead-letter the job; the dead letter is removed with the other keys."""
-        done = super().dead_letter(lease, reason, detail, tally)
+        done = super().dead_letter(lease, reason, detail, tally, keep_selfie=keep_selfie)
         self._expire()
         return done
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,16 @@ SELECT count(best), json_object_agg(id, best) FILTER (WHERE best > %b::float8)
 """
 
 
+# For the few photos that match: which of their faces does, and which of the selfie's.
+_BEST = """
+WITH selfie AS MATERIALIZED (SELECT ARRAY[{selfie}] AS embeddings)
+SELECT DISTINCT ON (f.photo_id) f.photo_id, f.face_index, f.box, face.place - 1
+  FROM selfie, {faces}.faces AS f, unnest(selfie.embeddings) WITH ORDINALITY AS face (embedding, place)
+ WHERE f.photo_id = ANY(%b::text[]) AND f.model = %s
+ ORDER BY f.photo_id, f.embedding OPERATOR({vector}.<#>) face.embedding, f.face_index, face.place
+"""
+
+
 class FaceLike(Protocol):
     """The attributes of a face that are stored: see `runner.faces.engine.Face`."""
 
@@ -58,15 +68,30 @@ class FaceLike(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class MatchedFace:
+    """The face of a photo that is most similar to one of the selfie's.
+
+    `index` is its place among the faces of the photo, and `box` x1, y1, x2, y2 in pixels of the upright photo, None
+    where the replaced worker kept none. `selfie_face` is the place of the other one among the faces of the selfie.
+    """
+
+    index: int
+    box: tuple[float, ...] | None
+    selfie_face: int
+
+
+@dataclass(frozen=True, slots=True)
 class Matches:
     """The result of a comparison.
 
     `scores` maps each photo above the threshold to its best cosine similarity (-1 to 1), in no order;
-    `with_embeddings` is how many photos of the album have embeddings of the model at all.
+    `with_embeddings` is how many photos of the album have embeddings of the model at all. `faces` has the best face of
+    each photo above the threshold, unless it has been deleted meanwhile.
     """
 
     scores: dict[str, float]
     with_embeddings: int
+    faces: dict[str, MatchedFace] = field(default_factory=dict, compare=False)
 
 
 def register(connection: Connection) -> None:
@@ -127,13 +152,16 @@ class EmbeddingStore:
     ) -> Matches:
         """Compare every face of a selfie with every face of the photos `stored_ids`, in one statement.
 
+        A second statement finds the best face of each photo that matches.
+
         `selfie` has the shape (n, 512), L2-normalised; a row that is zero or not finite is not a face and is left out.
         A photo matches when the cosine similarity of any pair is strictly greater than `threshold`. Similarities are
         those of half-precision embeddings: within 0.0001 of the exact ones.
         """
         selfie = np.asarray(selfie, dtype=np.float32).reshape(-1, EMBEDDING_SIZE)
         norms = np.linalg.norm(selfie, axis=1)
-        faces = [HalfVector(face) for face in selfie[np.isfinite(norms) & (norms > 0)]]
+        places = np.flatnonzero(np.isfinite(norms) & (norms > 0))
+        faces = [HalfVector(selfie[place]) for place in places]
         # Without a face there would be no pair, and so no count of photos: any vector gives one.
         compared = faces or [HalfVector(np.zeros(EMBEDDING_SIZE))]
         vectors = [self.connection.schemas.statement("%b::{vector}.halfvec")] * len(compared)
@@ -141,4 +169,14 @@ class EmbeddingStore:
             _MATCH, [*compared, threshold, list(stored_ids), self.model], selfie=sql.SQL(", ").join(vectors)
         ).fetchone()
         assert row is not None  # noqa: S101 - an aggregate without GROUP BY returns exactly one row
-        return Matches(scores=(row[1] or {}) if faces else {}, with_embeddings=row[0])
+        scores: dict[str, float] = (row[1] or {}) if faces else {}
+        if not scores:
+            return Matches(scores, with_embeddings=row[0])
+        rows = self.connection.query(
+            _BEST, [*compared, list(scores), self.model], selfie=sql.SQL(", ").join(vectors)
+        ).fetchall()
+        best = {
+            photo_id: MatchedFace(index, tuple(box) if box is not None else None, int(places[place]))
+            for photo_id, index, box, place in rows
+        }
+        return Matches(scores, with_embeddings=row[0], faces=best)

@@ -41,13 +41,29 @@ end
 return old
 """
 
+# KEYS[1] the result, also the name of a channel; ARGV[1] the answer, ARGV[2] its seconds. Writes and publishes the
+# answer. An ACL without this right costs the message, not the answer. Returns what was there.
+_ANSWER = """
+local old = redis.call('GET', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+redis.pcall('PUBLISH', KEYS[1], ARGV[1])
+return old
+"""
+
+# KEYS[1] a channel. Returns 1 if the user may publish there; the message is empty.
+_MAY_PUBLISH = """
+local reply = redis.pcall('PUBLISH', KEYS[1], '')
+return type(reply) == 'number' and 1 or 0
+"""
+
 # KEYS[1] the result; ARGV[1] the answer, ARGV[2] its seconds, ARGV[3] '1' for who holds the lease. Replaces
 # INITIATED; the holder of the lease also replaces PROCESSING and nothing at all, which are what a failover that
-# lost the answer leaves. Returns what was there.
+# lost the answer leaves. What it writes is published, as by `_ANSWER`. Returns what was there.
 _CONFIRM = """
 local old = redis.call('GET', KEYS[1])
 if old == 'INITIATED' or (ARGV[3] == '1' and (not old or old == 'PROCESSING')) then
     redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+    redis.pcall('PUBLISH', KEYS[1], ARGV[1])
 end
 return old
 """
@@ -81,6 +97,7 @@ class ResultStore:
         self._shared = unconfirmed
         self._initiated: set[str] = set()
         self._begin = _script(redis, _BEGIN)
+        self._answer = _script(redis, _ANSWER)
         self._confirm = _script(redis, _CONFIRM)
         self._remember = _script(redis, _REMEMBER)
         self._unconfirmed = _script(redis, _UNCONFIRMED)
@@ -105,7 +122,7 @@ class ResultStore:
             self._write_detail(job_id, {**detail, "initiated": job_id in self._initiated})
 
     def answer(self, job_id: str, matched_ids: Sequence[str], detail: dict[str, Any]) -> bool:
-        """Write the answer and the detail beside it, and return whether INITIATED has been seen by now.
+        """Write and publish the answer, write its detail, and return whether INITIATED has been seen by now.
 
         `detail` is a JSON object; `initiated` and `matched` are added to it. A failure (`detail["error"]`) never
         replaces the answer of an earlier attempt. Where this returns False, the answer has to be watched.
@@ -116,8 +133,12 @@ class ResultStore:
         if detail.get("error") is not None:
             return self.confirm(job_id, matched_ids, detail) or initiated
         self._write_detail(job_id, detail)  # first: who sees the answer finds its detail
-        old = self._redis.set(keys.match_result(job_id), _encode(matched_ids), ex=RESULT_SECONDS, get=True)
+        old = self._answer(keys=[keys.match_result(job_id)], args=[_encode(matched_ids), RESULT_SECONDS])
         return initiated or old == INITIATED
+
+    def may_publish(self, job_id: str) -> bool:
+        """Return whether answers are published: whether the user may send to the channel of a result."""
+        return bool(_script(self._redis, _MAY_PUBLISH)(keys=[keys.match_result(job_id)], args=[]))
 
     def confirm(
         self,

@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from runner.errors import NoFaceInSelfieError
+from runner.errors import NoFaceInSelfieError, SeveralFacesInSelfieError
 from runner.queue.leases import Lease
 from runner.store.results import AnswerWatch, ResultStore
 from runner.worker.album import AlbumGate, Decision, Readiness, dump_state, load_faces
 from runner.worker.messages import CompareJob
 from runner.worker.task import Outcome, State, Task, Wait
 
-if TYPE_CHECKING:  # `settings` imports this module: psycopg must not come with it
+if TYPE_CHECKING:  # `settings` imports this module: numpy and psycopg must not come with it
+    from runner.faces.engine import Face
+    from runner.store.embeddings import Matches
     from runner.store.repository import Repository
 
 
@@ -27,7 +29,11 @@ class ComparisonHandler:
         repository: Callable[[], Repository],
         owns: Callable[[Lease], bool],
         album: AlbumGate | None,
+        *,
+        selfie_faces: str = "all",
     ) -> None:
+        """`selfie_faces` is RUNNER_SELFIE_FACES: all, largest or one."""
+        self._selfie_faces = selfie_faces
         self._results = results
         self._album = album
         self._watch = watch
@@ -52,6 +58,9 @@ class ComparisonHandler:
 
     def conclude(self, tasks: Sequence[Task[CompareJob]]) -> None:
         """Match and answer the jobs whose albums are ready, one by one; the others get `wait`."""
+        for task in tasks:
+            if self._selfie_faces == "one" and task.error is None and task.faces and len(task.faces) > 1:
+                task.error = SeveralFacesInSelfieError(f"{len(task.faces)} faces")
         decisions = self._decide(tasks)
         answered: list[tuple[str, list[str], dict[str, object]]] = []
         for task in tasks:
@@ -101,27 +110,37 @@ class ComparisonHandler:
     def _match(self, task: Task[CompareJob]) -> tuple[list[str], dict[str, object]]:
         """Return the matched ids in the order of the album, and the detail."""
         job, faces = task.job, task.faces
-        scores: dict[str, float] = {}
-        with_embeddings = 0
+        found: Matches | None = None
+        compared = self._compared(faces or ())
         if job is not None and task.error is None:
             if faces:
+                embeddings = [faces[place].embedding for place in compared]
                 with task.stage("match"):
-                    found = self._repository().match([face.embedding for face in faces], job.stored_ids, job.threshold)
-                scores, with_embeddings = found.scores, found.with_embeddings
+                    found = self._repository().match(embeddings, job.stored_ids, job.threshold)
             else:
                 task.error = NoFaceInSelfieError()
+        scores = found.scores if found else {}
         matched = [photo_id for photo_id in job.stored_ids if photo_id in scores] if job else []
         error = task.error
         return matched, {
             "scores": {photo_id: round(scores[photo_id], 6) for photo_id in matched},
+            "matches": [_match_document(photo_id, found, compared) for photo_id in matched if found],
             "faces": len(faces or ()),
+            "faces_compared": len(compared) if error is None else 0,
             "model": self._repository().model,
             "threshold": job.threshold if job else None,
             "stored_ids": len(job.stored_ids) if job else None,
-            "with_embeddings": with_embeddings,
+            "with_embeddings": found.with_embeddings if found else 0,
             "duration_ms": round((time.monotonic() - task.claimed_at) * 1000, 1),
             "error": error.document() if error else None,
         }
+
+    def _compared(self, faces: Sequence[Face]) -> Sequence[int]:
+        """Return the places of the selfie's faces that are compared."""
+        places = range(len(faces))
+        if self._selfie_faces == "largest":
+            return sorted(places, key=lambda place: _area(faces[place]))[-1:]
+        return places
 
     def confirmed(self, tasks: Sequence[Task[CompareJob]]) -> list[Task[CompareJob]]:
         """Return those whose answer can no longer be overwritten, or that were watched for long enough."""
@@ -131,6 +150,23 @@ class ComparisonHandler:
     def stop_watching(self, tasks: Sequence[Task[CompareJob]]) -> None:  # noqa: ARG002 - the watch has them
         """Leave the watched answers to `ResultStore.heal` of a later run."""
         self._watch.leave()
+
+
+def _area(face: Face) -> float:
+    x1, y1, x2, y2 = face.box
+    return float((x2 - x1) * (y2 - y1))
+
+
+def _match_document(photo_id: str, found: Matches, compared: Sequence[int]) -> dict[str, object]:
+    """Return an item of the detail's `matches`: which face of the photo matches, and which one of the selfie."""
+    face = found.faces.get(photo_id)
+    return {
+        "photo_id": photo_id,
+        "score": round(found.scores[photo_id], 6),
+        "face_index": face.index if face else None,
+        "box": [round(value, 1) for value in face.box] if face and face.box else None,
+        "selfie_face": compared[face.selfie_face] if face else None,
+    }
 
 
 def _job_id(task: Task[CompareJob]) -> str | None:

@@ -91,7 +91,14 @@ PHOTO = Kind(
 
 def _comparison_handler(services: Services) -> ComparisonHandler:
     watch = AnswerWatch(services.results, seconds=services.settings.result_watch_seconds)
-    return ComparisonHandler(services.results, watch, services.repository, services.owns, services.album)
+    return ComparisonHandler(
+        services.results,
+        watch,
+        services.repository,
+        services.owns,
+        services.album,
+        selfie_faces=services.settings.selfie_faces,
+    )
 
 
 COMPARISON = Kind(

@@ -10,8 +10,8 @@ from logging import INFO, WARNING
 from typing import Any
 
 from runner.errors import (
-    InvalidJobError,
     JobError,
+    PayloadTooLargeError,
     PermanentJobError,
     PhotoGoneError,
     PhotosInvisibleError,
@@ -102,7 +102,7 @@ class Settlement:
         if lease.attempts > self._settings.max_attempts:
             task.error = PoisonJobError(f"it ended {lease.attempts - 1} of its runners")
         elif lease.truncated:
-            task.error = InvalidJobError(f"the payload is larger than a runner takes: {lease.bytes} bytes")
+            task.error = PayloadTooLargeError(f"{lease.bytes} bytes")
         try:
             task.job = self._kinds[lease.queue].decode(lease.payload)
         except Exception as error:  # noqa: BLE001 - one job's payload must not harm another job
@@ -318,7 +318,11 @@ class Settlement:
 
     def _dead_letter(self, task: AnyTask, error: JobError) -> None:
         tally = job_tally(task, Outcome.DEAD)
-        done = self._queues[task.lease.queue].dead_letter(task.lease, error.code, str(error), tally)
+        # Whoever requeues such a job gets the same error: no reason to keep a selfie.
+        is_hopeless = isinstance(error, PermanentJobError) and not isinstance(error, PoisonJobError)
+        done = self._queues[task.lease.queue].dead_letter(
+            task.lease, error.code, str(error), tally, keep_selfie=not is_hopeless
+        )
         self._end(task, Outcome.DEAD if done else Outcome.LOST)
 
     def _end(self, task: AnyTask, outcome: Outcome, **more: object) -> None:

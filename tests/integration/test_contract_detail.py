@@ -50,8 +50,13 @@ def test_the_detail_has_the_fields_of_the_contract(service: Service, album: Albu
     assert detail["scores"].keys() == {photos[PHOTO]}
     assert 0.45 < detail["scores"][photos[PHOTO]] <= 1
     assert detail["duration_ms"] > 0
-    known = {"faces": 1, "model": "w600k_mbf", "threshold": 0.45, "stored_ids": 3, "with_embeddings": 2,
-             "complete": True, "pending": 0, "initiated": True, "error": None}  # fmt: skip
+    (match,) = detail["matches"]
+    assert match.keys() == {"photo_id", "score", "face_index", "box", "selfie_face"}
+    assert (match["photo_id"], match["score"]) == (photos[PHOTO], detail["scores"][photos[PHOTO]])
+    known = {
+        "faces": 1, "faces_compared": 1, "model": "w600k_mbf", "threshold": 0.45, "stored_ids": 3,
+        "with_embeddings": 2, "complete": True, "pending": 0, "initiated": True, "error": None,
+    }  # fmt: skip
     assert {name: detail[name] for name in known} == known
     assert 3500 < service.redis.ttl(keys.match_result_detail("guest")) <= 3600
 

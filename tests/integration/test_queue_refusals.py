@@ -15,6 +15,7 @@ from runner.queue import keys
 from runner.queue.client import connect
 from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.expiry import Expiry
+from runner.queue.hosts import Failure, Hosts, Verdict
 from runner.queue.leases import Parked
 from runner.queue.parking import Parking, ProcessJobs
 from runner.queue.pusher import Pusher
@@ -127,6 +128,12 @@ def _claimed(lease: Lease) -> Claimed:
 
 
 # Each operation, and what it returns if it is not refused.
+def _fails(client: Redis, lease: Lease) -> Verdict:
+    failure = Failure(is_first=True, pause_seconds=5, delay_seconds=1)
+    hosts = Hosts(client, NAME, owner=OLDER)
+    return hosts.wait(lease, "h:1", failure=failure, timeout_seconds=60, state=b"state", tally={})[0]
+
+
 OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "claim": (lambda client, _: len(queue_of(client, NEWER).claim(10)), 5),
     "renew": (lambda client, scene: queue_of(client, OLDER).renew([scene.leased]), []),
@@ -137,6 +144,7 @@ OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "defer": (lambda client, scene: queue_of(client, OLDER).release(scene.leased, 5, reason="x", state=b"state"), True),
     "announce": (lambda client, scene: Parking(client, NAME).announce(scene.leased, [PHOTO], 600), True),
     "park": (lambda client, scene: queue_of(client, OLDER).park(scene.kept, "x", b"state"), Parked.DONE),
+    "wait_for_host": (lambda client, scene: _fails(client, scene.leased), Verdict.PUT_OFF),
     "wake": (lambda client, _: len(Parking(client, NAME).photos_done([PHOTO])), 1),
     "waiting": (lambda client, _: len(ProcessJobs(client).at_work(["p"]).ids), 0),
     "take_over": (lambda client, _: queue_of(client, NEWER).take_over(), 2),
@@ -159,6 +167,7 @@ NEEDED = {
     "defer": {"+time", "+zadd", "+hset", "+hget", "+set", "+get"},
     "announce": {"+zrem", "+zadd", "+hmget", "+sadd", "+expire"},
     "park": {"+zrem", "+hset", "+hget", "+set", "+get", "+zscore"},
+    "wait_for_host": {"+time", "+zrange", "+zrem", "+zadd", "+zscore", "+hset", "+hmget", "+set", "+get", "+expire"},
     "wake": {"+time", "+zrange", "+zrem", "+zadd", "+zscore", "+hexists", "+srem", "+scard", "+expire"},
     "waiting": {"+lrange", "+zrange", "+hmget"},
     "take_over": {"+time", "+zrange", "+zadd", "+hget"},

@@ -19,6 +19,7 @@ PLAYED = f"{CALLS}::test_every_guest_gets_the_whole_answer_however_late_initiate
 STAND_IN = f"{CALLS}::test_the_api_is_played_as_the_contract_says"
 REFUSED_UPLOADS = f"{CALLS}::test_uploads_that_the_api_does_not_decode_fail_in_the_api"
 ACCEPTANCE = "integration/test_acceptance.py"
+SELFIES = "integration/test_selfie_answers.py"
 ALBUM = "integration/test_album.py"
 BAD = "integration/test_run_bad_input.py"
 DETAIL = "integration/test_contract_detail.py::test_the_detail_has_the_fields_of_the_contract"
@@ -119,6 +120,18 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
     "detail-unread": (PLAYED,),
     "matched": (DETAIL,),
     "scores": (DETAIL, f"{EMBEDDINGS}::test_scores_are_cosine_similarities"),
+    "matches": (DETAIL, f"{SELFIES}::test_matches_say_which_face_of_the_photo_matches_which_of_the_selfie"),
+    "faces-compared": (DETAIL, f"{SELFIES}::test_all_faces_of_a_selfie_are_compared_or_the_largest"),
+    "published": (
+        f"{SELFIES}::test_an_answer_is_published_when_it_is_written",
+        f"{SELFIES}::test_an_answer_is_stored_where_the_user_may_not_publish",
+    ),
+    "selfie-dropped": (f"{SELFIES}::test_each_failure_of_a_selfie_has_its_code_and_keeps_no_payload",),
+    "box": (f"{SELFIES}::test_matches_say_which_face_of_the_photo_matches_which_of_the_selfie",),
+    "selfie-codes": (
+        f"{SELFIES}::test_each_failure_of_a_selfie_has_its_code_and_keeps_no_payload",
+        "integration/test_queue_oversized.py::test_an_oversized_payload_is_dead_lettered_and_its_subject_gets_a_final_status",
+    ),
     "faces": (DETAIL,),
     "model": (DETAIL,),
     "requested": (DETAIL,),

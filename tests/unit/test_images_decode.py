@@ -462,9 +462,25 @@ def test_standard_exif_is_read_without_opencv() -> None:
     ids=lambda part: part if isinstance(part, str) else "bytes",
 )
 def test_a_file_that_is_not_decoded_is_named_for_what_it_is(data: bytes, sentence: str) -> None:
-    with pytest.raises(ImageUndecodableError, match="The file is not an image that can be decoded: ") as caught:
+    with pytest.raises(ImageUndecodableError, match=r"not an image that can|of a format that is not") as caught:
         decoded(data)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "image_undecodable"),
+        (b"no image at all", "image_undecodable"),
+        (b"\xff\xd8\xff", "image_undecodable"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image_format_unsupported"),
+        (b"#?RADIANCE", "image_format_unsupported"),
+    ],
+)
+def test_a_damaged_file_and_one_of_another_format_have_different_codes(data: bytes, code: str) -> None:
+    with pytest.raises(ImageUndecodableError) as caught:
+        decoded(data)
+    assert caught.value.code == code
 
 
 # Limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runner.errors import ImageUndecodableError
+from runner.errors import ImageFormatError, ImageUndecodableError
 from runner.images import jpeg
 from runner.images.formats import bmff, jpeg2000, raster, tiff
 from runner.images.header import Header
@@ -37,25 +37,27 @@ _RIFF_NAMES = {b"AVI ": "an AVI video", b"WAVE": "a WAV sound"}
 def read(data: bytes, max_pixels: int) -> Header:
     """Return the header of an image that is neither a PNG nor a WebP, nor a JPEG from its first byte on.
 
-    Raises `ImageTooManyPixelsError`, `ImageUndecodableError` (which names what the file is), and `struct.error` or
-    `IndexError` where a header is cut off.
+    Raises `ImageTooManyPixelsError`, `ImageFormatError` (which names what the file is), `ImageUndecodableError`, and
+    `struct.error` or `IndexError` where a header is cut off.
     """
     for reader in (bmff.read, jpeg2000.read, raster.read, tiff.read):
         header = reader(data, max_pixels)
         if header is not None:
             return header
+    if not data:
+        raise ImageUndecodableError("there are no bytes")
     name = _name(data)
     if name is None:
         start = data.find(jpeg.SIGNATURE, 0, MOST_LEADING_JUNK)
         if start > 0:
             return replace(jpeg.read(data[start:], max_pixels), start=start)
-    raise ImageUndecodableError(name or f"none of {_SUPPORTED}")
+    if name is None:
+        raise ImageUndecodableError(f"none of {_SUPPORTED}")
+    raise ImageFormatError(name)
 
 
 def _name(data: bytes) -> str | None:
     """Return what `data` is where that is known, with an article."""
-    if not data:
-        return "there are no bytes"
     return _text_name(data) or _binary_name(data)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from runner.errors import ImageUndecodableError
+from runner.errors import ImageFormatError, ImageUndecodableError
 from runner.images.formats import av1
 from runner.images.header import Header, check_size
 
@@ -39,17 +39,17 @@ def read(data: bytes, max_pixels: int) -> Header | None:
     Raises as `formats.read` does; videos and raw photos are named.
     """
     if data[4:8] in _QUICKTIME:
-        raise ImageUndecodableError(_NAMES[b"qt  "])
+        raise ImageFormatError(_NAMES[b"qt  "])
     if data[4:8] != b"ftyp":
         return None
     (length,) = struct.unpack_from(">I", data, 0)
     brands = [data[at : at + 4] for at in range(16, min(length, len(data), 1024), 4)]
     major = data[8:12]
     if major in _NAMES:
-        raise ImageUndecodableError(_NAMES[major])
+        raise ImageFormatError(_NAMES[major])
     name = "AVIF" if _AVIF & {major, *brands} else "HEIC" if _HEIF & {major, *brands} else None
     if name is None:
-        raise ImageUndecodableError("an MP4 video")
+        raise ImageFormatError("an MP4 video")
     file = _File(data)
     width, height = max(file.sizes, key=_area, default=(0, 0))
     cost = _AVIF_COST if name == "AVIF" else _DEEP_HEIC_COST if file.deep else _HEIC_COST

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from runner.errors import ImageUndecodableError
+from runner.errors import ImageFormatError, ImageUndecodableError
 from runner.images.header import Header, check_size
 
 _ORDERS = {b"II": "<", b"MM": ">"}
@@ -46,13 +46,13 @@ def read(data: bytes, max_pixels: int) -> Header | None:
         return None
     directory = _directory(data, order, big=version == _BIG)
     if data[8:10] == b"CR" or _is_raw(directory):
-        raise ImageUndecodableError("a camera's raw photo (CR2, NEF, ARW, DNG or another)")
+        raise ImageFormatError("a camera's raw photo (CR2, NEF, ARW, DNG or another)")
     width, height = directory.get(_WIDTH), directory.get(_HEIGHT)
     samples, bits = directory.get(_SAMPLES, 1), directory.get(_BITS, 1)
     cost = 4 + samples * bits // 4  # a strip may be the whole image, compressed and not
     check_size("TIFF", width, height, max_pixels, cost=cost)
     if bits > MOST_BITS or samples > MOST_SAMPLES:
-        raise ImageUndecodableError(f"a TIFF of {samples} samples of {bits} bits a pixel, which OpenCV does not decode")
+        raise ImageFormatError(f"a TIFF of {samples} samples of {bits} bits a pixel, which OpenCV does not decode")
     tile = (directory.get(_TILE_WIDTH) or width) * (directory.get(_TILE_HEIGHT) or height)
     if tile > width * height + MOST_TILE_PADDING:
         raise ImageUndecodableError("a TIFF whose tiles are far larger than the image")

@@ -3,7 +3,7 @@
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last  KEYS[4] dead  KEYS[5] dead index  KEYS[6] payload of the dead letter
 -- KEYS[7] parked  KEYS[8] pending  KEYS[9] totals
 -- ARGV[1] request id  ARGV[2] lease id  ARGV[3] holder  ARGV[4] dead letter, JSON
--- ARGV[5] milliseconds to keep the payload  ARGV[6] milliseconds to keep dead letters  ARGV[7] counts
+-- ARGV[5] milliseconds to keep the payload, 0 to delete it  ARGV[6] milliseconds to keep dead letters  ARGV[7] counts
 -- Returns 1, or 0 if the lease belongs to another claim.
 local id = ARGV[2]
 if recall(KEYS[3], ARGV[1]) then
@@ -23,7 +23,9 @@ add_counts(counts, ARGV[7])
 count(KEYS[9], counts)
 local payload, since = unpack(call('HMGET', KEYS[2], id .. ':payload', id .. ':since'))
 call('HSET', KEYS[4], id, string.format('%.0f ', since or moment) .. ARGV[4])
-call('SET', KEYS[6], payload or '', 'PX', ARGV[5])
+if ARGV[5] ~= '0' then
+    call('SET', KEYS[6], payload or '', 'PX', ARGV[5])
+end
 call('ZADD', KEYS[5], moment, id)
 remove_lease(KEYS[1], KEYS[2], id)
 leave_parking(KEYS[7], KEYS[8], id)
