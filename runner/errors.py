@@ -121,6 +121,13 @@ class ModelError(RunnerError):
     exit_code = 4
 
 
+class DeviceError(RunnerError):
+    """The GPU cannot be used, and RUNNER_PROVIDERS does not allow the CPU; try again later."""
+
+    code = "device_unavailable"
+    exit_code = 75  # the next pod may get a node whose device works
+
+
 class CheckFailedError(RunnerError):
     """The command did not succeed."""
 

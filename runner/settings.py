@@ -369,13 +369,13 @@ class Settings:
     )
     providers: tuple[str, ...] = _setting(
         "RUNNER_PROVIDERS",
-        "execution providers of ONNX Runtime, of which the first available one is used; auto: tensorrt, cuda, cpu",
+        "execution providers of ONNX Runtime, of which the first available one is used; auto: cuda, cpu",
         parse=_items,
         default="auto",
     )
     batch_size: int = _setting(
         "RUNNER_BATCH_SIZE",
-        "face crops per recogniser call; 0: chosen by provider (cpu 2, cuda and tensorrt 32)",
+        "face crops per recogniser call; 0: chosen by provider (cpu 2, cuda 32)",
         parse=_whole(0, 1024),
         default="0",
     )

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import onnxruntime
 
-from runner.errors import ModelError, OutOfMemoryError, TooManyFacesError
+from runner.errors import DeviceError, OutOfMemoryError, TooManyFacesError
 from runner.faces import pack
 from runner.faces.alignment import aligned_crop
 from runner.faces.arrays import Float32Array, Image
@@ -132,7 +132,7 @@ class Engine:
         """Load the baked pack in `folder` under the first of `providers` that starts.
 
         0 threads means one per available CPU, a batch size of 0 the provider's own. The tuned graphs are used where
-        they fit this CPU, unless `tuned` is false. Raises `ModelError`, also where no provider starts, and
+        they fit this CPU, unless `tuned` is false. Raises `ModelError`, `DeviceError` where no provider starts, and
         `SettingsError` for `providers`.
         """
         manifest = pack.read_manifest(folder)
@@ -148,7 +148,7 @@ class Engine:
                 failures.append(f"{choice.name} could not be started ({error})")
                 logger().warning(
                     "provider failed",
-                    extra={"provider": choice.name, "error": {"code": ModelError.code, "message": str(error)}},
+                    extra={"provider": choice.name, "error": {"code": DeviceError.code, "message": str(error)}},
                 )
                 continue
             reasons = [*failures, choice.reason] if choice.reason else failures
@@ -161,9 +161,9 @@ class Engine:
                 choice=replace(choice, reason="; ".join(reasons) or "the preferred one"),
                 max_faces=max_faces,
             )
-        raise ModelError(
-            f"{'; '.join(failures)}: check that the device and its driver are available in this container, or add "
-            "cpu to RUNNER_PROVIDERS"
+        raise DeviceError(
+            f"{'; '.join(failures)}: check that the pod asks for a GPU and that its node has the driver and the device "
+            "plug-in, or add cpu to RUNNER_PROVIDERS"
         )
 
     @property

@@ -16,8 +16,9 @@ import numpy as np
 import onnxruntime
 
 from runner.errors import ModelError
+from runner.faces import driver
 from runner.faces.arrays import Float32Array
-from runner.faces.providers import CPU, ProviderError
+from runner.faces.providers import CPU, ProviderError, provider_options
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -199,21 +200,29 @@ def open_session(path: Path, providers: Sequence[str], *, optimised: bool = Fals
         _load_gpu_libraries()
     try:
         # Without its own fallback, onnxruntime raises a provider's failure instead of printing it.
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=list(providers),
+            provider_options=provider_options(providers),
+            enable_fallback=0,
+        )
     except Exception as error:  # noqa: BLE001 - onnxruntime has an exception type of its own for every status
         if providers[0] != CPU:
             raise ProviderError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
         raise ModelError(f"onnxruntime rejects {path} ({type(error).__name__}); {_ADVICE}") from None
     if session.get_providers()[0] != providers[0]:
-        raise ProviderError("onnxruntime fell back to another provider; it reports the reason, if any, on stderr")
+        found = "" if driver.load_driver() else f"there is no driver ({driver.DRIVER}) in this container; "
+        raise ProviderError(f"{found}onnxruntime fell back to another provider")
     return session
 
 
 def _load_gpu_libraries() -> None:
-    """Load CUDA and cuDNN from their wheels: onnxruntime's GPU build does not look there by itself.
+    """Load the driver, and CUDA and cuDNN from their wheels: onnxruntime's GPU build does not look there by itself.
 
     Its list of missing libraries is discarded: whether one matters shows when the provider starts.
     """
+    driver.prepare()
     with redirect_stdout(io.StringIO()):
         onnxruntime.preload_dlls(directory="")
 

@@ -10,10 +10,22 @@ from runner.errors import SettingsError
 CPU = "CPUExecutionProvider"
 # Name in RUNNER_PROVIDERS → onnxruntime's name and crops per call, in order of preference.
 PROVIDERS = {
-    "tensorrt": ("TensorrtExecutionProvider", 32),
     "cuda": ("CUDAExecutionProvider", 32),
     "cpu": (CPU, 2),
 }
+# Of onnxruntime's CUDA provider. Photos have many shapes, and a run is short: trying every algorithm for each new shape
+# (its default) would take longer than the photo. Memory grows by what is asked for, not by powers of two, because a
+# device may be shared. TF32 would round embeddings to 10 bits, and answers must be those of the CPU.
+CUDA_OPTIONS = {
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",
+    "use_tf32": "0",
+}
+
+
+def provider_options(chain: Sequence[str]) -> list[dict[str, str]]:
+    """Return the options of each provider in `chain` (onnxruntime's names)."""
+    return [CUDA_OPTIONS if name == "CUDAExecutionProvider" else {} for name in chain]
 
 
 class ProviderError(Exception):

@@ -29,7 +29,7 @@ SUCCEEDED, GONE, DEAD_LETTERED, FORGOTTEN = OUTCOMES = ("succeeded", "photo_gone
 RELEASED, ALBUM_PENDING, SERVER_FAILING = "released", "album_pending", "image_server_failing"
 RELEASE_REASONS = (RELEASED, ALBUM_PENDING, SERVER_FAILING, OTHER)
 STAGES = ("fetch", "decode", "faces", "match", "store")
-PROVIDERS = ("tensorrt", "cuda", "cpu", OTHER)
+PROVIDERS = ("cuda", "cpu", OTHER)
 EXIT_REASONS = ("empty", "max_jobs", "max_seconds", "signal", "hung")
 
 TAKEN, ATTEMPTS, LEASES_EXPIRED, LEASES_LOST = "taken", "attempts", "leases_expired", "leases_lost"

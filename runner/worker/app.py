@@ -87,6 +87,7 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
         if stop.early:  # the signal interrupted an import, which raised an error of its own
             summary.exit_reason, code = "signal", 0
         else:
+            summary.exit_message = str(known)
             log.error(  # noqa: TRY400 - the detail has the place; a traceback may hold secrets
                 "run ended", extra={"error": known.document(), "exit_code": code}
             )

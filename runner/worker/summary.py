@@ -24,6 +24,7 @@ class Summary:
     faces: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     exit_reason: str = ""
+    exit_message: str = ""  # of the error that ended the run
 
     def count(self, task: AnyTask, outcome: Outcome) -> None:
         """Count a settled task: its outcome, its stages and, if it succeeded, its faces."""
@@ -50,6 +51,7 @@ class Summary:
             "duration_seconds": round(time.monotonic() - self.started, 3),
             "stage_seconds": {name: round(seconds, 3) for name, seconds in sorted(self.stages.items())},
             "exit_reason": self.exit_reason,
+            **({"exit_message": self.exit_message} if self.exit_message else {}),
         }
 
     def line(self) -> str:

@@ -401,7 +401,7 @@ class TestGpu:
             has_gpu = name == "faces-process"
             assert ("nvidia.com/gpu" in container["resources"]["limits"]) is has_gpu
             assert ("-gpu" in container["image"]) is has_gpu
-            assert ("RUNNER_PROVIDERS" in variables(pod)) is has_gpu
+            assert ("RUNNER_PROVIDERS" in variables(pod)) is ("LD_LIBRARY_PATH" in variables(pod)) is has_gpu
             assert pod["spec"].get("runtimeClassName") == ("nvidia" if has_gpu else None)
             assert pod["spec"].get("nodeSelector") == ({"accelerator": "l4"} if has_gpu else None)
 

@@ -298,9 +298,7 @@ def test_doctor_reports_the_pack_and_the_provider(service: Service, copy: Path) 
     fine = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in fine}
     assert findings["model"]["message"] == "buffalo_sc (w600k_mbf), unchanged since it was baked"
-    assert findings["hardware"]["message"].startswith(
-        "cpu (this onnxruntime does not have tensorrt or cuda), 2 crops per call"
-    )
+    assert findings["hardware"]["message"].startswith("cpu (this onnxruntime does not have cuda), 2 crops per call")
     assert findings["hardware"]["message"].endswith(f", {'tuned graphs' if TUNED else 'portable graphs'}")
     change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
     found = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
@@ -319,10 +317,17 @@ def test_doctor_reports_the_pack_and_the_provider(service: Service, copy: Path) 
 
 
 @pytest.mark.parametrize("providers", ["tpu", "cuda"])
-def test_a_missing_provider_is_a_settings_error(service: Service, providers: str) -> None:
-    ended = service.command("run", RUNNER_PROVIDERS=providers)
+def test_a_missing_provider_is_a_settings_error_in_the_pods_status(
+    service: Service, providers: str, tmp_path: Path
+) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()  # as the kubelet does
+    ended = service.command("run", RUNNER_PROVIDERS=providers, RUNNER_TERMINATION_LOG=str(message))
     assert ended.code == 2, ended.errors
     assert "RUNNER_PROVIDERS" in ended.errors
+    summary = json.loads(message.read_text())
+    assert summary["exit_reason"] == "settings"
+    assert "RUNNER_PROVIDERS" in summary["exit_message"]
 
 
 # Baking

@@ -144,6 +144,11 @@ A migration runs before the ConfigMap is there, so it gets the common ones here 
 {{- $settings := merge (dict) (.settings | default dict) .queue.settings -}}
 {{- if and (int .queue.gpu.count) (not (hasKey $common "RUNNER_PROVIDERS")) }}{{ $settings = merge $settings (dict "RUNNER_PROVIDERS" "cuda") }}{{ end -}}
 {{- if .migration }}{{ $settings = merge $settings $common }}{{ end -}}
+{{- if int .queue.gpu.count }}
+# GKE mounts the driver here; the worker finds it by itself, and the driver its other libraries by this.
+- name: LD_LIBRARY_PATH
+  value: /usr/local/nvidia/lib64:/usr/local/nvidia/lib
+{{- end }}
 {{- range $name, $value := $settings }}
 - name: {{ $name }}
   value: {{ include "spottmee-worker.setting" $value | quote }}
