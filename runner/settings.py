@@ -193,6 +193,9 @@ def _setting(
     return field(metadata=metadata, repr=not secret)
 
 
+FAILURE_DELAY = "RUNNER_FAILURE_DELAY_SECONDS"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings. Built by `load`, and immutable."""
@@ -341,6 +344,13 @@ class Settings:
         "faces is answered with [] and the error several_faces_in_selfie",
         parse=_choice("all", "largest", "one"),
         default="all",
+    )
+    failure_delay_seconds: float = _setting(
+        FAILURE_DELAY,
+        "how long a run that cannot work (exit code 1, 2, 3, 4 or 7) waits before it exits, so that whatever replaces "
+        "it does not fail at once again and again; SIGTERM ends the wait",
+        parse=_seconds(0, 3600),
+        default="0",
     )
     album_timeout_seconds: float = _setting(
         "RUNNER_ALBUM_TIMEOUT_SECONDS",
@@ -561,6 +571,15 @@ _OF_GITHUB = frozenset(
     f"{_PREFIX}{name}"
     for name in ("ARCH", "DEBUG", "ENVIRONMENT", "NAME", "OS", "TEMP", "TOOL_CACHE", "TRACKING_ID", "WORKSPACE")
 )
+
+
+def failure_delay(environment: Mapping[str, str] | None = None) -> float:
+    """Return the seconds of `Settings.failure_delay_seconds` where other settings are not valid; 0 if it is not."""
+    text = (os.environ if environment is None else environment).get(FAILURE_DELAY, "").strip()
+    try:
+        return _seconds(0, 3600)(text) if text else 0.0
+    except ValueError:
+        return 0.0
 
 
 def _with_credentials(url: str, values: Mapping[str, Any]) -> str:

@@ -13,7 +13,9 @@ from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.cli.flags import add_setting_flags, setting_flags
-from runner.errors import place
+from runner.errors import SettingsError, place
+from runner.settings import Settings
+from runner.worker.shutdown import wait_before_exit
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> NoReturn:
-    settings = settings_module.load(flags=setting_flags(args))
+    settings = _settings(args)
     from runner.worker.app import run  # after the settings: its start-up chooses the order of the imports
 
     threading.excepthook = _report_thread_failure
@@ -41,6 +43,16 @@ def _run(args: argparse.Namespace) -> NoReturn:
         with suppress(OSError, AttributeError):  # closed or full
             stream.flush()
     os._exit(code)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """Return the settings. If they are not valid, says why and exits, after the delay of a run that cannot work."""
+    try:
+        return settings_module.load(flags=setting_flags(args))
+    except SettingsError as error:
+        output.problem(f"spottmee-worker: {error}")
+        wait_before_exit(settings_module.failure_delay())
+        sys.exit(error.exit_code)
 
 
 def _report_thread_failure(failure: threading.ExceptHookArgs) -> None:

@@ -11,6 +11,8 @@ from runner.cluster.api import COMPONENT_LABEL, JOB_NAME_LABEL, RELEASE_LABEL, O
 
 # Conditions of a Job that decide its phase, the most decisive first.
 _JOB_STATES = ("Failed", "Complete", "FailureTarget", "SuccessCriteriaMet", "Suspended")
+# Of an error's message, as `status` shows it.
+REASON_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +153,18 @@ def _pod_reason(pod: Object, ended: Object | None) -> str:
     if ended is not None:
         code = ended.get("exitCode")
         reason = str(ended.get("reason") or "")
-        return f"{reason} (exit code {code})" if code else reason
+        return f"{reason} (exit code {code}){_ended_because(ended)}" if code else reason
     return waiting_reason(pod).partition(":")[0]
+
+
+def _ended_because(ended: Object) -> str:
+    """Return the error that ended a run, from its summary or, if it printed none, from the end of its log."""
+    found = summary(ended)
+    if found is not None:
+        detail = str(found.get("exit_message") or found.get("exit_reason") or "")
+    else:
+        detail = str(ended.get("message") or "").strip().rpartition("\n")[2]
+    return f": {detail[:REASON_LENGTH]}" if detail else ""
 
 
 def _containers(pod: Object) -> list[Object]:

@@ -35,7 +35,7 @@ from runner.worker.kinds import COMPARISON, KINDS, PHOTO, Kind, Services, kind_o
 from runner.worker.loop import WorkerLoop
 from runner.worker.outage import OutageGate
 from runner.worker.settlement import Settlement
-from runner.worker.shutdown import Stop, StoppedEarlyError
+from runner.worker.shutdown import Stop, StoppedEarlyError, wait_before_exit
 from runner.worker.summary import Summary
 from runner.worker.totals import RunTotals
 
@@ -83,15 +83,17 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
         summary.exit_reason = "signal"
     except Exception as error:  # noqa: BLE001 - reported in one line, and in the summary
         known = _as_runner_error(error)
-        summary.exit_reason, code = known.code, known.exit_code
         if stop.early:  # the signal interrupted an import, which raised an error of its own
-            summary.exit_reason, code = "signal", 0
+            summary.exit_reason = "signal"
         else:
-            summary.exit_message = str(known)
+            summary.exit_reason, summary.exit_message, code = known.code, str(known), known.exit_code
             log.error(  # noqa: TRY400 - the detail has the place; a traceback may hold secrets
                 "run ended", extra={"error": known.document(), "exit_code": code}
             )
     _print(summary, settings)
+    # A server that is away has been waited for, and a job that does not return is the next run's.
+    if code not in (0, UnreachableError.exit_code, StuckError.exit_code) and not stop.requested:
+        wait_before_exit(settings.failure_delay_seconds)
     return code
 
 

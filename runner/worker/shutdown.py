@@ -28,6 +28,17 @@ class StoppedEarlyError(BaseException):
     """Raised in the main thread by a signal that arrives before the worker loop has begun."""
 
 
+def wait_before_exit(seconds: float) -> None:
+    """Wait for `seconds`, or until SIGTERM or SIGINT. Called in the main thread, after a `Stop` has ended."""
+    if seconds <= 0:
+        return
+    signalled = threading.Event()
+    # Of the first process of a container, the kernel ignores signals that have no handler.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: signalled.set())
+    signalled.wait(seconds)
+
+
 class Stop:
     """Installs the signal handlers and the watchdog for the duration of a `with` block in the main thread.
 

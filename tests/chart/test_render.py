@@ -128,6 +128,13 @@ class TestNames:
             assert selector.items() <= pod["metadata"]["labels"].items()
 
 
+# A pod whose node does not respond is given up after this time instead of five minutes.
+GIVEN_UP = [
+    {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
+    for taint in ("not-ready", "unreachable")
+]
+
+
 class TestScaling:
     @EVERY_CASE
     def test_each_list_is_scaled_by_list_and_leases_together(self, case: str) -> None:
@@ -136,8 +143,9 @@ class TestScaling:
             values = CASES[case].get("queues", {}).get(name, {})
             strategy = {"strategy": "eager"} if "scalingStrategy" in values else {}
             assert spec["scalingStrategy"] == {"multipleScalersCalculation": "sum"} | strategy
-            own = {"propagationPolicy": "foreground"} if "rollout" in values else {"strategy": "gradual"}
-            assert spec["rollout"] == own
+            rollout = {"strategy": "immediate", "propagationPolicy": "background"} | values.get("rollout", {})
+            kept = "propagationPolicy" if rollout["strategy"] == "immediate" else "strategy"
+            assert spec["rollout"] == {kept: rollout[kept]}
             lists = [trigger["metadata"]["listName"] for trigger in spec["triggers"]]
             assert lists == [keys.list_key(name), keys.leases(name)]
             for trigger in spec["triggers"]:
@@ -287,7 +295,10 @@ class TestPlacement:
         assert spec["runtimeClassName"] == "nvidia"
         assert spec["priorityClassName"] == "batch"
         assert spec["nodeSelector"] == {"accelerator": "l4"}
-        assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert spec["tolerations"] == [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            *GIVEN_UP,
+        ]
         assert set(spec["affinity"]) == {"nodeAffinity"}
         assert spec["topologySpreadConstraints"][0]["maxSkew"] == 1
         container = spec["containers"][0]
@@ -303,7 +314,8 @@ class TestPlacement:
     def test_the_placement_of_one_list_does_not_affect_the_other(self) -> None:
         spec = scaled_jobs(rendered("gpu"))["compare"]["spec"]["jobTargetRef"]["template"]["spec"]
         assert spec["priorityClassName"] == "urgent"
-        assert not {"runtimeClassName", "nodeSelector", "tolerations", "affinity"} & set(spec)
+        assert not {"runtimeClassName", "nodeSelector", "affinity"} & set(spec)
+        assert spec["tolerations"] == GIVEN_UP
         assert "nvidia.com/gpu" not in spec["containers"][0]["resources"]["limits"]
 
     def test_settings_reach_the_runner_unchanged(self) -> None:
@@ -351,7 +363,9 @@ class TestPlatform:
         for name, spec in specs.items():
             own = name == "faces-process"
             assert spec["nodeSelector"] == {"pool": "workers"} | ({"size": "big"} if own else {})
-            assert spec["tolerations"] == [*([{"key": "big", "operator": "Exists"}] if own else []), workers]
+            big = [{"key": "big", "operator": "Exists"}] if own else []
+            given_up = GIVEN_UP if name in {"faces-process", "faces-compare", "faces-debug"} else []
+            assert spec["tolerations"] == [*big, workers, *given_up]
             assert spec["runtimeClassName"] == ("kata" if own else "gvisor")
             urgent = name in {"faces-compare", "faces-debug"}
             assert spec["priorityClassName"] == ("urgent" if urgent else "ordinary")

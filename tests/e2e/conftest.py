@@ -82,6 +82,7 @@ def values(site: Site, backends: Backends) -> dict[str, Any]:
     each = {
         "jobsPerPod": 4,
         "idleSeconds": 0,
+        "failureDelaySeconds": 2,
         "pollingInterval": 1,
         "maxReplicas": 3,
         "resources": SMALL,

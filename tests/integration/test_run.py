@@ -160,6 +160,38 @@ def test_a_missing_model_refuses_to_start(service: Service, server: OddServer, t
     assert service.leftovers() == {"process waiting": 1}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [({"RUNNER_MODEL_DIR": "/nonexistent"}, 4), ({"RUNNER_MAX_JOBS": "0"}, 2)],
+    ids=["model", "settings"],
+)
+def test_a_run_that_cannot_work_says_so_and_waits_before_it_exits(
+    service: Service, tmp_path: Path, wrong: dict[str, str], code: int
+) -> None:
+    message = tmp_path / "message"
+    delay = {"RUNNER_FAILURE_DELAY_SECONDS": "60", "RUNNER_TERMINATION_LOG": str(message)}
+    process = service.start("run", **wrong, **delay)
+    assert process.stderr is not None
+    assert next(iter(wrong))[7:].lower().split("_")[0] in process.stderr.readline().lower()
+    time.sleep(1)
+    assert process.poll() is None
+    if code == 4:
+        assert "model pack" in json.loads(message.read_text())["exit_message"]
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    process.communicate(timeout=30)
+    assert time.monotonic() - started < 5
+    assert process.returncode == code
+
+
+def test_a_run_that_found_its_server_away_does_not_wait(service: Service) -> None:
+    started = time.monotonic()
+    url = f"redis://127.0.0.1:{_closed_port()}"
+    ended = service.command("run", REDIS_URL=url, RUNNER_CONNECT_TIMEOUT_SECONDS="0", RUNNER_FAILURE_DELAY_SECONDS="60")
+    assert ended.code == 75
+    assert time.monotonic() - started < 30
+
+
 def test_the_summary_is_also_the_termination_message(service: Service, tmp_path: Path) -> None:
     file = tmp_path / "termination-log"
     ended = service.run(RUNNER_TERMINATION_LOG=str(file))

@@ -33,6 +33,7 @@ def _pod(phase: str = "Pending", state: dict[str, Any] | None = None, **status: 
 UNSCHEDULABLE = {
     "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: Insufficient cpu",
 }  # fmt: skip
+FAILED_SUMMARY = '{"claimed": 0, "exit_reason": "model", "exit_message": "It cannot be used: why"}'
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,16 @@ UNSCHEDULABLE = {
             "OOMKilled (exit code 137)",
         ),
         (_pod("Failed", {"terminated": {"exitCode": 75, "reason": "Error"}}), "Failed", "Error (exit code 75)"),
+        (
+            _pod("Failed", {"terminated": {"exitCode": 4, "reason": "Error", "message": FAILED_SUMMARY}}),
+            "Failed",
+            "Error (exit code 4): It cannot be used: why",
+        ),
+        (
+            _pod("Failed", {"terminated": {"exitCode": 2, "reason": "Error", "message": "a\nREDIS_URL is missing\n"}}),
+            "Failed",
+            "Error (exit code 2): REDIS_URL is missing",
+        ),
         (_pod("Succeeded", {"terminated": {"exitCode": 0, "reason": "Completed"}}), "Succeeded", "Completed"),
         (_pod("Failed", {"terminated": {"exitCode": 1, "reason": "Error"}}, reason="Evicted"), "Failed", "Evicted"),
     ],

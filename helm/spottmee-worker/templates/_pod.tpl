@@ -16,7 +16,7 @@ The values of a pod that serves no list, in the form of a list's: no GPU and no 
 queue (the list that the others come from) and resources.
 */}}
 {{- define "spottmee-worker.plainQueue" -}}
-{{- $plain := dict "gpu" (dict "count" 0) "idleSeconds" 0 "settings" dict "podLabels" dict "podAnnotations" dict "resources" .resources -}}
+{{- $plain := dict "gpu" (dict "count" 0) "idleSeconds" 0 "failureDelaySeconds" 0 "settings" dict "podLabels" dict "podAnnotations" dict "resources" .resources -}}
 {{- toYaml (merge $plain (pick .queue "maxJobs" "maxSeconds" "shutdownSeconds" "terminationGracePeriodSeconds" "activeDeadlineSeconds" "ttlSecondsAfterFinished")) -}}
 {{- end -}}
 
@@ -129,6 +129,8 @@ imagePullSecrets:
   value: {{ include "spottmee-worker.setting" .queue.maxSeconds | quote }}
 - name: RUNNER_IDLE_SECONDS
   value: {{ include "spottmee-worker.setting" .queue.idleSeconds | quote }}
+- name: RUNNER_FAILURE_DELAY_SECONDS
+  value: {{ include "spottmee-worker.setting" .queue.failureDelaySeconds | quote }}
 - name: RUNNER_SHUTDOWN_SECONDS
   value: {{ include "spottmee-worker.setting" .queue.shutdownSeconds | quote }}
 - name: RUNNER_TERMINATION_LOG
@@ -164,7 +166,13 @@ A migration runs before the ConfigMap is there, so it gets the common ones here 
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with concat (.queue.tolerations | default list) $values.tolerations }}
+{{- $tolerations := concat (.queue.tolerations | default list) $values.tolerations }}
+{{- if hasKey .queue "unreachableSeconds" }}
+{{- range list "not-ready" "unreachable" }}
+{{- $tolerations = append $tolerations (dict "key" (printf "node.kubernetes.io/%s" .) "operator" "Exists" "effect" "NoExecute" "tolerationSeconds" (int $.queue.unreachableSeconds)) }}
+{{- end }}
+{{- end }}
+{{- with $tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}

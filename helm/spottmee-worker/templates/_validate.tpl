@@ -320,6 +320,7 @@ RUNNER_QUEUES: queues.*.enabled
 RUNNER_MAX_JOBS: queues.*.maxJobs
 RUNNER_MAX_SECONDS: queues.*.maxSeconds
 RUNNER_IDLE_SECONDS: queues.*.idleSeconds
+RUNNER_FAILURE_DELAY_SECONDS: queues.*.failureDelaySeconds
 RUNNER_SHUTDOWN_SECONDS: queues.*.shutdownSeconds
 RUNNER_JOB: nothing (it is for debug runs)
 RUNNER_OWNER: nothing (it is the Job's name)
