@@ -241,10 +241,10 @@ def _check_model(model: str, embeddings: Session, settings: Settings) -> None:
 
 
 def _plan(source: Source, model: str, *, dry_run: bool) -> str:
-    what = "counts what an import would do, and imports nothing" if dry_run else "adds them to the table faces"
+    what = "only counts what an import would do" if dry_run else "adds the faces that are not there yet"
     return (
-        f'reads {source.rows} rows of "{source.schema}"."{source.name}", which stays as it is, and {what} as '
-        f"embeddings of {model}; existing faces are kept; takes about {shown_duration(max(1.0, source.seconds))}"
+        f'{model}: reads {source.rows} rows of "{source.schema}"."{source.name}", which stays as it is, and {what}; '
+        f"takes about {shown_duration(max(1.0, source.seconds))}"
     )
 
 

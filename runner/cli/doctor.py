@@ -253,7 +253,7 @@ def _embeddings(settings: Settings, commands: Collection[str]) -> str:
             lambda: _seen_embeddings(database, commands), [database], seconds=settings.connect_timeout_seconds
         )
     with suppress(RunnerError):  # the API's database has a check of its own
-        found += f"; {on_both(settings, removal)}"
+        found.append(str(on_both(settings, removal)))
     photos = None
     with suppress(RunnerError):  # the API's database has a check of its own
         photos = read_photos(settings)

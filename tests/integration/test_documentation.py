@@ -36,7 +36,12 @@ SHOWN = {
     "docs/how-to/forget.md": ("would be removed", "BGREWRITEAOF"),
     "docs/how-to/kubernetes.md": ("image_missing",),
     "docs/how-to/model-pack.md": ("buffalo_sc",),
-    "docs/how-to/moving-in.md": ("0 would be imported", "is up to date", "nothing was pushed", "LIST"),
+    "docs/how-to/moving-in.md": (
+        "0 would be imported",
+        "up to date; deleting a photo removes",
+        "nothing was pushed",
+        "WAITING",
+    ),
     "docs/how-to/reprocess.md": ("nothing was pushed",),
     "docs/how-to/upgrading.md": ("at version",),
     "docs/tutorial/laptop.md": ('"faces": 6', '["photo-1"]', "163 of different people", "image_missing", '"photos": 1'),
