@@ -12,8 +12,11 @@ MODEL := $(VENV)/share/spottmee-worker/model
 INSTALLED := $(VENV)/.installed
 BAKED := $(MODEL)/manifest.json
 # Processes that the tests are spread over. Much of a test is waiting for servers, so a few more than cores pay.
-WORKERS ?= 3
+WORKERS ?= 4
+SPREAD := --numprocesses $(WORKERS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Compiled once: each process that collects the tests needs 4 s for it.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help
 help: ## List the targets
@@ -43,17 +46,16 @@ demo: setup ## Run the whole service on real photos and write a report (ALBUM=fo
 
 .PHONY: test
 test: setup ## Run the tests, long campaigns shortened (WORKERS=1: one after the other)
-	@# Each file stays on one process, and the image's tests on a single one: it is built once.
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/image $(ARGS)
-	@$(BIN)/python -m pytest --timeout 900 tests/image $(ARGS)
+	@# tests/support/scheduling.py: each file stays on one process, and the image's tests on the first, from the start.
+	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 .PHONY: check
 check: lint ## Lint, types and unit tests: what to run before each commit (under 90 s)
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -q tests/unit
+	@$(BIN)/python -m pytest $(SPREAD) -q tests/unit
 
 .PHONY: coverage
 coverage: setup ## Run the tests and show the branch coverage of runner/, in its processes too: coverage-out/index.html
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
 
 .PHONY: e2e
 e2e: setup ## Run the end-to-end tests on a real control plane with KEDA (built once from Go modules) or on a given cluster

@@ -21,6 +21,8 @@ from runner.cli import COMMANDS
 from runner.settings import Settings
 from tools.image_base import ROOT
 
+pytestmark = pytest.mark.timeout(900)  # `go run` builds its programs first
+
 # Run with `go run MODULE@VERSION`, because PyPI has neither program.
 ACTIONLINT = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
 COMPOSE = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2"  # the parser of `docker compose config`

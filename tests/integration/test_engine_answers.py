@@ -20,7 +20,7 @@ from runner.errors import JobError
 from runner.faces.arrays import Image
 from runner.faces.engine import Engine
 from runner.images.decode import decode
-from tests.support.engine_tools import MODEL, analyse, assert_same, expected
+from tests.support.engine_tools import MODEL, analyse, assert_same, expected, forget
 from tests.support.shared_files import SHARED_PHOTOS
 
 
@@ -28,6 +28,14 @@ from tests.support.shared_files import SHARED_PHOTOS
 def engine() -> Iterator[Engine]:
     with Engine.open(MODEL, threads=2) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten() -> Iterator[None]:
+    yield
+    for cached in (samples, album):
+        cached.cache_clear()
+    forget()
 
 
 @cache

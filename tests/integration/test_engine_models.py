@@ -32,11 +32,17 @@ from runner.errors import CheckFailedError, ModelError, SettingsError
 from runner.faces import pack
 from runner.faces.engine import Engine
 from tests.support import tiny_models
-from tests.support.engine_tools import MODEL, analyse, assert_same, expected, originals
+from tests.support.engine_tools import MODEL, analyse, assert_same, expected, forget, originals
 from tests.support.run_tools import Service
 
 TUNED = bool(pack.read_manifest(MODEL).tuned_for)
 needs_tuned = pytest.mark.skipif(not TUNED, reason="packs have no tuned graphs for this kind of CPU")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten() -> Iterator[None]:
+    yield
+    forget()
 
 
 @pytest.fixture
