@@ -1,11 +1,15 @@
-"""A proxy that can break a connection to PostgreSQL at any message, before or after the server receives it."""
+"""A proxy that can break a connection to PostgreSQL at any step, before or after the server receives it.
+
+A step is what the client sends up to the end of a statement (Query or Execute), or up to a Sync or Flush: the same
+steps however the bytes are divided into packets.
+"""
 
 from __future__ import annotations
 
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum
 
@@ -14,10 +18,12 @@ from tests.support.listening import Listener, close, connect_upstream
 # ReadyForQuery: the server has completed all requests (PostgreSQL protocol 3.0, message formats).
 _READY = re.compile(rb"Z\x00\x00\x00\x05[ITE]\Z")
 QUIET_SECONDS = 0.1
+# The types of messages that end a step: Query, Execute, Sync, Flush, password, Terminate.
+_LAST = frozenset(b"QESHpX")
 
 
 class Verdict(Enum):
-    """How the proxy treats a message of the client, and its connection."""
+    """How the proxy treats a step of the client, and its connection."""
 
     PASS = "pass"
     LOSE_REQUEST = "lose request"  # the server never sees it
@@ -25,13 +31,13 @@ class Verdict(Enum):
 
 
 class Proxy(Listener):
-    """Listens on loopback and forwards to `port`. `judge` decides about each message, numbered from 1."""
+    """Listens on loopback and forwards to `port`. `judge` decides about each step, numbered from 1."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
         self._upstream = port
         self.judge: Callable[[int], Verdict] = lambda _: Verdict.PASS
-        self.messages = 0
+        self.steps = 0
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
 
@@ -40,9 +46,9 @@ class Proxy(Listener):
         return re.sub(r":\d+/([^?]*)", rf":{self.port}/\1?sslmode=disable&gssencmode=disable", url, count=1)
 
     def watch(self, judge: Callable[[int], Verdict]) -> None:
-        """Number the messages from 1 again, and use `judge` from now on."""
+        """Number the steps from 1 again, and use `judge` from now on."""
         with self._lock:
-            self.messages = 0
+            self.steps = 0
             self.judge = judge
 
     def _take(self, client: socket.socket) -> None:
@@ -56,10 +62,10 @@ class Proxy(Listener):
 
     def _requests(self, link: _Link) -> None:
         with suppress(OSError):
-            while data := link.client.recv(1 << 20):
+            for data in _steps(link.client):
                 with self._lock:
-                    self.messages += 1
-                    verdict = self.judge(self.messages)
+                    self.steps += 1
+                    verdict = self.judge(self.steps)
                 if verdict is Verdict.LOSE_REQUEST:
                     break
                 if verdict is Verdict.LOSE_REPLY:
@@ -74,6 +80,23 @@ class Proxy(Listener):
     def _end(self) -> None:
         for end in self._sockets:
             close(end)
+
+
+def _steps(client: socket.socket) -> Iterator[bytes]:
+    """Yield what the client sends, one step after the other."""
+    (buffer, end, first) = (b"", 0, True)
+    while data := client.recv(1 << 20):
+        buffer += data
+        while True:
+            head = 0 if first else 1  # only the startup message has no type
+            length = end + head + int.from_bytes(buffer[end + head : end + head + 4])
+            if len(buffer) < end + head + 4 or len(buffer) < length:
+                break
+            last = first or buffer[end] in _LAST
+            (end, first) = (length, False)
+            if last:
+                yield buffer[:end]
+                (buffer, end) = (buffer[end:], 0)
 
 
 class _Link:
