@@ -12,6 +12,7 @@ FAULT_SUBJECTS a file of ids, one per line: only these are affected; with FAULT_
 FAULT_MEMORY   bytes: the process enters a memory cgroup of this size, so that the kernel's OOM killer ends it like a
                container; FAULT_ADDRESS_SPACE sets RLIMIT_AS instead, so that malloc fails
 FAULT_HUNG_SECONDS  shorter limits for a hung or frozen run
+FAULT_RELEASE_SECONDS  how long the last resort may release leases, longer on a busy machine
 
 Modules of the runner are imported inside functions here: the memory limits must apply to their imports too, and a
 process without a fault must import them in the runner's own order.
@@ -210,6 +211,10 @@ def main() -> int:
         from runner.worker import app, shutdown
 
         app.HUNG_SECONDS, shutdown.FROZEN_SECONDS, shutdown.WATCHDOG_SECONDS = float(seconds), 4.0, 0.5
+    if seconds := os.environ.get("FAULT_RELEASE_SECONDS"):
+        from runner.worker import app
+
+        app.RELEASE_SECONDS = float(seconds)
     from runner.cli import main as command_line
 
     return command_line(sys.argv[1:])

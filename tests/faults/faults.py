@@ -19,6 +19,7 @@ from tests.faults.pictures import Behaviour
 from tests.faults.world import Fault, World
 
 UNREACHABLE_SECONDS = 20.0
+NO_SPACE = "No space left on device"
 
 
 def kills(world: World) -> Iterator[float]:
@@ -210,8 +211,7 @@ def read_only(seconds: float) -> Fault:
                 connection.execute("SET default_transaction_read_only = off")
                 connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
                 connection.execute("SELECT pg_reload_conf()")
-        text = world.postgres.log.read_text("utf-8", "replace")
-        world.seen["refused: read-only"] = text.count("read-only transaction")
+        world.seen["refused: read-only"] = _refusals(world, "read-only transaction")
 
     return fault
 
@@ -234,8 +234,7 @@ def no_connections(seconds: float) -> Fault:
             yield world.scaled(seconds)
             for connection in taken:
                 connection.close()
-        text = world.postgres.log.read_text("utf-8", "replace")
-        world.seen["refused: too many clients"] = text.count("too many clients") + text.count("connection slots are")
+        world.seen["refused: too many clients"] = _refusals(world, "too many clients", "connection slots are")
 
     return fault
 
@@ -286,21 +285,23 @@ def concurrent_updates(world: World) -> Iterator[float]:
 
 
 def disk_full(disk: Path, seconds: float) -> Fault:
-    """Fill the disk mounted at `disk`, twice for `seconds`."""
+    """Fill the disk mounted at `disk`, twice for `seconds`, and until PostgreSQL has met it."""
 
     def fault(world: World) -> Iterator[float]:
         ballast = disk / "ballast"
         for number in range(world.times(2)):
             yield 1.5 if number else 0.2  # a fast machine finishes a short campaign soon
+            before = _refusals(world, NO_SPACE)
             with ballast.open("wb") as file, suppress(OSError):
                 while True:
                     file.write(b"\0" * 65536)
                     file.flush()
             world.seen["disk full"] += 1
             yield world.scaled(seconds)
+            while _refusals(world, NO_SPACE) == before and _work_left(world):
+                yield 0.1
             ballast.unlink()
-        text = world.postgres.log.read_text("utf-8", "replace")
-        world.seen["No space left on device"] = text.count("No space left on device")
+        world.seen[NO_SPACE] = _refusals(world, NO_SPACE)
 
     return fault
 
@@ -360,6 +361,12 @@ def runs_of_another_deployment(count: int) -> Fault:
             world.seen["jobs that it released"] += summary["released"]
 
     return fault
+
+
+def _refusals(world: World, *messages: str) -> int:
+    """Return how often PostgreSQL has logged one of these messages."""
+    text = world.postgres.log.read_text("utf-8", "replace")
+    return sum(text.count(message) for message in messages)
 
 
 def _work_left(world: World) -> bool:

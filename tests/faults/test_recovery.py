@@ -82,9 +82,9 @@ def test_a_run_stops_waiting_once_it_sees_that_the_owner_of_a_lease_is_alive(wor
     with Heartbeat([alive]) as heartbeat:
         leases = alive.claim(5)
         heartbeat.add(leases)
-        ended = run(world, RUNNER_LEASE_SECONDS="6")
+        ended = run(world, RUNNER_LEASE_SECONDS="6", RUNNER_RETRY_MAX_SECONDS="80")
         assert (ended.code, ended.summary["claimed"], ended.summary["exit_reason"]) == (0, 0, "empty"), ended.errors
-        assert ended.summary["duration_seconds"] < 6
+        assert ended.summary["duration_seconds"] < 40, "it waited as long as for a dead runner"
         assert not alive.renew(leases)
 
 
@@ -93,7 +93,7 @@ def test_waiting_for_other_leases_is_bounded_by_the_longest_retry_delay(world: W
     dead_runner(world, "process", 3000).claim(1)
     ended = run(world, RUNNER_LEASE_SECONDS="3000", RUNNER_RETRY_MAX_SECONDS="2")
     assert (ended.code, ended.summary["exit_reason"]) == (0, "empty"), ended.errors
-    assert 2 <= ended.summary["duration_seconds"] < 8
+    assert 2 <= ended.summary["duration_seconds"] < 60, "it waited for a lease of 3000 s"
 
 
 def test_a_replacement_pod_of_the_same_job_takes_over_the_leases_at_once(world: World) -> None:
@@ -148,19 +148,21 @@ def test_retries_do_not_make_a_run_exceed_its_maximum_of_jobs(world: World) -> N
 def test_a_run_that_watches_a_result_key_keeps_claiming(world: World) -> None:
     world.prepare_comparisons()
     first, second = _comparison(world, "first"), _comparison(world, "second")
-    world.redis.rpush(COMPARE_LIST, first)  # INITIATED is never set: the key is watched for RUNNER_RESULT_WATCH_SECONDS
-    process = world.command("run", "--queues", "compare")
+    world.redis.rpush(COMPARE_LIST, first)
+    # The key is watched until INITIATED is seen, much longer than the second comparison takes.
+    process = world.command("run", "--queues", "compare", fault={"RUNNER_RESULT_WATCH_SECONDS": "60"})
     while not (world.redis.get(keys.match_result("first")) or b"").startswith(b"["):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     assert world.scaler.depth("compare") == (0, 1)
-    pushed = time.monotonic()
     world.redis.rpush(COMPARE_LIST, second)
     while not (world.redis.get(keys.match_result("second")) or b"").startswith(b"["):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    assert time.monotonic() - pushed < 3
-    ended = end(process, 60)
+    assert world.scaler.depth("compare") == (0, 2), "the second was claimed after the first had been given up"
+    for job_id in ("first", "second"):
+        world.redis.set(keys.match_result(job_id), "INITIATED")
+    ended = end(process, 50)
     assert (ended.code, ended.summary["comparisons"]) == (0, 2), ended.errors
 
 

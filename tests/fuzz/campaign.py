@@ -21,12 +21,12 @@ from random import Random
 from tests.fuzz.targets import Target, find
 
 STALLED_SECONDS = 30.0  # for one input, on a machine that others use too
-START_SECONDS = 120.0  # until the first input: imports
+START_SECONDS = 120.0  # until the first input, for imports, and after the last
 MOST_KIB = 1_000_000  # of memory, far above what the largest image that is allowed here needs
 MOST_FAILURES = 10
 _HEAD = struct.Struct("<QQ")  # number of the input at work, and its length
 _SPACE = 4_000_000
-_STARTING = 2**64 - 1  # in place of a number
+_STARTING, _ENDING = 2**64 - 1, 2**64 - 2  # in place of a number
 
 
 @dataclass
@@ -65,7 +65,7 @@ def _one_child(name: str, seed: int, span: tuple[int, int], *, folder: Path, out
         with window.open("r+b") as file, mmap.mmap(file.fileno(), _SPACE) as view:
             stalled = _watch(child, view)
             at, length = _HEAD.unpack_from(view)
-            at = span[0] if at == _STARTING else at
+            at = {_STARTING: span[0], _ENDING: span[1] - 1}.get(at, at)
             last = view[_HEAD.size : _HEAD.size + length]
     for word in (folder / "words").read_text().splitlines() if (folder / "words").exists() else ():
         outcome.words[word.partition(" ")[2]] += int(word.partition(" ")[0])
@@ -92,7 +92,7 @@ def _watch(child: subprocess.Popen[bytes], view: mmap.mmap) -> bool:
             (number, _) = _HEAD.unpack_from(view)
             if number != seen:
                 seen, since = number, time.monotonic()
-            elif time.monotonic() - since > (START_SECONDS if number == _STARTING else STALLED_SECONDS):
+            elif time.monotonic() - since > (START_SECONDS if number >= _ENDING else STALLED_SECONDS):
                 child.kill()
                 child.wait()
                 return True
@@ -114,6 +114,7 @@ def _child(name: str, seed: int, start: int, end: int, folder: Path) -> None:
                 words[target.check(data)] += 1
                 peak = _peak_kib()
                 assert peak < MOST_KIB, f"{peak} KiB of memory"
+            view[: _HEAD.size] = _HEAD.pack(_ENDING, 0)
         except BaseException:
             traceback.print_exc(file=sys.stdout)
             sys.stdout.flush()

@@ -11,7 +11,7 @@ import pytest
 
 from demo.scaler import ScaledJob, Scaler
 from tests.faults.pictures import SELFIE, Kind, PictureServer, kinds
-from tests.support.queue_tools import queue_of
+from tests.support.queue_tools import LEASE_SECONDS, pass_time, queue_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -208,13 +208,13 @@ def test_without_runs_for_photos_a_comparison_is_deferred_until_its_timeout(part
 
 def test_deleted_photos_and_failures_wake_a_comparison(party: Party) -> None:
     ids = party.upload(8, ["Ada", "broken"])
-    alive = queue_of(party.service.redis, "alive", lease_seconds=3)
+    alive = queue_of(party.service.redis, "alive")
     alive.claim(1)
     guest = party.guest("Ada")
     assert party.service.run("--queues", "compare").summary["parked"] == 1
     party.service.api.delete(ids[0])
     party.service.api.delete(ids[2])
-    time.sleep(3)
+    pass_time(party.service.redis, LEASE_SECONDS)
     party.service.run("--queues", "process")
     party.service.run("--queues", "compare")
     assert party.service.api.result(guest) == [ids[4], ids[6]]
@@ -244,13 +244,13 @@ def test_a_comparison_of_run_job_waits_in_its_own_process(party: Party, tmp_path
 
 def test_a_state_of_another_model_is_computed_again(party: Party) -> None:
     party.upload(4)
-    alive = queue_of(party.service.redis, "alive", lease_seconds=3)
+    alive = queue_of(party.service.redis, "alive")
     alive.claim(1)
     guest = party.guest("Ada")
     party.service.run("--queues", "compare")
     ((field, state),) = party.service.redis.hscan_iter("{face_embeddings:compare}:claimed", match="*:state")
     party.service.redis.hset("{face_embeddings:compare}:claimed", field, state.replace(b"w600k_mbf", b"another"))
-    time.sleep(3)
+    pass_time(party.service.redis, LEASE_SECONDS)
     party.service.run("--queues", "process")
     ended = party.service.run("--queues", "compare")
     assert [line for line in ended.lines(event="comparison") if "decode" in line["stage_ms"]]

@@ -45,6 +45,8 @@ __all__ = ["closed_fetchers"]  # a fixture for every test here
 
 # Every limit is shorter than what the servers here take; no test may take longer than their sum.
 TOTAL = 0.8
+# A fetch that ends at its own limit has ended by then, even on a busy machine; one that waits for the server has not.
+PATIENCE_SECONDS = 4.5
 PAUSE = 0.3
 
 
@@ -277,7 +279,7 @@ def test_a_connection_that_is_never_accepted_times_out() -> None:
         began = time.monotonic()
         with pytest.raises(FetchTimeoutError):
             fetcher(connect=0.3).fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/")
-        assert 0.25 < time.monotonic() - began < 1.5
+        assert 0.25 < time.monotonic() - began < PATIENCE_SECONDS
         for one in fill:
             one.close()
 
@@ -293,7 +295,7 @@ def test_a_name_server_that_does_not_respond_times_out(monkeypatch: pytest.Monke
         began = time.monotonic()
         with pytest.raises(FetchTimeoutError, match=r"slow\.test: resolving its name"):
             fetcher(connect=0.3).fetch("http://slow.test/x.jpg")
-        assert 0.25 < time.monotonic() - began < 1.5
+        assert 0.25 < time.monotonic() - began < PATIENCE_SECONDS
     asked_for_end.set()
 
 
@@ -307,7 +309,7 @@ def test_redirects_share_the_time_limit_of_a_fetch() -> None:
         began = time.monotonic()
         with pytest.raises(FetchTimeoutError):
             fetcher(first_byte=0.6, total=0.8).fetch(web.url("/0"))
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < PATIENCE_SECONDS
 
 
 # TLS
@@ -443,7 +445,7 @@ def test_a_tls_handshake_that_fails_gives_a_typed_error_in_time(
         with pytest.raises(JobError) as caught:
             fetcher(connect=0.4).fetch(web.url("/x", "images.test"))
         assert type(caught.value) is error
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < PATIENCE_SECONDS
 
 
 # Proxies

@@ -184,16 +184,18 @@ class TestRedisAway:
     def test_storing_does_not_wait_for_an_unreachable_redis(self, relay: Relay) -> None:
         """The caller holds locks in PostgreSQL: it waits half a second once, then uses the local clock."""
         client = self.connected(relay, "60")
-        push(client, [b"%d" % number for number in range(8)])
+        push(client, [b"%d" % number for number in range(40)])
         queue = queue_of(client, "a")
-        leases = queue.claim(8)
+        leases = queue.claim(40)
         with Heartbeat([queue]) as heartbeat:
             heartbeat.add(leases)
             time.sleep(0.1)
             relay.cut_off()
             start = time.monotonic()
             assert all(heartbeat.still_owned(lease) for lease in leases)
-            assert time.monotonic() - start < 2 * heartbeat_module.ASK_SECONDS
+            assert (
+                time.monotonic() - start < 20 * heartbeat_module.ASK_SECONDS
+            )  # it would take twice as long if each lease waited
             relay.restore()
 
     def test_renewal_resumes_after_redis_was_unreachable(self, relay: Relay) -> None:

@@ -87,7 +87,7 @@ def test_large_photos_wait_while_their_memory_is_in_use() -> None:
     waiting.join(0.2)
     assert waiting.is_alive()
     memory.release(40)
-    waiting.join(5)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 
@@ -98,7 +98,7 @@ def test_a_photo_above_the_bound_is_decoded_alone() -> None:
     waiting.join(0.2)
     assert waiting.is_alive()
     memory.release(500)
-    waiting.join(5)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 
@@ -109,7 +109,7 @@ def test_waiting_for_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     memory.reserve(100)
     began = time.monotonic()
     memory.reserve(100)
-    assert 0.15 < time.monotonic() - began < 5
+    assert 0.15 < time.monotonic() - began < 25
 
 
 def test_decoding_reserves_memory_until_the_image_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
