@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +65,7 @@ def made(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
 
 def test_the_images_come_from_the_registry_by_the_digest_that_the_chart_names(engine: Engine, made: Made) -> None:
     chart = f"oci://{made.registry.address}/charts/spottmee-worker"
-    values = json.dumps({"existingSecret": "faces"})
-    rendered = subprocess.run(
-        [str(HELM_4.path), "template", "faces", chart, "--version", VERSION, "--plain-http", "--values", "-"],
-        input=values, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    rendered = helm(HELM_4, "template", "faces", chart, "--version", VERSION, "--plain-http")
     name = f"{made.registry.repository}:{VERSION}@{made.images()[f'spottmee-worker:{VERSION}']}"
     assert f'image: "{name}"' in rendered
     pinned = name.replace(f":{VERSION}@", "@")

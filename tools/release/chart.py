@@ -28,7 +28,7 @@ def package_chart(
     folder = source.folder / CHART
     _write_images(folder / "values.yaml", registry, digests, architectures)
     _write_metadata(folder / "Chart.yaml", source, registry, digests)
-    helm(HELM_4, "lint", "--strict", str(folder), "--set", "existingSecret=faces")
+    helm(HELM_4, "lint", "--strict", str(folder))
     helm(HELM_4, "package", str(folder), "--destination", str(out))
     archive = out / f"{CHART.name}-{source.version}.tgz"
     normalise(archive, source.date)
@@ -63,7 +63,7 @@ def _write_metadata(path: Path, source: Source, registry: Registry, digests: Map
         {"name": flavour, "image": f"{registry.repository}:{tag_of(source, flavour)}@{digest}"}
         for flavour, digest in digests.items()
     ]
-    chart |= {"home": source.url, "sources": [source.url]}
+    chart |= {"home": source.url, "sources": [source.url], "icon": f"{source.url}/raw/main/docs/icon.svg"}
     chart["annotations"] |= {
         "artifacthub.io/images": yaml.safe_dump(images),
         "artifacthub.io/prerelease": "true" if "-" in source.version else "false",
