@@ -194,8 +194,8 @@ LEAN := --no-emit-package sympy --no-emit-package mpmath --no-emit-package pillo
 lock: ## Resolve and pin all packages again (needs uv)
 	$(RESOLVE) $(OURS) --all-extras --group build --group dev pyproject.toml -o requirements/dev.txt
 	$(RESOLVE) $(OURS) --constraint requirements/dev.txt --extra bake --group build pyproject.toml -o requirements/bake.txt
-	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) pyproject.toml -o requirements/run-cpu.txt
-	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) --no-emit-package onnxruntime pyproject.toml requirements/gpu.in -o requirements/run-gpu.txt
+	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) --extra metrics pyproject.toml -o requirements/run-cpu.txt
+	$(RESOLVE) $(OURS) --constraint requirements/dev.txt $(LEAN) --no-emit-package onnxruntime --extra metrics pyproject.toml requirements/gpu.in -o requirements/run-gpu.txt
 	$(RESOLVE) requirements/policy.in -o requirements/policy.txt
 	$(RESOLVE) requirements/site.in -o requirements/site.txt
 	$(RESOLVE) --only-binary :all: requirements/fuzz.in -o requirements/fuzz.txt

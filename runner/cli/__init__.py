@@ -49,6 +49,7 @@ COMMANDS = {
     "models": Command("runner.cli.models", "bake, verify and list model packs"),
     "evaluate": Command("runner.cli.evaluate", "measure true and false match rates on labelled photos"),
     "status": Command("runner.cli.status", "show lists, runners, Jobs, pods and ScaledJobs"),
+    "metrics": Command("runner.cli.metrics", "serve metrics and a page about the queues"),
     "debug": Command("runner.cli.debug", "run a single job, in the cluster or in this process, and show its outcome"),
     "exec": Command("runner.cli.exec", "run another command in the cluster, as a Job, and print its output"),
     "inspect": Command("runner.cli.inspect", "show the state of the run in this container (for kubectl exec)"),

@@ -50,6 +50,7 @@ def _histogram(name: str, about: str, *labels: str) -> Metric:
 UP = _gauge(
     "redis_up",
     "1 if Redis answered this scrape, else 0: then only this metric is exposed.",
+    per_queue=False,
 )
 READ_SECONDS = _gauge("redis_read_seconds", "How long reading Redis took for this scrape.", per_queue=False)
 
@@ -64,7 +65,7 @@ DEFERRED = _gauge(
     "jobs_deferred",
     "Leases that nobody holds: retries and comparisons that become due after a delay.",
 )
-PARKED = _gauge("jobs_parked", "Comparisons that wait for their album without a lease.")
+PARKED = _gauge("jobs_parked", "Jobs that wait without a lease: for an album, or for an image server that fails.")
 OLDEST = _gauge(
     "oldest_waiting_seconds",
     "How long the oldest job of the list has waited since it was first seen there; 0 without one.",

@@ -79,6 +79,21 @@ def totals(name: str) -> str:
     return _side(name, "totals")
 
 
+def runs(name: str) -> str:
+    """Return the sorted set of the summaries of the last runs (JSON) by their end (milliseconds)."""
+    return _side(name, "runs")
+
+
+def arrivals(name: str) -> str:
+    """Return the sorted set that says when (milliseconds) how many jobs had arrived (see `sample.lua`)."""
+    return _side(name, "arrivals")
+
+
+def history(name: str) -> str:
+    """Return the sorted set of what was seen of the queue, an entry a minute, by time (milliseconds)."""
+    return _side(name, "history")
+
+
 def databases(name: str) -> str:
     """Return the sorted set of the databases in which photos of the list were found, by the first time (seconds)."""
     return _side(name, "databases")

@@ -39,6 +39,8 @@ HORIZON_SECONDS = 3600
 CLAIM_BYTES = 64 * 2**20
 OVERSIZED_SHOWN_BYTES = 64 * 2**10
 DETAIL_LENGTH = 1000
+# Summaries of runs that each queue keeps.
+RUNS_KEPT = 50
 
 State: TypeAlias = bytes
 _SUCCEEDED = {totals.job_field(totals.SUCCEEDED): 1}
@@ -316,14 +318,16 @@ class LeaseQueue:
         return bool(done)
 
     def carry(self, tally: Tally) -> None:
-        """Count these with the next claim or acknowledgement, or at `flush`. May be called from any thread."""
+        """Count these with the next claim or acknowledgement, or by `end_run`. May be called from any thread."""
         with self._carrying:
             self._carried.update(tally)
 
-    def flush(self) -> None:
-        """Count what is carried now."""
-        if carried := self._take_carried():
-            Script(self._client, "count")([self._totals, self._last], [_request_id(), carried])
+    def end_run(self, summary: str) -> None:
+        """Count what is carried now, and keep the summary of the run (JSON) among the last ones."""
+        Script(self._client, "count")(
+            [self._totals, self._last, keys.runs(self.list_name)],
+            [_request_id(), self._take_carried(), summary, RUNS_KEPT],
+        )
 
     def _take_carried(self) -> str:
         # Taken before the call: if that fails, its counts are lost, and never counted twice.

@@ -43,7 +43,7 @@ class PrivateQueue(LeaseQueue):
         self._payload = payload
         self._created = [
             keys.list_key(list_name), keys.leases(list_name), keys.claimed(list_name), keys.last(list_name, owner),
-            keys.dead(list_name), keys.dead_index(list_name), keys.totals(list_name),
+            keys.dead(list_name), keys.dead_index(list_name), keys.totals(list_name), keys.runs(list_name),
         ]  # fmt: skip
 
     def claim(self, limit: int, *, in_flight: int | None = None) -> list[Lease]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from runner import errors
-from runner.errors import JobError, RunnerError
+from runner.errors import JobError, PhotoGoneError, RunnerError
 from runner.queue import keys
 from runner.queue.scripts import refusals
 
@@ -25,6 +25,7 @@ Tally: TypeAlias = Mapping[str, int]
 
 OTHER = "other"
 NO_CODE = ""
+PHOTO_GONE = PhotoGoneError.code
 SUCCEEDED, GONE, DEAD_LETTERED, FORGOTTEN = OUTCOMES = ("succeeded", "photo_gone", "dead_lettered", "forgotten")
 RELEASED, ALBUM_PENDING, SERVER_FAILING = "released", "album_pending", "image_server_failing"
 RELEASE_REASONS = (RELEASED, ALBUM_PENDING, SERVER_FAILING, OTHER)
@@ -34,6 +35,7 @@ EXIT_REASONS = ("empty", "max_jobs", "max_seconds", "signal", "hung")
 
 TAKEN, ATTEMPTS, LEASES_EXPIRED, LEASES_LOST = "taken", "attempts", "leases_expired", "leases_lost"
 REQUEUES, FACES, RUNS_STARTED = "requeues", "faces", "runs_started"
+SKIPPED = "skipped"  # jobs that left the list uncounted, as far as `sample.lua` has noticed
 
 # Upper bounds of the buckets in seconds; one more bucket has no bound.
 _STAGE_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -118,7 +120,7 @@ def all_fields() -> tuple[str, ...]:
     """Return every field that a totals hash can have."""
     codes = job_codes()
     return (
-        TAKEN, ATTEMPTS, LEASES_EXPIRED, LEASES_LOST, REQUEUES, FACES, RUNS_STARTED,
+        TAKEN, ATTEMPTS, LEASES_EXPIRED, LEASES_LOST, REQUEUES, FACES, RUNS_STARTED, SKIPPED,
         *(job_field(outcome, code) for outcome in OUTCOMES for code in codes),
         *(retry_field(code) for code in codes),
         *(release_field(reason) for reason in RELEASE_REASONS),
@@ -129,12 +131,30 @@ def all_fields() -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@cache
+def fault_codes() -> tuple[str, ...]:
+    """Return the error codes with which jobs are dead-lettered."""
+    return (*dict.fromkeys(_codes(JobError, lambda kind: kind.is_fault)), OTHER)
+
+
+@cache
+def transient_codes() -> tuple[str, ...]:
+    """Return the error codes for which jobs are retried."""
+    return tuple(dict.fromkeys(_codes(JobError, lambda kind: kind.transient)))
+
+
+def decoded(values: Sequence[bytes | None]) -> Counter[str]:
+    """Return the totals whose values were read in the order of `all_fields`. A damaged value is no value."""
+    pairs = zip(all_fields(), values, strict=True)
+    return Counter({field: int(value) for field, value in pairs if value is not None and value.isdigit()})
+
+
 def read_totals(redis: Redis, name: str) -> Counter[str]:
     """Return the totals of a list. Raises `RedisRefusedError` if another program has written the key."""
-    key, fields = keys.totals(name), all_fields()
+    key = keys.totals(name)
     with refusals(f"reading {key}"):
-        values = cast("list[bytes | None]", redis.hmget(key, list(fields)))
-    return Counter({field: int(value) for field, value in zip(fields, values, strict=True) if value is not None})
+        values = cast("list[bytes | None]", redis.hmget(key, list(all_fields())))
+    return decoded(values)
 
 
 def encode(tally: Tally) -> str:
@@ -146,11 +166,11 @@ def _known(label: str, known: tuple[str, ...]) -> str:
     return label if label in known else OTHER
 
 
-def _codes(family: type[JobError | RunnerError]) -> Iterator[str]:
-    """Yield the codes of a family, without those that other modules have defined: they depend on what is imported."""
+def _codes(family: type[Any], chosen: Callable[[Any], bool] = lambda _: True) -> Iterator[str]:
+    """Yield the chosen codes of a family of errors; not those of other modules, which depend on what is imported."""
     if family.__module__ != errors.__name__:
         return
-    if "code" in vars(family) or family is RunnerError:
+    if ("code" in vars(family) or family is RunnerError) and chosen(family):
         yield family.code
     for below in family.__subclasses__():
-        yield from _codes(below)
+        yield from _codes(below, chosen)

@@ -160,7 +160,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
         queues = _queues(settings, kinds, redis, owner, stack)
         run_totals = RunTotals(list(queues.values()))
         stack.push(partial(_count_end, run_totals, summary, stop))
-        in_flight.count_end = run_totals.ended
+        in_flight.count_end = lambda reason: run_totals.ended(reason, summary.document())
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         parking = Parking(redis)
         outages = _outages(settings, redis, owner)
@@ -218,9 +218,9 @@ def _count_end(
     """Count why the run ends, except where Redis cannot be reached: that would only be waited for again."""
     stop.progress()
     if isinstance(error, Exception) and not isinstance(error, RedisUnreachableError):
-        run_totals.ended("signal" if stop.early else _as_runner_error(error).code)
+        run_totals.ended("signal" if stop.early else _as_runner_error(error).code, summary.document())
     elif error is None or isinstance(error, StoppedEarlyError):
-        run_totals.ended(summary.exit_reason if error is None else "signal")
+        run_totals.ended(summary.exit_reason if error is None else "signal", summary.document())
 
 
 def _when_loaded(engine: Future[Engine], run_totals: RunTotals) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.logs import logger
+from runner.output import json_text
 from runner.queue import totals
 from runner.queue.leases import LeaseQueue
 from runner.queue.totals import Tally
@@ -25,7 +26,8 @@ def job_tally(task: AnyTask, outcome: Outcome) -> Tally:
     if outcome in (Outcome.SUCCEEDED, Outcome.GONE, Outcome.DEAD):
         totals.observe(tally, totals.JOB, task.age_seconds)
     if outcome in (Outcome.SUCCEEDED, Outcome.GONE):
-        tally[totals.job_field(outcome, task.error.code if task.error else totals.NO_CODE)] += 1
+        counted_as = totals.SUCCEEDED if outcome is Outcome.SUCCEEDED else totals.GONE
+        tally[totals.job_field(counted_as, task.error.code if task.error else totals.NO_CODE)] += 1
     if outcome is Outcome.SUCCEEDED:
         tally[totals.FACES] += len(task.faces or ())
         if task.ready_seconds is not None:
@@ -53,15 +55,18 @@ class RunTotals:
             if queue.name == task.lease.queue:
                 queue.carry({totals.LEASES_LOST: 1})
 
-    def ended(self, reason: str) -> None:
-        """Count the end of the run, once. What cannot be counted is lost, and no reason for the run to fail."""
+    def ended(self, reason: str, summary: Mapping[str, object]) -> None:
+        """Count the end of the run and keep its summary, once.
+
+        A failure is a warning: the work of the run is done.
+        """
         if self._ended:
             return
         self._ended = True
         self._carry({totals.run_field(reason): 1})
         try:
             for queue in self._queues:
-                queue.flush()
+                queue.end_run(json_text({**summary, "exit_reason": reason, "runner": queue.owner}))
         except RunnerError as error:
             logger().warning("run not counted", extra={"error": error.document()})
 

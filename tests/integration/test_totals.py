@@ -103,14 +103,16 @@ def test_who_has_lost_a_lease_counts_nothing(redis: Redis) -> None:
     assert counted(redis) == {"taken": 1, "attempts": 2, "leases_expired": 1, "jobs:succeeded:": 1}
 
 
-def test_what_is_carried_is_counted_once_although_replies_are_lost(redis: Redis, relay: Relay, lossy: Redis) -> None:
+def test_what_is_carried_is_counted_once_although_replies_are_lost(redis: Any, relay: Relay, lossy: Redis) -> None:
     queue = queue_of(lossy, "runner")
     run = RunTotals([queue])
     relay.lose_replies = 1
     assert queue.claim(1) == []  # the list is empty
     relay.lose_replies = 1
-    run.ended("empty")
-    run.ended("signal")
+    run.ended("empty", {"claimed": 0})
+    run.ended("signal", {})
+    (summary,) = redis.zrange(keys.runs(NAME), 0, -1)
+    assert json.loads(summary) == {"claimed": 0, "exit_reason": "empty", "runner": "runner"}
     assert counted(redis) == {"runs_started": 1, "runs:empty": 1}
 
 

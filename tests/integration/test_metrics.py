@@ -1,0 +1,409 @@
+"""`spottmee-worker metrics`: what it exposes, how it answers, and what it survives."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from demo.servers import EmbeddedRedis
+from runner.metrics import catalogue
+from runner.queue import keys, totals
+from runner.queue.client import connect
+from runner.queue.samples import HISTORY_SECONDS, Sampler
+from runner.settings import load
+from tests.integration.test_queue_self_test import WORDS
+from tests.support.queue_tools import closing_clients, pass_time, push, queue_of
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture(autouse=True)
+def _closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    yield from closing_clients(monkeypatch, __name__)
+
+
+@dataclass
+class Exporter:
+    process: subprocess.Popen[str]
+    port: int
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            answer = connection.getresponse()
+            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read().decode()
+        finally:
+            connection.close()
+
+    def samples(self) -> Samples:
+        status, _, text = self.get("/metrics", **OPEN_METRICS)
+        assert status == 200
+        return by_name(parse_openmetrics(text))  # type: ignore[no-untyped-call]  # of a library
+
+
+def by_name(families: Any) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def one(samples: Samples, name: str, **labels: str) -> float:
+    return samples[(f"spottmee_{name}", tuple(sorted(labels.items())))]
+
+
+@contextmanager
+def exporter(redis_url: str, *arguments: str) -> Iterator[Exporter]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runner", "metrics", "--port", "0", *arguments],
+        env={**os.environ, "REDIS_URL": redis_url, "RUNNER_LOG_FORMAT": "json"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.search(r'"port": (\d+)', line)
+        assert found, line + process.stderr.read()
+        yield Exporter(process, int(found[1]))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis() as running:
+        yield running
+
+
+def once(redis_url: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "runner", "metrics", "--once"],
+        env={**os.environ, "REDIS_URL": redis_url, "RUNNER_LOG_FORMAT": "json"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def fill(redis: Any) -> None:
+    """A queue with jobs in every state."""
+    push(redis, [b"job %d" % number for number in range(8)])
+    queue = queue_of(redis, "runner/pod/1")
+    done, retried, dead, _held = queue.claim(4)
+    tally = {"jobs:succeeded:": 1, "faces": 3, "fetch:le:0.05": 1, "fetch:sum": 40_000}
+    assert queue.acknowledge(done, tally)
+    assert queue.retry(retried, 300, "fetch_failed")
+    assert queue.dead_letter(dead, "image_undecodable", "no image")
+
+
+def test_everything_about_the_queues_is_exposed_as_openmetrics(redis: Any, redis_url: str) -> None:
+    fill(redis)
+    with exporter(redis_url) as running:
+        found = running.samples()
+    process = {"queue": "process"}
+    assert one(found, "redis_up") == 1
+    assert one(found, "jobs_waiting", **process) == 4
+    assert one(found, "jobs_leased", **process) == 2
+    assert one(found, "jobs_deferred", **process) == 1
+    assert one(found, "dead_letters", **process, code="image_undecodable") == 1
+    assert one(found, "dead_letters", **process, code="image_missing") == 0
+    assert one(found, "jobs_total", **process, outcome="succeeded", code="") == 1
+    assert one(found, "jobs_total", **process, outcome="dead_lettered", code="image_undecodable") == 1
+    assert one(found, "retries_total", **process, code="fetch_failed") == 1
+    assert one(found, "attempts_total", **process) == 4
+    assert one(found, "faces_total", **process) == 3
+    stage = {**process, "stage": "fetch"}
+    assert one(found, "stage_duration_seconds_bucket", **stage, le="0.025") == 0
+    assert one(found, "stage_duration_seconds_bucket", **stage, le="0.05") == 1
+    assert one(found, "stage_duration_seconds_count", **stage) == 1
+    assert one(found, "stage_duration_seconds_sum", **stage) == pytest.approx(0.04)
+    assert one(found, "jobs_waiting", queue="compare") == 0
+
+
+def test_the_metrics_and_labels_are_those_of_the_catalogue_and_hold_no_id(redis: Any, redis_url: str) -> None:
+    fill(redis)
+    code, text, _ = once(redis_url)
+    assert code == 0
+    families = {family.name: family for family in parse_text(text)}
+    assert set(families) == {metric.name for metric in catalogue.METRICS}
+    for metric in catalogue.METRICS:
+        family = families[metric.name]
+        assert (family.type, family.documentation) == (metric.kind, metric.about)
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(metric.label_names)
+            for label in metric.labels:
+                assert sample.labels[label] in catalogue.label_values(metric)[label]
+    assert "runner/pod" not in text
+    assert text.count("\n") < 1200
+
+
+def test_without_redis_only_its_absence_is_exposed(server: EmbeddedRedis) -> None:
+    with EmbeddedRedis() as gone:
+        url = gone.url
+    code, text, errors = once(url)
+    assert code == 75
+    assert by_name(parse_text(text)) == {("spottmee_redis_up", ()): 0}
+    assert "metrics without Redis" in errors
+    assert "Traceback" not in errors
+
+
+def test_an_outage_of_redis_is_survived_and_logged_once(server: EmbeddedRedis) -> None:
+    server.restart()
+    with exporter(server.url) as running:
+        assert one(running.samples(), "redis_up") == 1
+        server.kill()
+        time.sleep(0.6)
+        assert set(running.samples()) == {("spottmee_redis_up", ())}
+        time.sleep(0.6)
+        assert one(running.samples(), "redis_up") == 0
+        assert running.get("/healthz")[0] == 200
+        server.restart()
+        time.sleep(0.6)
+        assert one(running.samples(), "redis_up") == 1
+        running.process.send_signal(signal.SIGTERM)
+        _, errors = running.process.communicate(timeout=20)
+    assert running.process.returncode == 0
+    assert errors.count("metrics without Redis") == 1
+    assert errors.count("Redis answers again") == 1
+    assert "Traceback" not in errors
+
+
+def test_a_refused_password_is_reported_and_not_shown(server: EmbeddedRedis) -> None:
+    server.restart()
+    url = server.url.replace("://", "://nobody:hunter22@")
+    code, text, errors = once(url)
+    assert (code, "spottmee_redis_up 0" in text) == (75, True)
+    assert "REDIS_URL" in errors
+    assert "hunter22" not in text + errors
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "10.1.2.3:9464"}, 200),
+        ({"Host": "[::1]:9464"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "release-metrics.default.svc:9464"}, 200),
+        ({"Host": "attacker.example"}, 421),
+        ({"Host": "localhost.attacker.example"}, 421),
+        ({"Host": "["}, 421),
+        ({"Origin": "https://attacker.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 200),
+    ],
+)
+def test_hosts_and_origins_are_checked(running: Exporter, headers: dict[str, str], status: int) -> None:
+    assert running.get("/healthz", **headers)[0] == status
+
+
+@pytest.fixture(scope="module")
+def running(server: EmbeddedRedis) -> Iterator[Exporter]:
+    server.restart()
+    with exporter(server.url, "--allowed-host", "release-metrics.default.svc") as one_for_all:
+        yield one_for_all
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+def test_other_methods_are_refused(running: Exporter, method: str) -> None:
+    status, headers, _ = running.get("/metrics", method)
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
+
+
+def test_every_response_forbids_embedding_sniffing_and_caching(running: Exporter) -> None:
+    for path in ("/metrics", "/healthz", "/", "/nothing"):
+        _, headers, _ = running.get(path)
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in headers
+        assert "python" not in headers["server"].lower()
+
+
+def test_an_unknown_path_names_those_that_exist(running: Exporter) -> None:
+    status, _, text = running.get("/nothing?x")
+    assert status == 404
+    assert "/metrics" in text
+
+
+def test_a_port_that_is_taken_is_said(running: Exporter, redis_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "runner", "metrics", "--port", str(running.port)],
+        env={**os.environ, "REDIS_URL": redis_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"port {running.port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_scrape_is_quick_and_the_process_small(redis: Any, redis_url: str) -> None:
+    for name in ("process", "compare"):
+        push(redis, [b"x" * 200] * 2000, name)
+        queue = queue_of(redis, "runner/pod/1", name=name)
+        for lease in queue.claim(300):
+            queue.dead_letter(lease, "image_undecodable", "")
+        queue.claim(300)
+    with exporter(redis_url) as running:
+        running.samples()
+        seconds = []
+        for _ in range(9):
+            time.sleep(0.55)
+            started = time.perf_counter()
+            running.get("/metrics")
+            seconds.append(time.perf_counter() - started)
+        status = Path(f"/proc/{running.process.pid}/status").read_text("utf-8")
+    peak = int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
+    print(f"scrape: median {sorted(seconds)[4] * 1000:.1f} ms, best {min(seconds) * 1000:.1f} ms; {peak:.1f} MiB")
+    assert min(seconds) < 0.02
+    assert peak < 64
+
+
+# The age of the oldest job, and the history
+
+
+@pytest.fixture
+def sampler(redis: Redis) -> Sampler:
+    return Sampler(redis, "process")
+
+
+def rewind(redis: Any, seconds: float) -> None:
+    """Let `seconds` pass for what samples have recorded."""
+    for key in (keys.arrivals("process"), keys.history("process")):
+        entries = redis.zrange(key, 0, -1, withscores=True)
+        redis.delete(key)
+        for member, score in entries:
+            first, _, rest = member.decode().partition(" ")
+            moved = f"{int(first) - round(seconds * 1000)} {rest}".strip()
+            redis.zadd(key, {moved: score if key.endswith("arrivals") else score - seconds * 1000})
+
+
+def test_the_age_of_the_oldest_job_counts_from_when_it_was_first_seen(redis: Any, sampler: Sampler) -> None:
+    queue = queue_of(redis, "runner")
+    assert sampler.sample().oldest_seconds == 0
+    push(redis, [b"a", b"b"])
+    assert sampler.sample().oldest_seconds == 0
+    rewind(redis, 100)
+    push(redis, [b"c"])
+    assert sampler.sample().oldest_seconds == pytest.approx(100, abs=5)
+    rewind(redis, 50)
+    queue.acknowledge_many(queue.claim(1))
+    assert sampler.sample().oldest_seconds == pytest.approx(150, abs=5)
+    queue.acknowledge_many(queue.claim(1))
+    assert sampler.sample().oldest_seconds == pytest.approx(50, abs=5)
+    queue.acknowledge_many(queue.claim(1))
+    assert sampler.sample().oldest_seconds == 0
+    assert redis.exists(keys.arrivals("process")) == 0
+
+
+def test_jobs_that_leave_uncounted_are_taken_from_the_head(redis: Any, sampler: Sampler) -> None:
+    """A runner of an earlier version pops, or an operator trims."""
+    push(redis, [b"a", b"b"])
+    sampler.sample()
+    rewind(redis, 100)
+    push(redis, [b"c"])
+    sampler.sample()
+    redis.lpop(keys.list_key("process"), 2)
+    assert sampler.sample().oldest_seconds < 5
+    redis.delete(keys.totals("process"))
+    rewind(redis, 10)
+    assert sampler.sample().oldest_seconds == pytest.approx(10, abs=5)
+
+
+def test_arrivals_and_history_are_bounded(redis: Any, sampler: Sampler) -> None:
+    for _ in range(600):
+        push(redis, [b"x"])
+        rewind(redis, 61)
+        sampler.sample()
+    assert redis.zcard(keys.arrivals("process")) < 600
+    assert redis.zcard(keys.history("process")) <= HISTORY_SECONDS / 60 + 1
+    assert sampler.sample().oldest_seconds == pytest.approx(599 * 61, rel=0.02)
+    assert redis.ttl(keys.history("process")) > 0
+    size = redis.memory_usage(keys.arrivals("process")) + redis.memory_usage(keys.history("process"))
+    assert size < 200_000
+
+
+def test_an_entry_of_the_history_is_added_once_a_minute_whoever_looks(redis: Any, sampler: Sampler) -> None:
+    fill(redis)
+    for one_sampler in (sampler, Sampler(redis, "process"), sampler):
+        one_sampler.sample()
+    (entry,) = sampler.history()
+    assert (entry.waiting, entry.leased, entry.ended, entry.failed) == (4, 2, 2, 1)
+    rewind(redis, 61)
+    sampler.sample()
+    assert len(sampler.history()) == 2
+
+
+def test_a_full_redis_is_looked_at_all_the_same(redis: Any, sampler: Sampler) -> None:
+    fill(redis)
+    redis.config_set("maxmemory-policy", "noeviction")
+    redis.config_set("maxmemory", 1)
+    try:
+        assert sampler.sample().waiting == 4
+    finally:
+        redis.config_set("maxmemory", 0)
+
+
+def test_dead_letters_are_counted_by_code_as_they_come_and_go(redis: Any, sampler: Sampler) -> None:
+    push(redis, [b"x"] * 2500)
+    queue = queue_of(redis, "runner")
+    assert sampler.sample().dead == {}
+    leases = queue.claim(2500)
+    for lease in leases[:1500]:
+        queue.dead_letter(lease, "image_missing", "")
+    queue.dead_letter(leases[1500], "a code of a later version", "")
+    assert sampler.sample().dead == {"image_missing": 1500, totals.OTHER: 1}
+    redis.zremrangebyrank(keys.dead_index("process"), 0, 499)
+    assert sampler.sample().dead == {"image_missing": 1000, totals.OTHER: 1}
+
+
+def test_deferred_jobs_are_leases_that_nobody_holds(redis: Any, sampler: Sampler) -> None:
+    push(redis, [b"a", b"b", b"c"])
+    queue = queue_of(redis, "runner")
+    first, second, _ = queue.claim(3)
+    queue.retry(first, 100, "fetch_failed")
+    queue.release(second)
+    found = sampler.sample()
+    assert (found.leased, found.deferred) == (3, 2)
+    pass_time(redis, 31)
+    assert sampler.sample().due == 2
+
+
+def test_the_documented_rights_suffice(redis: Any, redis_url: str) -> None:
+    fill(redis)
+    redis.execute_command("ACL", "SETUSER", WORDS[1], "reset", *WORDS[2:])
+    url = redis_url.replace("://", f"://{WORDS[1]}:{WORDS[3].removeprefix('>')}@")
+    sampler = Sampler(connect(load({"REDIS_URL": url}, required=("redis_url",))), "process")
+    assert sampler.sample().dead == {"image_undecodable": 1}
+    assert len(sampler.history()) == 1
+    redis.execute_command("ACL", "DELUSER", WORDS[1])

@@ -1,0 +1,171 @@
+"""The page of `spottmee-worker metrics`: what it shows, what it never shows, and how a browser draws it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from demo.servers import EmbeddedRedis
+from runner.metrics.drawing import chart
+from runner.metrics.reader import FRESH_SECONDS
+from runner.queue import keys
+from tests.integration.test_metrics import Exporter, exporter
+from tests.support.queue_tools import pass_time, push, queue_of
+
+CHROMIUM = shutil.which("chromium")
+LIGHT, DARK = (251, 251, 250), (20, 23, 26)
+SECRETS = ("SELFIE-BYTES", "signature=topsecret", "alice@example.com", "storage.googleapis.com")
+
+
+@pytest.fixture
+def filled(redis: Any, redis_url: str) -> Iterator[Exporter]:
+    """Jobs in every state, whose payloads hold what must never be shown."""
+    for name in ("process", "compare"):
+        payload = {
+            "id": "photo-id-1",
+            "jobId": "job-id-1",
+            "selfie": SECRETS[0],
+            "imageUrl": f"https://{SECRETS[3]}/a?{SECRETS[1]}",
+        }
+        push(redis, [json.dumps(payload).encode()] * 6, name)
+        queue = queue_of(redis, f"job/pod-{name}/0123", name=name)
+        queue.carry({"runs_started": 2, "runs:empty": 1})
+        done, dead, expired, _held = queue.claim(4)
+        queue.acknowledge(done)
+        queue.dead_letter(dead, "image_missing", f"no image for {SECRETS[2]}")
+        queue.dead_letter(expired, "expired", "")
+        queue.end_run(json.dumps({"claimed": 3, "exit_reason": "max_jobs", "runner": f"job/pod-{name}/0123"}))
+    evil = queue_of(redis, 'job/<script>alert("x")</script>\x1b[31m/1')
+    evil.claim(1)
+    with exporter(redis_url) as running:
+        yield running
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_shows_the_queues_the_runners_the_runs_and_what_to_do(filled: Exporter) -> None:
+    status, headers, text = filled.get("/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    for shown in ("pod-process", "pod-compare", "max_jobs", "2 started; ended: 1 empty; 1 at work or killed"):
+        assert shown in text
+    assert "<code>spottmee-worker dead requeue --queue process --code image_missing</code>" in text
+    assert "--code expired" not in text  # whose payload is gone
+    assert "<title>3 waiting, 4 dead letters" in text
+
+
+def test_the_page_never_shows_a_payload_an_id_or_a_message(filled: Exporter) -> None:
+    for path in ("/", "/metrics"):
+        text = html.unescape(filled.get(path)[2])
+        for secret in (*SECRETS, "photo-id-1", "job-id-1"):
+            assert secret not in text
+
+
+def test_the_page_has_no_script_no_link_elsewhere_and_nothing_to_submit(filled: Exporter) -> None:
+    _, headers, text = filled.get("/")
+    parser = _Tags()
+    parser.feed(text)
+    names = {tag for tag, _ in parser.tags}
+    assert not names & {"script", "form", "input", "button", "img", "iframe", "link", "object"}
+    assert "\x1b" not in text
+    assert {attrs["href"] for tag, attrs in parser.tags if tag == "a"} == {"#queues", "?refresh=on", "metrics"}
+    assert not [attrs for _, attrs in parser.tags if "style" in attrs or any(name.startswith("on") for name in attrs)]
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in headers["content-security-policy"]
+    ids = [attrs["id"] for _, attrs in parser.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {attrs["aria-labelledby"] for _, attrs in parser.tags if "aria-labelledby" in attrs} <= set(ids)
+    assert all(attrs.get("aria-label") for tag, attrs in parser.tags if tag == "svg")
+
+
+def test_no_request_changes_a_job(filled: Exporter, redis: Any) -> None:
+    def jobs() -> dict[bytes, bytes]:
+        found = {key: redis.dump(key) for key in redis.scan_iter()}
+        return {key: value for key, value in found.items() if not key.endswith((b":arrivals", b":history"))}
+
+    before = jobs()
+    for path in ("/", "/?refresh=on", "/metrics", "/healthz", "/dead/requeue", "/?delete=1"):
+        filled.get(path)
+        filled.get(path, "POST")
+    assert jobs() == before
+
+
+def test_refreshing_is_a_choice(filled: Exporter) -> None:
+    assert "http-equiv" not in filled.get("/")[2]
+    assert '<meta http-equiv="refresh" content="30">' in filled.get("/?refresh=on")[2]
+
+
+def test_a_guest_who_waits_for_long_and_a_dead_runner_are_shown(filled: Exporter, redis: Any) -> None:
+    filled.get("/")
+    key = keys.arrivals("compare")
+    for member, score in redis.zrange(key, 0, -1, withscores=True):
+        redis.zrem(key, member)
+        redis.zadd(key, {int(member) - 61_000: score})
+    pass_time(redis, 31, "compare")
+    time.sleep(FRESH_SECONDS)
+    text = filled.get("/")[2]
+    assert "<div class=bad><dt>Oldest</dt><dd>1 min</dd></div>" in text
+    assert "expired: its runner has died or lost Redis" in text
+
+
+def test_without_redis_the_page_says_so() -> None:
+    with EmbeddedRedis() as gone:
+        url = gone.url
+    with exporter(url) as running:
+        status, _, text = running.get("/")
+    assert status == 200
+    assert "Redis does not answer (redis_unreachable)" in text
+
+
+def test_a_chart_leaves_out_the_time_in_which_nobody_looked() -> None:
+    points = [(60.0 * minute, 5.0) for minute in range(60) if not 20 < minute < 40]
+    drawn = chart("Waiting", points, now=3600, seconds=3600, shape="area")
+    assert drawn.count("<polyline") == 2
+    assert 'aria-label="Waiting: now 5, at most 5"' in drawn
+    assert chart("x", [], now=0, seconds=60, shape="bars").count("nothing recorded yet") == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+@pytest.mark.parametrize(("scheme", "background"), [(1, LIGHT), (0, DARK)])
+def test_a_browser_applies_the_stylesheet_in_light_and_dark(
+    filled: Exporter, tmp_path: Path, scheme: int, background: tuple[int, int, int]
+) -> None:
+    """The Content-Security-Policy allows the page's own style, and reports nothing."""
+    picture = tmp_path / "page.png"
+    done = subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            "--enable-logging=stderr", "--v=0",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}",
+            f"--screenshot={picture}", "--window-size=1000,1400", f"http://127.0.0.1:{filled.port}/",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert "Content Security Policy" not in done.stderr
+    image = cv2.imread(str(picture))
+    assert image is not None, done.stderr
+    assert tuple(int(value) for value in image[700, 2][::-1]) == background
+    assert len({tuple(pixel) for row in image[::7, ::7] for pixel in row}) > 20  # something is drawn on it
