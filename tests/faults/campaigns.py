@@ -443,6 +443,58 @@ def campaigns() -> list[Campaign]:
             happened=("deadlock",),
         ),
         Campaign(
+            "postgres-locks",
+            "rows locked by another client for longer than RUNNER_LOCK_TIMEOUT_SECONDS",
+            photos=200,
+            comparisons=40,
+            short=(24, 4),
+            setup=Setup(environment={"RUNNER_LOCK_TIMEOUT_SECONDS": "0.3", "RUNNER_MAX_ATTEMPTS": "20"}),
+            fault=faults.locked_rows(12, 1.5),
+            happened=("locked",),
+            examine=_others_went_on,
+        ),
+        Campaign(
+            "postgres-rights",
+            "each right of the role revoked, one after the other",
+            photos=200,
+            short=(24, 0),
+            setup=Setup(limited=True),
+            fault=faults.rights_revoked,
+            allowed=Allowed(codes=(0, 2)),
+            happened=("revoked",),
+            examine=_ended_with(2),
+        ),
+        Campaign(
+            "postgres-row-security",
+            "row-level security hides every photo, three times",
+            photos=200,
+            short=(24, 0),
+            setup=Setup(limited=True, fault={"FAULT_INVISIBLE_SECONDS": "3"}),
+            fault=faults.row_security(3),
+            allowed=Allowed(codes=(0, 7)),
+            happened=("hidden",),
+            examine=_ended_with(7),
+        ),
+        Campaign(
+            "postgres-sql-ascii",
+            "a database in SQL_ASCII, and kill -9 after the claim",
+            photos=200,
+            comparisons=40,
+            short=(24, 4),
+            setup=Setup(encoding="SQL_ASCII", fault=_point("after_claim", share=0.1)),
+            allowed=KILLS,
+        ),
+        Campaign(
+            "postgres-pooler",
+            "PgBouncer in transaction mode, with the settings of another client on its connections",
+            photos=200,
+            comparisons=40,
+            short=(24, 4),
+            setup=Setup(pooler="transaction"),
+            fault=faults.foreign_settings,
+            happened=("foreign setting",),
+        ),
+        Campaign(
             "postgres-serialisation",
             "REPEATABLE READ as the server's default, with a concurrent writer",
             photos=220,
@@ -558,6 +610,23 @@ def campaigns() -> list[Campaign]:
             examine=_few_extra_starts,
         ),
     ]
+
+
+def _ended_with(code: int) -> Callable[[World, Verdict], None]:
+    """Check that the fault was met: a run ended with this exit code."""
+
+    def examine(world: World, verdict: Verdict) -> None:
+        verdict.expect(world.exits()[code] > 0, f"no run ended with exit code {code}: {world.exits()}")
+
+    return examine
+
+
+def _others_went_on(world: World, verdict: Verdict) -> None:
+    """Check that jobs met locks, and that no run ended for them."""
+    errors = [line["error"] for line in world.logs() if isinstance(line.get("error"), dict)]
+    met = sum(error["code"] == "lock_timeout" for error in errors if isinstance(error, dict))
+    verdict.counts["lock timeouts"] = met
+    verdict.expect(met > 0, "no job met a locked row")
 
 
 def _waited_for_their_album(world: World, verdict: Verdict) -> None:

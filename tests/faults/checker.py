@@ -12,7 +12,7 @@ from psycopg import Connection
 
 from demo.api import Api
 from demo.scaler import Runner
-from runner.errors import StuckError, UnreachableError
+from runner.errors import PhotosInvisibleError, SettingsError, StuckError, UnreachableError
 from runner.queue import keys, totals
 from runner.queue.dead_letters import DeadLetter, DeadLetters
 from runner.queue.totals import read_totals
@@ -23,6 +23,8 @@ KILLED, TERMINATED = -9, -15
 Letters = dict[str, DeadLetter]
 _ENDINGS = ("succeeded", "photo_gone", "retried", "dead_lettered", "parked", "released", "lease_lost")
 _REASONS = {
+    SettingsError.exit_code: {"settings", "postgres_right_missing"},
+    PhotosInvisibleError.exit_code: {"photos_invisible"},
     0: {"empty", "max_jobs", "max_seconds", "signal"},
     UnreachableError.exit_code: {"redis_unreachable", "database_unreachable", "signal", "hung"},
     StuckError.exit_code: {"stuck"},

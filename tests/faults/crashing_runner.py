@@ -11,6 +11,7 @@ FAULT_DATABASE the API's database, for `delete`
 FAULT_SUBJECTS a file of ids, one per line: only these are affected; with FAULT_FIRST, at their first attempt only
 FAULT_MEMORY   bytes: the process enters a memory cgroup of this size, so that the kernel's OOM killer ends it like a
                container; FAULT_ADDRESS_SPACE sets RLIMIT_AS instead, so that malloc fails
+FAULT_INVISIBLE_SECONDS  delay of jobs whose photos cannot be seen
 FAULT_HUNG_SECONDS  shorter limits for a hung or frozen run
 FAULT_RELEASE_SECONDS  how long the last resort may release leases, longer on a busy machine
 
@@ -207,6 +208,10 @@ def main() -> int:
 
         _wrap(LeaseQueue, "claim", None, _remember)
         _points()[os.environ["FAULT_POINT"]]()
+    if seconds := os.environ.get("FAULT_INVISIBLE_SECONDS"):
+        from runner.worker import settlement
+
+        settlement.INVISIBLE_SECONDS = float(seconds)
     if seconds := os.environ.get("FAULT_HUNG_SECONDS"):
         from runner.worker import app, shutdown
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import psycopg
 
 from demo.api import create_table
+from runner.errors import PhotosInvisibleError, SettingsError
 from runner.queue import keys
 from tests.faults.gate import State
 from tests.faults.pictures import Behaviour
-from tests.faults.world import Fault, World
+from tests.faults.world import RIGHTS, Fault, World
 
 UNREACHABLE_SECONDS = 20.0
 NO_SPACE = "No space left on device"
@@ -336,6 +337,71 @@ def deletions_from_outside(share: float) -> Fault:
                 yield 0.05
 
     return fault
+
+
+def locked_rows(count: int, seconds: float) -> Fault:
+    """Lock photos that wait, a few at a time, for longer than a run waits for a lock."""
+
+    def fault(world: World) -> Iterator[float]:
+        for _ in range(world.times(count)):
+            with world.database("api") as connection, connection.transaction():
+                locked = connection.execute(
+                    "SELECT id FROM \"Photo\" WHERE status = 'UPLOADED' ORDER BY id LIMIT 3 FOR UPDATE SKIP LOCKED"
+                ).fetchall()
+                world.seen["locked"] += len(locked)
+                yield seconds
+            yield 0.2
+
+    return fault
+
+
+def _until_exit(world: World, code: int) -> Iterator[float]:
+    """Wait until another run has ended with `code`, or no work is left."""
+    before = world.exits()[code]
+    while world.exits()[code] == before and _work_left(world):
+        yield 0.1
+
+
+def rights_revoked(world: World) -> Iterator[float]:
+    """Take each right of the role away until a run has met it, one after the other."""
+    with world.database("api") as connection:
+        for right in RIGHTS:
+            connection.execute(f"REVOKE {right} FROM worker".encode())
+            world.seen["revoked"] += 1
+            yield from _until_exit(world, SettingsError.exit_code)
+            connection.execute(f"GRANT {right} TO worker".encode())
+            yield 0.3
+
+
+def row_security(count: int) -> Fault:
+    """Hide every photo from the role until a run has met it, several times."""
+
+    def fault(world: World) -> Iterator[float]:
+        with world.database("api") as connection:
+            for _ in range(world.times(count)):
+                connection.execute('ALTER TABLE "Photo" ENABLE ROW LEVEL SECURITY')
+                world.seen["hidden"] += 1
+                yield from _until_exit(world, PhotosInvisibleError.exit_code)
+                connection.execute('ALTER TABLE "Photo" DISABLE ROW LEVEL SECURITY')
+                yield 1.0
+
+    return fault
+
+
+def foreign_settings(world: World) -> Iterator[float]:
+    """Leave the settings of another client on the connections of the pooler, as long as there is work."""
+    url = f"postgresql://postgres@127.0.0.1:{world.entrance}/api"
+    settings = (
+        "SET search_path = pg_catalog", "SET statement_timeout = '700ms'", "SET default_transaction_read_only = on",
+        "SET default_transaction_isolation = 'serializable'", "SET bytea_output = escape",
+    )  # fmt: skip
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+        yield 0.1
+        while _work_left(world):
+            for setting in settings:
+                connection.execute(setting.encode())
+                world.seen["foreign setting"] += 1
+            yield 0.1
 
 
 def runs_of_another_deployment(count: int) -> Fault:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.campaigns import campaigns, disk_campaign, run, small_disk
 from tests.faults.pictures import Kind, kinds
+from tests.integration.pgbouncer import needed
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +19,8 @@ def pictures() -> Mapping[str, Kind]:
 @pytest.mark.parametrize("name", [campaign.name for campaign in campaigns() if campaign.short])
 def test_a_fault_loses_no_job(name: str, pictures: Mapping[str, Kind]) -> None:
     campaign = next(campaign for campaign in campaigns() if campaign.name == name)
+    if campaign.setup.pooler:
+        needed()
     verdict = run(campaign, pictures, short=True)
     assert verdict.wrong == [], verdict.counts
 

@@ -28,7 +28,13 @@ from demo.servers import EmbeddedPostgres, EmbeddedRedis
 from runner.queue import keys
 from tests.faults.gate import Gate
 from tests.faults.pictures import SELFIE, Kind, PictureServer
+from tests.integration.pgbouncer import PgBouncer
 
+# What a run needs (docs/reference/rights.md).
+RIGHTS = (
+    'SELECT ON "Photo"', 'UPDATE (status) ON "Photo"', "SELECT ON spottmee_schema", "SELECT ON faces",
+    "INSERT ON faces", "DELETE ON faces",
+)  # fmt: skip
 LAUNCHER = Path(__file__).with_name("crashing_runner.py")
 TURN_SECONDS = 0.05
 REFERENCE = 12  # photos that selfies are compared with, stored before the fault
@@ -39,7 +45,11 @@ Fault = Callable[["World"], Iterator[float]]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What differs between campaigns. `environment` is for the runner, `fault` for `crashing_runner`."""
+    """What differs between campaigns. `environment` is for the runner, `fault` for `crashing_runner`.
+
+    `pooler` is the mode of a PgBouncer in front of PostgreSQL; with `limited`, runs connect as the role `worker`, which
+    has exactly the documented rights.
+    """
 
     separate: bool = False  # two databases
     appendonly: bool = False
@@ -49,6 +59,9 @@ class Setup:
     environment: Mapping[str, str] = field(default_factory=dict)
     fault: Mapping[str, str] = field(default_factory=dict)
     postgres: Sequence[str] = ()
+    encoding: str = "UTF8"
+    pooler: str = ""
+    limited: bool = False
 
 
 @dataclass(slots=True)
@@ -114,11 +127,15 @@ class World:
         self.images = stack.enter_context(PictureServer(self.pictures))
         self.redis = stack.enter_context(Redis.from_url(self.redis_server.url))
         with psycopg.connect(self.postgres.url, autocommit=True) as connection:
-            connection.execute("CREATE DATABASE api")
-            connection.execute("CREATE DATABASE faces")
+            how = f"ENCODING '{setup.encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+            for name in ("api", "faces"):
+                connection.execute(f"CREATE DATABASE {name} {how}".encode())
         with self.database("api") as connection:
             create_table(connection)
         gate = self.postgres_gate.port
+        if setup.pooler:
+            gate = stack.enter_context(PgBouncer(gate, setup.pooler, size=2)).port
+        self.entrance = gate  # where the runners reach PostgreSQL
         urls = {name: f"postgresql://postgres@127.0.0.1:{gate}/{name}" for name in ("api", "faces")}
         self.notes = self.folder / "notes"
         self.notes.touch()
@@ -137,6 +154,8 @@ class World:
         }
         self.fault = {"FAULT_NOTES": str(self.notes), "FAULT_DATABASE": self.postgres.database_url("api")}
         self._command("migrate")
+        if setup.limited:
+            self._limit()
         scaled = [ScaledJob(name, setup.jobs_per_runner, setup.max_runners) for name in ("compare", "process")]
         self.scaler = Scaler(
             self.redis,
@@ -148,6 +167,13 @@ class World:
         )
         stack.callback(self.scaler.stop)
 
+    def _limit(self) -> None:
+        with self.database("api") as connection:
+            connection.execute("CREATE ROLE worker LOGIN")
+            for right in RIGHTS:
+                connection.execute(f"GRANT {right} TO worker".encode())
+        self.environment["DATABASE_URL"] = self.environment["DATABASE_URL"].replace("postgres@", "worker@")
+
     def scaled(self, seconds: float) -> float:
         """Return `seconds` scaled to the length of the campaign: a third in a short one."""
         return seconds / 3 if self.short else seconds
@@ -158,7 +184,7 @@ class World:
 
     def database(self, name: str) -> Connection:
         """Return a connection that bypasses the gate."""
-        return psycopg.connect(self.postgres.database_url(name), autocommit=True)
+        return psycopg.connect(self.postgres.database_url(name), autocommit=True, client_encoding="UTF8")
 
     def faces_database(self) -> Connection:
         """Return a connection to the database with the faces."""
