@@ -22,7 +22,7 @@ from runner.faces.model_name import model_name
 from runner.queue.client import opened
 from runner.settings import Settings
 from runner.store import schema, visibility
-from runner.store.database import Database, retrying
+from runner.store.database import embeddings_database, photos_database, retrying
 from runner.store.deletion import Removal, install
 from runner.store.legacy import Imported, Source, find_source, import_legacy
 from runner.store.photos import PhotoTable
@@ -259,14 +259,8 @@ def _import_lines(counts: Imported, *, dry_run: bool) -> Iterator[str]:
 
 def _with_embeddings(settings: Settings, work: Callable[[Session], T]) -> T:
     """Return the result of `work` on the embeddings database; `work` is repeated after a lost connection."""
-    with closing(_embeddings(settings)) as embeddings:
+    with closing(embeddings_database(settings, APPLICATION_NAME)) as embeddings:
         return retrying(lambda: work(embeddings.connection), [embeddings], seconds=settings.connect_timeout_seconds)
-
-
-def _embeddings(settings: Settings) -> Database:
-    return Database(
-        settings.embeddings_database_url, application_name=APPLICATION_NAME, variable=settings.embeddings_variable
-    )
 
 
 def with_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
@@ -284,8 +278,8 @@ def with_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
 def on_both(settings: Settings, work: Callable[[Session, Session], T]) -> T:
     """Return the result of `work` on connections to the API's database and to that of the embeddings."""
     with (
-        closing(Database(settings.database_url, application_name=APPLICATION_NAME, variable="DATABASE_URL")) as photos,
-        closing(_embeddings(settings)) as embeddings,
+        closing(photos_database(settings, APPLICATION_NAME)) as photos,
+        closing(embeddings_database(settings, APPLICATION_NAME)) as embeddings,
     ):
         return retrying(
             lambda: work(photos.connection, embeddings.connection),

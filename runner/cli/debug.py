@@ -8,7 +8,7 @@ from typing import Any
 
 from runner import settings as settings_module
 from runner.cli import COMMANDS
-from runner.cli.flags import add_cluster_flags, positive_seconds
+from runner.cli.flags import add_job_flags
 from runner.cluster.queues import connection, payload_of_dead_letter, payload_of_photo
 from runner.errors import ClusterError, UsageError
 from runner.queue.private import read_payload
@@ -51,19 +51,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the manifests without the payload, and create nothing"
     )
-    parser.add_argument(
-        "--template", metavar="FILE", help="YAML with the CronJob to use instead of the installed one; - reads it"
-    )
-    parser.add_argument("--keep", action="store_true", help="do not delete the Job when it has finished")
-    parser.add_argument(
-        "--timeout",
-        type=positive_seconds,
-        default=900.0,
-        metavar="SECONDS",
-        help="fail if the Job has not finished after this time (default: %(default)g)",
-    )
     parser.add_argument("--json", action="store_true", help="print the outcome as one JSON object")
-    add_cluster_flags(parser, release="Helm release whose CronJob is used (default: the only one in the namespace)")
+    add_job_flags(parser, timeout_seconds=900.0)
     parser.set_defaults(run=_debug)
 
 

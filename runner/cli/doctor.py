@@ -36,11 +36,13 @@ from runner.queue.leases import LeaseQueue
 from runner.queue.self_test import SelfTest
 from runner.settings import Settings
 from runner.store import rights, schema, visibility
-from runner.store.database import Database, retrying
+from runner.store.database import Database, embeddings_database, photos_database, retrying
 from runner.store.deletion import removal
 from runner.store.photos import PhotoTable
 from runner.store.results import ResultStore
 from runner.worker.kinds import COMPARISON
+
+APPLICATION_NAME = "spottmee-worker doctor"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -186,9 +188,7 @@ def _self_test(redis: Redis, settings: Settings, commands: Collection[str]) -> l
 
 
 def _photos(settings: Settings, commands: Collection[str]) -> str:
-    with closing(
-        Database(settings.database_url, application_name="spottmee-worker doctor", variable="DATABASE_URL")
-    ) as database:
+    with closing(photos_database(settings, APPLICATION_NAME)) as database:
         found, identity = retrying(
             lambda: _seen_photos(database, commands), [database], seconds=settings.connect_timeout_seconds
         )
@@ -242,13 +242,7 @@ def _found_elsewhere(settings: Settings, identity: str) -> bool:
 
 
 def _embeddings(settings: Settings, commands: Collection[str]) -> str:
-    with closing(
-        Database(
-            settings.embeddings_database_url,
-            application_name="spottmee-worker doctor",
-            variable=settings.embeddings_variable,
-        )
-    ) as database:
+    with closing(embeddings_database(settings, APPLICATION_NAME)) as database:
         found = retrying(
             lambda: _seen_embeddings(database, commands), [database], seconds=settings.connect_timeout_seconds
         )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from runner.cli import COMMANDS
-from runner.cli.flags import add_cluster_flags, positive_seconds
+from runner.cli.flags import add_job_flags
 from runner.errors import ClusterError, UsageError
 
 EXEC_EPILOG = """examples:
@@ -32,18 +32,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("argument", nargs="+", metavar="-- COMMAND", help="the command, and its arguments")
     parser.add_argument("--dry-run", action="store_true", help="print the manifest of the Job, and create nothing")
-    parser.add_argument(
-        "--template", metavar="FILE", help="YAML with the CronJob to use instead of the installed one; - reads it"
-    )
-    parser.add_argument("--keep", action="store_true", help="do not delete the Job when it has finished")
-    parser.add_argument(
-        "--timeout",
-        type=positive_seconds,
-        default=300.0,
-        metavar="SECONDS",
-        help="fail if the Job has not finished after this time (default: %(default)g)",
-    )
-    add_cluster_flags(parser, release="Helm release whose CronJob is used (default: the only one in the namespace)")
+    add_job_flags(parser, timeout_seconds=300.0)
     parser.set_defaults(run=_exec)
 
 

@@ -35,6 +35,22 @@ def add_cluster_flags(
     parser.add_argument("--release", help=release)
 
 
+def add_job_flags(parser: argparse.ArgumentParser, *, timeout_seconds: float) -> None:
+    """Add the flags of a Job in the cluster that is followed to its end."""
+    parser.add_argument(
+        "--template", metavar="FILE", help="YAML with the CronJob to use instead of the installed one; - reads it"
+    )
+    parser.add_argument("--keep", action="store_true", help="do not delete the Job when it has finished")
+    parser.add_argument(
+        "--timeout",
+        type=positive_seconds,
+        default=timeout_seconds,
+        metavar="SECONDS",
+        help="fail if the Job has not finished after this time (default: %(default)g)",
+    )
+    add_cluster_flags(parser, release="Helm release whose CronJob is used (default: the only one in the namespace)")
+
+
 def positive_seconds(text: str) -> float:
     """Return a number of seconds above 0, or raise `ArgumentTypeError`."""
     try:

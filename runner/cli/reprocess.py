@@ -34,7 +34,7 @@ from runner.reprocess import (
 )
 from runner.settings import Settings
 from runner.store import schema, visibility
-from runner.store.database import Database, retrying
+from runner.store.database import Database, embeddings_database, photos_database, retrying
 from runner.store.photos import PhotoStatus, PhotoTable
 from runner.store.unprocessed import has_model
 
@@ -129,14 +129,8 @@ def _reprocess(args: argparse.Namespace) -> int:
     template = _template(args, settings)
 
     with (
-        closing(Database(settings.database_url, application_name=APPLICATION_NAME, variable="DATABASE_URL")) as photos,
-        closing(
-            Database(
-                settings.embeddings_database_url,
-                application_name=APPLICATION_NAME,
-                variable=settings.embeddings_variable,
-            )
-        ) as embeddings,
+        closing(photos_database(settings, APPLICATION_NAME)) as photos,
+        closing(embeddings_database(settings, APPLICATION_NAME)) as embeddings,
         opened(settings) as redis,
     ):
         choice = _choice(args, settings, embeddings)

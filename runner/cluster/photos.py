@@ -10,7 +10,7 @@ from runner.errors import ModelError
 from runner.faces.model_name import model_name
 from runner.settings import Settings
 from runner.store import schema
-from runner.store.database import Database, retrying
+from runner.store.database import embeddings_database, photos_database, retrying
 from runner.store.photos import PhotoTable
 from runner.store.unprocessed import Missing, count_missing
 
@@ -44,14 +44,8 @@ def read_photos(settings: Settings, *, seconds: float = COUNT_SECONDS) -> PhotoS
     except ModelError:
         return None
     with (
-        closing(Database(settings.database_url, application_name=APPLICATION_NAME, variable="DATABASE_URL")) as photos,
-        closing(
-            Database(
-                settings.embeddings_database_url,
-                application_name=APPLICATION_NAME,
-                variable=settings.embeddings_variable,
-            )
-        ) as embeddings,
+        closing(photos_database(settings, APPLICATION_NAME)) as photos,
+        closing(embeddings_database(settings, APPLICATION_NAME)) as embeddings,
     ):
 
         def count() -> Missing:

@@ -27,7 +27,7 @@ from runner.errors import (
 )
 from runner.output import redacted
 from runner.retry import RetryPolicy
-from runner.settings import postgres_conninfo
+from runner.settings import Settings, postgres_conninfo
 from runner.store.session import Limits, Session
 
 T = TypeVar("T")
@@ -204,6 +204,18 @@ def _advice(error: psycopg.OperationalError) -> str:
     if "server does not support SSL" in str(error):
         return ". Remove sslmode from the URL, or set it to prefer, if the network may see the data"
     return ""
+
+
+def photos_database(settings: Settings, application_name: str) -> Database:
+    """Return the database with the API's table."""
+    return Database(settings.database_url, application_name=application_name, variable="DATABASE_URL")
+
+
+def embeddings_database(settings: Settings, application_name: str) -> Database:
+    """Return the database with the embeddings."""
+    return Database(
+        settings.embeddings_database_url, application_name=application_name, variable=settings.embeddings_variable
+    )
 
 
 def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[str, str], str | None]:
