@@ -154,6 +154,4 @@ def _why_not(found: _State, schemas: Schemas) -> str:
 
 
 def _database(session: Session) -> tuple[object, ...]:
-    row = session.query(_DATABASE).fetchone()
-    assert row is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
-    return tuple(row)
+    return tuple(session.one_row(_DATABASE))

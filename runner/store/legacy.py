@@ -138,9 +138,7 @@ def find_source(embeddings: Session, table: str = TABLE) -> Source:
     if missing or columns["id"] not in ("int2", "int4", "int8"):
         what = f"has no column {missing[0]}" if missing else "has ids that are no integers"
         raise SettingsError(f'table "{schema}"."{name}" {what}: it is not the table of the replaced worker (--table)')
-    row = embeddings.query(_COUNT, table=identifier(schema, name)).fetchone()
-    assert row is not None  # noqa: S101 - an aggregate without GROUP BY returns exactly one row
-    return Source(schema, name, row[0])
+    return Source(schema, name, embeddings.one_row(_COUNT, table=identifier(schema, name))[0])
 
 
 def import_legacy(

@@ -253,3 +253,14 @@ class Session(psycopg.Connection[TupleRow]):
         """Execute one statement, with the schemas in it (see `Schemas.statement`), under the limits."""
         with self.bounded():
             return self.execute(self._schemas.statement(text, **parts), parameters)
+
+    def one_row(
+        self,
+        text: LiteralString,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        **parts: sql.Composable,
+    ) -> TupleRow:
+        """Return the row of a statement that always has one: a SELECT without FROM, or an aggregate."""
+        row = self.query(text, parameters, **parts).fetchone()
+        assert row is not None  # noqa: S101 - as documented
+        return row

@@ -46,8 +46,7 @@ def sweep(
     `CheckFailedError` where not one photo is left, or more than `max_share` (0 to 1) of many are gone, unless
     `allow_all` says that this can be so: it looks like the wrong DATABASE_URL. May be repeated after any failure.
     """
-    started = embeddings.query("SELECT clock_timestamp()").fetchone()
-    assert started is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
+    started = embeddings.one_row("SELECT clock_timestamp()")
     swept = Swept()
     orphans: list[str] = []
     for ids in _photo_ids(embeddings, batch):

@@ -56,9 +56,7 @@ class UnprocessedPhoto:
 
 def moment_before(photos: Session, seconds: float) -> datetime:
     """Return the time in UTC at which PostgreSQL's clock was `seconds` ago."""
-    row = photos.query(_MOMENT, (seconds,)).fetchone()
-    assert row is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
-    moment: datetime = row[0]
+    moment: datetime = photos.one_row(_MOMENT, (seconds,))[0]
     return moment
 
 

@@ -49,8 +49,7 @@ class Visibility:
 
 def look(session: Session) -> Visibility:
     """Return what the role of `session` sees of the API's table."""
-    row = session.query(_LOOK, _schema(session)).fetchone()
-    assert row is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
+    row = session.one_row(_LOOK, _schema(session))
     any_row, filtered = row
     if any_row and filtered:
         any_row = session.query(_LOCKABLE).fetchone() is not None
@@ -72,8 +71,7 @@ def identity(session: Session, address: str) -> str:
     It changes with the server, the database, and the table itself (dropped and created again). `address` is how the URL
     names the server: a restored snapshot has every identifier of its original, and an address of its own.
     """
-    row = session.query(_OBJECTS, _schema(session)).fetchone()
-    assert row is not None  # noqa: S101 - a SELECT without FROM returns exactly one row
+    row = session.one_row(_OBJECTS, _schema(session))
     database, found, may_ask = row
     # Everybody may ask for the server's identifier, unless somebody took that right away.
     server = session.query(_SERVER).fetchone() if may_ask else None
