@@ -28,7 +28,7 @@ def expire_comparisons(redis: Redis, *, seconds: float = WAIT_SECONDS, dry_run: 
     expiry, results = Expiry(redis, COMPARISON.queue, seconds=seconds), ResultStore(redis)
     if not dry_run:
         Parking(redis, COMPARISON.queue).wake_overdue()
-        results.heal()
+        results.restore()
         Hosts(redis, PHOTO.queue).check()
     error = ExpiredJobError(f"{seconds:g} s")
     found, removed = expiry.find(), 0

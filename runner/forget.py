@@ -111,7 +111,7 @@ def forget_result(redis: Redis, job_id: str, *, dry_run: bool = False) -> int:
     with refusals(f"removing {names[0]}"):
         if dry_run:
             return sum(redis.pttl(name) != _NO_KEY for name in names)
-        redis.zrem(keys.unconfirmed(COMPARISON.queue), job_id)  # first: a run that heals answers needs the detail
+        redis.zrem(keys.unconfirmed(COMPARISON.queue), job_id)  # first: a run that restores answers needs the detail
         return sum(int(redis.delete(name)) for name in names)
 
 

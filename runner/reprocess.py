@@ -36,7 +36,7 @@ from runner.worker.messages import decode_process, fields
 T = TypeVar("T")
 
 UNKNOWN_REASON = "unknown"
-# One push, between two looks at how many jobs wait.
+# The jobs of one push; how many jobs wait is read before each.
 BATCH = 100
 _POLL_SECONDS = 0.5
 _RENEWALS = 3  # of the lock, before it expires
@@ -150,14 +150,14 @@ class Reprocessing:
 
     def count(self) -> int:
         """Count what there is to do, in `report`, and change nothing."""
-        self._look(keep=lambda: None)
+        self._find_jobs(keep=lambda: None)
         return self._count()
 
     def run(self, progress: Progress, say: Callable[[str], None]) -> None:
         """Push every photo that is chosen, and return when all of them are in the list."""
         self._acquire(say)
         try:
-            self._look(keep=self._keep)
+            self._find_jobs(keep=self._keep)
             total = self._count()
             progress.start(total)
             self._push_all(total, progress)
@@ -188,7 +188,7 @@ class Reprocessing:
 
     # Finding
 
-    def _look(self, keep: Callable[[], None]) -> None:
+    def _find_jobs(self, keep: Callable[[], None]) -> None:
         """Read which photos have jobs; what is selected later must be older than this."""
         columns = self._template.columns if self._template else ()
         before = self._query(lambda: moment_before(self._photos.connection, self._choice.age_seconds))
@@ -206,7 +206,7 @@ class Reprocessing:
 
     def _pages(self, keep: Callable[[], None]) -> Iterator[list[UnprocessedPhoto]]:
         selection, last = self._selection, ""
-        assert selection is not None  # noqa: S101 - `_look` comes first
+        assert selection is not None  # noqa: S101 - `_find_jobs` comes first
         columns = self._template.columns if self._template else ()
         while True:
             keep()

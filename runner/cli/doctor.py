@@ -178,7 +178,7 @@ def _self_test(redis: Redis, settings: Settings, commands: Collection[str]) -> l
             results.begin(test.job_id)
             results.answer(test.job_id, [], {"error": None})
             results.remember(test.job_id)
-            results.heal()
+            results.restore()
             ResultStore(redis).check()
             if not results.may_publish(test.job_id):
                 notes.append("answers are stored, but not published: grant +publish and &match-result:*")
@@ -206,7 +206,7 @@ def _seen_photos(database: Database, commands: Collection[str]) -> tuple[list[st
     PhotoTable(connection).check()
     lacking = rights.missing_of_photos(connection)
     _require_rights(database.variable, lacking, commands)
-    seen = visibility.look(connection)
+    seen = visibility.read(connection)
     if seen.filtered and not seen.any_row:
         raise PhotosInvisibleError(NO_VISIBLE_ROW)
     version = connection.info.server_version // 10000

@@ -1,4 +1,4 @@
-"""Every job that Redis holds of a list, wherever it is: looked at, and removed. For operators, not for runs."""
+"""Every job of a list in Redis, wherever it is, to read and to remove. For operators, not for runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Waiting(Job):
 
 @dataclass(frozen=True, slots=True)
 class Claimed(Job):
-    """A job that has left the list: leased, put off or parked."""
+    """A job that has left the list: leased, deferred or parked."""
 
     lease_id: str
 
@@ -59,7 +59,7 @@ class Dead(Job):
 
 
 class JobSearch:
-    """The jobs of one list. What Redis refuses for good raises `RedisRefusedError`."""
+    """The jobs of one list. Raises `RedisRefusedError` for permanent errors of Redis."""
 
     def __init__(self, client: Redis, name: str) -> None:
         self.name = name

@@ -66,7 +66,7 @@ class Repository:
 
     def visibility(self) -> Visibility:
         """Return what the role of DATABASE_URL sees of the API's table."""
-        return self._retrying(lambda: visibility.look(self._photos.connection))
+        return self._retrying(lambda: visibility.read(self._photos.connection))
 
     def identity(self) -> str:
         """Return a name for the API's table (see `visibility.identity`)."""

@@ -1,9 +1,9 @@
 """The result of a comparison in Redis, and the race for its key.
 
-The API pushes the job first and writes `INITIATED` after it, without a TTL (docs/reference/contract.md). So that
-word may replace PROCESSING or the answer at any later moment, once. Every write of ours therefore reads what it
-replaces: who has seen INITIATED knows that nothing can come after it. Who has not keeps the answer under watch, and
-what is still unconfirmed when the watching ends is noted for later runs, which heal it for as long as a result lives.
+The API pushes the job first and writes `INITIATED` after it, without a TTL (docs/reference/contract.md). So it may
+replace PROCESSING or the answer at any later moment, once. Every write therefore reads the value that it replaces: a
+run that has seen INITIATED knows that no other write of the API follows. A run that has not seen it watches the answer,
+and records the answers that are still unconfirmed at its end: later runs restore them until the result expires.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:  # imported for its type alone: redis-py takes 130 ms
 
 INITIATED = b"INITIATED"
 PROCESSING = b"PROCESSING"
-WORDS = (None, INITIATED, PROCESSING)  # what may stand in the place of an answer
+UNANSWERED = (None, INITIATED, PROCESSING)  # the values of a result without an answer
 RESULT_SECONDS = 3600
 
-# Where the detail was evicted, no answer is left to give, and waiting for ever is worse than none.
+# If the detail was evicted, the answer is lost, and an empty one is better than a client that polls for ever.
 _LOST = {"error": {"code": "answer_lost", "message": "The answer was lost before the API wrote INITIATED."}}
 
-# KEYS[1] the result; ARGV[1] its seconds. Sets PROCESSING, unless there is an answer already: then the job was
-# delivered again, and nobody who has the answer is sent back to waiting. Returns what was there.
+# KEYS[1] the result; ARGV[1] its TTL in seconds. Sets PROCESSING, unless there is an answer: then the job was delivered
+# again, and clients keep the answer. Returns the previous value.
 _BEGIN = """
 local old = redis.call('GET', KEYS[1])
 if not old or old == 'INITIATED' or old == 'PROCESSING' then
@@ -41,8 +41,8 @@ end
 return old
 """
 
-# KEYS[1] the result, also the name of a channel; ARGV[1] the answer, ARGV[2] its seconds. Writes and publishes the
-# answer. An ACL without this right costs the message, not the answer. Returns what was there.
+# KEYS[1] the result, also the name of a channel; ARGV[1] the answer, ARGV[2] its TTL in seconds. Writes and
+# publishes the answer. Without the right to publish, the answer is written all the same. Returns the previous value.
 _ANSWER = """
 local old = redis.call('GET', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
@@ -56,9 +56,9 @@ local reply = redis.pcall('PUBLISH', KEYS[1], '')
 return type(reply) == 'number' and 1 or 0
 """
 
-# KEYS[1] the result; ARGV[1] the answer, ARGV[2] its seconds, ARGV[3] '1' for who holds the lease. Replaces
-# INITIATED; the holder of the lease also replaces PROCESSING and nothing at all, which are what a failover that
-# lost the answer leaves. What it writes is published, as by `_ANSWER`. Returns what was there.
+# KEYS[1] the result; ARGV[1] the answer, ARGV[2] its TTL in seconds, ARGV[3] '1' if the caller holds the lease.
+# Replaces INITIATED; the holder of the lease also replaces PROCESSING and a missing value, which are what remains after
+# a failover that has lost the answer. What it writes is published, as by `_ANSWER`. Returns the previous value.
 _CONFIRM = """
 local old = redis.call('GET', KEYS[1])
 if old == 'INITIATED' or (ARGV[3] == '1' and (not old or old == 'PROCESSING')) then
@@ -69,7 +69,7 @@ return old
 """
 
 # KEYS[1] the unconfirmed answers, a sorted set of job ids by the second in which each expires; ARGV[1] a job id,
-# ARGV[2] the seconds that it stays. EXPIRE also comes first: where it is refused, nothing is added that would never
+# ARGV[2] its TTL in seconds. EXPIRE is called before ZADD too: if it is refused, nothing is added that would never
 # expire, and a full Redis refuses no write after it.
 _REMEMBER = """
 redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -77,8 +77,7 @@ redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[2], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
-# KEYS[1] the unconfirmed answers; ARGV[1] how many at most. Forgets the expired ones and returns the others, the
-# oldest first.
+# KEYS[1] the unconfirmed answers; ARGV[1] limit. Removes the expired ones and returns the others, the oldest first.
 _UNCONFIRMED = """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', redis.call('TIME')[1])
 return redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)
@@ -88,8 +87,8 @@ return redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)
 class ResultStore:
     """Results of comparisons. Any method may be repeated, also by another runner.
 
-    What Redis refuses for good about one result raises redis' own `ResponseError`; about `unconfirmed`, the sorted
-    set that all comparisons share, `RedisRefusedError`.
+    A permanent error of Redis is raised as redis-py's `ResponseError` if it concerns one result, and as
+    `RedisRefusedError` if it concerns `unconfirmed`, the sorted set that all comparisons share.
     """
 
     def __init__(self, redis: Redis, *, unconfirmed: str = keys.unconfirmed()) -> None:
@@ -110,7 +109,7 @@ class ResultStore:
             kept["initiated"] = True
             self._write_detail(job_id, kept)
             if "matched" in kept:  # INITIATED had replaced the answer of an earlier runner
-                self._replace_words(job_id, kept["matched"], holds_lease=True)
+                self._replace_unanswered(job_id, kept["matched"], holds_lease=True)
         if kept.get("initiated") is True:
             self._initiated.add(job_id)
         return job_id in self._initiated
@@ -125,14 +124,14 @@ class ResultStore:
         """Write and publish the answer, write its detail, and return whether INITIATED has been seen by now.
 
         `detail` is a JSON object; `initiated` and `matched` are added to it. A failure (`detail["error"]`) never
-        replaces the answer of an earlier attempt. Where this returns False, the answer has to be watched.
+        replaces the answer of an earlier attempt. If this returns False, the answer must be watched.
         """
         initiated = job_id in self._initiated
         self._initiated.discard(job_id)
         detail = {**detail, "initiated": initiated, "matched": list(matched_ids)}
         if detail.get("error") is not None:
             return self.confirm(job_id, matched_ids, detail) or initiated
-        self._write_detail(job_id, detail)  # first: who sees the answer finds its detail
+        self._write_detail(job_id, detail)  # first: a client that reads the answer finds its detail
         old = self._answer(keys=[keys.match_result(job_id)], args=[_encode(matched_ids), RESULT_SECONDS])
         return initiated or old == INITIATED
 
@@ -149,49 +148,49 @@ class ResultStore:
         holds_lease: bool = True,
         owned: Callable[[], bool] = lambda: True,
     ) -> bool:
-        """Write the answer again where INITIATED has replaced it, and return whether it had.
+        """Write the answer again if INITIATED has replaced it, and return whether it had.
 
-        The answer is the one that the detail key holds, and `matched_ids` with `detail` only where that is lost.
-        Who holds the lease also restores an answer that a failover has lost; `owned` is asked before that, because
-        `forget` removes the lease and the answer.
+        The answer is that of the detail key, or `matched_ids` with `detail` if that is lost. The holder of the lease
+        also restores an answer that a failover has lost; `owned` is called before that, because `forget` removes the
+        lease and the answer.
         """
         old = self._redis.get(keys.match_result(job_id))
-        if old not in WORDS or not ((holds_lease and owned()) or (not holds_lease and old == INITIATED)):
+        if old not in UNANSWERED or not ((holds_lease and owned()) or (not holds_lease and old == INITIATED)):
             return False
         kept = self._read_detail(job_id)
         if "matched" not in kept:
             kept = {"initiated": old == INITIATED, **kept, **detail, "matched": list(matched_ids)}
             self._write_detail(job_id, kept)
-        return self._replace_words(job_id, kept["matched"], holds_lease=holds_lease) == INITIATED
+        return self._replace_unanswered(job_id, kept["matched"], holds_lease=holds_lease) == INITIATED
 
     def remember(self, job_id: str) -> None:
-        """Note that the answer may still be overwritten, for later runs to `heal`."""
+        """Record that the answer may still be overwritten, for later runs to `restore`."""
         with refusals(f"writing {self._shared}"):
             self._remember(keys=[self._shared], args=[job_id, RESULT_SECONDS])
 
     def check(self) -> None:
-        """Raise what Redis would refuse of the answers that are unconfirmed. Changes nothing."""
+        """Raise `RedisRefusedError` if Redis refuses the sorted set of unconfirmed answers. Changes nothing."""
         with refusals(f"reading {self._shared}"):
             self._redis.zrem(self._shared, "")
 
-    def heal(self, limit: int = 1000) -> list[str]:
-        """Write the answers again that INITIATED has replaced since their run ended, and return their job ids."""
+    def restore(self, limit: int = 1000) -> list[str]:
+        """Restore the answers that INITIATED has replaced since their run ended, and return their job ids."""
         with refusals(f"reading {self._shared}"):
             pending = [raw.decode() for raw in self._unconfirmed(keys=[self._shared], args=[limit])]
-        healed = [job_id for job_id in pending if self._healed(job_id)]
-        if healed:
-            self._redis.zrem(self._shared, *healed)
-        return healed
+        restored = [job_id for job_id in pending if self._restored(job_id)]
+        if restored:
+            self._redis.zrem(self._shared, *restored)
+        return restored
 
-    def _healed(self, job_id: str) -> bool:
+    def _restored(self, job_id: str) -> bool:
         try:
             with refusals(f"restoring {keys.match_result(job_id)}"):
                 return self.confirm(job_id, [], _LOST, holds_lease=False)
         except RedisRefusedError as error:  # a key of another type under the name of one result must not end every run
-            logger().warning("answer not healed", extra={"comparison": job_id, "error": error.document()})
+            logger().warning("answer not restored", extra={"comparison": job_id, "error": error.document()})
             return False
 
-    def _replace_words(self, job_id: str, matched_ids: Sequence[str], *, holds_lease: bool) -> bytes | None:
+    def _replace_unanswered(self, job_id: str, matched_ids: Sequence[str], *, holds_lease: bool) -> bytes | None:
         args: list[str | int] = [_encode(matched_ids), RESULT_SECONDS, int(holds_lease)]
         old: bytes | None = self._confirm(keys=[keys.match_result(job_id)], args=args)
         return old
@@ -219,8 +218,8 @@ def _encode(matched_ids: Sequence[str]) -> str:
     return json.dumps(list(matched_ids), ensure_ascii=False, separators=(",", ":"))
 
 
-class AnswerWatch:
-    """Answers that INITIATED may still overwrite, each watched for a while, without blocking.
+class ResultWatch:
+    """Watches answers that INITIATED may still overwrite, each for a limited time, without blocking.
 
     The caller keeps the lease of a watched job, and acknowledges it when `poll` or `leave` names it.
     """
@@ -245,13 +244,13 @@ class AnswerWatch:
         *,
         owned: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Watch from now on what `ResultStore.answer` was given; `owned` tells whether the lease is still ours."""
+        """Watch an answer, with the arguments of `ResultStore.answer`; `owned` tells whether its lease is held."""
         self._pending[job_id] = _Watched(self._clock() + self._seconds, list(matched_ids), detail, owned)
 
     def poll(self) -> list[str]:
-        """Look at every watched answer, at most every `POLL_SECONDS`, and return the jobs that are done with.
+        """Check every watched answer, at most every `POLL_SECONDS`, and return the jobs that need no more watching.
 
-        Done with is what INITIATED was seen for, and what was watched for long enough: that is left to `heal`.
+        These are confirmed (INITIATED was seen), or their time is up: then they are recorded for `restore`.
         """
         now = self._clock()
         if not self._pending or now < self._next_poll:
@@ -260,11 +259,11 @@ class AnswerWatch:
         return [job_id for job_id in list(self._pending) if self._settled(job_id, now)]
 
     def leave(self) -> list[str]:
-        """Look a last time, leave what is unconfirmed to `heal`, and return every job that was watched."""
+        """Check a last time, record what is unconfirmed for `restore`, and return every job that was watched."""
         return [job_id for job_id in list(self._pending) if self._settled(job_id, math.inf)]
 
     def forget(self, job_id: str) -> None:
-        """Watch no longer: the lease is another runner's."""
+        """Stop watching: another runner has the lease."""
         self._pending.pop(job_id, None)
 
     def _settled(self, job_id: str, now: float) -> bool:

@@ -47,7 +47,7 @@ class Visibility:
     filtered: bool
 
 
-def look(session: Session) -> Visibility:
+def read(session: Session) -> Visibility:
     """Return what the role of `session` sees of the API's table."""
     row = session.one_row(_LOOK, _schema(session))
     any_row, filtered = row
@@ -58,7 +58,7 @@ def look(session: Session) -> Visibility:
 
 def require_all(session: Session) -> None:
     """Raise `PhotosInvisibleError` where photos may be hidden from the role, as they would count as deleted."""
-    if look(session).filtered:
+    if read(session).filtered:
         raise PhotosInvisibleError(
             f"row-level security may hide rows of {TABLE} from this role, and hidden photos would count as deleted: "
             f"{ROW_SECURITY_ADVICE}. Nothing was changed"

@@ -255,11 +255,11 @@ def _run_loop(loop: WorkerLoop, engine: Future[Engine], in_flight: _Abandonment,
 def _heal(results: ResultStore, queues: Collection[str]) -> None:
     """Restore answers of earlier runs that INITIATED has overwritten, whatever the queues of this run."""
     try:
-        results.heal()
+        results.restore()
     except RedisRefusedError as error:
         if COMPARISON.queue in queues:
             raise
-        logs.logger().warning("answers were not healed", extra={"error": error.document()})
+        logs.logger().warning("answers were not restored", extra={"error": error.document()})
 
 
 def _expire(redis: Redis, stop: Stop) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import NoFaceInSelfieError, SeveralFacesInSelfieError
 from runner.queue.leases import Lease
-from runner.store.results import AnswerWatch, ResultStore
+from runner.store.results import ResultStore, ResultWatch
 from runner.worker.album import AlbumGate, Decision, Readiness, dump_state, load_faces
 from runner.worker.messages import CompareJob
 from runner.worker.task import Outcome, State, Task, Wait
@@ -25,7 +25,7 @@ class ComparisonHandler:
     def __init__(
         self,
         results: ResultStore,
-        watch: AnswerWatch,
+        watch: ResultWatch,
         repository: Callable[[], Repository],
         owns: Callable[[Lease], bool],
         album: AlbumGate | None,
@@ -148,7 +148,7 @@ class ComparisonHandler:
         return [task for task in tasks if _job_id(task) in done]
 
     def stop_watching(self, tasks: Sequence[Task[CompareJob]]) -> None:  # noqa: ARG002 - the watch has them
-        """Leave the watched answers to `ResultStore.heal` of a later run."""
+        """Leave the watched answers to `ResultStore.restore` of a later run."""
         self._watch.leave()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runner.queue.leases import Lease
 from runner.queue.parking import Parking
 from runner.queue.privacy import SELFIE_SECONDS
-from runner.store.results import AnswerWatch, ResultStore
+from runner.store.results import ResultStore, ResultWatch
 from runner.worker.album import AlbumGate
 from runner.worker.comparison import ComparisonHandler
 from runner.worker.messages import decode_compare, decode_process
@@ -90,7 +90,7 @@ PHOTO = Kind(
 
 
 def _comparison_handler(services: Services) -> ComparisonHandler:
-    watch = AnswerWatch(services.results, seconds=services.settings.result_watch_seconds)
+    watch = ResultWatch(services.results, seconds=services.settings.result_watch_seconds)
     return ComparisonHandler(
         services.results,
         watch,

@@ -69,7 +69,7 @@ def test_photos_are_processed_where_the_answers_of_comparisons_cannot_be_read(se
     service.redis.set(keys.unconfirmed(), "of another type")
     ended = service.command("run", "--queues", "process")
     assert ended.code == 0, ended.errors
-    assert ended.lines(event="answers were not healed", code="redis_refused")
+    assert ended.lines(event="answers were not restored", code="redis_refused")
 
 
 @pytest.mark.parametrize(

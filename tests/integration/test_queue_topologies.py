@@ -105,7 +105,7 @@ def play(client: Any) -> None:
     assert results.answer(job, ["p1"], {"error": None}) is False
     results.remember(job)
     client.set(keys.match_result(job), "INITIATED")
-    assert results.heal() == [job]
+    assert results.restore() == [job]
     assert client.get(keys.match_result(job)) == b'["p1"]'
 
 

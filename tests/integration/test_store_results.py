@@ -11,7 +11,7 @@ from redis import Redis
 
 from runner.errors import RedisRefusedError
 from runner.queue import keys
-from runner.store.results import WORDS, AnswerWatch, ResultStore
+from runner.store.results import UNANSWERED, ResultStore, ResultWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,13 +133,13 @@ def compare(redis: Redis, matched: list[str] = MATCHED, about: dict[str, Any] = 
     """Do what a run does for one comparison, from its claim to its acknowledgement."""
     clock = Clock()
     results = ResultStore(redis)
-    watch = AnswerWatch(results, seconds=POLLS * AnswerWatch.POLL_SECONDS, clock=clock)
+    watch = ResultWatch(results, seconds=POLLS * ResultWatch.POLL_SECONDS, clock=clock)
     results.begin(JOB)
     if results.answer(JOB, matched, about):
         return
     watch.add(JOB, matched, about)
     for _ in range(POLLS - 1):
-        clock.now += AnswerWatch.POLL_SECONDS
+        clock.now += ResultWatch.POLL_SECONDS
         if watch.poll():
             return
     assert watch.leave() == [JOB]
@@ -189,7 +189,7 @@ def test_a_failure_never_replaces_the_answer_of_an_earlier_attempt(redis: Redis)
     assert not second.answer(JOB, [], FAILED)
     assert_answered(redis)
     assert detail(redis)["error"] is None
-    watch = AnswerWatch(second, seconds=10)
+    watch = ResultWatch(second, seconds=10)
     watch.add(JOB, [], FAILED)
     initiate(redis)
     assert watch.poll() == [JOB]
@@ -219,19 +219,19 @@ def test_the_answer_of_a_crashed_runner_is_given_at_once_to_who_waits(redis: Red
 def test_initiated_before_every_command_of_a_run(redis: Redis) -> None:
     """One runner; the API's word falls before each of its commands in turn, or after the last."""
     longest = longest_run(redis)
-    healed = 0
+    restored = 0
     for position in range(1, longest + 2):
         redis.flushall()
         api = Api(redis, position)
         compare(Wire(redis, api).client)
         api.finish()
         if value(redis) == b"INITIATED":  # it came after the runner's last look: the next run heals it
-            assert ResultStore(redis).heal() == [JOB], position
-            healed += 1
+            assert ResultStore(redis).restore() == [JOB], position
+            restored += 1
         assert_answered(redis)
-        assert ResultStore(redis).heal() == []
+        assert ResultStore(redis).restore() == []
         assert_answered(redis)
-    assert healed == 2  # before the last command, which only takes a note, and after it
+    assert restored == 2  # before the last command, which only takes a note, and after it
 
 
 def test_initiated_at_every_moment_of_a_crash_and_a_takeover(redis: Redis) -> None:
@@ -249,7 +249,7 @@ def test_initiated_at_every_moment_of_a_crash_and_a_takeover(redis: Redis) -> No
             crashes += 1
             compare(Wire(redis, api).client)
         api.finish()
-        ResultStore(redis).heal()
+        ResultStore(redis).restore()
         assert_answered(redis)
     assert crashes > longest * 2 * longest
 
@@ -269,13 +269,13 @@ def test_initiated_at_every_moment_of_two_crashes(redis: Redis) -> None:
                 compare(Wire(redis, api, after=last).client)
             except Crash:
                 ended += 1
-                given = given or value(redis) not in WORDS
+                given = given or value(redis) not in UNANSWERED
                 continue
             break
         if ended == 2:
             compare(Wire(redis, api).client, [], FAILED)
         api.finish()
-        ResultStore(redis).heal()
+        ResultStore(redis).restore()
         found = value(redis)
         assert found is not None
         assert json.loads(found) in (MATCHED, []), (first, second, position)
@@ -300,7 +300,7 @@ def test_two_runners_with_the_same_job_at_once(redis: Redis) -> None:
                 next(running[name])
             if position == 2 * steps:
                 initiate(redis)
-            ResultStore(redis).heal()
+            ResultStore(redis).restore()
             found = value(redis)
             assert found is not None
             assert json.loads(found) in answers.values(), (order, position)
@@ -312,7 +312,7 @@ def test_two_runners_with_the_same_job_at_once(redis: Redis) -> None:
 def stepwise(redis: Redis, matched: list[str]) -> Iterator[None]:
     """Do what `compare` does, in four steps."""
     results = ResultStore(redis)
-    watch = AnswerWatch(results, seconds=100)
+    watch = ResultWatch(results, seconds=100)
     results.begin(JOB)
     yield
     if not results.answer(JOB, matched, DETAIL):
@@ -326,7 +326,7 @@ def stepwise(redis: Redis, matched: list[str]) -> Iterator[None]:
 
 def test_an_answer_that_a_failover_lost_is_restored(redis: Redis) -> None:
     results = ResultStore(redis)
-    watch = AnswerWatch(results, seconds=100)
+    watch = ResultWatch(results, seconds=100)
     results.begin(JOB)
     results.answer(JOB, MATCHED, DETAIL)
     watch.add(JOB, MATCHED, DETAIL)
@@ -347,7 +347,7 @@ def test_nothing_but_the_words_is_ever_replaced_by_confirm_or_heal(redis: Redis)
     for other in ("[]", '["x"]', "null", "something else"):
         redis.set(keys.match_result(JOB), other)
         assert not results.confirm(JOB, MATCHED, DETAIL)
-        assert results.heal() == []
+        assert results.restore() == []
         assert value(redis) == other.encode()
 
 
@@ -355,10 +355,10 @@ def test_heal_leaves_a_job_that_another_runner_works_on(redis: Redis) -> None:
     results = ResultStore(redis)
     results.begin(JOB)
     results.remember(JOB)
-    assert results.heal() == []
+    assert results.restore() == []
     assert value(redis) == b"PROCESSING"
     redis.delete(keys.match_result(JOB))
-    assert results.heal() == []
+    assert results.restore() == []
     assert value(redis) is None
 
 
@@ -367,7 +367,7 @@ def test_heal_gives_an_empty_answer_where_the_answer_was_evicted(redis: Redis) -
     compare(redis)
     redis.delete(keys.match_result_detail(JOB))
     initiate(redis)
-    assert results.heal() == [JOB]
+    assert results.restore() == [JOB]
     assert_answered(redis, [])
     assert detail(redis)["error"]["code"] == "answer_lost"
 
@@ -380,7 +380,7 @@ def test_what_is_unconfirmed_is_forgotten_with_its_answer(redis: Redis) -> None:
     assert 0 < redis.ttl(keys.unconfirmed()) <= 3600
     redis.zadd(keys.unconfirmed(), {JOB: now(redis) - 1})
     initiate(redis)
-    assert ResultStore(redis).heal() == []
+    assert ResultStore(redis).restore() == []
     assert redis.zcard(keys.unconfirmed()) == 0
 
 
@@ -391,8 +391,8 @@ def test_many_unconfirmed_answers_are_healed_together(redis: Redis) -> None:
         results.remember(f"job-{number}")
         if number % 3:
             redis.set(keys.match_result(f"job-{number}"), "INITIATED")
-    assert len(results.heal()) == 200
-    assert results.heal() == []
+    assert len(results.restore()) == 200
+    assert results.restore() == []
     for number in range(300):
         assert redis.get(keys.match_result(f"job-{number}")) == f'["photo-{number}"]'.encode()
     assert redis.zcard(keys.unconfirmed()) == 100
@@ -401,7 +401,7 @@ def test_many_unconfirmed_answers_are_healed_together(redis: Redis) -> None:
 def test_the_watch_asks_at_its_own_pace_and_gives_up_in_time(redis: Redis) -> None:
     clock = Clock()
     wire = Wire(redis)
-    watch = AnswerWatch(ResultStore(wire.client), seconds=10, clock=clock)
+    watch = ResultWatch(ResultStore(wire.client), seconds=10, clock=clock)
     ResultStore(redis).answer(JOB, MATCHED, DETAIL)
     watch.add(JOB, MATCHED, DETAIL)
     assert len(watch) == 1
@@ -416,7 +416,7 @@ def test_the_watch_asks_at_its_own_pace_and_gives_up_in_time(redis: Redis) -> No
 
 
 def test_a_forgotten_answer_is_not_watched(redis: Redis) -> None:
-    watch = AnswerWatch(ResultStore(redis), seconds=10)
+    watch = ResultWatch(ResultStore(redis), seconds=10)
     watch.add(JOB, MATCHED, DETAIL)
     watch.forget(JOB)
     watch.forget("unknown")
@@ -429,7 +429,7 @@ def test_an_answer_of_20000_photos(redis: Redis) -> None:
     about = {**DETAIL, "scores": dict.fromkeys(matched, 0.612345)}
     compare(redis, matched, about)
     initiate(redis)
-    assert ResultStore(redis).heal() == [JOB]
+    assert ResultStore(redis).restore() == [JOB]
     assert_answered(redis, matched)
 
 
@@ -441,12 +441,12 @@ def test_a_result_of_another_type_does_not_keep_others_from_being_healed(redis: 
     redis.delete(keys.match_result(JOB))
     redis.hset(keys.match_result(JOB), "in the way", "yes")
     redis.set(keys.match_result("other"), "INITIATED")
-    assert ResultStore(redis).heal() == ["other"]
+    assert ResultStore(redis).restore() == ["other"]
 
 
 def test_a_set_of_unconfirmed_answers_of_another_type_is_named(redis: Redis) -> None:
     redis.set(keys.unconfirmed(), "in the way")
-    for step in (ResultStore(redis).heal, lambda: ResultStore(redis).remember(JOB)):
+    for step in (ResultStore(redis).restore, lambda: ResultStore(redis).remember(JOB)):
         with pytest.raises(RedisRefusedError, match="rename or delete it") as refused:
             step()
         assert "unconfirmed" in str(refused.value)

@@ -1,5 +1,5 @@
--- Look at a page of a list, counted from its end, without changing anything. Neither claims nor pushes move a job that
--- has not been read yet out of sight: one takes from the head, the other makes the next page overlap.
+-- Read a page of a list, counted from its end. Read-only. No unread job is missed: claims take jobs from the head, and
+-- pushes make the next page overlap.
 -- KEYS[1] list
 -- ARGV[1] the index to begin at, negative  ARGV[2] how many at most  ARGV[3] bytes of each payload to return
 -- ARGV[4] bytes after which no further payload is returned
