@@ -46,7 +46,7 @@ def test_a_dry_run_counts_and_removes_nothing(runner: Runner) -> None:
 
 def test_where_every_photo_seems_deleted_nothing_is_removed_unasked(runner: Runner) -> None:
     fill(runner, [], ["a", "b"])
-    with pytest.raises(CheckFailedError, match=r"DATABASE_URL.*--all.*Nothing was removed"):
+    with pytest.raises(CheckFailedError, match=r"DATABASE_URL.*--force.*Nothing was removed"):
         sweep(runner.api, runner.faces)
     assert len(stored_faces(runner.faces)) == 4
     assert sweep(runner.api, runner.faces, dry_run=True).removed_faces == 4
