@@ -22,6 +22,7 @@ from redis.sentinel import Sentinel
 
 from runner.errors import ENCODING_ADVICE, SettingsError
 from runner.queue.retrying import CommandRetries, RetryingRedis, RetryingRedisCluster
+from runner.queue.tls import pool
 from runner.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -209,8 +210,6 @@ def _open(address: Address) -> Any:
             address.master, redis_class=RetryingRedis, db=address.database, retry=never, **options
         )
     if address.options.get("ssl"):
-        from runner.queue.tls import pool
-
         ((host, port),) = address.hosts
         options = {name: value for name, value in options.items() if name != "ssl"}
         return RetryingRedis.from_pool(pool(host=host, port=port, db=address.database, retry=never, **options))
