@@ -117,10 +117,11 @@ def test_commands_in_the_text_of_a_page_exist(page: Path) -> None:
     assert set(named) <= {*cli.COMMANDS, "COMMAND", "--version"}
 
 
-def test_values_on_the_kubernetes_page_are_values_of_the_chart() -> None:
+@pytest.mark.parametrize("page", ["kubernetes.md", "gpu.md"])
+def test_values_on_a_page_are_values_of_the_chart(page: str) -> None:
     defaults = yaml.safe_load((chart_docs.CHART / "values.yaml").read_text(encoding="utf-8"))
     schema = json.loads((chart_docs.CHART / "values.schema.json").read_text(encoding="utf-8"))
-    examples = [block.text for block in blocks(ROOT / "docs" / "how-to" / "kubernetes.md") if block.language == "yaml"]
+    examples = [block.text for block in blocks(ROOT / "docs" / "how-to" / page) if block.language == "yaml"]
     assert examples
     for example in examples:
         jsonschema.validate(_merged(defaults, yaml.safe_load(example)), schema)
