@@ -319,7 +319,8 @@ class Settlement:
     def _dead_letter(self, task: AnyTask, error: JobError) -> None:
         tally = job_tally(task, Outcome.DEAD)
         # Whoever requeues such a job gets the same error: no reason to keep a selfie.
-        is_hopeless = isinstance(error, PermanentJobError) and not isinstance(error, PoisonJobError)
+        is_private = self._kinds[task.lease.queue].private
+        is_hopeless = is_private and isinstance(error, PermanentJobError) and not isinstance(error, PoisonJobError)
         done = self._queues[task.lease.queue].dead_letter(
             task.lease, error.code, str(error), tally, keep_selfie=not is_hopeless
         )

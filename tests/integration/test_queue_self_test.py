@@ -63,7 +63,7 @@ def test_the_documented_rights_suffice_and_every_key_is_removed(redis: Redis, li
 
 
 def test_each_missing_command_is_named(redis: Redis, limited: Redis) -> None:
-    for command in COMMANDS - {"+ping"}:  # which connecting needs already
+    for command in COMMANDS - {"+ping", "+publish"}:  # connecting needs the first already, and nothing the second
         redis.execute_command("ACL", "SETUSER", WORDS[1], f"-{command[1:]}")
         assert missing(limited) == {command}
         redis.execute_command("ACL", "SETUSER", WORDS[1], command)
