@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import cold_start, comparison, inference, machine, memory, throughput, whole_run
+from benchmarks import cold_start, comparison, counting, inference, machine, memory, throughput, whole_run
 from benchmarks.figures import Row, table
 from benchmarks.world import BenchmarkError, World, world
 
@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[Callable[[World, int], list[Row]], int]] = {
     "album": (whole_run.measure_album, 3),
     "comparison": (comparison.measure, 5),
     "memory": (memory.measure, 3),
+    "counting": (counting.measure, 5),
 }
 
 

@@ -51,7 +51,7 @@ class SelfTest:
         )
         self._created = [
             self._list, keys.leases(self.name), keys.claimed(self.name), keys.dead(self.name),
-            keys.dead_index(self.name), keys.seen(self.name), keys.totals(self.name),
+            keys.dead_index(self.name), keys.seen(self.name), keys.totals(self.name), keys.runs(self.name),
             self.unconfirmed, keys.last(self.name, _OLDER), keys.last(self.name, _NEWER),
             keys.last(self.name, f"letters/{_OPERATOR}"), keys.match_result(self.job_id),
             keys.match_result_detail(self.job_id),
@@ -114,6 +114,7 @@ class SelfTest:
         self._expect("purge", [self._dead_letters.purge(letter.id) for letter in self._dead_letters.all()] == [True])
         totals_now = read_totals(self._redis, self.name)
         self._expect("totals", (totals_now[totals.TAKEN], totals_now[totals.REQUEUES]) == (7, 1))
+        self._newer.end_run('{"doctor": true}')
         counts = self._newer.counts()
         self._expect("counts", (counts.waiting, counts.in_flight, counts.dead_letters) == (0, 0, 0))
 

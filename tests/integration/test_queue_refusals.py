@@ -149,6 +149,12 @@ def _dead_letter(client: Redis, lease: Lease) -> bool:
     return queue_of(client, OLDER).dead_letter(lease, "invalid_job", "not JSON")
 
 
+def _end_run(client: Redis) -> None:
+    queue = queue_of(client, OLDER)
+    queue.carry({"runs_started": 1})
+    queue.end_run("{}")
+
+
 def _claimed(lease: Lease) -> Claimed:
     return Claimed(lease.payload, len(lease.payload), lease.id)
 
@@ -178,6 +184,7 @@ OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "purge": (lambda client, scene: DeadLetters(client, NAME).purge(scene.dead.id), True),
     "search": (lambda client, _: len(list(JobSearch(client, NAME).all())), 10),
     "revoke": (lambda client, scene: JobSearch(client, NAME).erase(_claimed(scene.leased)), (1, True)),
+    "end_run": (lambda client, _: _end_run(client), None),
     "counts": (lambda client, _: queue_of(client, NEWER).counts().waiting, 2),
     "leased": (lambda client, _: len(queue_of(client, NEWER).leased()), 5),
     "dead_letters": (lambda client, _: len(list(DeadLetters(client, NAME).all())), 1),
@@ -201,6 +208,7 @@ NEEDED = {
     "purge": {"+del", "+zrem", "+hdel", "+set", "+get", "+zscore"},
     "search": {"+time", "+llen", "+lindex", "+zrange", "+hmget", "+hget", "+zrangebyscore", "+get"},
     "revoke": {"+zscore", "+hset", "+hget", "+zrem", "+hdel", "+expire"},
+    "end_run": {"+time", "+zrem", "+zadd", "+zrange", "+hset", "+hmget", "+set", "+get"},
     "counts": {"+time", "+llen", "+zcard", "+zcount", "+zrange"},
     "leased": {"+time", "+zrange", "+hmget", "+hstrlen"},
     "dead_letters": {"+time", "+zrangebyscore", "+hget"},

@@ -3,13 +3,15 @@
 -- ARGV[1] request id  ARGV[2] counts  ARGV[3] summary, empty for none  ARGV[4] how many summaries to keep
 -- Returns 1.
 if not recall(KEYS[2], ARGV[1]) then
-    call('ZREM', KEYS[3], '')
+    check_leases(KEYS[3]) -- a sorted set too
+    local ended = now()
+    call('ZRANGE', KEYS[3], 0, 0)
     check_last(KEYS[2])
     local counts = {}
     add_counts(counts, ARGV[2])
     count(KEYS[1], counts)
     if ARGV[3] ~= '' then
-        call('ZADD', KEYS[3], now(), ARGV[3])
+        call('ZADD', KEYS[3], ended, ARGV[3])
         for _, summary in ipairs(call('ZRANGE', KEYS[3], 0, -1 - ARGV[4])) do
             call('ZREM', KEYS[3], summary)
         end
