@@ -73,8 +73,8 @@ def checkout(tmp_path: Path, photo: bytes) -> Path:
 
 @pytest.fixture
 def dead_id(redis: Redis) -> str:
-    """The id of a dead letter."""
-    redis.rpush("face_embeddings:process", json.dumps({"id": "photo", "imageUrl": "https://example.com/photo.jpg"}))
+    """The id of a dead letter, whose URL is refused: a server that cannot be reached would be waited for."""
+    redis.rpush("face_embeddings:process", json.dumps({"id": "photo", "imageUrl": "http://10.0.0.1/photo.jpg"}))
     leases = LeaseQueue(redis, "process", owner="documentation", lease_seconds=30, max_attempts=3)
     (lease,) = leases.claim(1)
     assert leases.dead_letter(lease, "image_missing", "the image server says that the image is not there")

@@ -72,11 +72,14 @@ class Reader:
             text=True,
             start_new_session=True,  # what a page leaves in the background is ended with its shell
         )
+        timed_out = ""
         try:
             process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            timed_out = f"after {SECONDS} s not finished; so far:\n"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
-        assert process.returncode == 0, output
+        assert process.returncode == 0, timed_out + output
         return output
