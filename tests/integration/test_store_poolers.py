@@ -108,7 +108,7 @@ def test_no_setting_leaks_either_way(pool: PgBouncer, direct: str, neighbour: ps
         assert runner.embeddings.match([person[0].embedding], ["a"], 0.5).with_embeddings == 1
         assert statuses(runner.api) == {"a": "READY", "b": "NO_FACES_FOUND"}
         shown = runner.api.query("SELECT current_setting('statement_timeout'), current_setting('lock_timeout')")
-        assert shown.fetchone() == ("1min", "10s")
+        assert shown.fetchone() == ("1min", "5s")
         runner.api.query("SELECT pg_sleep(0.8)")  # longer than the neighbour's limit
     assert settings_of(neighbour) == NEIGHBOURS
     assert tables_of(direct) == {"app"}
