@@ -407,3 +407,14 @@ def test_the_documented_rights_suffice(redis: Any, redis_url: str) -> None:
     assert sampler.sample().dead == {"image_undecodable": 1}
     assert len(sampler.history()) == 1
     redis.execute_command("ACL", "DELUSER", WORDS[1])
+
+
+def test_without_its_extra_the_command_names_the_package() -> None:
+    code = (
+        "import sys; sys.modules['prometheus_client'] = None; from runner.cli import main; sys.exit(main(['metrics']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "prometheus_client" in done.stderr
+    assert "spottmee-worker[metrics]" in done.stderr
+    assert "Traceback" not in done.stderr
