@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from runner.errors import MissingGrantError, SettingsError, UnstorableError
+from runner.store import visibility
 from runner.store.embeddings import EmbeddingStore, FaceLike
 from runner.store.session import Session
 
@@ -148,7 +149,8 @@ def store_photos(
     before statuses: after a crash in between, the lease expires, and the repetition is harmless. Where both tables
     are reached over the same connection there is one transaction.
 
-    Raises `UnstorableError` where the database refuses the data of any photo, and the errors of psycopg as they are.
+    Raises `UnstorableError` where the database refuses the data of any photo, `PhotosInvisibleError` where row-level
+    security may hide photos, and the errors of psycopg as they are.
     Nothing is stored then, except embeddings that a repetition replaces.
     """
     try:
@@ -169,6 +171,8 @@ def _store(
         present = photos.lock(outcomes)
         owned = [photo_id for photo_id in outcomes if still_owned(photo_id)]
         gone = frozenset(owned) - present.keys()
+        if gone:  # before anything of them is deleted
+            visibility.check_missing(photos.connection, gone, present)
         final = {photo_id: _final_status(outcomes[photo_id]) for photo_id in owned if photo_id in present}
         # An attempt that crashed between the databases leaves faces; those of a FAILED photo must not match.
         written = {

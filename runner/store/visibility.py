@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from psycopg import sql
 
-from runner.errors import ROW_SECURITY_ADVICE, PhotosInvisibleError
+from runner.errors import NO_VISIBLE_ROW, ROW_SECURITY_ADVICE, PhotosInvisibleError
 from runner.store.session import Session
 
 TABLE = '"Photo"'
@@ -54,6 +55,21 @@ def read(session: Session) -> Visibility:
     if any_row and filtered:
         any_row = session.query(_LOCKABLE).fetchone() is not None
     return Visibility(any_row, filtered)
+
+
+def check_missing(session: Session, missing: Collection[str], present: Collection[str]) -> None:
+    """Raise `PhotosInvisibleError` where row-level security, switched on since the jobs began, may hide photos.
+
+    As at their begin, a single missing photo counts as deleted while the role sees any row, and several do where
+    others of the batch are `present`.
+    """
+    seen = read(session)
+    if seen.filtered and not seen.any_row:
+        raise PhotosInvisibleError(NO_VISIBLE_ROW)
+    if seen.filtered and len(missing) > 1 and not present:
+        raise PhotosInvisibleError(
+            f"none of {len(missing)} photos is there, and row-level security may hide them: {ROW_SECURITY_ADVICE}"
+        )
 
 
 def require_all(session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 from demo import api
-from runner.errors import SettingsError, UnstorableError
+from runner.errors import PhotosInvisibleError, SettingsError, UnstorableError
 from runner.store import schema
 from runner.store.embeddings import EmbeddingStore
 from runner.store.photos import NotStored, PhotoStatus, PhotoTable
@@ -315,3 +316,27 @@ def test_the_tables_may_lie_in_schemas_of_their_own(empty_database_url: str) -> 
 def test_a_database_without_the_apis_table_is_refused(empty_database_url: str) -> None:
     with opened(empty_database_url) as connection, pytest.raises(SettingsError, match="Photo"):
         PhotoTable(connection).check()
+
+
+def test_photos_that_row_security_hides_since_their_begin_keep_everything(database_url: str) -> None:
+    role = f"worker_{uuid.uuid4().hex}"
+    with opened(database_url) as owner:
+        add_photos(owner, ["one", "two"])
+        owner.execute(f"CREATE ROLE {role} LOGIN".encode())
+        owner.execute(f'GRANT SELECT, UPDATE ON "Photo" TO {role}'.encode())
+        owner.execute(f"GRANT SELECT, INSERT, DELETE ON faces TO {role}".encode())
+        owner.execute(f"GRANT SELECT ON spottmee_schema TO {role}".encode())
+        url = database_url.replace("postgres@", f"{role}@")
+        with Runner(url, url) as runner:
+            runner.store({"one": faces(2)})
+            owner.execute('ALTER TABLE "Photo" ENABLE ROW LEVEL SECURITY')
+            with pytest.raises(PhotosInvisibleError, match="row-level security hides every row"):
+                runner.store({"one": faces(1), "two": faces(1)})
+            assert (statuses(owner), stored_faces(owner)) == (
+                {"one": "READY", "two": "UPLOADED"}, [("one", 0), ("one", 1)],
+            )  # fmt: skip
+            owner.execute('ALTER TABLE "Photo" DISABLE ROW LEVEL SECURITY')
+            runner.store({"two": faces(1)})
+        assert statuses(owner)["two"] == "READY"
+        owner.execute(f"DROP OWNED BY {role}".encode())
+        owner.execute(f"DROP ROLE {role}".encode())
