@@ -113,7 +113,9 @@ def test_a_replacement_pod_of_the_same_job_takes_over_the_leases_at_once(world: 
 
 
 @pytest.mark.parametrize("most", ["6", "50"])
-def test_a_run_completes_its_own_retries_before_it_ends(world: World, most: str) -> None:
+def test_photos_of_an_image_server_that_was_down_are_completed_without_counting_attempts(
+    world: World, most: str
+) -> None:
     world.upload(6, names=KINDS)
     world.images.behaviour = Behaviour.DOWN
     process = world.command("run", "--queues", "process", "--max-jobs", most)
@@ -121,11 +123,12 @@ def test_a_run_completes_its_own_retries_before_it_ends(world: World, most: str)
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     world.images.behaviour = Behaviour.NORMAL
-    ended = end(process, 60)
-    assert ended.code == 0, ended.errors
-    assert ended.summary["retried"] >= 6
-    assert ended.summary["succeeded"] == 6
-    assert ended.summary["claimed"] == 6 + ended.summary["retried"]
+    runs = [end(process, 60)]
+    while not all_final(world) and len(runs) < 30:  # a run ends while its only job waits for the server
+        runs.append(end(world.command("run", "--queues", "process", "--max-jobs", most), 60))
+    assert [run.code for run in runs] == [0] * len(runs), runs[-1].errors
+    assert sum(run.summary["succeeded"] for run in runs) == 6
+    assert sum(run.summary["retried"] + run.summary["dead_lettered"] for run in runs) == 0
     assert all_final(world)
     world.images.answers.clear()
 
