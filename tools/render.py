@@ -44,6 +44,7 @@ class Rendered:
             template = {
                 "ScaledJob": lambda s: s["jobTargetRef"]["template"],
                 "CronJob": lambda s: s["jobTemplate"]["spec"]["template"],
+                "Deployment": lambda s: s["template"],
                 "Job": lambda s: s["template"],
             }.get(item["kind"])
             if template is not None:

@@ -23,6 +23,7 @@ CASES = cases()
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 LONGEST = "a-party-of-four-hundred-people-and-all-of-their-photos"[:53]
 LISTS = ("process", "compare")
+OTHERS = ("debug", "metrics", "migrate", "reprocess", "sweep", "test")
 HELM_TIMEOUT_SECONDS = 300  # helm's own --timeout
 OWN_LABELS = ("name", "instance", "version", "managed-by")
 
@@ -67,7 +68,7 @@ def test_every_object_and_pod_is_labelled(case: str) -> None:
         assert labels["app.kubernetes.io/instance"] == "faces"
         assert re.fullmatch(r"spottmee-worker-[\w.+-]+", labels["helm.sh/chart"])
         if "containers" in item.get("spec", {}):
-            assert labels["app.kubernetes.io/component"] in {*LISTS, "debug", "migrate", "reprocess", "sweep", "test"}
+            assert labels["app.kubernetes.io/component"] in {*LISTS, *OTHERS}
 
 
 class TestNames:

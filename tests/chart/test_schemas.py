@@ -29,7 +29,7 @@ def builtin_objects(case: str) -> list[Object]:
                     "spec": item["spec"]["jobTargetRef"],
                 }
             )
-        elif not item["apiVersion"].startswith("keda.sh/"):
+        elif not item["apiVersion"].startswith(("keda.sh/", "monitoring.coreos.com/")):
             found.append(item)
     return found
 

@@ -55,6 +55,18 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"reprocess": {"enabled": True}},
         r"reprocess\.enabled is true, .*set settings\.RUNNER_PHOTO_URL",
     ),
+    "a monitor without metrics": (
+        {"metrics": {"monitor": {"enabled": True}}},
+        r"metrics\.monitor\.enabled is true, and metrics\.enabled is false, .*: set metrics\.enabled to true",
+    ),
+    "peers of metrics without a policy": (
+        {"metrics": {"enabled": True, "networkPolicy": {"from": [{"podSelector": {}}]}}},
+        r"metrics\.networkPolicy\.from is set, .* is false: set both to true, or leave it empty",
+    ),
+    "an unknown kind of monitor": (
+        {"metrics": {"enabled": True, "monitor": {"enabled": True, "kind": "Probe"}}},
+        r"kind.*ServiceMonitor.*PodMonitor",
+    ),
     "an age that is no duration": ({"reprocess": {"age": "soon"}}, r"age"),
     "no jobs per pod": (
         {"queues": {"process": {"jobsPerPod": 0}}},

@@ -72,6 +72,20 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 {{- end -}}
 {{- end -}}
 
+{{/* Metadata of an object of the Prometheus operator, or for Grafana. Takes what metadata takes, and labels of its own. */}}
+{{- define "spottmee-worker.monitoringMetadata" -}}
+{{- $metadata := include "spottmee-worker.metadata" . | fromYaml -}}
+{{- $_ := set $metadata "labels" (merge $metadata.labels .labels) -}}
+{{- toYaml $metadata -}}
+{{- end -}}
+
+{{/* The names of the lists that this release serves. */}}
+{{- define "spottmee-worker.enabledQueues" -}}
+{{- $names := list -}}
+{{- range $name, $queue := .Values.queues }}{{ if $queue.enabled }}{{ $names = append $names $name }}{{ end }}{{ end -}}
+{{- toYaml $names -}}
+{{- end -}}
+
 {{/* Metadata of what the pod of helm test needs: there for the time of the test alone. Takes root and component. */}}
 {{- define "spottmee-worker.testMetadata" -}}
 {{- $hook := dict "helm.sh/hook" "test" "helm.sh/hook-weight" "-10" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}

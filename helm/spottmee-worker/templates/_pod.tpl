@@ -20,16 +20,16 @@ queue (the list that the others come from) and resources.
 {{- toYaml (merge $plain (pick .queue "maxJobs" "maxSeconds" "shutdownSeconds" "terminationGracePeriodSeconds" "activeDeadlineSeconds" "ttlSecondsAfterFinished")) -}}
 {{- end -}}
 
-{{/* Fields of every pod: Pod Security "restricted", no links to services. Takes the root. */}}
+{{/* Fields of every pod: Pod Security "restricted", no links to services. Takes what runPod takes. */}}
 {{- define "spottmee-worker.podSecurity" -}}
 enableServiceLinks: false
-restartPolicy: Never
-{{- if not .Values.hostUsers }}
+restartPolicy: {{ empty .service | ternary "Never" "Always" }}
+{{- if not .root.Values.hostUsers }}
 hostUsers: false
 {{- end }}
 securityContext:
-  {{- toYaml .Values.podSecurityContext | nindent 2 }}
-{{- with include "spottmee-worker.pullSecrets" . | fromYamlArray }}
+  {{- toYaml .root.Values.podSecurityContext | nindent 2 }}
+{{- with include "spottmee-worker.pullSecrets" .root | fromYamlArray }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . | quote }}
@@ -215,14 +215,15 @@ runtimeClassName: {{ . | quote }}
 The pod of a command. Takes root, component (its label), queue (the values of a list, or of `plainQueue`), args (of
 spottmee-worker), and optionally queues (RUNNER_QUEUES), job (whether a Job owns it), settings (variables that come
 before all others), account (a ServiceAccount of its own), token (whether that is mounted), migration (needs the
-databases alone, and not the ConfigMap), and copy (as secretName does).
+databases alone, and not the ConfigMap), copy (as secretName does), service (further fields of a container that runs
+for ever), and redisOnly (needs no database).
 */}}
 {{- define "spottmee-worker.runPod" -}}
 {{- $root := .root -}}
 {{- $queue := .queue -}}
 serviceAccountName: {{ .account | default (include "spottmee-worker.serviceAccountName" $root) | quote }}
 automountServiceAccountToken: {{ .token | default false }}
-{{ include "spottmee-worker.podSecurity" $root }}
+{{ include "spottmee-worker.podSecurity" . }}
 terminationGracePeriodSeconds: {{ int $queue.terminationGracePeriodSeconds }}
 {{- with include "spottmee-worker.placement" . | trim }}
 {{ . }}
@@ -242,13 +243,18 @@ containers:
     terminationMessagePolicy: FallbackToLogsOnError
     args:
       {{- toYaml .args | nindent 6 }}
+    {{- with .service }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
     {{- if not .migration }}
     envFrom:
       - configMapRef:
           name: {{ include "spottmee-worker.fullname" $root | quote }}
     {{- end }}
     env:
+      {{- if not .redisOnly }}
       {{- include "spottmee-worker.databaseEnv" (dict "root" $root "copy" .copy) | nindent 6 }}
+      {{- end }}
       {{- include "spottmee-worker.authorityEnv" $root | nindent 6 }}
       {{- if not .migration }}
       {{- include "spottmee-worker.runEnv" . | nindent 6 }}

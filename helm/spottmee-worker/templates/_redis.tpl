@@ -23,6 +23,18 @@ the operator would look it up in its own. Takes root and host.
 {{- toYaml $hosts -}}
 {{- end -}}
 
+{{/* The ports of Redis and its sentinels, as a list. */}}
+{{- define "spottmee-worker.redis.ports" -}}
+{{- $ports := list -}}
+{{- if eq .Values.redis.mode "standalone" -}}
+{{- $ports = append $ports (int .Values.redis.port) -}}
+{{- else -}}
+{{- range .Values.redis.nodes }}{{ $ports = append $ports (splitList ":" . | last | int) }}{{ end -}}
+{{- if eq .Values.redis.mode "sentinel" }}{{ $ports = append $ports (int .Values.redis.port) }}{{ end -}}
+{{- end -}}
+{{- toYaml $ports -}}
+{{- end -}}
+
 {{- define "spottmee-worker.redis.addresses" -}}
 {{- if eq .Values.redis.mode "standalone" -}}
 {{- printf "%s:%d" (include "spottmee-worker.redis.resolvable" (dict "root" . "host" .Values.redis.host)) (int .Values.redis.port) -}}

@@ -4,7 +4,7 @@ to do. A rule that finds a fault prints it as a line; the lines are gathered her
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
-{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "authorities" "pods" "queues" "gpu" "reprocess" "priorityClasses" "environment" "keda" "cluster" -}}
+{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "authorities" "pods" "queues" "gpu" "reprocess" "metrics" "priorityClasses" "environment" "keda" "cluster" -}}
 {{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
 {{- end -}}
 {{- $faults := list -}}
@@ -287,6 +287,16 @@ debug.like is {{ .Values.debug.like | quote }}: it is process or compare
 {{- range .Values.extraEnv }}{{ if eq .name "RUNNER_PHOTO_URL" }}{{ $given = true }}{{ end }}{{ end -}}
 {{- if and .Values.reprocess.enabled (not $given) }}
 reprocess.enabled is true, and nothing says where the API stores photos: set settings.RUNNER_PHOTO_URL, to https://storage.googleapis.com/BUCKET/albums/{album_id}/{normalized_name} for example
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.metrics" -}}
+{{- $metrics := .Values.metrics -}}
+{{- if and $metrics.monitor.enabled (not $metrics.enabled) }}
+metrics.monitor.enabled is true, and metrics.enabled is false, so there is nothing to scrape: set metrics.enabled to true, or metrics.monitor.enabled to false
+{{- end }}
+{{- if and $metrics.networkPolicy.from (not (and $metrics.enabled .Values.networkPolicy.enabled)) }}
+metrics.networkPolicy.from is set, and metrics.enabled or networkPolicy.enabled is false: set both to true, or leave it empty
 {{- end }}
 {{- end -}}
 
