@@ -271,7 +271,8 @@ def _seen_embeddings(database: Database, commands: Collection[str]) -> list[str]
 def _model(settings: Settings) -> str:
     manifest = pack.read_manifest(settings.model_dir)
     pack.verify_checksums(settings.model_dir, manifest)
-    return f"{manifest.pack} ({manifest.model}), unchanged since it was baked{_other_versions(manifest.versions)}"
+    unchanged = f"{manifest.pack} ({manifest.model}), unchanged since it was baked"
+    return f"{unchanged}; licence: {manifest.licence}{_other_versions(manifest.versions)}"
 
 
 def _other_versions(baked_with: dict[str, str]) -> str:

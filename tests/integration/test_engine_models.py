@@ -303,7 +303,10 @@ def test_doctor_reports_the_pack_and_the_provider(service: Service, copy: Path) 
     assert service.command("migrate").code == 0
     fine = json.loads(service.command("doctor", "--json", RUNNER_MODEL_DIR=str(copy)).output)
     findings = {check["name"]: check for check in fine}
-    assert findings["model"]["message"] == "buffalo_sc (w600k_mbf), unchanged since it was baked"
+    assert findings["model"]["message"] == (
+        "buffalo_sc (w600k_mbf), unchanged since it was baked; "
+        "licence: InsightFace model weights: non-commercial research purposes only"
+    )
     assert findings["hardware"]["message"].startswith("cpu (this onnxruntime does not have cuda), 2 crops per call")
     assert findings["hardware"]["message"].endswith(f", {'tuned graphs' if TUNED else 'portable graphs'}")
     change_manifest(copy, lambda document: document.update(tuned_for="onnxruntime 1.0, x86-64, blocks of 8"))
