@@ -266,7 +266,7 @@ def _table(summary: Mapping[str, Any]) -> str:
         "photos": f"{summary['photos']} ({statuses})",
         "faces stored": summary["faces"],
         "runs": f"{len(summary['runs'])}, at most {summary['most_runners']} at once, {summary['runners_left']} left",
-        "wall time": f"{summary['seconds']:.1f} s",
+        "wall time": f"{summary['duration_seconds']:.1f} s",
         **{f"  {name}": f"found in {len(matches)} photos" for name, matches in summary["selfies"].items()},
     }
     return "\n".join(["", *(f"{name:<16} {value}" for name, value in rows.items()), ""])
