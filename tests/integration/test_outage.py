@@ -105,7 +105,7 @@ def test_503_for_20_seconds_costs_no_photo(storage: Storage, web: Web, photo: by
     # The probe asks after 0.25 to 0.5 s, then up to twice as long, and at last every 2 to 4 s.
     assert asked <= 3 * BEFORE_A_RUN_KNOWS + 12, "the failing server is not hammered"
     assert most == 1, "one run waits for the server"
-    assert runs <= 8
+    assert runs <= 15, "KEDA would start one Job after the other"
 
 
 def test_retry_after_of_a_rate_limit_is_honoured(storage: Storage, web: Web, photo: bytes) -> None:

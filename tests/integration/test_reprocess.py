@@ -124,7 +124,7 @@ def test_photos_with_a_job_anywhere_and_young_ones_are_left_alone(service: Servi
     service.api.delete("orphan of a deleted row")
     document = reprocess(service)
     assert document["skipped"] == {
-        "has_job": 4, "other_reason": 1, "unknown_code": 1, "no_url": 0, "moved": 0,
+        "has_job": 4, "other_code": 1, "unknown_code": 1, "no_url": 0, "moved": 0,
     }  # fmt: skip
     assert waiting(service) == ["waiting", "orphan"]
     assert reprocess(service)["pushed"] == 0, "it has a job now"
