@@ -22,6 +22,7 @@ BASE = os.environ.get("IMAGE_BASE") or "localhost/spottmee-base"
 IMAGE = "localhost/spottmee-worker:test"
 DATE = 315_532_800  # as in the Makefile
 BUILD_SECONDS = 1200
+EMULATED_SECONDS = 7200  # a build for another architecture
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # The relevant contents of python:3.12-slim-bookworm: minimal Debian, Python with venv, certificates; no manuals.
 SUITE = "bookworm"
@@ -134,7 +135,7 @@ class Engine:
                 cwd=self.sources,
                 capture_output=True,
                 text=True,
-                timeout=BUILD_SECONDS,
+                timeout=EMULATED_SECONDS if variables.get("PLATFORM") else BUILD_SECONDS,
                 check=False,
             )
 
