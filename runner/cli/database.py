@@ -19,6 +19,7 @@ from runner.cli.output import duration as shown_duration
 from runner.errors import CheckFailedError, ModelError, RunnerError, SettingsError, UsageError
 from runner.expire import expire_comparisons
 from runner.faces.model_name import model_name
+from runner.orphans import count_orphans
 from runner.queue.client import opened
 from runner.settings import Settings
 from runner.store import schema, visibility
@@ -158,9 +159,11 @@ def _sweep(args: argparse.Namespace) -> int:
     swept = with_both(
         settings, partial(sweep, dry_run=args.dry_run, allow_all=args.force, max_share=args.max_share / 100)
     )
+    orphans = None if args.dry_run or expired is None else count_orphans(settings)
     if args.json:
         comparisons = {} if expired is None else {"expired_comparisons": expired}
-        _print_json({**asdict(swept), **comparisons, "dry_run": args.dry_run})
+        counted = {} if orphans is None else {"photos_without_job": orphans}
+        _print_json({**asdict(swept), **comparisons, **counted, "dry_run": args.dry_run})
     else:
         verb = "would be removed" if args.dry_run else "were removed"
         output.line(
@@ -169,6 +172,8 @@ def _sweep(args: argparse.Namespace) -> int:
         )
         if expired is not None:
             output.line(f"{expired} comparisons that had waited for more than an hour {verb}; their result is []")
+        if orphans:
+            output.line(f"{orphans} photos are UPLOADED or PROCESSING without a job: spottmee-worker reprocess")
     if not settings.redis_url:
         output.problem(
             "comparisons were not checked: set REDIS_URL to remove those that have waited for more than an hour"

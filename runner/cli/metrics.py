@@ -90,7 +90,7 @@ def _once(reader: Reader) -> int:
         reading = reader.read()
     finally:
         reader.stop()
-    sys.stdout.write(exposition.text(exposition.families(reading.samples, reading.seconds))[0].decode())
+    sys.stdout.write(exposition.text(exposition.families(reading.samples, reading.seconds, reading.memory))[0].decode())
     sys.stdout.flush()
     return 0 if reading.samples is not None else UnreachableError.exit_code
 
@@ -100,7 +100,7 @@ def routes(reader: Reader) -> Mapping[str, Route]:
 
     def metrics(_query: str, accept: str) -> Response:
         reading: Reading = reader.read()
-        return Response(*exposition.text(exposition.families(reading.samples, reading.seconds), accept))
+        return Response(*exposition.text(exposition.families(reading.samples, reading.seconds, reading.memory), accept))
 
     def health(_query: str, _accept: str) -> Response:
         """Say that this process works; whether Redis does is a metric, and restarting this process would not help."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from runner.queue import totals
+from runner.queue.memory import POLICIES
 
 PREFIX = "spottmee"
 QUEUE = "queue"
@@ -53,6 +54,12 @@ UP = _gauge(
     per_queue=False,
 )
 READ_SECONDS = _gauge("redis_read_seconds", "How long reading Redis took for this scrape.", per_queue=False)
+MEMORY = _gauge("redis_memory_used_bytes", "Memory that Redis uses; of a cluster its fullest primary.", per_queue=False)
+MEMORY_LIMIT = _gauge(
+    "redis_memory_limit_bytes", "maxmemory of Redis, 0 for none. Missing, as the two others, without +info.",
+    per_queue=False,
+)  # fmt: skip
+MEMORY_POLICY = _gauge("redis_eviction_policy", "1 for the maxmemory-policy of Redis.", "policy", per_queue=False)
 
 WAITING = _gauge("jobs_waiting", "Jobs in the list, which no runner has claimed.")
 LEASED = _gauge(
@@ -72,7 +79,12 @@ OLDEST = _gauge(
 )
 DEAD = _gauge("dead_letters", "Dead letters that are kept, by error code.", "code")
 
-GAUGES = (WAITING, LEASED, DUE, DEFERRED, PARKED, OLDEST, DEAD)
+ORPHANS = _gauge(
+    "photos_without_job",
+    "Photos that are UPLOADED or PROCESSING for 15 minutes and have no job, as the last sweep counted them.",
+)
+
+GAUGES = (WAITING, LEASED, DUE, DEFERRED, PARKED, OLDEST, DEAD, ORPHANS)
 
 JOBS = _counter("jobs", "Jobs that have ended, by outcome and error code (empty for none).", "outcome", "code")
 TAKEN = _counter("jobs_taken", "Jobs that have left the list.")
@@ -128,7 +140,8 @@ HISTOGRAMS: Mapping[Metric, str] = {
 }
 
 METRICS = (
-    UP, READ_SECONDS, *GAUGES, JOBS, TAKEN, ATTEMPTS, RETRIES, RELEASES, EXPIRED, LOST, REQUEUES, FACES, RUNS_STARTED,
+    UP, READ_SECONDS, MEMORY, MEMORY_LIMIT, MEMORY_POLICY, *GAUGES,
+    JOBS, TAKEN, ATTEMPTS, RETRIES, RELEASES, EXPIRED, LOST, REQUEUES, FACES, RUNS_STARTED,
     RUNS, PROVIDERS, *HISTOGRAMS, STAGE_SECONDS,
 )  # fmt: skip
 
@@ -141,4 +154,5 @@ def label_values(metric: Metric) -> Mapping[str, tuple[str, ...]]:
         "reason": totals.RELEASE_REASONS if metric is RELEASES else totals.exit_reasons(),
         "provider": totals.PROVIDERS,
         "stage": totals.STAGES,
+        "policy": POLICIES,
     }

@@ -11,6 +11,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from runner.metrics import catalogue
 from runner.queue import totals
+from runner.queue.memory import Memory
 from runner.queue.samples import Sample
 
 _GAUGES: Mapping[catalogue.Metric, Callable[[Sample], float]] = {
@@ -31,12 +32,16 @@ _EXPECTED = {
 }
 
 
-def families(samples: Sequence[Sample] | None, seconds: float = 0.0) -> Iterator[Metric]:
+def families(samples: Sequence[Sample] | None, seconds: float = 0.0, memory: Memory | None = None) -> Iterator[Metric]:
     """Yield every metric. `samples` is None where Redis did not answer; reading it took `seconds`."""
     yield _gauge(catalogue.UP, [([], 0 if samples is None else 1)])
     if samples is None:
         return
     yield _gauge(catalogue.READ_SECONDS, [([], seconds)])
+    if memory is not None:
+        yield _gauge(catalogue.MEMORY, [([], memory.used)])
+        yield _gauge(catalogue.MEMORY_LIMIT, [([], memory.limit)])
+        yield _gauge(catalogue.MEMORY_POLICY, [([memory.policy], 1)])
     for metric, value in _GAUGES.items():
         yield _gauge(metric, [([sample.name], value(sample)) for sample in samples])
     yield _gauge(
@@ -46,6 +51,10 @@ def families(samples: Sequence[Sample] | None, seconds: float = 0.0) -> Iterator
             for sample in samples
             for code in dict.fromkeys([*totals.fault_codes(), *sample.dead])
         ],
+    )
+    yield _gauge(
+        catalogue.ORPHANS,
+        [([sample.name], sample.orphans) for sample in samples if sample.orphans is not None],
     )
     yield from _counters(samples)
     for metric, name in catalogue.HISTOGRAMS.items():

@@ -13,6 +13,7 @@ from runner.errors import RunnerError
 from runner.logs import logger
 from runner.queue import client
 from runner.queue.leases import Leased, LeaseQueue
+from runner.queue.memory import Memory, read_memory
 from runner.queue.samples import Moment, RunSummary, Sample, Sampler
 from runner.settings import Settings
 
@@ -32,6 +33,7 @@ class Reading:
     samples: Sequence[Sample] | None
     seconds: float = 0.0
     error: str = ""
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +92,12 @@ class Reader:
         before = time.perf_counter()
         try:
             samples = [sampler.sample() for sampler in self._opened()]
+            memory = read_memory(self._redis) if self._redis is not None else None
         except RunnerError as error:
             self._note(error)
             return Reading(time.time(), None, error=error.code)
         self._note(None)
-        return Reading(time.time(), samples, time.perf_counter() - before)
+        return Reading(time.time(), samples, time.perf_counter() - before, memory=memory)
 
     def _details(self, sampler: Sampler) -> Details:
         assert self._redis is not None  # noqa: S101 - it has samplers only with a connection

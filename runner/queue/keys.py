@@ -94,6 +94,11 @@ def history(name: str) -> str:
     return _side(name, "history")
 
 
+def orphans(name: str) -> str:
+    """Return the key with the number of photos that have lost their job, as the last sweep counted them."""
+    return _side(name, "orphans")
+
+
 def databases(name: str) -> str:
     """Return the sorted set of the databases in which photos of the list were found, by the first time (seconds)."""
     return _side(name, "databases")

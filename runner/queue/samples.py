@@ -26,7 +26,8 @@ class Sample:
     """A queue at one moment. `deferred` are the leases that nobody holds, of the first thousand to expire.
 
     `oldest_seconds` is how long the head of the list has waited since it was first seen there, 0 without one. `dead`
-    has the dead letters by error code, and `totals` the counters (see `totals.py`).
+    has the dead letters by error code, and `totals` the counters (see `totals.py`). `orphans` are the photos that have
+    lost their job, None where no sweep has counted them within a day.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Sample:
     oldest_seconds: float
     dead: Counter[str]
     totals: Counter[str]
+    orphans: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +74,17 @@ class Sampler:
     def sample(self) -> Sample:
         """Return the state of the queue; an entry of the history is added once a minute."""
         name = self.name
-        (waiting, leased, due, deferred, parked, dead, first, last, age), values = Script(self._client, "sample")(
+        state, values = Script(self._client, "sample")(
             [
                 keys.list_key(name), keys.leases(name), keys.claimed(name), keys.dead_index(name), keys.parked(name),
-                keys.totals(name), keys.arrivals(name), keys.history(name),
+                keys.totals(name), keys.arrivals(name), keys.history(name), keys.orphans(name),
             ],
             [
                 DEAD_LETTER_SECONDS * 1000, HISTORY_STEP_SECONDS * 1000, HISTORY_SECONDS * 1000, _MOST_LEASES,
                 *totals.all_fields(),
             ],
         )  # fmt: skip
+        waiting, leased, due, deferred, parked, dead, first, last, age, orphans = state
         return Sample(
             name,
             int(waiting),
@@ -92,6 +95,7 @@ class Sampler:
             int(age) / 1000,
             self._dead_codes((int(dead), first, last)),
             totals.decoded(values),
+            int(orphans) if orphans.isdigit() else None,
         )
 
     def history(self) -> list[Moment]:

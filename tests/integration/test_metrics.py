@@ -27,6 +27,7 @@ from runner.queue.samples import HISTORY_SECONDS, Sampler
 from runner.settings import load
 from tests.integration.test_queue_self_test import WORDS
 from tests.support.queue_tools import closing_clients, pass_time, push, queue_of
+from tests.support.run_tools import Service
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -107,6 +108,36 @@ def once(redis_url: str) -> tuple[int, str, str]:
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def test_memory_and_eviction_policy_of_redis(redis: Any, redis_url: str) -> None:
+    redis.config_set("maxmemory", 64 << 20)
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        _, text, _ = once(redis_url)
+    finally:
+        redis.config_set("maxmemory", 0)
+        redis.config_set("maxmemory-policy", "noeviction")
+    samples = by_name(parse_text(text))
+    assert one(samples, "redis_memory_limit_bytes") == 64 << 20
+    assert 0 < one(samples, "redis_memory_used_bytes") < 64 << 20
+    assert one(samples, "redis_eviction_policy", policy="allkeys-lru") == 1
+
+
+def test_the_sweep_counts_photos_without_a_job(service: Service) -> None:
+    service.connection.execute(
+        """INSERT INTO "Photo" (id, album_id, original_name, normalized_name, size, type, created_at, status)
+        SELECT id, 'a', id, id, 1, 'image/jpeg', now() AT TIME ZONE 'UTC' - age::interval, 'UPLOADED'
+        FROM (VALUES ('lost', '1 hour'), ('waiting', '1 hour'), ('young', '1 minute')) AS photos(id, age)"""
+    )
+    service.connection.commit()
+    push(service.redis, [b'{"id": "waiting", "imageUrl": "https://h/1.jpg"}'])
+    url = service.environment["REDIS_URL"]
+    assert "photos_without_job{" not in once(url)[1]
+    swept = service.command("sweep")
+    assert swept.code == 0, swept.errors
+    assert "1 photos are UPLOADED or PROCESSING without a job" in swept.output
+    assert one(by_name(parse_text(once(url)[1])), "photos_without_job", queue="process") == 1
 
 
 def fill(redis: Any) -> None:
@@ -406,6 +437,9 @@ def test_the_documented_rights_suffice(redis: Any, redis_url: str) -> None:
     sampler = Sampler(connect(load({"REDIS_URL": url}, required=("redis_url",))), "process")
     assert sampler.sample().dead == {"image_undecodable": 1}
     assert len(sampler.history()) == 1
+    code, text, errors = once(url)
+    assert code == 0, errors
+    assert "spottmee_redis_memory" not in text  # +info is one right more
     redis.execute_command("ACL", "DELUSER", WORDS[1])
 
 

@@ -2,11 +2,11 @@
 -- Jobs leave the list at its head and arrive at its tail, so the age of the oldest follows from numbers alone: those that
 -- have left are counted in the totals, and with those that wait they are the ones that have arrived.
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] dead index  KEYS[5] parked  KEYS[6] totals
--- KEYS[7] arrivals: when (ms) → how many jobs had arrived by then  KEYS[8] history
+-- KEYS[7] arrivals: when (ms) → how many jobs had arrived by then  KEYS[8] history  KEYS[9] orphans
 -- ARGV[1] milliseconds to keep dead letters  ARGV[2] milliseconds between entries of the history
 -- ARGV[3] milliseconds to keep them  ARGV[4] most leases to look at  ARGV[5…] fields of the totals
 -- Returns {waiting, leased, due, leased by nobody, parked, dead, oldest dead letter, newest dead letter,
--- milliseconds that the oldest job has waited since it was first seen}, and the values of the fields.
+-- milliseconds that the oldest job has waited since it was first seen, orphans or ''}, and the values of the fields.
 local moment = now()
 local fields = {unpack(ARGV, 5)}
 local waiting, leased = call('LLEN', KEYS[1]), call('ZCARD', KEYS[2])
@@ -84,6 +84,7 @@ return {
     {
         waiting, leased, call('ZCOUNT', KEYS[2], '-inf', moment), held_by_nobody(), parked,
         call('ZCOUNT', KEYS[4], kept, '+inf'), oldest, call('ZRANGE', KEYS[4], -1, -1)[1] or '', age,
+        call('GET', KEYS[9]) or '',
     },
     values,
 }
