@@ -1,0 +1,193 @@
+{{/*
+The alerts, each as a map of alert, expr, for, severity, summary and description; its runbook section has its name.
+KEDA's series have their ScaledJob's namespace in `namespace`, or in `exported_namespace` where Prometheus does not
+honour labels.
+*/}}
+
+{{/* From the series of KEDA and kube-state-metrics alone. Takes the root. */}}
+{{- define "spottmee-worker.rules.cluster" -}}
+{{- $name := include "spottmee-worker.fullname" . -}}
+{{- $queues := include "spottmee-worker.enabledQueues" . | fromYamlArray | join "|" -}}
+{{- $namespace := .Release.Namespace -}}
+{{- $rules := .Values.metrics.rules -}}
+{{- $pods := printf "namespace=%q,pod=~\"%s-(%s)-.+\"" $namespace $name $queues -}}
+{{- $jobs := printf "namespace=%q,job_name=~\"%s-(%s)-.+\"" $namespace $name $queues -}}
+- alert: SpottmeeKedaCannotReadRedis
+  expr: |-
+    sum by (scaledJob) (
+      increase(keda_scaled_job_errors_total{namespace="{{ $namespace }}",scaledJob=~"{{ $name }}-({{ $queues }})"}[5m])
+      or increase(keda_scaled_job_errors_total{exported_namespace="{{ $namespace }}",scaledJob=~"{{ $name }}-({{ $queues }})"}[5m])
+    ) > 0
+  for: 1m
+  severity: critical
+  summary: |-
+    KEDA cannot read Redis for {{`{{ $labels.scaledJob }}`}}, so it starts no Job.
+- alert: SpottmeeKedaDown
+  expr: |-
+    kube_deployment_status_replicas_available{deployment="keda-operator"} == 0
+  for: 1m
+  severity: critical
+  summary: |-
+    KEDA's operator does not run, so no Job starts.
+- alert: SpottmeeNoJobStarts
+  expr: |-
+    {{- if .Values.metrics.enabled }}
+    {{- $series := include "spottmee-worker.rules.series" . }}
+    max by (queue) (spottmee_jobs_waiting{ {{- $series -}} }) + max by (queue) (spottmee_leases_due{ {{- $series -}} }) > 0
+    {{- else }}
+    max by (queue) (
+      label_replace(keda_scaler_metrics_value{namespace="{{ $namespace }}",scaledObject=~"{{ $name }}-({{ $queues }})"}, "queue", "$1", "scaledObject", "{{ $name }}-(.+)")
+      or label_replace(keda_scaler_metrics_value{exported_namespace="{{ $namespace }}",scaledObject=~"{{ $name }}-({{ $queues }})"}, "queue", "$1", "scaledObject", "{{ $name }}-(.+)")
+    ) > 0
+    {{- end }}
+    unless on (queue)
+      sum by (queue) (label_replace(kube_job_status_active{ {{- $jobs -}} }, "queue", "$1", "job_name", "{{ $name }}-({{ $queues }})-.+")) > 0
+  for: {{ int $rules.podSeconds }}s
+  severity: critical
+  summary: |-
+    Jobs wait in the queue {{`{{ $labels.queue }}`}}, and no Kubernetes Job works on it.
+- alert: SpottmeePodPending
+  expr: |-
+    sum by (pod) (kube_pod_status_phase{ {{- $pods -}} ,phase="Pending"}) > 0
+  for: {{ int $rules.podSeconds }}s
+  severity: critical
+  summary: |-
+    The pod {{`{{ $labels.pod }}`}} does not start, and KEDA counts it as one that works.
+- alert: SpottmeePodTerminating
+  expr: |-
+    time() - max by (pod) (kube_pod_deletion_timestamp{ {{- $pods -}} }) > {{ int $rules.podSeconds }}
+  for: 1m
+  severity: warning
+  summary: |-
+    The pod {{`{{ $labels.pod }}`}} does not end, and its Job gets no other one until it has ended.
+- alert: SpottmeeJobsFailing
+  expr: |-
+    count by (queue) (label_replace(
+      kube_job_failed{ {{- $jobs -}} ,condition="true"} == 1
+      and on (job_name) time() - kube_job_created{ {{- $jobs -}} } < 900,
+      "queue", "$1", "job_name", "{{ $name }}-({{ $queues }})-.+"
+    )) >= 2
+  for: 0s
+  severity: critical
+  summary: |-
+    {{`{{ $value }}`}} Jobs of the queue {{`{{ $labels.queue }}`}} have failed within 15 minutes.
+{{- if .Values.sweep.enabled }}
+- alert: SpottmeeSweepFailing
+  expr: |-
+    kube_cronjob_status_last_schedule_time{namespace="{{ $namespace }}",cronjob="{{ $name }}-sweep"}
+    > on (cronjob) (
+      kube_cronjob_status_last_successful_time{namespace="{{ $namespace }}",cronjob="{{ $name }}-sweep"}
+      or on (cronjob) kube_cronjob_created{namespace="{{ $namespace }}",cronjob="{{ $name }}-sweep"}
+    )
+  for: 30m
+  severity: warning
+  summary: |-
+    The sweep fails, so embeddings of deleted photos stay.
+{{- end }}
+{{- end -}}
+
+{{/* By which labels the exporter's series are found. Takes the root. */}}
+{{- define "spottmee-worker.rules.series" -}}
+namespace="{{ .Release.Namespace }}",job="{{ include "spottmee-worker.fullname" . }}-metrics"
+{{- end -}}
+
+{{/* From the series of the exporter. Takes the root. */}}
+{{- define "spottmee-worker.rules.exporter" -}}
+{{- $series := include "spottmee-worker.rules.series" . -}}
+{{- $rules := .Values.metrics.rules -}}
+- alert: SpottmeeExporterDown
+  expr: |-
+    absent(spottmee_redis_up{ {{- $series -}} })
+  for: 5m
+  severity: warning
+  summary: |-
+    No metrics arrive, so the alerts that need them are blind.
+- alert: SpottmeeRedisDown
+  expr: |-
+    max(spottmee_redis_up{ {{- $series -}} }) == 0
+  for: 1m
+  severity: critical
+  summary: |-
+    Redis does not answer the exporter.
+{{- if .Values.queues.compare.enabled }}
+- alert: SpottmeeGuestWaits
+  expr: |-
+    max(spottmee_oldest_waiting_seconds{ {{- $series -}} ,queue="compare"}) > {{ int $rules.guestSeconds }}
+  for: 0s
+  severity: critical
+  summary: |-
+    A guest has waited for {{`{{ $value | humanizeDuration }}`}}, and no run has claimed the comparison.
+{{- end }}
+- alert: SpottmeeRunsMisconfigured
+  expr: |-
+    max by (queue, reason) (
+      increase(spottmee_runs_total{ {{- $series -}} ,reason=~"settings|schema|model|photos_invisible|redis_permission_missing|postgres_right_missing|device_unavailable"}[15m])
+    ) > 0
+  for: 0s
+  severity: critical
+  summary: |-
+    Runs of the queue {{`{{ $labels.queue }}`}} end with {{`{{ $labels.reason }}`}}, which another run will not correct.
+- alert: SpottmeeDeadLettersGrow
+  expr: |-
+    max by (queue, code) (
+      increase(spottmee_jobs_total{ {{- $series -}} ,outcome="dead_lettered",code!~"no_face_in_selfie|several_faces_in_selfie"}[15m])
+    ) > {{ int $rules.deadLetters }}
+  for: 0s
+  severity: warning
+  summary: |-
+    {{`{{ $value | humanize }}`}} jobs of the queue {{`{{ $labels.queue }}`}} were dead-lettered with {{`{{ $labels.code }}`}} within 15 minutes.
+- alert: SpottmeePhotosWithoutJob
+  expr: |-
+    max(spottmee_photos_without_job{ {{- $series -}} }) > 0
+  for: 20m
+  severity: warning
+  summary: |-
+    {{`{{ $value }}`}} photos have lost their job, so nobody will process them.
+- alert: SpottmeeRedisMemory
+  expr: |-
+    max(spottmee_redis_memory_used_bytes{ {{- $series -}} } / (spottmee_redis_memory_limit_bytes{ {{- $series -}} } > 0)) > 0.9
+  for: 5m
+  severity: critical
+  summary: |-
+    Redis uses {{`{{ $value | humanizePercentage }}`}} of its memory; when it is full, it refuses the API's pushes.
+- alert: SpottmeeRedisEvicts
+  expr: |-
+    max by (policy) (spottmee_redis_eviction_policy{ {{- $series -}} ,policy=~"allkeys-.+"}) == 1
+  for: 1m
+  severity: warning
+  summary: |-
+    Redis may evict jobs: its maxmemory-policy is {{`{{ $labels.policy }}`}}.
+- alert: SpottmeeLeasesExpire
+  expr: |-
+    max by (queue) (increase(spottmee_leases_expired_total{ {{- $series -}} }[10m])) > 0
+  for: 0s
+  severity: warning
+  summary: |-
+    Runs of the queue {{`{{ $labels.queue }}`}} die while they hold jobs.
+{{- range $name, $queue := .Values.queues }}
+{{- if and $queue.enabled (int $queue.gpu.count) }}
+- alert: SpottmeeGpuQueueOnCpu
+  expr: |-
+    max(increase(spottmee_runs_loaded_total{ {{- $series -}} ,queue="{{ $name }}",provider!="cuda"}[30m])) > 0
+  for: 0s
+  severity: warning
+  summary: |-
+    The queue {{ $name }} has GPUs, and its runs compute on the CPU.
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The rules of a group for Prometheus. Takes root, and rules as YAML. */}}
+{{- define "spottmee-worker.rules.rendered" -}}
+{{- $values := .root.Values.metrics.rules -}}
+{{- range fromYamlArray .rules }}
+- alert: {{ .alert }}
+  expr: {{ .expr | toJson }}
+  for: {{ .for }}
+  labels:
+    {{- toYaml (merge (dict "severity" .severity) $values.alertLabels) | nindent 4 }}
+  annotations:
+    summary: {{ .summary | toJson }}
+    runbook_url: {{ printf "%s#%s" $values.runbookUrl (lower .alert) | quote }}
+{{- end }}
+{{- end -}}
