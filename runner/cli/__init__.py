@@ -48,6 +48,7 @@ COMMANDS = {
     ),
     "models": Command("runner.cli.models", "bake, verify and list model packs"),
     "evaluate": Command("runner.cli.evaluate", "measure true and false match rates on labelled photos"),
+    "simulate": Command("runner.cli.simulate", "play arrivals through KEDA's algorithm: waiting times, pods and cost"),
     "status": Command("runner.cli.status", "show lists, runners, Jobs, pods and ScaledJobs"),
     "metrics": Command("runner.cli.metrics", "serve metrics and a page about the queues"),
     "debug": Command("runner.cli.debug", "run a single job, in the cluster or in this process, and show its outcome"),

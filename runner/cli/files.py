@@ -18,6 +18,14 @@ def write_private(path: Path, data: bytes, flag: str) -> None:
         raise SettingsError(f"{path} cannot be written ({flag}): {error.strerror}") from None
 
 
+def write(path: Path, data: bytes, flag: str) -> None:
+    """Write a file. Raises `SettingsError`, naming the `flag`."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written ({flag}): {error.strerror}") from None
+
+
 def check_writable(path: Path, flag: str) -> None:
     """Raise `SettingsError` if a file obviously cannot be written, before long work is done for it."""
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):

@@ -48,7 +48,7 @@ class Evaluation:
 
     def html(self, read_image: Callable[[Embedded], Image]) -> str:
         """Return the page. `read_image` returns a photo's pixels (BGR); where it fails, the picture is left out."""
-        style = (resources.files("runner.evaluation") / "report.css").read_text(encoding="utf-8")
+        style = (resources.files("runner") / "report.css").read_text(encoding="utf-8")
         best, default = self.best.point.threshold, self.default.threshold
         marks = [(best, f"best {number(best)}")]
         if best != default:

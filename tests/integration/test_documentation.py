@@ -32,6 +32,7 @@ SHOWN = {
     "CONTRIBUTING.md": ("make faults",),
     "docs/explanation/fault-injection.md": ("kill-random",),
     "docs/explanation/performance.md": ("cold-start",),
+    "docs/how-to/capacity.md": ("a burst of 2,000 jobs", "p95 is within --target", "1,610 jobs of pushes.csv"),
     "docs/how-to/debugging.md": ("WAITING", "photo photo: 6 faces", "comparison guest: 6 faces"),
     "docs/how-to/forget.md": ("would be removed", "BGREWRITEAOF"),
     "docs/how-to/kubernetes.md": ("image_missing",),
