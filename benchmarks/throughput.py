@@ -88,8 +88,7 @@ def _rows(photo_set: str, found: dict[tuple[str, str], list[dict[str, Any]]]) ->
     if len(faces) != 1:
         raise BenchmarkError(f"the sides find different numbers of faces on {photo_set}: {sorted(faces)}")
     rates = {
-        side: Spread.of(answer["photos"] / answer["seconds"] for answer in found[photo_set, side])
-        for side in SIDES
+        side: Spread.of(answer["photos"] / answer["seconds"] for answer in found[photo_set, side]) for side in SIDES
     }
     first = found[photo_set, "engine"][0]
     about = f"{ABOUT[photo_set]}, {first['faces'] / first['photos']:.1f} faces"

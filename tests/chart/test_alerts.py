@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from dataclasses import dataclass
@@ -215,8 +216,9 @@ def test_without_the_exporter_only_alerts_on_other_series_are_rendered() -> None
 
 def test_rules_and_dashboard_use_only_series_and_labels_that_exist() -> None:
     expressions = [rule["expr"] for case in (WITH_EXPORTER, ALONE) for rule in rules(rendered(case))]
+    expressions += queries()
     used = {found for text in expressions for found in selectors(text)}
-    assert len({name for name, _ in used}) > 15
+    assert len({name for name, _ in used}) > 30
     assert {name: labels for name, labels in used if not labels <= exposed().get(name, set())} == {}
 
 
@@ -226,6 +228,14 @@ def test_reasons_and_codes_in_rules_are_those_of_the_exporter() -> None:
             metrics = [metric for metric in catalogue.METRICS if metric.sample in rule["expr"]]
             known = {value for metric in metrics for value in catalogue.label_values(metric)[label]}
             assert set(values.split("|")) <= known, rule["alert"]
+
+
+def queries() -> list[str]:
+    """Return every query of the dashboard, those of its variables too."""
+    (text,) = rendered(WITH_EXPORTER).find("ConfigMap", "faces-dashboard")["data"].values()
+    dashboard = json.loads(text)
+    variables = [item["query"]["query"] for item in dashboard["templating"]["list"] if item["type"] == "query"]
+    return variables + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
 def selectors(expression: str) -> list[tuple[str, frozenset[str]]]:

@@ -34,6 +34,7 @@ def test_each_part_is_off_by_default_and_on_by_its_own_value() -> None:
 
     assert kinds({}) == set()
     assert kinds({"enabled": True}) == {"Deployment", "Service"}
+    assert kinds({"rules": {"enabled": True}}) == {"PrometheusRule"}
     assert kinds({"enabled": True, "monitor": {"enabled": True}}) == {"Deployment", "Service", "ServiceMonitor"}
 
 
@@ -48,6 +49,14 @@ def test_one_small_pod_stays_and_is_probed() -> None:
         assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     assert container["args"][:5] == ["metrics", "--host", "::", "--port", "9464"]
     assert "queues.example.org" in container["args"]
+
+
+def test_the_dashboard_is_found_by_its_label_and_follows_its_annotations() -> None:
+    metadata = rendered().find("ConfigMap", "faces-dashboard")["metadata"]
+    assert metadata["labels"]["grafana_dashboard"] == "1"
+    assert metadata["annotations"] == {"grafana_folder": "Parties"}
+    names = {item["metadata"]["name"] for item in render(binaries.HELM_4, {}).of_kind("ConfigMap")}
+    assert names == {"faces"}
 
 
 def test_a_changed_setting_replaces_the_pod() -> None:
