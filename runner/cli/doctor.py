@@ -30,6 +30,7 @@ from runner.faces import pack
 from runner.faces.cpu import cpu_quota
 from runner.faces.engine import Engine
 from runner.faces.pack import Manifest
+from runner.queue import rights as redis_rights
 from runner.queue.client import opened
 from runner.queue.databases import KnownDatabases
 from runner.queue.leases import LeaseQueue
@@ -43,6 +44,8 @@ from runner.store.results import ResultStore
 from runner.worker.kinds import COMPARISON
 
 APPLICATION_NAME = "spottmee-worker doctor"
+_ALL_WORKS = "every operation works, as tried on a private list"
+FOR = tuple(dict.fromkeys([*rights.COMMANDS, *redis_rights.RIGHTS]))
 
 
 def add_parser(subparsers: Any) -> None:
@@ -60,10 +63,10 @@ def add_parser(subparsers: Any) -> None:
         "--for",
         dest="commands",
         action="append",
-        choices=rights.COMMANDS,
+        choices=FOR,
         metavar="COMMAND",
         help="fail where the roles in PostgreSQL or Redis lack a right that this command needs: "
-        f"{', '.join(rights.COMMANDS)} (default: run); may be repeated",
+        f"{', '.join(FOR)} (default: run); may be repeated",
     )
     add_cluster_flags(
         parser,
@@ -145,46 +148,57 @@ def _scaled_jobs(args: argparse.Namespace) -> str:
 
 def _redis(settings: Settings, commands: Collection[str]) -> str:
     with opened(settings) as redis:
-        notes = _self_test(redis, settings, commands)
-        found = []
-        for name in settings.queues:
-            queue = LeaseQueue(
-                redis,
-                name,
-                owner="doctor",
-                lease_seconds=settings.lease_seconds,
-                max_attempts=settings.max_attempts,
-            )
-            queue.check()
-            counts = queue.counts()
-            awaited = "their album" if name == COMPARISON.queue else "their image server"
-            parked = f", {counts.parked} waiting for {awaited}" if counts.parked else ""
-            found.append(
-                f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight{parked}, {counts.dead_letters} dead"
-            )
-        return "; ".join([*found, *notes, "every operation works, as tried on a private list"])
+        test = SelfTest(redis)
+        asked = {*commands, *(("doctor",) if "run" in commands else ())}
+        test.require_rights(asked & redis_rights.RIGHTS.keys())
+        notes = [
+            f"this user may not {name}: grant {' '.join(sorted(missing))}"
+            for name in sorted(redis_rights.RIGHTS.keys() - asked)
+            if (missing := test.missing([name]))
+        ]
+        if "doctor" not in asked:
+            return "; ".join(["every right is there that was asked about", *notes])
+        published = _self_test(test, redis, settings)
+        return "; ".join([*_queue_states(redis, settings), *notes, *published, _ALL_WORKS])
 
 
-def _self_test(redis: Redis, settings: Settings, commands: Collection[str]) -> list[str]:
+def _queue_states(redis: Redis, settings: Settings) -> list[str]:
+    found = []
+    for name in settings.queues:
+        queue = LeaseQueue(
+            redis,
+            name,
+            owner="doctor",
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+        )
+        queue.check()
+        counts = queue.counts()
+        awaited = "their album" if name == COMPARISON.queue else "their image server"
+        parked = f", {counts.parked} waiting for {awaited}" if counts.parked else ""
+        found.append(
+            f"{name}: {counts.waiting} waiting, {counts.in_flight} in flight{parked}, {counts.dead_letters} dead"
+        )
+    return found
+
+
+def _self_test(test: SelfTest, redis: Redis, settings: Settings) -> list[str]:
     """Perform every operation of a run on private keys, as the Redis user of the run; return notes."""
-    notes = []
-    compares = "compare" in settings.queues
-    test = SelfTest(redis)
-    test.require_rights(results=compares, forget="forget" in commands)
     try:
         test.play()
-        if compares:
-            results = ResultStore(redis, unconfirmed=test.unconfirmed)
-            results.begin(test.job_id)
-            results.answer(test.job_id, [], {"error": None})
-            results.remember(test.job_id)
-            results.restore()
-            ResultStore(redis).check()
-            if not results.may_publish(test.job_id):
-                notes.append("answers are stored, but not published: grant +publish and &match-result:*")
+        if "compare" not in settings.queues:
+            return []
+        results = ResultStore(redis, unconfirmed=test.unconfirmed)
+        results.begin(test.job_id)
+        results.answer(test.job_id, [], {"error": None})
+        results.remember(test.job_id)
+        results.restore()
+        ResultStore(redis).check()
+        if not results.may_publish(test.job_id):
+            return ["answers are stored, but not published: grant +publish and &match-result:*"]
+        return []
     finally:
         test.clean_up()
-    return notes
 
 
 def _photos(settings: Settings, commands: Collection[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from runner import logs
 from runner import settings as settings_module
 from runner.cli import COMMANDS
-from runner.errors import UnreachableError, UsageError
+from runner.errors import UsageError
 
 try:
     from runner.metrics import exposition, page
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
         "--once",
         action="store_true",
         help="print the metrics in Prometheus' text format, for a text-file collector, and exit: with 75 where Redis "
-        "does not answer",
+        "does not answer, and with 2 where it refuses the user",
     )
     parser.set_defaults(run=_metrics)
 
@@ -92,7 +92,7 @@ def _once(reader: Reader) -> int:
         reader.stop()
     sys.stdout.write(exposition.text(exposition.families(reading.samples, reading.seconds, reading.memory))[0].decode())
     sys.stdout.flush()
-    return 0 if reading.samples is not None else UnreachableError.exit_code
+    return reading.exit_code
 
 
 def routes(reader: Reader) -> Mapping[str, Route]:

@@ -27,13 +27,17 @@ SAMPLE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The queues at `time` (Unix epoch); `samples` is None, and `error` says why, where Redis did not answer."""
+    """The queues at `time` (Unix epoch); `samples` is None, and `error` says why, where Redis did not answer.
+
+    `exit_code` is that of a command which this ends.
+    """
 
     time: float
     samples: Sequence[Sample] | None
     seconds: float = 0.0
     error: str = ""
     memory: Memory | None = None
+    exit_code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Reader:
             memory = read_memory(self._redis) if self._redis is not None else None
         except RunnerError as error:
             self._note(error)
-            return Reading(time.time(), None, error=error.code)
+            return Reading(time.time(), None, error=error.code, exit_code=error.exit_code)
         self._note(None)
         return Reading(time.time(), samples, time.perf_counter() - before, memory=memory)
 

@@ -7,13 +7,13 @@ the names of their lists. The keys are removed at the end, or expire if that fai
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from redis import Redis
 
 from runner.errors import CheckFailedError, MissingRightError, RunnerError
-from runner.queue import keys, totals
+from runner.queue import keys, rights, totals
 from runner.queue.dead_letters import DeadLetters, Requeued
 from runner.queue.expiry import Expiry
 from runner.queue.hosts import Failure, Hosts, Verdict
@@ -23,6 +23,8 @@ from runner.queue.scripts import Script
 from runner.queue.totals import read_totals
 
 LIFETIME_SECONDS = 60
+# Connecting and the script itself need two of them, and a script may not block.
+_TRIED_ELSEWHERE = frozenset({"PING", "EVAL", "BLMOVE"})
 _SERVER = "doctor"
 _OLDER, _NEWER, _OPERATOR = "doctor/self-test/1", "doctor/self-test/2", "doctor"
 
@@ -49,6 +51,11 @@ class SelfTest:
             )
             for owner in (_OLDER, _NEWER)
         )
+        self._places = {
+            "~face_embeddings:*": self._list,
+            "~{face_embeddings:*": keys.leases(self.name),
+            "~match-result:*": keys.match_result(self.job_id),
+        }
         self._created = [
             self._list, keys.leases(self.name), keys.claimed(self.name), keys.dead(self.name),
             keys.dead_index(self.name), keys.seen(self.name), keys.totals(self.name), keys.runs(self.name),
@@ -57,17 +64,19 @@ class SelfTest:
             keys.match_result_detail(self.job_id),
         ]  # fmt: skip
 
-    def require_rights(self, *, results: bool, forget: bool = False) -> None:
-        """Raise one `MissingRightError` with every right that the Redis user lacks.
+    def require_rights(self, commands: Collection[str]) -> None:
+        """Raise one `MissingRightError` with every right that the Redis user lacks for any of the commands."""
+        if missing := self.missing(commands):
+            raise MissingRightError(" ".join(sorted(missing)), f"needed by {', '.join(sorted(commands))}")
 
-        `results` includes the keys of comparison results, `forget` what only that command sends.
-        """
-        places = [self._list, keys.leases(self.name), *([keys.match_result(self.job_id)] if results else [])]
-        missing = sorted(
-            {grant for key in places for grant in self._missing(key, forget=forget)} | self._missing_to_wait()
-        )
-        if missing:
-            raise MissingRightError(" ".join(missing), "the self-test of the queue needs it")
+    def missing(self, commands: Collection[str]) -> set[str]:
+        """Return the ACL rules that the Redis user lacks for any of the commands."""
+        rules = rights.needed(commands)
+        tried = sorted(rule[1:].upper() for rule in rules if rule.startswith("+"))
+        names = [name for name in tried if name not in _TRIED_ELSEWHERE]
+        places = {key for pattern, key in self._places.items() if pattern in rules}
+        waits = self._missing_to_wait() if "BLMOVE" in tried else set()
+        return {grant for key in places for grant in self._missing(key, names)} | waits
 
     def play(self) -> None:
         """Claim, renew, retry, release, dead-letter, requeue, purge, take over, park, wake, wait and expire.
@@ -143,10 +152,9 @@ class SelfTest:
             for key in self._created:
                 self._redis.delete(key)
 
-    def _missing(self, key: str, *, forget: bool) -> Sequence[str]:
-        more = ["LREM"] if forget else []
+    def _missing(self, key: str, commands: Sequence[str]) -> Sequence[str]:
         try:
-            return [f"+{command.decode().lower()}" for command in Script(self._redis, "rights")([key], more)]
+            return [f"+{command.decode().lower()}" for command in Script(self._redis, "rights")([key], commands)]
         except MissingRightError as error:
             return error.grant.split()
 

@@ -17,7 +17,7 @@ from psycopg import sql
 from runner.store.embeddings import EMBEDDING_SIZE, register
 from runner.store.session import Schemas, Session
 
-COMMANDS = ("run", "sweep", "reprocess", "forget", "migrate")
+COMMANDS = ("run", "sweep", "reprocess", "forget", "import-legacy", "migrate")
 
 # Statements that need one right each, and change nothing; the parameter is the id of a photo that does not exist.
 _READ_PHOTOS = 'SELECT id, status::text FROM {photos}."Photo" WHERE id = %s'
@@ -69,7 +69,7 @@ def _of_faces(schemas: Schemas) -> Sequence[str]:
     return [schemas.faces, schemas.vector or schemas.faces]
 
 
-_STORING = ("run", "sweep", "reprocess", "forget")
+_STORING = ("run", "sweep", "reprocess", "forget", "import-legacy")
 _PHOTOS = (
     _Right('GRANT SELECT ON {photos}."Photo" TO {user}', _READ_PHOTOS, _of_photos, _STORING),
     _Right('GRANT UPDATE (status) ON {photos}."Photo" TO {user}', _WRITE_PHOTOS, _of_photos, ("run", "forget")),
@@ -78,7 +78,7 @@ _FACES = (
     _Right("GRANT SELECT ON {faces}.spottmee_schema TO {user}", _READ_VERSION, _of_faces, COMMANDS),
     _Right("GRANT SELECT ON {faces}.faces TO {user}", _READ_FACES, _of_faces, _STORING),
     _Right("GRANT DELETE ON {faces}.faces TO {user}", _DELETE_FACES, _of_faces, ("run", "sweep", "forget")),
-    _Right("GRANT INSERT ON {faces}.faces TO {user}", _INSERT_FACE, _of_faces, ("run",)),
+    _Right("GRANT INSERT ON {faces}.faces TO {user}", _INSERT_FACE, _of_faces, ("run", "import-legacy")),
 )
 _USAGE = "GRANT USAGE ON SCHEMA {schema} TO {user}"
 _POLICY = "CREATE POLICY worker ON {faces}.faces TO {user} USING (true) WITH CHECK (true)"

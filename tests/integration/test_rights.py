@@ -23,6 +23,7 @@ from runner.cli.doctor import run_checks
 from runner.settings import load
 from tests.support.queue_tools import places
 from tests.support.run_tools import Ended, Service
+from tests.support.store_tools import LEGACY_TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "rights.md"
 TABLES = ('"Photo"', "faces", "spottmee_schema")
@@ -33,12 +34,13 @@ ARGUMENTS = {
     "sweep": ("sweep",),
     "reprocess": ("reprocess", "--url", URL),
     "forget": ("forget", "--photo", "other", "--yes"),
+    "import-legacy": ("import-legacy", "--model", "w600k_mbf"),
 }
 
 
 def _documented() -> dict[str, list[tuple[str, str]]]:
     """Return for each command the privileges and their objects, as GRANT takes them."""
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     common = [("CONNECT", "DATABASE {database}"), ("USAGE", "SCHEMA public")]
     return {
         command: common
@@ -118,6 +120,11 @@ def _prepare(service: Service, images: ImageServer) -> str:
         'INSERT INTO "Photo" (id, status, created_at)'
         " VALUES ('other', 'READY', '2020-01-01'), ('stuck', 'UPLOADED', '2020-01-01')"
     )
+    service.connection.execute(LEGACY_TABLE)
+    service.connection.execute("GRANT SELECT ON face_embeddings TO PUBLIC")
+    service.connection.execute(
+        "INSERT INTO face_embeddings (name, embedding) VALUES ('stuck_0', %s)", (embedding,)
+    )  # fmt: skip
     return photo_id
 
 
@@ -201,8 +208,41 @@ def test_doctor_leaves_nothing_behind(limited: Limited, tmp_path: Path) -> None:
     settings = load({"REDIS_URL": limited.service.environment["REDIS_URL"], "RUNNER_MODEL_DIR": str(tmp_path), **names})
     assert [one.error for one in run_checks(settings, None, ("run", "migrate")) if "database" in one.name] == [None] * 2
     assert _objects(limited.service.connection) == before
+    assert limited.service.connection.execute("SELECT count(*) FROM faces").fetchone() == (0,)
 
 
 def _objects(connection: psycopg.Connection) -> object:
-    tables = connection.execute("SELECT relname FROM pg_class ORDER BY oid").fetchall()
-    return tables, connection.execute("SELECT count(*) FROM faces").fetchone()
+    return connection.execute("SELECT relname FROM pg_class ORDER BY oid").fetchall()
+
+
+# What migrate needs in each situation: the statements that make it, and the one right that is missing.
+MIGRATE = {
+    "no USAGE on the schema": (
+        "DROP TABLE faces, spottmee_schema; GRANT CREATE ON SCHEMA public TO {role}",
+        2,
+        "GRANT USAGE ON SCHEMA public TO",
+    ),
+    "no CREATE on the schema": (
+        "DROP TABLE faces, spottmee_schema; GRANT USAGE ON SCHEMA public TO {role}",
+        3,
+        "GRANT USAGE, CREATE ON SCHEMA public TO",
+    ),
+    "no schema": ("GRANT USAGE ON SCHEMA public TO {role}", 3, "GRANT CREATE ON DATABASE"),
+}
+
+
+@pytest.mark.parametrize("situation", MIGRATE)
+def test_migrate_without_one_right_changes_nothing(limited: Limited, tmp_path: Path, situation: str) -> None:
+    statements, code, named = MIGRATE[situation]
+    limited.grant([("CONNECT", "DATABASE {database}")])
+    limited.sql(statements.replace("{role}", limited.role))
+    url = limited.url.replace("schema=public", "schema=elsewhere") if situation == "no schema" else limited.url
+    names = {"DATABASE_URL": limited.url, "EMBEDDINGS_DATABASE_URL": url, "RUNNER_MODEL_DIR": str(tmp_path)}
+    before = _objects(limited.service.connection)
+    ended = limited.service.command("migrate", **names)
+    assert ended.code == code, ended.errors
+    assert ("doctor --for migrate" if code == 3 else "GRANT USAGE ON SCHEMA") in ended.errors
+    assert _objects(limited.service.connection) == before
+    settings = load({"REDIS_URL": limited.service.environment["REDIS_URL"], **names})
+    said = " ".join(str(one.error) for one in run_checks(settings, None, ("migrate",)) if "embedd" in one.name)
+    assert named in said.replace('"', "")

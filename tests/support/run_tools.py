@@ -24,7 +24,7 @@ from runner.cli import main
 RUN_SECONDS = 240
 # Commands that leave nothing behind in their process: no model, no threads, no logging. A process of its own would take
 # 0.4 s of CPU time for its imports, each time.
-IN_THIS_PROCESS = frozenset({"dead", "forget", "migrate", "reprocess", "sweep"})
+IN_THIS_PROCESS = frozenset({"dead", "forget", "import-legacy", "metrics", "migrate", "reprocess", "status", "sweep"})
 
 
 @dataclass(frozen=True, slots=True)
