@@ -54,6 +54,7 @@ COMMANDS = {
     "debug": Command("runner.cli.debug", "run a single job, in the cluster or in this process, and show its outcome"),
     "exec": Command("runner.cli.exec", "run another command in the cluster, as a Job, and print its output"),
     "inspect": Command("runner.cli.inspect", "show the state of the run in this container (for kubectl exec)"),
+    "completion": Command("runner.cli.completion", "print a script that completes commands in bash, zsh or fish"),
 }
 
 LONGEST_ARGUMENT = 200
