@@ -17,7 +17,9 @@ from py_compile import PycInvalidationMode
 # Folders of site-packages that no run imports; `tests/image` runs the whole service without them.
 UNUSED = (
     "numpy/**/tests",
+    "numpy/_core/include",
     "numpy/f2py",
+    "numpy/random/_examples",
     "onnxruntime/backend",
     "onnxruntime/datasets",
     "onnxruntime/quantization",
