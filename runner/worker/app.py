@@ -38,6 +38,7 @@ from runner.worker.settlement import Settlement
 from runner.worker.shutdown import Stop, StoppedEarlyError, wait_before_exit
 from runner.worker.summary import Summary
 from runner.worker.totals import RunTotals
+from runner.worker.traces import Traces, from_environment
 
 # What is slow to import is imported in the functions below, in the order of the start-up (see `startup`).
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
         log.warning("unknown variable", extra={"detail": warning})
     summary = Summary(kinds)
     in_flight = _Abandonment()
+    traces = from_environment()
 
     def last_resort(reason: str) -> None:
         """End the process while the main thread is in a call that does not return."""
@@ -78,7 +80,7 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
     stop = Stop(settings.shutdown_seconds + GRACE_SECONDS, hung_seconds, last_resort)
     try:
         with stop:
-            _work(settings, kinds, summary, stop, in_flight)
+            _work(settings, kinds, summary, stop, in_flight, traces=traces)
     except StoppedEarlyError:
         summary.exit_reason = "signal"
     except Exception as error:  # noqa: BLE001 - reported in one line, and in the summary
@@ -90,6 +92,8 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
             log.error(  # noqa: TRY400 - the detail has the place; a traceback may hold secrets
                 "run ended", extra={"error": known.document(), "exit_code": code}
             )
+    if traces is not None:
+        traces.close(stopped=stop.requested)
     _print(summary, settings)
     # A server that is away has been waited for, and a job that does not return is the next run's.
     if code not in (0, UnreachableError.exit_code, StuckError.exit_code) and not stop.requested:
@@ -127,7 +131,15 @@ def _as_runner_error(error: Exception) -> RunnerError:
     return RunnerError(f"{type(error).__name__} at {place(error)}; this is a defect: please report it")
 
 
-def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop: Stop, in_flight: _Abandonment) -> None:
+def _work(
+    settings: Settings,
+    kinds: Mapping[str, Kind],
+    summary: Summary,
+    stop: Stop,
+    in_flight: _Abandonment,
+    *,
+    traces: Traces | None,
+) -> None:
     """Open everything in the order of the start-up, work, and close everything, also after a failure.
 
     Jobs are claimed before it is known that their results can be stored; if they cannot be, the jobs are released.
@@ -153,7 +165,8 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             return stack.enter_context(Repository(settings, model, application_name=name, progress=stop.progress))
 
         stop.progress()
-        from runner.queue.client import opened  # redis-py: 130 ms
+        with startup.hidden("opentelemetry"):
+            from runner.queue.client import opened  # redis-py: 130 ms
 
         redis = stack.enter_context(opened(settings))
         stop.progress()
@@ -185,6 +198,7 @@ def _work(settings: Settings, kinds: Mapping[str, Kind], summary: Summary, stop:
             parking=parking,
             run_totals=run_totals,
             outages=outages,
+            traces=traces,
         )
         loop = WorkerLoop(
             settings,

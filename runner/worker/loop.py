@@ -229,7 +229,8 @@ class WorkerLoop:
         def arrived(done: Future[list[Face]]) -> None:
             since, task.computing_since = task.computing_since, None
             if since is not None:
-                task.stages["faces"] = time.monotonic() - since - task.stages.get("decode", 0.0)
+                decoded = since + task.stages.get("decode", 0.0)
+                task.began["faces"], task.stages["faces"] = decoded, time.monotonic() - decoded
             try:
                 task.faces = done.result()
             except Exception as error:  # noqa: BLE001 - typed by Task.fail

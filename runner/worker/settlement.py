@@ -31,6 +31,7 @@ from runner.worker.outage import OutageGate
 from runner.worker.summary import Summary
 from runner.worker.task import AnyTask, Handler, InFlight, Outcome, State, Task, Wait
 from runner.worker.totals import RunTotals, job_tally
+from runner.worker.traces import Traces
 
 # Expired leases are claimed before the list. This delay keeps photos that no run can see from blocking the others: one
 # of those may show that the database is the right one.
@@ -59,6 +60,7 @@ class Settlement:
         parking: Parking | None = None,
         run_totals: RunTotals | None = None,
         outages: OutageGate | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.in_flight = InFlight()
         self._settings = settings
@@ -71,6 +73,7 @@ class Settlement:
         self._parking = parking
         self._run_totals = run_totals
         self._outages = outages
+        self._traces = traces
         # What this run has retried, deferred or parked: when each lease is due (`time.monotonic`; parked: infinity).
         self._own_retries: dict[str, float] = {}
         self._next_overdue = 0.0
@@ -201,6 +204,7 @@ class Settlement:
             failures = isolated(self._handlers[name].conclude, group)
             share = (time.monotonic() - start) / len(group)
             for task in group:
+                task.began.setdefault("store", start)
                 task.stages["store"] = task.stages.get("store", 0.0) + share
             for task, error in failures:
                 self._not_stored(task, error)
@@ -335,6 +339,8 @@ class Settlement:
         self._summary.count(task, outcome)
         if outcome is Outcome.LOST and self._run_totals is not None:
             self._run_totals.lost(task)
+        if self._traces is not None:
+            self._traces.record(task, outcome, self._kinds[task.lease.queue].noun)
         error = task.error
         logger().log(
             WARNING if outcome is Outcome.GONE or (error is not None and error.is_fault) else INFO,

@@ -58,7 +58,8 @@ class Task(Generic[Job]):
     """One lease, its decoded job, and what is known so far.
 
     `job` is None if the payload is not valid; then `error` says why. `to_begin` is true until the start of the work has
-    been recorded (PROCESSING). `stages` has seconds by stage; times are those of `time.monotonic`. `own_retry` marks a
+    been recorded (PROCESSING). `stages` has seconds by stage, `began` when each
+    began first; times are those of `time.monotonic`. `own_retry` marks a
     job that this run has retried, deferred or parked before; `thread` is the engine's thread that computes it. `server`
     is the host:port that the image comes from, empty if it is in the payload; `is_probe` marks the one job that asks a
     failing server, `asked_at` is when the task asked its server, and `was_answered` says whether that sent anything
@@ -86,11 +87,13 @@ class Task(Generic[Job]):
     ready_seconds: float | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     stages: dict[str, float] = field(default_factory=dict)
+    began: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time of the block to the stage `name`."""
         start = time.monotonic()
+        self.began.setdefault(name, start)
         try:
             yield
         finally:
