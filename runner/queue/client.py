@@ -18,11 +18,11 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from runner.errors import ENCODING_ADVICE, SettingsError
 from runner.queue.retrying import CommandRetries, RetryingRedis, RetryingRedisCluster
-from runner.queue.tls import pool
+from runner.queue.sentinels import Asked, Sentinels
+from runner.queue.tls import ManagedConnection, Pool
 from runner.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -198,24 +198,36 @@ def _open(address: Address) -> Any:
         "driver_info": None,
     }
     options = {**common, **address.options}
+    tls = bool(options.pop("ssl", False))
     never = Retry(NoBackoff(), 0)
     if address.kind == "cluster":
-        nodes = [ClusterNode(host, port) for host, port in address.hosts]
-        # One retry of its own: it moves on to another node first.
-        return RetryingRedisCluster(startup_nodes=nodes, retry=Retry(NoBackoff(), 1), **options)
+        return _open_cluster(address, options, tls=tls)
     if address.kind == "sentinel":
         asking = {**common, **address.sentinel_options, "socket_timeout": CONNECT_TIMEOUT_SECONDS, "retry": never}
-        sentinel = Sentinel(address.hosts, sentinel_kwargs=asking)
-        return sentinel.master_for(
-            address.master, redis_class=RetryingRedis, db=address.database, retry=never, **options
-        )
-    if address.options.get("ssl"):
-        ((host, port),) = address.hosts
-        options = {name: value for name, value in options.items() if name != "ssl"}
-        return RetryingRedis.from_pool(pool(host=host, port=port, db=address.database, retry=never, **options))
+        return _open_sentinel(address, {**options, "retry": never}, asking, tls=tls)
     if address.socket:
-        names = ("socket_keepalive", "ssl")
-        options = {name: value for name, value in options.items() if name not in names}
+        options.pop("socket_keepalive")
         return RetryingRedis(unix_socket_path=address.socket, db=address.database, retry=never, **options)
     ((host, port),) = address.hosts
+    if tls:
+        return RetryingRedis.from_pool(Pool(host=host, port=port, db=address.database, retry=never, **options))
     return RetryingRedis(host=host, port=port, db=address.database, retry=never, **options)
+
+
+def _open_cluster(address: Address, options: dict[str, Any], *, tls: bool) -> Any:
+    nodes = [ClusterNode(host, port) for host, port in address.hosts]
+    # Only with a URL do its nodes use a pool of our own.
+    pool: dict[str, Any] = {"url": f"rediss://{nodes[0].host}:{nodes[0].port}", "connection_pool_class": Pool}
+    # One retry of its own: it moves on to another node first.
+    return RetryingRedisCluster(startup_nodes=nodes, retry=Retry(NoBackoff(), 1), **(pool if tls else {}), **options)
+
+
+def _open_sentinel(address: Address, options: dict[str, Any], asking: dict[str, Any], *, tls: bool) -> Any:
+    asks_with_tls = asking.pop("ssl", False)
+    clients = [
+        Asked(connection_pool=Pool(host=host, port=port, **asking)) if asks_with_tls else Asked(host, port, **asking)
+        for host, port in address.hosts
+    ]
+    sentinel: Any = Sentinels(clients)
+    managed = {"connection_class": ManagedConnection} if tls else {}
+    return sentinel.master_for(address.master, redis_class=RetryingRedis, db=address.database, **managed, **options)

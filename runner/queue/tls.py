@@ -1,4 +1,4 @@
-"""TLS connections to a standalone Redis, with a limit on the handshake.
+"""TLS connections, with a limit on the handshake.
 
 redis-py waits for a handshake as long as for a reply: 20 s, of a server that does not speak TLS and waits for more.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from redis import ConnectionPool, SSLConnection
 from redis import exceptions as redis_errors
+from redis.sentinel import SentinelManagedSSLConnection
 
 HANDSHAKE_SECONDS = 5.0
 
@@ -35,6 +36,12 @@ class _Connection(SSLConnection):
             return False
 
 
-def pool(**options: Any) -> ConnectionPool:
-    """Return a pool of TLS connections; `options` are those of redis-py."""
-    return ConnectionPool(connection_class=_Connection, **options)
+class ManagedConnection(SentinelManagedSSLConnection, _Connection):
+    """A connection to the server that the sentinels name."""
+
+
+class Pool(ConnectionPool):
+    """TLS connections to one server; `options` are those of redis-py."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "connection_class": _Connection})

@@ -12,7 +12,7 @@ from redis import Redis
 
 from demo.servers import EmbeddedRedis
 from runner.cli import main
-from tests.support.redis_topologies import Relay, server_context
+from tests.support.redis_topologies import Cluster, Relay, Sentinels, server_context
 
 Said = tuple[int, str, float]
 
@@ -63,6 +63,17 @@ def test_tls_to_a_plain_port_is_explained_within_seconds(
         assert code == 2, errors
         assert "does not speak TLS" in errors
         assert seconds < 8
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
+def test_tls_to_plain_ports_of_a_cluster_or_of_sentinels_is_explained_within_seconds(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    with Cluster("key") if kind == "cluster" else Sentinels() as servers:
+        code, errors, seconds = _status(monkeypatch, capsys, servers.url.replace("redis+", "rediss+"))
+        assert code == 2, errors
+        assert "does not speak TLS" in errors
+        assert seconds < 13  # two nodes of the cluster are tried, 5 s each
 
 
 def test_a_certificate_for_another_host_name_is_explained(
