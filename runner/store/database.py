@@ -71,6 +71,8 @@ _TRANSIENT_STATES = {
     "25P04",  # transaction_timeout
 }
 _PERMANENT_STATES = {"57P04"}  # database_dropped
+# A literal of a statement does not suit its column: no value of a job is converted from text.
+_OF_ANOTHER_TYPE = psycopg.errors.InvalidTextRepresentation
 _SETUP_CLASSES = ("28", "3D", "3F", "42")  # authorisation, catalog, schema, access rules and names
 _STATES_TO_RECONNECT_AFTER = {"25006", "0A000"}
 
@@ -304,7 +306,7 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
         if is_transient(error):
             advice = f". {READ_ONLY_ADVICE}" if _is_read_only(error) else ""
             raise DatabaseUnreachableError(f"{names}: {shown} (tried for {seconds:g} s){advice}") from None
-        if (error.sqlstate or "")[:2] in _SETUP_CLASSES:
+        if (error.sqlstate or "")[:2] in _SETUP_CLASSES or isinstance(error, _OF_ANOTHER_TYPE):
             advice = f". {RIGHTS_ADVICE}" if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
             raise SettingsError(f"{names}: PostgreSQL refuses a statement of this program: {shown}{advice}") from None
         raise

@@ -10,7 +10,7 @@ from enum import StrEnum
 import psycopg
 from psycopg import sql
 
-from runner.errors import MissingGrantError, SettingsError, UnstorableError
+from runner.errors import MissingGrantError, PhotosInvisibleError, SettingsError, UnstorableError
 from runner.store import visibility
 from runner.store.embeddings import EmbeddingStore, FaceLike
 from runner.store.session import Session
@@ -61,6 +61,10 @@ class PhotoStatus(StrEnum):
     NO_FACES_FOUND = "NO_FACES_FOUND"
 
 
+_REPLACED = (
+    f"{visibility.TABLE} is not the table that the photos were found in: it was replaced while the run worked, or "
+    "DATABASE_URL leads to another database now"
+)
 # A failure never replaces these.
 SUCCEEDED = frozenset({PhotoStatus.READY, PhotoStatus.NO_FACES_FOUND})
 
@@ -108,10 +112,17 @@ class PhotoTable:
     def lock(self, photo_ids: Iterable[str]) -> dict[str, PhotoStatus]:
         """Lock the rows until the end of the caller's transaction and return the status of those that exist.
 
-        Until then no row can be deleted, and another runner's `lock` of the same photo waits.
+        Until then no row can be deleted, and another runner's `lock` of the same photo waits. Raises `SettingsError`
+        for a status that is not one of `PhotoStatus`.
         """
         rows = self.connection.query(_LOCK, (sorted(set(photo_ids)),)).fetchall()
-        return {photo_id: PhotoStatus(status) for photo_id, status in rows}
+        try:
+            return {photo_id: PhotoStatus(status) for photo_id, status in rows}
+        except ValueError:
+            raise SettingsError(
+                'DATABASE_URL: a photo has a status that this version does not know; "Photo".status must be of the '
+                'API\'s type "PhotoStatus"'
+            ) from None
 
     def finish(self, statuses: Mapping[str, PhotoStatus]) -> dict[str, float | None]:
         """Write final statuses; return the photos that have them now, with the seconds since their upload if known.
@@ -141,20 +152,23 @@ def store_photos(
     embeddings: EmbeddingStore,
     outcomes: Mapping[str, Sequence[FaceLike] | None],
     still_owned: Callable[[str], bool],
+    is_same_table: Callable[[], bool] = lambda: True,
 ) -> NotStored:
     """Store the outcome of every photo: its faces, or None where it failed.
 
     The rows of the API's table are locked first: two runners with the same photo come one after the other, and no
-    row is deleted while its embeddings are written. `still_owned` is asked after that. Embeddings are committed
-    before statuses: after a crash in between, the lease expires, and the repetition is harmless. Where both tables
-    are reached over the same connection there is one transaction.
+    row is deleted while its embeddings are written. `still_owned` is asked after that, and `is_same_table` where rows
+    are missing. Embeddings are committed before statuses: after a crash in between, the lease expires, and the
+    repetition is harmless. Where both tables are reached over the same connection there is one transaction.
 
     Raises `UnstorableError` where the database refuses the data of any photo, `PhotosInvisibleError` where row-level
-    security may hide photos, and the errors of psycopg as they are.
+    security may hide photos or the table was replaced, and the errors of psycopg as they are.
     Nothing is stored then, except embeddings that a repetition replaces.
     """
     try:
-        return _store(photos, embeddings, outcomes, still_owned)
+        return _store(photos, embeddings, outcomes, still_owned, is_same_table)
+    except psycopg.errors.InvalidTextRepresentation:  # of a literal: the column has another type than it should
+        raise
     except (psycopg.DataError, psycopg.IntegrityError):
         raise UnstorableError from None  # the message of the server may repeat the data
 
@@ -164,6 +178,7 @@ def _store(
     embeddings: EmbeddingStore,
     outcomes: Mapping[str, Sequence[FaceLike] | None],
     still_owned: Callable[[str], bool],
+    is_same_table: Callable[[], bool],
 ) -> NotStored:
     # Over one connection, the embeddings are part of the transaction that holds the locks.
     together = photos.connection is embeddings.connection
@@ -172,6 +187,8 @@ def _store(
         owned = [photo_id for photo_id in outcomes if still_owned(photo_id)]
         gone = frozenset(owned) - present.keys()
         if gone:  # before anything of them is deleted
+            if not is_same_table():
+                raise PhotosInvisibleError(_REPLACED)
             visibility.check_missing(photos.connection, gone, present)
         final = {photo_id: _final_status(outcomes[photo_id]) for photo_id in owned if photo_id in present}
         # An attempt that crashed between the databases leaves faces; those of a FAILED photo must not match.

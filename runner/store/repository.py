@@ -42,6 +42,7 @@ class Repository:
         """
         self.model = model
         self._progress = progress
+        self._identity: str | None = None
         self._seconds = settings.connect_timeout_seconds
         database = partial(
             Database,
@@ -69,8 +70,15 @@ class Repository:
         return self._retrying(lambda: visibility.read(self._photos.connection))
 
     def identity(self) -> str:
-        """Return a name for the API's table (see `visibility.identity`)."""
-        return self._retrying(lambda: visibility.identity(self._photos.connection, self._photos.address))
+        """Return a name for the API's table (see `visibility.identity`), which `store` then expects."""
+        self._identity = self._retrying(self._identity_now)
+        return self._identity
+
+    def _identity_now(self) -> str:
+        return visibility.identity(self._photos.connection, self._photos.address)
+
+    def _is_same_table(self) -> bool:
+        return self._identity in (None, self._identity_now())
 
     def pending(self, photo_ids: Collection[str]) -> set[str]:
         """Return those of the photos that are UPLOADED or PROCESSING."""
@@ -81,7 +89,9 @@ class Repository:
         if not outcomes:
             return NotStored()
         return self._for_jobs(
-            lambda: store_photos(PhotoTable(self._photos.connection), self._faces(), outcomes, still_owned)
+            lambda: store_photos(
+                PhotoTable(self._photos.connection), self._faces(), outcomes, still_owned, self._is_same_table
+            )
         )
 
     def match(

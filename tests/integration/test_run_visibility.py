@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from runner.store.embeddings import EmbeddingStore
 from runner.store.visibility import identity
 from tests.support.odd_server import OddServer
 from tests.support.queue_tools import pass_time, places
+from tests.support.run_tools import wait_for
 from tests.support.store_tools import MODEL, faces, opened
 
 if TYPE_CHECKING:
@@ -396,3 +398,70 @@ def test_a_role_that_may_not_ask_for_the_servers_identifier_still_gets_an_identi
     service.connection.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
     with opened(restricted.environment["DATABASE_URL"]) as connection:
         assert identity(connection, "db/5432") == identity(connection, "db/5432") != identity(connection, "other/5432")
+
+
+# Changes while a run works: between the statement that finds a photo and the one that stores its outcome
+
+
+class _Hooked(dict[str, bytes]):
+    """Files of which each is served after `hook`."""
+
+    hook: Callable[[], None] = staticmethod(lambda: None)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.hook()
+        return super().get(name, default)
+
+
+COPY = (
+    'ALTER TABLE "Photo" RENAME TO "Original"; CREATE TABLE "Photo" (LIKE "Original" INCLUDING ALL);'
+    """INSERT INTO "Photo" (id, status) VALUES ('another', 'READY')"""
+)
+# What happens, what undoes it, and what the run says.
+CHANGES = {
+    "the table renamed": ('ALTER TABLE "Photo" RENAME TO "Original"', 'ALTER TABLE "Original" RENAME TO "Photo"', 2),
+    "the table replaced by another": (COPY, 'DROP TABLE "Photo"; ALTER TABLE "Original" RENAME TO "Photo"', INVISIBLE),
+    "the type of a column changed": (
+        'ALTER TABLE "Photo" ALTER status DROP DEFAULT, ALTER status TYPE int USING 1',
+        """ALTER TABLE "Photo" ALTER status TYPE "PhotoStatus" USING 'UPLOADED'::"PhotoStatus",
+           ALTER status SET DEFAULT 'UPLOADED'""",
+        2,
+    ),
+    "USAGE of the schema revoked": (
+        "REVOKE USAGE ON SCHEMA public FROM PUBLIC",
+        "GRANT USAGE ON SCHEMA public TO PUBLIC",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_database_that_changes_while_a_run_works_loses_no_photo(service: Service, role: str, change: str) -> None:
+    happens, undone, code = CHANGES[change]
+    url = service.environment["DATABASE_URL"]
+    ours = {"DATABASE_URL": url.replace("postgres@", f"{role}@"), "EMBEDDINGS_DATABASE_URL": url}
+    found = threading.Event()
+
+    def hook() -> None:
+        wait_for(lambda: "PROCESSING" in service.api.statuses().values())
+        if not found.is_set():
+            found.set()
+            wait_for(lambda: service.redis.zcard(keys.databases("process")))
+            service.connection.execute(happens.encode())
+            service.connection.execute(
+                f'GRANT SELECT, UPDATE ON "Photo" TO {role}'.encode() if "another" in change else b""
+            )
+
+    files = _Hooked({"lake.jpg": jpeg(landscape(320, 200))})
+    with OddServer(files) as server:
+        (photo_id,) = _upload(service, server, 1)
+        files.hook = hook
+        ended = service.command("run", **ours, RUNNER_FAILURE_DELAY_SECONDS="0")
+        assert found.is_set()
+        assert (ended.code, _counts(ended).get("photo_gone", 0)) == (code, 0), ended.errors
+        assert len(places(service.redis).all) == 1
+        assert places(service.redis).dead == {}
+        service.connection.execute(undone.encode())
+        service.connection.execute("""UPDATE "Photo" SET status = 'UPLOADED'""")
+        files.hook = lambda: None
+        _heals(service, [photo_id], **ours)
