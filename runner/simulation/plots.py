@@ -24,19 +24,22 @@ def timeline(played: Played) -> str:
     """Return two plots over time: jobs that wait, and pods that are on nodes."""
     end = float(max(played.done.max(), played.left.max()))
     moments = np.linspace(0, end, _POINTS)
-    waiting = _between(played.pushed, played.claimed, moments)
-    pods = _between(played.assigned, np.sort(played.left), moments)
+    waiting = most_between(played.pushed, played.claimed, moments)
+    pods = most_between(played.assigned, np.sort(played.left), moments)
     return _over_time("waiting jobs", "waiting", moments, waiting) + _over_time("pods", "pods", moments, pods)
 
 
-def _between(begins: Seconds, ends: Seconds, moments: Seconds) -> Seconds:
+def most_between(begins: Seconds, ends: Seconds, moments: Seconds) -> Seconds:
     """Return the most that had begun and not ended, from each of the `moments` to the next; all are ascending."""
     events = np.concatenate((begins, ends))
     order = np.argsort(events, kind="stable")
+    events = events[order]
+    # Of one moment only the end counts: a job that is claimed when it is pushed has not waited.
+    settled = np.append(events[1:] != events[:-1], True)
     level = np.cumsum(np.repeat((1, -1), (len(begins), len(ends)))[order])
     began = np.searchsorted(begins, moments, side="right")
     most = began - np.searchsorted(ends, moments, side="right")
-    np.maximum.at(most, np.searchsorted(moments, events[order], side="right") - 1, level)
+    np.maximum.at(most, np.searchsorted(moments, events[settled], side="right") - 1, level[settled])
     return np.asarray(most, np.float64)
 
 

@@ -72,4 +72,4 @@ def _rows(rows: Sequence[Sequence[str]], chosen: int) -> str:
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in pairs)
+    return "".join(f"<tr><th>{_text(name)}</th><td class='reason'>{_text(value)}</td></tr>" for name, value in pairs)

@@ -16,6 +16,7 @@ from runner.simulation.arrivals import DAY_CURVE, Arrivals, burst, day, from_csv
 from runner.simulation.keda import SETTINGS, Machine, Setting, new_jobs
 from runner.simulation.outcome import Criterion, recommend, simulate
 from runner.simulation.play import play
+from runner.simulation.plots import most_between
 from runner.simulation.values import with_values
 from tools.prose import ROOT
 
@@ -265,6 +266,12 @@ def test_values_override_the_charts(tmp_path: Path) -> None:
 def test_malformed_values_are_refused(tmp_path: Path, document: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         with_values(SMALL, values(tmp_path, document), "process")
+
+
+def test_a_plot_shows_every_peak_and_no_job_that_has_not_waited() -> None:
+    moments = np.asarray([0.0, 10.0, 20.0])
+    pushed, claimed = np.asarray([1.0, 2.0, 3.0, 12.0]), np.asarray([4.0, 5.0, 6.0, 12.0])
+    assert most_between(pushed, claimed, moments).tolist() == [3, 0, 0]
 
 
 def test_a_million_jobs_take_seconds() -> None:
