@@ -265,11 +265,14 @@ class EmbeddedPostgres(EmbeddedServer):
             self._process.wait(STOP_SECONDS)
             self._process = None
 
+    def _binaries(self) -> Path:
+        return postgres_binaries(self._uid)
+
     def _stop_signal(self) -> signal.Signals:
         return signal.SIGINT  # "fast": open connections are ended
 
     def _start(self) -> None:
-        binaries = postgres_binaries(self._uid)
+        binaries = self._binaries()
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._uid is not None:
             self.directory.chmod(0o755)

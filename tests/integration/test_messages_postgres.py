@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import struct
@@ -13,9 +14,14 @@ import psycopg
 import pytest
 import trustme
 
+from demo import api
+from demo.api import PROCESS_LIST
 from demo.servers import EmbeddedPostgres
 from runner.store.database import connect
+from tests.support.debian_postgres import DebianPostgres
+from tests.support.queue_tools import places
 from tests.support.redis_topologies import Relay
+from tests.support.run_tools import Service
 from tests.support.store_tools import Command
 
 OPTIONS = "options=-c%20statement_timeout%3D12345"
@@ -133,3 +139,35 @@ def test_a_read_only_role_is_explained(command: Command, postgres_server: Embedd
     assert "replica" in errors
     assert "RESET default_transaction_read_only" in errors
     assert "DATABASE_URL" in errors
+
+
+def test_a_real_server_with_ssl_is_verified_and_another_host_name_is_explained(
+    command: Command, authority: trustme.CA, ca_file: Path
+) -> None:
+    with DebianPostgres(certificate=authority.issue_cert("localhost")) as server:
+        url = f"{server.url}?sslmode=verify-full&sslrootcert={ca_file}"
+        code, _, errors = command(["migrate", "--check"], url)
+        assert (code, "is for another host name" in errors, len(errors.splitlines())) == (2, True, 1), errors
+        with connect(url.replace("127.0.0.1", "localhost"), seconds=0, application_name="test") as connection:
+            assert connection.pgconn.ssl_in_use
+    with DebianPostgres() as server:
+        code, _, errors = command(["migrate", "--check"], f"{server.url}?sslmode=require")
+        assert (code, "Remove sslmode" in errors) == (2, True), errors
+
+
+def test_a_streaming_replica_is_explained_and_keeps_the_jobs(service: Service) -> None:
+    with DebianPostgres() as primary:
+        with psycopg.connect(primary.url, autocommit=True) as connection:
+            api.create_table(connection)
+            connection.execute("""INSERT INTO "Photo" (id, status) VALUES ('one', 'UPLOADED')""")
+        with DebianPostgres(primary=primary) as replica:
+            service.redis.rpush(PROCESS_LIST, json.dumps({"imageUrl": "http://127.0.0.1:1/a.jpg", "id": "one"}))
+            own = service.environment["DATABASE_URL"]
+            more = {"DATABASE_URL": replica.url, "EMBEDDINGS_DATABASE_URL": own, "RUNNER_CONNECT_TIMEOUT_SECONDS": "1"}
+            ended = service.command("run", **more)
+            assert ended.code == 75, ended.errors
+            assert "replica" in ended.errors
+            assert "DATABASE_URL" in ended.errors
+            assert len(places(service.redis).all) == 1
+            assert places(service.redis).dead == {}
+        assert service.command("run", **{**more, "DATABASE_URL": primary.url}).code == 0
