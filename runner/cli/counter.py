@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # rich is an extra
+    from runner.cli.progress_bar import Bar
 
 _EVERY = 20  # a line is drawn again after so many items
 
@@ -21,15 +24,22 @@ class Counter(Protocol):
         """Leave the terminal ready for the next line."""
 
 
+def bar(what: str, *, waiting: bool = False) -> Bar | None:
+    """Return a progress bar if standard error is a terminal and rich is installed, else nothing."""
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from runner.cli.progress_bar import Bar  # rich is an extra
+    except ModuleNotFoundError:
+        return None
+    return Bar(what, waiting=waiting)
+
+
 def counter(what: str) -> Counter:
     """Return a bar on a terminal, a plain count there where rich is not installed, and nothing in a pipe."""
     if not sys.stderr.isatty():
         return _Silent()
-    try:
-        from runner.cli.progress_bar import Bar  # rich is an extra
-    except ModuleNotFoundError:
-        return _Line(what)
-    return Bar(what)
+    return bar(what) or _Line(what)
 
 
 class _Silent:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import time
 from contextlib import closing
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.cli.arguments import duration, identifier, positive, whole
+from runner.cli.counter import bar
 from runner.cli.output import duration as shown_duration
 from runner.errors import CheckFailedError, ModelError, PhotosInvisibleError, SettingsError, UsageError
 from runner.faces.model_name import model_name
@@ -295,18 +295,10 @@ class Lines:
 
 def _progress() -> Progress:
     """Return a bar on a terminal where rich is installed, and lines elsewhere."""
-    if sys.stderr.isatty():
-        try:
-            from runner.cli.progress_bar import Bar  # rich is an extra
-        except ModuleNotFoundError:
-            pass
-        else:
-            return Bar("photos pushed", waiting=True)
-    return Lines()
+    return bar("photos pushed", waiting=True) or Lines()
 
 
 def _print(args: argparse.Namespace, choice: Choice, report: Report, *, stopped: bool) -> None:
-
     chosen = report.chosen.total()
     photos = min(chosen, choice.limit) if choice.limit else chosen
     estimate = photos / PHOTOS_PER_SECOND
