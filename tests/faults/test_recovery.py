@@ -136,7 +136,7 @@ def test_photos_of_an_image_server_that_was_down_are_completed_without_counting_
 def test_retries_do_not_make_a_run_exceed_its_maximum_of_jobs(world: World) -> None:
     world.upload(12, names=KINDS)
     world.images.behaviour = Behaviour.DOWN
-    process = world.command("run", "--queues", "process", "--max-jobs", "4")
+    process = world.command("run", "--queues", "process", "--max-jobs", "4", fault={"RUNNER_OUTAGE_SECONDS": "0"})
     while world.images.answers["closed"] < 4:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

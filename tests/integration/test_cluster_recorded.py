@@ -199,11 +199,12 @@ def test_without_the_package_the_install_command_is_given(
     service: Service, tmp_path: Path, command: Sequence[str], missing: str
 ) -> None:
     (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('none', name='{missing}')", "utf-8")
-    ended = service.command(*command, PYTHONPATH=str(tmp_path))
-    assert ended.code == 6
-    assert "pip install kubernetes" in ended.output + ended.errors
-    assert "Traceback" not in ended.errors
-    assert ("process" in ended.output) == (command[0] == "status")  # the lists of Redis are shown all the same
+    process = service.start(*command, PYTHONPATH=str(tmp_path))
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert "pip install kubernetes" in output + errors
+    assert "Traceback" not in errors
+    assert ("process" in output) == (command[0] == "status")  # the lists of Redis are shown all the same
 
 
 def test_a_context_that_does_not_exist(
