@@ -184,11 +184,11 @@ release: setup tools ## Build packages, images, chart, SBOMs and checksums of VE
 release-test: setup tools ## Rehearse a release twice and install from its registry (as root; RELEASE_IMAGES)
 	@RELEASE_IMAGES='$(or $(RELEASE_IMAGES),cpu-amd64)' $(BIN)/python -m pytest --timeout 3600 tests/image/test_release.py
 
-# onnxruntime asks for sympy (86 MB with mpmath) for a tool that no run uses, and pi-heif for Pillow (22 MB), which its
+# onnxruntime asks for sympy (86 MB with mpmath) and packaging for tools that no run uses, and pi-heif for Pillow (22 MB), which its
 # compiled module does not need: the image goes without.
 RESOLVE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 OURS := --override requirements/overrides.in --no-emit-package opencv-python
-LEAN := --no-emit-package sympy --no-emit-package mpmath --no-emit-package pillow
+LEAN := --no-emit-package packaging --no-emit-package sympy --no-emit-package mpmath --no-emit-package pillow
 
 .PHONY: lock
 lock: ## Resolve and pin all packages again (needs uv)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ UNUSED = (
 UNUSED_BEFORE_312 = ("numpy/distutils",)  # numpy has it for older Pythons alone
 UNUSED_FILES = ("**/*.pyi", "**/*.a")
 PROGRAMS = ("python*",)
+# What no pod runs is compiled when somebody uses it: it would be a tenth of what every release pulls.
+SELDOM_USED = re.compile(r"/runner/(bake|evaluation|simulation)/")
 
 
 def finish_packages(folder: Path, cuda: Path) -> None:
@@ -67,7 +70,10 @@ def _site_packages(folder: Path) -> Path:
 def _compile(packages: Path, root: Path | None = None) -> None:
     # Unchecked: a start reads each .pyc and never looks at its source; the file system is read-only anyway.
     mode = PycInvalidationMode.UNCHECKED_HASH
-    if not compileall.compile_dir(packages, quiet=1, invalidation_mode=mode, stripdir=root, prependdir=root and "/"):
+    prepended = root and "/"
+    if not compileall.compile_dir(
+        packages, rx=SELDOM_USED, quiet=1, invalidation_mode=mode, stripdir=root, prependdir=prepended
+    ):
         raise SystemExit("some modules could not be compiled")
 
 
