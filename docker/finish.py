@@ -30,8 +30,11 @@ UNUSED = (
 UNUSED_BEFORE_312 = ("numpy/distutils",)  # numpy has it for older Pythons alone
 UNUSED_FILES = ("**/*.pyi", "**/*.a")
 PROGRAMS = ("python*",)
-# What no pod runs is compiled when somebody uses it: it would be a tenth of what every release pulls.
-SELDOM_USED = re.compile(r"/runner/(bake|evaluation|simulation)/")
+# What no pod runs is compiled when somebody uses it: it would be a fifth of what every release pulls.
+SELDOM_USED = re.compile(
+    r"/runner/(bake|cluster|evaluation|simulation)/"
+    r"|/runner/cli/(completion|debug\w*|evaluate|exec\w*|forget|live_status|models|progress_bar|simulate)\.py$"
+)
 
 
 def finish_packages(folder: Path, cuda: Path) -> None:
