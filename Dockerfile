@@ -14,7 +14,7 @@ FROM scratch AS pack
 
 FROM ${BASE} AS tools
 ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
-    PIP_NO_COMPILE=1 PIP_NO_DEPS=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
+    PIP_NO_DEPS=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 # A constant: a commit that changes no file of a layer leaves its digest. (A wheel cannot be older than 1980.)
 ARG SOURCE_DATE_EPOCH=315532800
 ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
@@ -55,7 +55,7 @@ RUN python3 -m venv --without-pip /opt/spottmee-worker
 COPY requirements/run-${FLAVOUR}.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
-    /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet \
+    /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet --no-compile \
         --require-hashes --only-binary :all: -r "requirements/run-${FLAVOUR}.txt"
 COPY docker/finish.py docker/
 RUN python3 docker/finish.py packages /opt/spottmee-worker --cuda /cuda
@@ -63,7 +63,8 @@ RUN python3 docker/finish.py packages /opt/spottmee-worker --cuda /cuda
 # The worker's own code.
 FROM packages AS code
 COPY --from=wheel /wheel/ /wheel/
-RUN /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet --no-index --root /code /wheel/*.whl \
+RUN /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet --no-compile --no-index --root /code \
+        /wheel/*.whl \
     && python3 docker/finish.py code /code/opt/spottmee-worker --root /code
 
 # One layer for each thing that changes at a pace of its own, the slowest first: a release pulls the last alone.
