@@ -626,7 +626,8 @@ def _others_went_on(world: World, verdict: Verdict) -> None:
     errors = [line["error"] for line in world.logs() if isinstance(line.get("error"), dict)]
     met = sum(error["code"] == "lock_timeout" for error in errors if isinstance(error, dict))
     verdict.counts["lock timeouts"] = met
-    verdict.expect(met > 0, "no job met a locked row")
+    # A short campaign locks once, and can be past those rows: tests/integration plays the single locked row.
+    verdict.expect(met > 0 or world.short, "no job met a locked row")
 
 
 def _waited_for_their_album(world: World, verdict: Verdict) -> None:
