@@ -80,7 +80,8 @@ def test_an_early_interrupt_ends_every_command_without_a_traceback(service: Serv
         _, errors = process.communicate(timeout=60)
         said = [line for line in errors.splitlines() if not line.startswith("import time:")]
         assert "Traceback" not in errors, (command, milliseconds, said)
-        assert process.returncode in (0, 2, 130), (command, milliseconds, said)
+        # Once a finished Python gives up its signal handlers, an interrupt kills it: a shell shows that as 130 as well.
+        assert process.returncode in (0, 2, 130, -signal.SIGINT), (command, milliseconds, said)
 
 
 def test_an_old_python_is_named() -> None:
