@@ -187,7 +187,7 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
             image = decode(data, max_pixels=settings.max_image_pixels, max_bytes=settings.max_image_bytes)
         result.size = (image.shape[1], image.shape[0])
         with task.stage("model"):
-            engine = _engine(settings)
+            engine = Engine.from_settings(replace(settings, threads=1))
         result.model = repository.model = engine.model
         with engine, task.stage("faces"):
             task.faces = engine.submit(lambda: image).result()
@@ -219,16 +219,6 @@ def _compared(job: CompareJob, similarities: Mapping[str, float], matches: Mappi
     for photo in job.stored_ids:
         if photo not in similarities:
             yield f"  -       no match  no embeddings of this model  {photo}"
-
-
-def _engine(settings: Settings) -> Engine:
-    return Engine.open(
-        settings.model_dir,
-        threads=1,
-        providers=settings.providers,
-        batch_size=settings.batch_size,
-        max_faces=settings.max_faces,
-    )
 
 
 def check_picture(name: str) -> Path:

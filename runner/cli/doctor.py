@@ -305,12 +305,7 @@ def _other_versions(baked_with: dict[str, str]) -> str:
 
 def _hardware(settings: Settings) -> str:
     """Start the engine as `run` does: a provider that is installed may still fail to start."""
-    with Engine.open(
-        settings.model_dir,
-        threads=settings.threads,
-        providers=settings.providers,
-        batch_size=settings.batch_size,
-    ) as engine:
+    with Engine.from_settings(settings) as engine:
         choice, threads, tuned = engine.choice, engine.threads, engine.tuned
     quota = cpu_quota()
     limit = f"a CPU limit of {quota:g}" if quota else "no CPU limit"

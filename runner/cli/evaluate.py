@@ -94,7 +94,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         check_writable(args.html, "--html")
     labels = read_labels(args.path)
     faces = Faces(args.faces or ("one" if labels.pairs is None else "all"))
-    with _engine(settings) as engine:
+    with Engine.from_settings(settings) as engine:
         measured = _measure(labels, engine, settings, faces, args.worst)
         model = engine.model
     _check(measured, labels)
@@ -113,16 +113,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     if faults := [item for item in measured.left_out if item.is_fault]:
         raise CheckFailedError(f"{len(faults)} of {len(labels.photos)} photos could not be read: {_first(faults)}")
     return 0
-
-
-def _engine(settings: Settings) -> Engine:
-    return Engine.open(
-        settings.model_dir,
-        threads=settings.threads,
-        providers=settings.providers,
-        batch_size=settings.batch_size,
-        max_faces=settings.max_faces,
-    )
 
 
 def _measure(labels: Labels, engine: Engine, settings: Settings, faces: Faces, worst: int) -> Measured:

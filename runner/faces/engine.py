@@ -26,6 +26,7 @@ from runner.faces.detector import Detections, Detector
 from runner.faces.providers import CPU, ProviderChoice, ProviderError, choose_providers
 from runner.faces.recogniser import Recogniser
 from runner.logs import logger
+from runner.settings import Settings
 
 # All threads embed once so many crops wait, or when no photo is left, or when a crop has waited so long.
 CROPS_TO_EMBED = 32
@@ -164,6 +165,17 @@ class Engine:
         raise DeviceError(
             f"{'; '.join(failures)}: check that the pod asks for a GPU and that its node has the driver and the device "
             "plug-in, or add cpu to RUNNER_PROVIDERS"
+        )
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Load the pack of `settings` with its limits. Raises what `open` raises."""
+        return cls.open(
+            settings.model_dir,
+            threads=settings.threads,
+            providers=settings.providers,
+            batch_size=settings.batch_size,
+            max_faces=settings.max_faces,
         )
 
     @property

@@ -20,7 +20,7 @@ _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 class Script:
     """One script, prefixed with `common.lua`.
 
-    It is sent whole (EVAL, about 2 kB): after a restart or a failover the server's script cache is empty, and EVALSHA
+    It is sent whole (EVAL, 4 to 8 kB): after a restart or a failover the server's script cache is empty, and EVALSHA
     would fail with NOSCRIPT at any time. The server compiles a text once, either way.
     """
 

@@ -147,7 +147,7 @@ def _work(
     startup.begin()
     from runner.faces.engine import Engine  # the first of what is slow: then the model loads in the background
 
-    engine = startup.in_background(partial(_open_engine, Engine, settings), "engine")
+    engine = startup.in_background(partial(Engine.from_settings, settings), "engine")
     from runner.faces.cpu import thread_count  # numpy, which the engine has imported by now
     from runner.faces.pack import read_manifest
 
@@ -380,16 +380,6 @@ def _loaded(engine: Future[Engine], seconds: float) -> Engine:
         return engine.result(seconds)
     except TimeoutError:
         raise StuckError(f"the model was not loaded after {seconds:g} s") from None
-
-
-def _open_engine(engine: type[Engine], settings: Settings) -> Engine:
-    return engine.open(
-        settings.model_dir,
-        threads=settings.threads,
-        providers=settings.providers,
-        batch_size=settings.batch_size,
-        max_faces=settings.max_faces,
-    )
 
 
 def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:

@@ -152,6 +152,13 @@ local function count(totals, counts)
     call('HSET', totals, unpack(values))
 end
 
+-- Count what a caller has counted, and nothing else.
+local function count_text(totals, text)
+    local counts = {}
+    add_counts(counts, text)
+    count(totals, counts)
+end
+
 -- A command whose reply was lost is sent again. `last` holds the request id of its caller's latest call and that
 -- call's answer (ids or a number), so that the repetition gets the same answer and changes nothing.
 
@@ -169,4 +176,15 @@ local function recall(last, request)
         answer[#answer + 1] = item
     end
     return answer
+end
+
+-- What a call about one lease returns at once: 1 if it is a repetition, 0 if the lease belongs to another claim, else nil.
+local function answered(last, request, claimed, id, holder)
+    if recall(last, request) then
+        return 1
+    end
+    if call('HGET', claimed, id .. ':holder') ~= holder then
+        return 0
+    end
+    return nil
 end

@@ -7,9 +7,7 @@ if not recall(KEYS[2], ARGV[1]) then
     local ended = now()
     call('ZRANGE', KEYS[3], 0, 0)
     check_last(KEYS[2])
-    local counts = {}
-    add_counts(counts, ARGV[2])
-    count(KEYS[1], counts)
+    count_text(KEYS[1], ARGV[2])
     if ARGV[3] ~= '' then
         call('ZADD', KEYS[3], ended, ARGV[3])
         for _, summary in ipairs(call('ZRANGE', KEYS[3], 0, -1 - ARGV[4])) do

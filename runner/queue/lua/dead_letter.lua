@@ -6,11 +6,9 @@
 -- ARGV[5] milliseconds to keep the payload, 0 to delete it  ARGV[6] milliseconds to keep dead letters  ARGV[7] counts
 -- Returns 1, or 0 if the lease belongs to another claim.
 local id = ARGV[2]
-if recall(KEYS[3], ARGV[1]) then
-    return 1
-end
-if call('HGET', KEYS[2], id .. ':holder') ~= ARGV[3] then
-    return 0
+local answer = answered(KEYS[3], ARGV[1], KEYS[2], id, ARGV[3])
+if answer then
+    return answer
 end
 check_leases(KEYS[1])
 check_claimed(KEYS[2])
@@ -18,9 +16,7 @@ check_last(KEYS[3])
 check_dead(KEYS[4], KEYS[5])
 check_parking(KEYS[7], KEYS[8])
 local moment = now()
-local counts = {}
-add_counts(counts, ARGV[7])
-count(KEYS[9], counts)
+count_text(KEYS[9], ARGV[7])
 local payload, since = unpack(call('HMGET', KEYS[2], id .. ':payload', id .. ':since'))
 call('HSET', KEYS[4], id, string.format('%.0f ', since or moment) .. ARGV[4])
 if ARGV[5] ~= '0' then

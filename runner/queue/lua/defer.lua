@@ -6,19 +6,15 @@
 -- ARGV[7] state for the next holder; an empty one leaves that of the last holder  ARGV[8] counts
 -- Returns 1, or 0 if the lease belongs to another claim.
 local id = ARGV[2]
-if recall(KEYS[3], ARGV[1]) then
-    return 1
-end
-if call('HGET', KEYS[2], id .. ':holder') ~= ARGV[3] then
-    return 0
+local answer = answered(KEYS[3], ARGV[1], KEYS[2], id, ARGV[3])
+if answer then
+    return answer
 end
 local due = now() + ARGV[4]
 check_leases(KEYS[1])
 check_claimed(KEYS[2])
 check_last(KEYS[3])
-local counts = {}
-add_counts(counts, ARGV[8])
-count(KEYS[4], counts)
+count_text(KEYS[4], ARGV[8])
 call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[6])
 set_due(KEYS[1], due, id)
 if ARGV[5] == '1' then

@@ -5,20 +5,16 @@
 -- Returns 1, 0 if the lease belongs to another claim, or -1 if the job was woken since it was announced: then nothing
 -- has changed.
 local id = ARGV[2]
-if recall(KEYS[3], ARGV[1]) then
-    return 1
-end
-if call('HGET', KEYS[2], id .. ':holder') ~= ARGV[3] then
-    return 0
+local answer = answered(KEYS[3], ARGV[1], KEYS[2], id, ARGV[3])
+if answer then
+    return answer
 end
 if not call('ZSCORE', KEYS[4], id) then
     return -1
 end
 check_leases(KEYS[1])
 check_last(KEYS[3])
-local counts = {}
-add_counts(counts, ARGV[6])
-count(KEYS[5], counts)
+count_text(KEYS[5], ARGV[6])
 call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[4], id .. ':uncounted', 1, id .. ':state', ARGV[5])
 call('ZREM', KEYS[1], id)
 remember(KEYS[3], ARGV[1], {1})

@@ -10,9 +10,7 @@ end
 check_leases(KEYS[1])
 check_claimed(KEYS[2])
 check_parking(KEYS[3], KEYS[4])
-local counts = {}
-add_counts(counts, ARGV[2])
-count(KEYS[5], counts)
+count_text(KEYS[5], ARGV[2])
 remove_lease(KEYS[1], KEYS[2], ARGV[1])
 leave_parking(KEYS[3], KEYS[4], ARGV[1])
 return holder and holder ~= '' and 2 or 1

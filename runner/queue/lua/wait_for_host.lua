@@ -60,9 +60,7 @@ if has_failed and is_failing then
 end
 
 local due, parks, successor = moment + ARGV[10], false, nil
-local counts = {}
-add_counts(counts, ARGV[15])
-count(KEYS[8], counts)
+count_text(KEYS[8], ARGV[15])
 call('HSET', KEYS[2], id .. ':holder', '', id .. ':reason', ARGV[5], id .. ':uncounted', 1, id .. ':state', ARGV[6])
 if is_failing then
     due = next_probe
