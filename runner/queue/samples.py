@@ -69,19 +69,21 @@ class Sampler:
     def __init__(self, client: Redis, name: str) -> None:
         self.name = name
         self._client = client
+        self._look = Script(client, "sample")
+        self._count_dead = Script(client, "dead_codes")
         self._dead: tuple[object, Counter[str]] = (None, Counter())
 
     def sample(self) -> Sample:
         """Return the state of the queue; an entry of the history is added once a minute."""
         name = self.name
-        state, values = Script(self._client, "sample")(
+        state, values = self._look(
             [
                 keys.list_key(name), keys.leases(name), keys.claimed(name), keys.dead_index(name), keys.parked(name),
                 keys.totals(name), keys.arrivals(name), keys.history(name), keys.orphans(name),
             ],
             [
                 DEAD_LETTER_SECONDS * 1000, HISTORY_STEP_SECONDS * 1000, HISTORY_SECONDS * 1000, _MOST_LEASES,
-                *totals.all_fields(),
+                " ".join(totals.all_fields()),
             ],
         )  # fmt: skip
         waiting, leased, due, deferred, parked, dead, first, last, age, orphans = state
@@ -94,7 +96,7 @@ class Sampler:
             int(parked),
             int(age) / 1000,
             self._dead_codes((int(dead), first, last)),
-            totals.decoded(values),
+            totals.decoded(values.split(b" ")),
             int(orphans) if orphans.isdigit() else None,
         )
 
@@ -121,7 +123,7 @@ class Sampler:
         if self._dead[0] != mark:
             found, skipped, page = Counter[str](), 0, _PAGE
             while page == _PAGE and mark[0]:
-                page, *pairs = Script(self._client, "dead_codes")(
+                page, *pairs = self._count_dead(
                     [keys.dead(self.name), keys.dead_index(self.name)], [DEAD_LETTER_SECONDS * 1000, skipped, _PAGE]
                 )
                 skipped += page

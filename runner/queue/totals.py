@@ -47,6 +47,7 @@ HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
     **dict.fromkeys(STAGES, _STAGE_BOUNDS),
 }
 _MICROSECONDS = 1_000_000
+_DIGITS = 19  # of the largest number that Redis counts to
 
 
 def job_field(outcome: str, code: str = NO_CODE) -> str:
@@ -146,7 +147,7 @@ def transient_codes() -> tuple[str, ...]:
 def decoded(values: Sequence[bytes | None]) -> Counter[str]:
     """Return the totals whose values were read in the order of `all_fields`. A damaged value is no value."""
     pairs = zip(all_fields(), values, strict=True)
-    return Counter({field: int(value) for field, value in pairs if value is not None and value.isdigit()})
+    return Counter({field: int(value) for field, value in pairs if value and value.isdigit() and len(value) <= _DIGITS})
 
 
 def read_totals(redis: Redis, name: str) -> Counter[str]:

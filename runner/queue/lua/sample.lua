@@ -4,11 +4,15 @@
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] dead index  KEYS[5] parked  KEYS[6] totals
 -- KEYS[7] arrivals: when (ms) → how many jobs had arrived by then  KEYS[8] history  KEYS[9] orphans
 -- ARGV[1] milliseconds to keep dead letters  ARGV[2] milliseconds between entries of the history
--- ARGV[3] milliseconds to keep them  ARGV[4] most leases to look at  ARGV[5…] fields of the totals
+-- ARGV[3] milliseconds to keep them  ARGV[4] most leases to look at  ARGV[5] fields of the totals, separated by spaces
 -- Returns {waiting, leased, due, leased by nobody, parked, dead, oldest dead letter, newest dead letter,
--- milliseconds that the oldest job has waited since it was first seen, orphans or ''}, and the values of the fields.
+-- milliseconds that the oldest job has waited since it was first seen, orphans or ''}, and the values of the fields,
+-- separated by spaces: 250 replies of their own would take the reader longer than everything else.
 local moment = now()
-local fields = {unpack(ARGV, 5)}
+local fields = {}
+for field in string.gmatch(ARGV[5], '%S+') do
+    fields[#fields + 1] = field
+end
 local waiting, leased = call('LLEN', KEYS[1]), call('ZCARD', KEYS[2])
 local parked = call('ZCARD', KEYS[5])
 
@@ -74,6 +78,9 @@ end
 
 local age = milliseconds_waited()
 local values = call('HMGET', KEYS[6], unpack(fields))
+for index, value in ipairs(values) do
+    values[index] = value and not string.find(value, '%D') and value or '0'
+end
 record_history(values, age)
 for _, key in ipairs({KEYS[7], KEYS[8]}) do
     call('EXPIRE', key, math.floor(ARGV[3] / 1000))
@@ -86,5 +93,5 @@ return {
         call('ZCOUNT', KEYS[4], kept, '+inf'), oldest, call('ZRANGE', KEYS[4], -1, -1)[1] or '', age,
         call('GET', KEYS[9]) or '',
     },
-    values,
+    table.concat(values, ' '),
 }
