@@ -45,8 +45,8 @@ demo: setup ## Run the whole service on real photos and write a report (ALBUM=fo
 	@$(BIN)/python -m demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
 
 .PHONY: test
-test: setup ## Run the tests, long campaigns shortened (WORKERS=1: one after the other)
-	@# tests/support/scheduling.py: each file stays on one process, and the image's tests on the first, from the start.
+test: setup ## Run the tests, long campaigns shortened; image-test and e2e are apart (WORKERS=1: one after the other)
+	@# tests/support/scheduling.py: which folders are apart; each file stays on one process.
 	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 .PHONY: check

@@ -28,7 +28,7 @@ from runner.store import schema
 from tests.support.clock import Clock
 from tests.support.run_tools import Service
 from tests.support.run_tools import service as a_service
-from tests.support.scheduling import LongFirst, place
+from tests.support.scheduling import LongFirst, apart, place
 from tests.support.store_tools import Command, opened
 
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
@@ -39,6 +39,11 @@ KEPT_BYTES = 50 << 20
 # The duration of one example depends on the machine and its load, not on the code.
 hypothesis.settings.register_profile("ours", deadline=None)
 hypothesis.settings.load_profile("ours")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the folders with a target of their own unless the command line names them; None leaves it to pytest."""
+    return True if apart(collection_path, config.args) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

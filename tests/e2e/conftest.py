@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,15 +20,6 @@ from tests.e2e.backends import Backends
 from tests.e2e.site import CHART, Site, opened, unavailable, wait
 
 SMALL = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect these tests unless this folder is named, where they are skipped with the reason if there is no site."""
-    if any("e2e" in argument for argument in config.args):
-        return
-    here = [item for item in items if item.path.parent == Path(__file__).parent]
-    config.hook.pytest_deselected(items=here)
-    items[:] = [item for item in items if item not in here]
 
 
 @pytest.fixture(scope="session")
