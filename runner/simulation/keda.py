@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, floor, inf
 
+# Of KEDA; the first is the chart's default.
+STRATEGIES = ("accurate", "default", "eager")
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -21,7 +24,7 @@ class Setting:
     idle_seconds: float = 0
     max_seconds: float = 900
     activation: int = 0
-    eager: bool = False
+    strategy: str = STRATEGIES[0]
     cpu_request: float = 1
     cpu_limit: float = 2
 
@@ -80,6 +83,9 @@ def new_jobs(setting: Setting, *, waiting: int, in_flight: int, unfinished: int,
         return 0
     wanted = min(setting.max_replicas, ceil(counted / setting.jobs_per_pod))
     above = unfinished - setting.min_replicas
-    if setting.eager:
-        return max(0, min(setting.max_replicas - above - pending, wanted))
+    match setting.strategy:
+        case "accurate":  # of the pending Jobs, which are all of them while no pod is being evicted
+            return max(0, wanted - unfinished)
+        case "eager":
+            return max(0, min(setting.max_replicas - above - pending, wanted))
     return max(0, wanted - above)

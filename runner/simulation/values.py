@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from runner.errors import UsageError
-from runner.simulation.keda import Setting
+from runner.simulation.keda import STRATEGIES, Setting
 
 # Chart value → field, and whether it must be a whole number of at least so much.
 _FIELDS = {
@@ -43,7 +43,7 @@ def with_values(setting: Setting, path: Path, queue: str) -> Setting:
         if found.get(name) is not None:
             changed[field] = _whole(found[name], least, path, f"queues.{queue}.{name}")
     if found.get("scalingStrategy") is not None:
-        changed["eager"] = _is_eager(found["scalingStrategy"], path, f"queues.{queue}.scalingStrategy")
+        changed["strategy"] = _strategy(found["scalingStrategy"], path, f"queues.{queue}.scalingStrategy")
     resources = _mapping(found.get("resources"), path, f"queues.{queue}.resources")
     for kind, field in (("requests", "cpu_request"), ("limits", "cpu_limit")):
         place = f"queues.{queue}.resources.{kind}"
@@ -68,10 +68,10 @@ def _whole(value: Any, least: int, path: Path, place: str) -> int:
     return int(number)
 
 
-def _is_eager(value: Any, path: Path, place: str) -> bool:
-    if value not in ("default", "eager"):
-        raise UsageError(f"{path}: {place} must be default or eager (--values)")
-    return bool(value == "eager")
+def _strategy(value: Any, path: Path, place: str) -> str:
+    if value not in STRATEGIES:
+        raise UsageError(f"{path}: {place} must be one of {', '.join(STRATEGIES)} (--values)")
+    return str(value)
 
 
 def _cpus(value: Any, path: Path, place: str) -> float:

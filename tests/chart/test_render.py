@@ -135,6 +135,12 @@ GIVEN_UP = [
     for taint in ("not-ready", "unreachable")
 ]
 
+STRATEGIES = {
+    "accurate": {"strategy": "accurate", "pendingPodConditions": ["DisruptionTarget"]},
+    "default": {},
+    "eager": {"strategy": "eager"},
+}
+
 
 class TestScaling:
     @EVERY_CASE
@@ -142,7 +148,7 @@ class TestScaling:
         for name, item in scaled_jobs(rendered(case)).items():
             spec = item["spec"]
             values = CASES[case].get("queues", {}).get(name, {})
-            strategy = {"strategy": "eager"} if "scalingStrategy" in values else {}
+            strategy = STRATEGIES[values.get("scalingStrategy", "accurate")]
             assert spec["scalingStrategy"] == {"multipleScalersCalculation": "sum"} | strategy
             rollout = {"strategy": "immediate", "propagationPolicy": "background"} | values.get("rollout", {})
             kept = "propagationPolicy" if rollout["strategy"] == "immediate" else "strategy"
@@ -184,10 +190,9 @@ class TestJobs:
     def test_disruptions_are_ignored_and_configuration_errors_fail_the_job(self, case: str) -> None:
         for item in scaled_jobs(rendered(case)).values():
             job = item["spec"]["jobTargetRef"]
-            ignored, failed = job["podFailurePolicy"]["rules"]
-            assert ignored["action"] == "Ignore"
-            assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
-            assert failed["action"] == "FailJob"
+            evicted, failed = job["podFailurePolicy"]["rules"]
+            assert evicted["action"] == failed["action"] == "FailJob"
+            assert evicted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
             permanent = (errors.SettingsError, errors.SchemaError, errors.ModelError, errors.PhotosInvisibleError)
             assert failed["onExitCodes"]["values"] == [error.exit_code for error in permanent]
             assert errors.UnreachableError.exit_code not in failed["onExitCodes"]["values"]
@@ -630,6 +635,11 @@ class TestHook:
         assert [port["port"] for port in servers["ports"]] == [
             port["port"] for port in release[1]["ports"] if port["port"] in (5432, 6432)
         ]
+
+    def test_a_drained_node_is_no_failed_attempt(self) -> None:
+        evicted, _ = rendered().find("Job", "faces-migrate")["spec"]["podFailurePolicy"]["rules"]
+        assert evicted["action"] == "Ignore"
+        assert evicted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
 
     def test_placement_variables_and_settings_reach_it(self) -> None:
         job = rendered("platform").find("Job", "faces-migrate")

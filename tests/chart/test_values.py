@@ -42,7 +42,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "a fraction of a job": ({"queues": {"process": {"jobsPerPod": 1.5}}}, r"jobsPerPod.*integer"),
     "a null block": ({"queues": {"process": {"gpu": None}}}, r"gpu"),
     "an unknown strategy": (
-        {"queues": {"process": {"scalingStrategy": "accurate"}}},
+        {"queues": {"process": {"scalingStrategy": "custom"}}},
         r"scalingStrategy.*eager",
     ),
     "an unknown mode of migration": ({"migration": {"mode": "sometimes"}}, r"mode.*hook.*job.*none"),

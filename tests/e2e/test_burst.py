@@ -176,3 +176,25 @@ def test_a_lost_node_loses_no_job(site: Site, namespace: str, release: str, burs
     finally:
         site.start_node(node)
     assert release
+
+
+def test_a_node_that_hangs_does_not_block_its_list(
+    site: Site, namespace: str, values: dict[str, Any], burst: Burst
+) -> None:
+    """Its Node stays, so its pod is terminating and its Job unfinished until the node is back."""
+    if site.control_plane is None:
+        pytest.skip("only nodes of the tests' own control plane are killed")
+    queues = {"process": values["queues"]["process"] | {"unreachableSeconds": 2}, "compare": {"enabled": False}}
+    site.helm("install", "party", str(CHART), "--namespace", namespace, "--wait", values=values | {"queues": queues})
+    photos = burst.upload(4)  # one Job
+    wait(lambda: _pods(site, namespace) and burst.backends.leftovers().get("process leased"), "a pod with leased jobs")
+    (hung,) = _unfinished(site, namespace)
+    node = _pods(site, namespace)[0]["spec"]["nodeName"]
+    site.control_plane.daemons[node].kill()
+    try:
+        wait(lambda: burst.is_complete(photos), "another Job to process every photo", BURST_SECONDS)
+        assert hung in _unfinished(site, namespace), "the node does not hang"
+        assert len(_jobs(site, namespace)) == 2
+    finally:
+        site.start_node(node)
+    wait(lambda: not _unfinished(site, namespace), "the Job of the node that is back")

@@ -34,6 +34,9 @@ def done(arrivals: Arrivals, setting: Setting, machine: Machine = ROUND, offset:
     return [round(float(one), 6) for one in play(arrivals, setting, machine, offset=offset).done]
 
 
+BESIDE = replace(SMALL, min_replicas=2, strategy="default")
+
+
 @pytest.mark.parametrize(
     ("setting", "state", "expected"),
     [
@@ -46,9 +49,11 @@ def done(arrivals: Arrivals, setting: Setting, machine: Machine = ROUND, offset:
         (replace(SMALL, activation=5), {"waiting": 5, "in_flight": 0, "unfinished": 0}, 0),
         (replace(SMALL, activation=5), {"waiting": 6, "in_flight": 0, "unfinished": 0}, 1),
         (replace(SMALL, min_replicas=2), {"waiting": 0, "in_flight": 0, "unfinished": 1}, 1),
-        (replace(SMALL, min_replicas=2), {"waiting": 1, "in_flight": 0, "unfinished": 2}, 1),  # beside the warm ones
-        (replace(SMALL, min_replicas=2), {"waiting": 1000, "in_flight": 0, "unfinished": 2}, 5),
-        (replace(SMALL, eager=True), {"waiting": 30, "in_flight": 0, "unfinished": 1, "pending": 1}, 3),
+        (replace(SMALL, min_replicas=2), {"waiting": 1, "in_flight": 0, "unfinished": 2}, 0),  # for the warm ones
+        (replace(SMALL, min_replicas=2), {"waiting": 1000, "in_flight": 0, "unfinished": 2}, 3),
+        (BESIDE, {"waiting": 1, "in_flight": 0, "unfinished": 2}, 1),
+        (BESIDE, {"waiting": 1000, "in_flight": 0, "unfinished": 2}, 5),
+        (replace(SMALL, strategy="eager"), {"waiting": 30, "in_flight": 0, "unfinished": 1, "pending": 1}, 3),
     ],
 )
 def test_keda_creates_as_many_jobs_as_its_formula_says(setting: Setting, state: dict[str, int], expected: int) -> None:
@@ -246,7 +251,7 @@ def test_values_override_the_charts(tmp_path: Path) -> None:
     resources = {"requests": {"cpu": "250m"}, "limits": {"cpu": 1.5}}
     queue = {"jobsPerPod": 7, "scalingStrategy": "eager", "resources": resources, "paused": True, "maxJobs": None}
     found = with_values(SMALL, values(tmp_path, {"queues": {"process": queue}}), "process")
-    assert found == replace(SMALL, jobs_per_pod=7, eager=True, cpu_request=0.25, cpu_limit=1.5)
+    assert found == replace(SMALL, jobs_per_pod=7, strategy="eager", cpu_request=0.25, cpu_limit=1.5)
     assert with_values(SMALL, values(tmp_path, ""), "process") == SMALL
 
 
@@ -259,7 +264,7 @@ def test_values_override_the_charts(tmp_path: Path) -> None:
         ({"queues": {"process": {"jobsPerPod": "many"}}}, "queues.process.jobsPerPod must be a whole number of 1"),
         ({"queues": {"process": {"maxReplicas": 0}}}, "queues.process.maxReplicas must be a whole number of 1"),
         ({"queues": {"process": {"idleSeconds": True}}}, "queues.process.idleSeconds must be"),
-        ({"queues": {"process": {"scalingStrategy": "accurate"}}}, "must be default or eager"),
+        ({"queues": {"process": {"scalingStrategy": "custom"}}}, "must be one of accurate, default, eager"),
         ({"queues": {"process": {"resources": {"limits": {"cpu": "two"}}}}}, "limits.cpu must be a number of CPUs"),
     ],
 )

@@ -328,11 +328,13 @@ spec:
       {{- include "spottmee-worker.runPod" . | nindent 6 }}
 {{- end -}}
 
-{{/* What a pod's end means to its Job. The exit codes are the worker's (docs/reference/exit-codes.md). */}}
+{{/*
+What a pod's end means to its Job. The exit codes are the worker's (docs/reference/exit-codes.md). Takes migration.
+*/}}
 {{- define "spottmee-worker.podFailurePolicy" -}}
 rules:
-  # A drained node, a preemption: nobody's fault, and no attempt.
-  - action: Ignore
+  # A drained node, a preemption: nobody's fault, and no attempt. KEDA has started another Job instead.
+  - action: {{ .migration | default false | ternary "Ignore" "FailJob" }}
     onPodConditions:
       - type: DisruptionTarget
         status: "True"

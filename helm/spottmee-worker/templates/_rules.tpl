@@ -59,7 +59,7 @@ honour labels.
   for: 1m
   severity: warning
   summary: |-
-    The pod {{`{{ $labels.pod }}`}} does not end, and its Job gets no other one until it has ended.
+    The pod {{`{{ $labels.pod }}`}} does not end. Another Job does its work, but its own counts in maxReplicas until it has ended.
 - alert: SpottmeeJobsFailing
   expr: |-
     count by (queue) (label_replace(
