@@ -135,7 +135,7 @@ GIVEN_UP = [
     for taint in ("not-ready", "unreachable")
 ]
 
-STRATEGIES = {
+STRATEGIES: dict[str, dict[str, Any]] = {
     "accurate": {"strategy": "accurate", "pendingPodConditions": ["DisruptionTarget"]},
     "default": {},
     "eager": {"strategy": "eager"},
