@@ -166,8 +166,9 @@ def _runs(samples: Sequence[Sample], details: Mapping[str, Details], now: float)
         open_runs = max(0, sample.totals[totals.RUNS_STARTED] - sum(ended.values()))
         yield (
             f"<p><b>{sample.name}</b>: {sample.totals[totals.RUNS_STARTED]:,} started; ended: {reasons}; "
-            f"{open_runs:,} at work or killed; {sample.totals[totals.LEASES_EXPIRED]:,} leases expired</p>"
+            f"{open_runs:,} at work or killed</p>"
         )
+    yield _killed(samples)
     last = _last_runs(details)
     if last:
         yield _table(
@@ -183,6 +184,18 @@ def _runs(samples: Sequence[Sample], details: Mapping[str, Details], now: float)
             f"The last {len(last)} runs",
         )
     yield "</section>"
+
+
+def _killed(samples: Sequence[Sample]) -> str:
+    """Return what is known of runs that could not write a summary: the leases that they have left behind."""
+    expired = {sample.name: sample.totals[totals.LEASES_EXPIRED] for sample in samples}
+    if not any(expired.values()):
+        return "<p>A run that is killed leaves no row below. None of their leases has expired so far.</p>"
+    numbers = ", ".join(f"{number:,} of {name}" for name, number in expired.items() if number)
+    return (
+        "<p>A run that is killed leaves no row below, but its leases: "
+        f"{numbers} expired while a run held them, and their jobs were done again.</p>"
+    )
 
 
 def _pod(owner: str) -> str:

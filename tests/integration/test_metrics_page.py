@@ -7,8 +7,6 @@ import hashlib
 import html
 import json
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -23,9 +21,9 @@ from runner.metrics.drawing import chart
 from runner.metrics.reader import FRESH_SECONDS
 from runner.queue import keys
 from tests.integration.test_metrics import Exporter, exporter
+from tests.support.browser import CHROMIUM, Tab, browser
 from tests.support.queue_tools import pass_time, push, queue_of
 
-CHROMIUM = shutil.which("chromium")
 LIGHT, DARK = (251, 251, 250), (20, 23, 26)
 SECRETS = ("SELFIE-BYTES", "signature=topsecret", "alice@example.com", "storage.googleapis.com")
 
@@ -137,6 +135,14 @@ def test_without_redis_the_page_says_so() -> None:
     assert "Redis does not answer (redis_unreachable)" in text
 
 
+def test_killed_runs_are_known_by_the_leases_that_they_left(filled: Exporter, redis: Any) -> None:
+    assert "None of their leases has expired so far." in filled.get("/")[2]
+    pass_time(redis, 31)
+    queue_of(redis, "job/another/1").claim(2)
+    time.sleep(FRESH_SECONDS)
+    assert "2 of process expired while a run held them" in filled.get("/")[2]
+
+
 def test_a_chart_leaves_out_the_time_in_which_nobody_looked() -> None:
     points = [(60.0 * minute, 5.0) for minute in range(60) if not 20 < minute < 40]
     drawn = chart("Waiting", points, now=3600, seconds=3600, shape="area")
@@ -145,27 +151,127 @@ def test_a_chart_leaves_out_the_time_in_which_nobody_looked() -> None:
     assert chart("x", [], now=0, seconds=60, shape="bars").count("nothing recorded yet") == 2
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
-@pytest.mark.parametrize(("scheme", "background"), [(1, LIGHT), (0, DARK)])
+# In a browser
+
+FOCUSED = """(() => {
+    const focused = document.activeElement, box = focused.getBoundingClientRect(), style = getComputedStyle(focused);
+    return {
+        tag: focused.tagName,
+        name: focused.getAttribute("aria-label") || focused.textContent,
+        outlined: style.outlineStyle === "solid" && parseFloat(style.outlineWidth) >= 2,
+        seen: box.right > 0 && box.left < innerWidth && box.bottom > 0 && box.top < innerHeight,
+    };
+})()"""
+# WCAG 2.2: 4.5 for text, 3 for what is drawn and for the outline of the focus.
+CONTRASTS = """(() => {
+    const rgb = (color) => (color.match(/[0-9.]+/g) || []).map(Number);
+    const light = (color) => rgb(color).slice(0, 3)
+        .map((part) => part / 255)
+        .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+    const ratio = (one, other) => {
+        const [dark, bright] = [light(one), light(other)].sort((a, b) => a - b);
+        return (bright + 0.05) / (dark + 0.05);
+    };
+    const behind = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const color = getComputedStyle(at).backgroundColor;
+            if (rgb(color)[3] !== 0) return color;
+        }
+    };
+    const found = [];
+    for (const element of document.querySelectorAll("body *")) {
+        const style = getComputedStyle(element), own = [...element.childNodes].some((node) => node.nodeType === 3);
+        const name = element.tagName + "." + (element.className.baseVal ?? element.className);
+        const drawn = element instanceof SVGElement;
+        if (own && element.tagName !== "title") found.push([name, ratio(drawn ? style.fill : style.color, behind(element)), 4.5]);
+        if (element.matches(".line, .bar")) found.push([name, ratio(style.stroke, behind(element)), 3]);
+        if (element.matches("a, [tabindex]")) found.push([name, ratio(style.outlineColor, behind(element)), 3]);
+    }
+    return found;
+})()"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def address(running: Exporter) -> str:
+    return f"http://127.0.0.1:{running.port}/"
+
+
+def test_everything_is_reached_by_tab_in_order_and_seen_to_have_the_focus(filled: Exporter, tab: Tab) -> None:
+    for width in (1000, 390):
+        tab.open(address(filled), width=width, height=844)
+        names = []
+        for _ in range(6):
+            tab.press("Tab")
+            focused = tab.ask(FOCUSED)
+            assert focused["outlined"], focused
+            assert focused["seen"], focused
+            names.append(focused["name"])
+        tables = ["Runners that hold jobs", "The last 2 runs", "Dead letters by error code"]
+        assert names == ["Skip to the queues", "Refresh every 30 s", "Metrics", *tables]
+        assert tab.ask("document.querySelectorAll('a, summary, button, [tabindex]').length") == len(names)
+        tab.press("Tab", shift=True)
+        assert tab.ask(FOCUSED)["name"] == tables[1]
+
+
+def test_the_skip_link_leads_past_the_links_and_is_hidden_until_then(filled: Exporter, tab: Tab) -> None:
+    tab.open(address(filled))
+    assert tab.ask("document.querySelector('.skip').getBoundingClientRect().right") < 0
+    tab.press("Tab")
+    tab.press("Enter")
+    tab.press("Tab")
+    assert tab.ask(FOCUSED)["name"] == "Runners that hold jobs"
+
+
+def test_refreshing_is_switched_on_and_off_by_key(filled: Exporter, tab: Tab) -> None:
+    tab.open(address(filled))
+    for shown in ("Stop refreshing", "Refresh every 30 s"):
+        tab.press("Tab")
+        tab.press("Tab")
+        with tab.loading():
+            tab.press("Enter")
+        assert tab.ask("document.querySelector('header a').textContent") == shown
+
+
+def test_a_phone_needs_no_sideways_scrolling_but_in_tables_which_scroll_by_key(filled: Exporter, tab: Tab) -> None:
+    tab.open(address(filled), width=390, height=844)
+    assert tab.ask("document.documentElement.scrollWidth") == 390
+    regions = tab.ask("document.querySelectorAll('.scroll').length")
+    for _ in range(3):
+        tab.press("Tab")
+    for _ in range(regions):
+        tab.press("Tab")
+        assert tab.ask("document.activeElement.scrollWidth > document.activeElement.clientWidth")
+        tab.press("ArrowRight")
+        tab.wait("document.activeElement.scrollLeft > 0")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_lines_and_focus_have_enough_contrast(filled: Exporter, tab: Tab, *, dark: bool) -> None:
+    tab.open(address(filled), dark=dark)
+    contrasts = tab.ask(CONTRASTS)
+    assert len(contrasts) > 50
+    assert [one for one in contrasts if one[1] < one[2]] == []
+    print(f"the least: {min(contrasts, key=lambda one: one[1] / one[2])}")
+
+
+@pytest.mark.parametrize(("dark", "background"), [(False, LIGHT), (True, DARK)])
 def test_a_browser_applies_the_stylesheet_in_light_and_dark(
-    filled: Exporter, tmp_path: Path, scheme: int, background: tuple[int, int, int]
+    filled: Exporter, tab: Tab, tmp_path: Path, background: tuple[int, int, int], *, dark: bool
 ) -> None:
     """The Content-Security-Policy allows the page's own style, and reports nothing."""
-    picture = tmp_path / "page.png"
-    done = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            "--enable-logging=stderr", "--v=0",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}",
-            f"--screenshot={picture}", "--window-size=1000,1400", f"http://127.0.0.1:{filled.port}/",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert "Content Security Policy" not in done.stderr
-    image = cv2.imread(str(picture))
-    assert image is not None, done.stderr
+    tab.problems.clear()
+    tab.open(address(filled), dark=dark)
+    tab.photograph(tmp_path / "page.png")
+    assert tab.problems == []
+    image = cv2.imread(str(tmp_path / "page.png"))
+    assert image is not None
     assert tuple(int(value) for value in image[700, 2][::-1]) == background
     assert len({tuple(pixel) for row in image[::7, ::7] for pixel in row}) > 20  # something is drawn on it
