@@ -9,6 +9,7 @@ import kubernetes_validate
 import pytest
 
 from tests.chart.keda_schemas import keda_validator
+from tests.chart.operator_schemas import operator_validator
 from tools import binaries
 from tools.render import NEWEST, OLDEST, Object, cases, render
 
@@ -97,3 +98,39 @@ def test_kedas_schemas_reject_invalid_fields(path: tuple[str | int, ...], value:
         target = target[key]
     target[path[-1]] = value
     assert list(keda_validator("ScaledJob").iter_errors(item))
+
+
+def operator_objects() -> list[Object]:
+    every = [item for case in CASES for item in render(binaries.HELM_4, CASES[case]).objects]
+    return [item for item in every if item["apiVersion"] == "monitoring.coreos.com/v1"]
+
+
+def test_the_prometheus_operator_accepts_every_object() -> None:
+    found = operator_objects()
+    assert {item["kind"] for item in found} == {"ServiceMonitor", "PodMonitor", "PrometheusRule"}
+    for item in found:
+        assert [error.message for error in operator_validator(item["kind"]).iter_errors(item)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("ServiceMonitor", ("spec", "unheardOf"), 1),
+        ("ServiceMonitor", ("spec", "endpoints", 0, "interval"), "often"),
+        ("ServiceMonitor", ("spec", "endpoints", 0, "podTargetLabels"), ["x"]),
+        ("PodMonitor", ("spec", "podMetricsEndpoints", 0, "portNumber"), "9464"),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0, "unheardOf"), 1),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0, "for"), "soon"),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0, "labels"), {"severity": 1}),
+    ],
+    ids=lambda part: ".".join(map(str, part)) if isinstance(part, tuple) else None,
+)
+def test_the_prometheus_operators_schemas_reject_invalid_fields(
+    kind: str, path: tuple[str | int, ...], value: object
+) -> None:
+    item = copy.deepcopy(next(item for item in operator_objects() if item["kind"] == kind))
+    target: Any = item
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    assert list(operator_validator(kind).iter_errors(item))
