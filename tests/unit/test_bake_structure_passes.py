@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,9 @@ def test_a_residual_path_that_is_an_output_is_kept() -> None:
 FEATURES = 16
 
 
-def heads(*, kernel: int = 3, shared: bool = True, batched: bool = False, opset: int = 11) -> onnx.ModelProto:
+def heads(
+    *, kernel: int = 3, shared: bool = True, batched: bool = False, opset: int = 11, perm: Sequence[int] = (0, 2, 3, 1)
+) -> onnx.ModelProto:
     """Return SCRFD's heads over features of 16 channels at three strides of an image of 64 pixels."""
     weights: Weights = {}
     nodes: list[onnx.NodeProto] = []
@@ -208,30 +211,39 @@ def heads(*, kernel: int = 3, shared: bool = True, batched: bool = False, opset:
             weights[f"w{kind}{level}"] = RNG.normal(size=(2 * size, FEATURES, kernel, kernel)) / spread
             weights[f"b{kind}{level}"] = RNG.normal(size=2 * size) / spread
             weights[f"r{kind}{level}"] = np.array([1, -1, size] if batched else [-1, size])
-            nodes += _head(features, f"{kind}{level}", pads=[kernel // 2] * 4)
+            nodes += _head(features, f"{kind}{level}", pads=[kernel // 2] * 4, perm=perm)
     names = [f"{kind}{level}" for kind in ("score", "box", "points") for level in range(3)]
     return model(nodes, weights, names, shape=[1, 3, 64, 64], opset=opset, rank=3 if batched else 2)
 
 
-def _head(features: str, name: str, pads: list[int]) -> list[onnx.NodeProto]:
+def _head(features: str, name: str, pads: list[int], perm: Sequence[int]) -> list[onnx.NodeProto]:
     scores = name.startswith("score")
     nodes = [
         helper.make_node("Conv", [features, f"w{name}", f"b{name}"], [f"c{name}"], pads=pads),
-        helper.make_node("Transpose", [f"c{name}"], [f"t{name}"], perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", [f"c{name}"], [f"t{name}"], perm=perm),
         helper.make_node("Reshape", [f"t{name}", f"r{name}"], [f"logit{name}" if scores else name]),
     ]
     return [*nodes, helper.make_node("Sigmoid", [f"logit{name}"], [name])] if scores else nodes
 
 
-@pytest.mark.parametrize(("batched", "chunk"), [(True, 1024), (False, 1024), (True, 7)])
+@pytest.mark.parametrize(
+    ("batched", "chunk", "perm"),
+    [
+        (True, 1024, (0, 2, 3, 1)),
+        (False, 1024, (0, 2, 3, 1)),
+        (False, 1024, (2, 3, 0, 1)),  # as in det_10g.onnx
+        (True, 7, (0, 2, 3, 1)),
+    ],
+)
 def test_a_detector_finds_the_same_faces_with_extracted_heads(
-    batched: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    batched: bool, chunk: int, perm: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detector, "CELLS_PER_CHUNK", chunk)
-    whole = heads(batched=batched)
+    whole = heads(batched=batched, perm=perm)
     bare = onnx.ModelProto()
     bare.CopyFrom(whole)
     matrices = extract_regression_heads(bare)
+    assert matrices is not None
     apply_passes(bare)
     detectors = Detector(session(whole), 64), Detector(session(bare), 64, matrices)
     most = 0
@@ -277,7 +289,7 @@ def test_boxes_and_landmarks_follow_from_the_features_of_any_cell(opset: int) ->
         np.testing.assert_allclose(values[:, 4:], expected[6 + level], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"kernel": 1}, {"shared": False}])
+@pytest.mark.parametrize("other", [{"kernel": 1}, {"shared": False}, {"perm": (0, 3, 2, 1)}])
 def test_heads_of_another_shape_are_kept(other: dict[str, Any]) -> None:
     before = heads(**other)
     after = onnx.ModelProto()

@@ -12,7 +12,8 @@ from runner.faces.arrays import Float32Array
 from runner.faces.pack import LEVELS
 
 KERNEL = 3  # of a head's convolution
-_NHWC = [0, 2, 3, 1]
+# Cells before channels, in SCRFD's exports with a batch and in those before it, of which the batch is always one.
+_ROWS_OF_CELLS = ([0, 2, 3, 1], [2, 3, 0, 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,11 @@ def _head(graph: Graph, outputs: list[str]) -> _Head | None:
 
 
 def _convolution(graph: Graph, producers: dict[str, NodeProto], output: str) -> NodeProto | None:
-    """Return the 3x3 convolution whose channels `output` holds in NHWC order."""
+    """Return the 3x3 convolution whose channels `output` holds, cell by cell."""
     node = producers.get(output)
     for op_type in ("Sigmoid", "Reshape", "Transpose"):
         if node is not None and node.op_type == op_type:
-            if op_type == "Transpose" and attributes(node).get("perm") != _NHWC:
+            if op_type == "Transpose" and attributes(node).get("perm") not in _ROWS_OF_CELLS:
                 return None
             node = producers.get(node.input[0])
     return node if is_same_size(graph, node, KERNEL) else None
