@@ -132,6 +132,10 @@ policy: $(INSTALLED) $(POLICY) ## Scan the chart, the overlays and the Dockerfil
 bench: setup ## Measure this runner against the worker that it replaces: a table, and bench-out/bench.json
 	@$(BIN)/python -m benchmarks
 
+.PHONY: bench-packs
+bench-packs: setup ## Bake packs with the architectures of buffalo_l and antelopev2 (random weights), and measure them
+	@$(BIN)/python -m benchmarks --only packs --json bench-out/packs.json
+
 .PHONY: fuzz
 fuzz: $(INSTALLED) ## Fuzz payloads, images, settings, texts and URLs with 100,000 inputs each, twice (INPUTS=n)
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/fuzz.txt || echo 'without atheris, which has no wheel for this Python: nothing is guided by coverage'

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import cold_start, comparison, counting, inference, machine, memory, throughput, whole_run
+from benchmarks import cold_start, comparison, counting, inference, machine, memory, packs, throughput, whole_run
 from benchmarks.figures import Row, table
 from benchmarks.world import BenchmarkError, World, world
 
@@ -29,6 +29,8 @@ PARTS: dict[str, tuple[Callable[[World, int], list[Row]], int]] = {
     "memory": (memory.measure, 3),
     "counting": (counting.measure, 5),
 }
+# Measured only when named: they bake packs of hundreds of megabytes first.
+ON_REQUEST: dict[str, tuple[Callable[[World, int], list[Row]], int]] = {"packs": (packs.measure, 3)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     with world() as servers:
         for name in args.only or PARTS:
-            measure, rounds = PARTS[name]
+            measure, rounds = (PARTS | ON_REQUEST)[name]
             print(f"measuring {name} …", file=sys.stderr, flush=True)
             rows += measure(servers, args.rounds or rounds)
             _write(args.json, about, rows, time.monotonic() - started)  # each time, in case a later part fails
@@ -64,10 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure this runner against the worker that it replaces, with real models, servers and photos.",
-        epilog=f"parts, in this order: {', '.join(PARTS)}. Stop other work on the machine first: it inflates every "
-        "time, and slows this runner, which uses all cores, more than the replaced worker.",
+        epilog=f"parts, in this order: {', '.join(PARTS)}; only when named: {', '.join(ON_REQUEST)}. Stop other work "
+        "on the machine first: it inflates every time, and slows this runner, which uses all cores, more than "
+        "the replaced worker.",
     )
-    parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help="measure only PART (repeatable)")
+    parser.add_argument(
+        "--only", action="append", choices=PARTS | ON_REQUEST, metavar="PART", help="measure only PART (repeatable)"
+    )
     parser.add_argument(
         "--rounds",
         type=_rounds,

@@ -1,9 +1,10 @@
 """The sides of the throughput measurement, each in a process of its own that `throughput.py` calls in turn.
 
-    python -m benchmarks.sides engine|reference|bare|bare+jpeg|own+jpeg FOLDER
+    python -m benchmarks.sides engine|reference|bare|bare+jpeg|own+jpeg FOLDER PACK
 
-Reads the name of a set of photos per line and answers each with a line of JSON: the wall time and the CPU time for the
-whole set, in seconds, and the number of faces found. A first line says that everything is loaded and warmed up.
+FOLDER has InsightFace's two files, PACK is what was baked from them. Reads the name of a set of photos per line and
+answers each with a line of JSON: the wall time and the CPU time for the whole set, in seconds, and the number of faces
+found. A first line says that everything is loaded and warmed up.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import onnx
 import simplejpeg
 
 from benchmarks import material
-from runner.bake import variants
+from runner.bake import originals, variants
 from runner.bake.catalogue import KNOWN
 from runner.bake.passes.canonical import Shape
 from runner.faces import pack
@@ -37,7 +38,6 @@ from runner.faces.providers import CPU, PROVIDERS
 from runner.faces.recogniser import Recogniser
 from runner.images.buffers import PixelMemory
 from runner.images.decode import decode
-from runner.settings import default_model_dir
 
 Photos = Sequence[bytes]
 CROPS_A_CALL = PROVIDERS["cpu"][1]  # the engine's batch size
@@ -47,9 +47,9 @@ PASSES = 3
 MAX_PIXELS, MAX_BYTES = 100_000_000, 2**25
 
 
-def engine(_folder: Path) -> Callable[[Photos], int]:
+def engine(_folder: Path, model: Path) -> Callable[[Photos], int]:
     """This runner: decoding and the engine, as `run` uses them."""
-    opened, memory = Engine.open(default_model_dir(), threads=THREADS), PixelMemory()
+    opened, memory = Engine.open(model, threads=THREADS), PixelMemory()
 
     def load(data: bytes) -> Any:
         return decode(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, memory=memory)
@@ -61,7 +61,7 @@ def engine(_folder: Path) -> Callable[[Photos], int]:
     return work
 
 
-def reference(folder: Path) -> Callable[[Photos], int]:
+def reference(folder: Path, _model: Path) -> Callable[[Photos], int]:
     """The replaced worker: OpenCV and `FaceAnalysis`, photo by photo, with onnxruntime's own threads."""
     from benchmarks.reference import face_analysis, faces_of  # InsightFace: the other sides run without it
 
@@ -83,7 +83,7 @@ class _Recording:
         return self._session.run(outputs, inputs)
 
 
-def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[Photos], int]:
+def bare(folder: Path, model: Path, *, decode: bool = False, own: bool = False) -> Callable[[Photos], int]:
     """The limit: only `session.run` for the same faces, on all cores, and JPEG decoding with `decode`.
 
     These are InsightFace's two complete networks, optimised by all graph passes of the bake except one: they compute
@@ -92,7 +92,6 @@ def bare(folder: Path, *, decode: bool = False, own: bool = False) -> Callable[[
     batches. Zeros as input would not be equivalent: the kernel maps them all to one page, which is 2 to 4% faster.
     """
     cv2.setNumThreads(1)
-    model = default_model_dir()
     manifest = pack.read_manifest(model)
     detector, recogniser = _own(model, manifest) if own else _whole(folder, manifest)
     inputs = _inputs(model, manifest)
@@ -120,7 +119,7 @@ def _own(model: Path, manifest: Manifest) -> list[Any]:
 
 def _whole(folder: Path, manifest: Manifest) -> list[Any]:
     """Return sessions of InsightFace's files in `folder`, optimised, with all their outputs."""
-    known = KNOWN[manifest.pack]
+    known = KNOWN.get(manifest.pack) or originals.describe_folder(folder)
     size, side = manifest.detector.input_size, manifest.recogniser.input_size
     shapes: dict[str, Shape] = {
         known.detectors[0]: (1, 3, size, size),
@@ -164,7 +163,7 @@ def _run_all(calls: queue.SimpleQueue[Callable[[], Any] | None]) -> None:
         thread.join()
 
 
-SIDES: dict[str, Callable[[Path], Callable[[Photos], int]]] = {
+SIDES: dict[str, Callable[[Path, Path], Callable[[Photos], int]]] = {
     "engine": engine,
     "reference": reference,
     "bare": bare,
@@ -173,10 +172,10 @@ SIDES: dict[str, Callable[[Path], Callable[[Photos], int]]] = {
 }
 
 
-def main(side: str, folder: Path) -> None:
+def main(side: str, folder: Path, model: Path) -> None:
     """Measure the sets named on standard input until it ends."""
     sets = {name: material.photo_set(name) for name in material.SETS}
-    work = SIDES[side](folder)
+    work = SIDES[side](folder, model)
     work(sets["web"])
     _answer(ready=True)
     for line in sys.stdin:
@@ -196,4 +195,4 @@ def _answer(**values: object) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -15,6 +15,7 @@ from benchmarks import material
 from benchmarks.figures import Row, Spread, Target, ratios
 from benchmarks.sides import SIDES
 from benchmarks.world import BenchmarkError, originals
+from runner.settings import default_model_dir
 
 PART = "throughput"
 ABOUT = {"web": "web-size photos", "phone": "12-megapixel photos", "group": "group photos"}
@@ -33,10 +34,10 @@ SHARE_OF_LIMIT = 0.9
 class Side:
     """A running process of `sides.py`."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, model: Path) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.sides", name, str(folder)],
+            [sys.executable, "-m", "benchmarks.sides", name, str(folder), str(model)],
             cwd=Path(__file__).parents[1],
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # as in a run
             stdin=subprocess.PIPE,
@@ -72,7 +73,7 @@ def measure(rounds: int) -> list[Row]:
     """Return the rows of this part."""
     with ExitStack() as stack:
         folder = stack.enter_context(originals())
-        sides = [Side(name, folder) for name in SIDES]
+        sides = [Side(name, folder, default_model_dir()) for name in SIDES]
         for side in sides:
             stack.callback(side.close)
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -24,13 +24,15 @@ from runner.faces.pack import GraphFiles, Manifest, PackedGraph
 from runner.faces.providers import CPU
 
 
-def bake(pack_name: str, out: Path, *, source: str = "", sha256: str = "", plain: bool = False) -> Manifest:
+def bake(
+    pack_name: str, out: Path, *, source: str = "", sha256: str = "", plain: bool = False, portable: bool = False
+) -> Manifest:
     """Write the pack to `out` and return its manifest; `out` stays as it is unless the proof succeeds.
 
     `pack_name` is a known pack or a folder with its two files. `source` is a folder, an archive (zip, wheel) or the
     URL of one; `sha256` is the archive's checksum, which a URL requires. `plain` skips the graph passes and the tuned
-    variants. Raises `ModelError`, `SettingsError`, and `CheckFailedError` where the baked pack does not give
-    InsightFace's answers.
+    variants, `portable` the latter alone. Raises `ModelError`, `SettingsError`, and `CheckFailedError` where the baked
+    pack does not give InsightFace's answers.
     """
     known = KNOWN.get(pack_name) or originals.describe_folder(Path(pack_name))
     if pack_name not in KNOWN:
@@ -47,7 +49,8 @@ def bake(pack_name: str, out: Path, *, source: str = "", sha256: str = "", plain
         with sources.open_source(known, source, sha256) as folder:
             detector_name = sources.copy_original(folder, known.detectors, original, known.sha256)
             sources.copy_original(folder, (known.recogniser,), original, known.sha256)
-        manifest = _bake_graphs(known, original / detector_name, original / known.recogniser, baked, plain=plain)
+        files = original / detector_name, original / known.recogniser
+        manifest = _bake_graphs(known, *files, baked, plain=plain, tuned=not (plain or portable))
         _write_manifest(baked, manifest)
         manifest = replace(manifest, proof=prove(baked, original))
         _write_manifest(baked, manifest)
@@ -59,11 +62,13 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / pack.MANIFEST).write_text(manifest.text(), encoding="utf-8")
 
 
-def _bake_graphs(known: KnownPack, detector_file: Path, recogniser_file: Path, baked: Path, *, plain: bool) -> Manifest:
+def _bake_graphs(
+    known: KnownPack, detector_file: Path, recogniser_file: Path, baked: Path, *, plain: bool, tuned: bool
+) -> Manifest:
     scrfd, arcface = originals.load(detector_file), originals.load(recogniser_file)
     size = originals.detection_size(scrfd, detector_file.name)
     mean, deviation = originals.normalisation(arcface)
-    tuned_for = "" if plain else blocked_layout(onnxruntime.__version__)
+    tuned_for = blocked_layout(onnxruntime.__version__) if tuned else ""
     versions = {name: metadata.version(name) for name in ("opencv-python-headless", "insightface")}
     stored: StoredTensors = {}
 

@@ -50,6 +50,11 @@ def add_parser(subparsers: Any) -> None:
     )
     bake.add_argument("--sha256", default="", help="SHA-256 of the archive; required for a URL")
     bake.add_argument("--plain", action="store_true", help="skip the graph passes, which bring no gain on GPUs")
+    bake.add_argument(
+        "--portable",
+        action="store_true",
+        help="leave out the graphs tuned for this kind of processor: for a pack that runs on another, or a smaller one",
+    )
     bake.add_argument("--json", action="store_true", help="print the manifest as JSON")
     bake.set_defaults(run=_bake)
     verify = actions.add_parser(
@@ -79,7 +84,9 @@ def _bake(args: argparse.Namespace) -> int:
     from runner.bake.pipeline import bake  # ONNX and InsightFace, which `list` works without
 
     output.problem(f"baking {args.pack}, and verifying it against InsightFace")
-    manifest = bake(args.pack, args.out, source=args.source, sha256=args.sha256, plain=args.plain)
+    manifest = bake(
+        args.pack, args.out, source=args.source, sha256=args.sha256, plain=args.plain, portable=args.portable
+    )
     if args.json:
         output.lines(manifest.text().splitlines())
     else:
