@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -159,7 +159,7 @@ class Engine:
                 model=manifest.model,
                 tuned=use_tuned,
                 threads=thread_count(threads),
-                choice=replace(choice, reason="; ".join(reasons) or "the preferred one"),
+                choice=choice._replace(reason="; ".join(reasons) or "the preferred one"),
                 max_faces=max_faces,
             )
         raise DeviceError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from runner.errors import SettingsError
 
@@ -32,8 +32,7 @@ class ProviderError(Exception):
     """An execution provider could not run the models; the message is what onnxruntime reported."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderChoice:
+class ProviderChoice(NamedTuple):
     """A provider that may run the models.
 
     `name` is its name in RUNNER_PROVIDERS, `chain` are onnxruntime's names of it and of those that run what it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from runner.errors import ImageTooManyPixelsError, ImageUndecodableError
 
@@ -13,8 +13,7 @@ MOST_PIXELS = 1 << 30  # OpenCV's own limit
 DECODING_BYTES = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """Format, size in pixels before orientation, number of colour components, and EXIF orientation (1 to 8).
 
     `orientation` is None where a JPEG's EXIF block is malformed, so that only OpenCV can tell how OpenCV reads it.

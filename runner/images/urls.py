@@ -8,8 +8,8 @@ turn: first with every such character as a part of the file name, then as any ot
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv6Address
+from typing import NamedTuple
 from urllib.parse import quote
 
 from runner.errors import ForbiddenUrlError
@@ -28,8 +28,7 @@ _PATH = "/:@!$&'()*+,;=~"
 _QUERY = _PATH + "?%"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Scheme, host, port, and the path with its query, encoded for a request line."""
 
     scheme: str

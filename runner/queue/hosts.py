@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import random
 import secrets
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.queue import keys, totals
 from runner.queue.leases import Lease
@@ -37,8 +36,7 @@ class Verdict(Enum):
     ASK = 3  # it has to ask the server now
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """A failed request to an image server.
 
     `is_first` is false if the job has failed there before; `pause_seconds` is for how long the server does not want to

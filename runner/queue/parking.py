@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.queue import keys
 from runner.queue.leases import HORIZON_SECONDS, Lease, LeaseQueue
@@ -109,8 +108,7 @@ class Parking:
         return woken
 
 
-@dataclass(frozen=True, slots=True)
-class PhotosAtWork:
+class PhotosAtWork(NamedTuple):
     """The photos that have a process job: `ids`, the last to be processed first.
 
     `is_alive` says whether any runner holds the lease of a process job, or one of the photos waits for its image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ class Script:
     def __init__(self, client: Redis, name: str) -> None:
         self._client = client
         self._name = name
-        self._text = _source("common") + _source(name)
+        self._text = _text(name)
 
     def __call__(self, keys: list[str], args: Iterable[str | float | bytes] = ()) -> Any:
         """Return the script's reply; its file documents `keys`, `args` and reply.
@@ -49,6 +50,11 @@ def refusals(what: str) -> Iterator[None]:
         cause = reason(error)
         advice = "; something else has written that key: rename or delete it" if "WRONGTYPE" in cause else ""
         raise RedisRefusedError(f"{what}: {cause}{advice} (docs/reference/redis-keys.md, Keys)") from None
+
+
+@cache  # the files of the package do not change: 0.5 ms a call
+def _text(name: str) -> str:
+    return _source("common") + _source(name)
 
 
 def _source(name: str) -> str:

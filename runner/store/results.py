@@ -12,8 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.errors import RedisRefusedError
 from runner.logs import logger
@@ -277,8 +276,7 @@ class ResultWatch:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Watched:
+class _Watched(NamedTuple):
     until: float
     matched_ids: list[str]
     detail: dict[str, Any]

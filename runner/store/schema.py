@@ -11,9 +11,8 @@ the migration itself do. The line is kept in the database, where older programs 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from importlib import resources
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -65,8 +64,7 @@ SELECT EXISTS (SELECT FROM {elsewhere}.faces AS face JOIN {schema}."Photo" AS ph
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(NamedTuple):
     """One numbered file."""
 
     version: int
@@ -180,7 +178,7 @@ def _composed(connection: Session, text: str) -> sql.Composed:
     """Return the SQL of a migration with the schemas in it; pgvector may have to be created by it."""
     schemas = connection.schemas
     if schemas.vector is None and connection.query(_SHARED_SCHEMA).fetchone() == (True,):
-        schemas = replace(schemas, vector="public")
+        schemas = schemas._replace(vector="public")
     return schemas.compose(text)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import Cursor, IsolationLevel, sql
@@ -66,8 +65,7 @@ SELECT names,
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Schemas:
+class Schemas(NamedTuple):
     """The schemas of objects, which `{photos}`, `{status}`, `{faces}` and `{vector}` stand for in a statement.
 
     They are those of the table "Photo", its type "PhotoStatus", this program's own tables, and pgvector.
@@ -112,8 +110,7 @@ def identifier(*names: str) -> sql.Identifier:
     return sql.Identifier(*(name.replace("%", "%%") for name in names))
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Seconds after which the server ends a statement, a wait for a lock, and a transaction that does nothing.
 
     0 is no limit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from psycopg import sql
 
@@ -40,8 +40,7 @@ SELECT (SELECT oid FROM pg_database WHERE datname = current_database()),
 _SERVER = "SELECT system_identifier FROM pg_control_system()"
 
 
-@dataclass(frozen=True, slots=True)
-class Visibility:
+class Visibility(NamedTuple):
     """What the role sees: `any_row`, whether at least one row; `filtered`, whether row-level security may hide rows."""
 
     any_row: bool

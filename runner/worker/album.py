@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from runner.queue.leases import Lease, age
 from runner.queue.parking import WAITED_FOR, Parking, PhotosAtWork, ProcessJobs
@@ -49,8 +49,7 @@ class Checks:
     first_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do with a comparison whose album has `pending` photos; `seconds` is the delay of a deferred one."""
 
     readiness: Readiness

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.queue.leases import Lease
 from runner.queue.parking import Parking
@@ -29,8 +28,7 @@ if TYPE_CHECKING:  # `settings` imports this module: ssl, redis and psycopg must
 PAYLOAD_SECONDS = 30 * 86_400
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+class Services(NamedTuple):
     """What handlers work with. `owns` says whether a lease is still ours; `repository` connects on first use.
 
     `known_databases` is None if the job comes from no queue. Without `album` a comparison is answered from what is
@@ -48,8 +46,7 @@ class Services:
     outages: OutageGate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of job.
 
     `queue` names its list, `noun` and `plural` its jobs in logs and summaries, and `id_field` the payload's field that

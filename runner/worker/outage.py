@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from runner.errors import FetchError, FetchTimeoutError, ForbiddenUrlError, ImageMissingError, ImageTooManyBytesError
 from runner.images.urls import server_of
@@ -28,8 +28,7 @@ from runner.worker.totals import job_tally
 _FAILURES_IN_A_ROW = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Waited:
+class Waited(NamedTuple):
     """What a photo's lease says of its server: the job's age at the first failure, how many there were, the last."""
 
     first_at: float
@@ -146,7 +145,7 @@ class OutageGate:
         if self._is_over(task, waited):
             return None
         if not error.was_asked:
-            found = self._wait(task, replace(waited, detail=waited.detail or error.detail))
+            found = self._wait(task, waited._replace(detail=waited.detail or error.detail))
             if found[0] is Verdict.ASK:
                 self._forget(task.server)
             return found

@@ -10,8 +10,8 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from queue import Full, Queue
+from typing import NamedTuple
 
 from runner.logs import logger
 from runner.worker.task import AnyTask, Outcome
@@ -24,8 +24,7 @@ MOST_WAITING = 10_000
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(NamedTuple):
     """A stage of a job; its start is in nanoseconds of the Unix epoch."""
 
     name: str
@@ -33,8 +32,7 @@ class Stage:
     nanoseconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedJob:
+class FinishedJob(NamedTuple):
     """What a span says about a job: never its payload or its URL."""
 
     name: str

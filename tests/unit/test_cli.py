@@ -75,3 +75,16 @@ def test_every_argument_of_a_command_has_help(name: str) -> None:
         assert callable(parser.get_default("run")), parser.prog
         without = [action.dest for action in parser._actions if not action.help]
         assert without == [], parser.prog
+
+
+def test_a_mistyped_command_is_named_and_the_help_pointed_at(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["runn"])
+    assert "error: 'runn' is not a command; spottmee-worker --help lists them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("payload", ['{"jobId": "j", "selfie": "QUJD"}', "QUJD" * 100])
+def test_a_payload_in_place_of_a_command_is_not_repeated(capsys: pytest.CaptureFixture[str], payload: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([payload])
+    assert "QUJD" not in capsys.readouterr().err

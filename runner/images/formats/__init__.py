@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from runner.errors import ImageFormatError, ImageUndecodableError
 from runner.images import jpeg
 from runner.images.formats import bmff, jpeg2000, raster, tiff
@@ -50,7 +48,7 @@ def read(data: bytes, max_pixels: int) -> Header:
     if name is None:
         start = data.find(jpeg.SIGNATURE, 0, MOST_LEADING_JUNK)
         if start > 0:
-            return replace(jpeg.read(data[start:], max_pixels), start=start)
+            return jpeg.read(data[start:], max_pixels)._replace(start=start)
     if name is None:
         raise ImageUndecodableError(f"none of {_SUPPORTED}")
     raise ImageFormatError(name)
