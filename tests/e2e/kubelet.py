@@ -187,7 +187,9 @@ class Pod(threading.Thread):
                     process.wait(grace_seconds)
                 except subprocess.TimeoutExpired:
                     process.kill()
-            if self.ident is not None:
+            if self.ident is None:  # its process ended with the node, which was restarted
+                self._finish("Failed", None)
+            else:
                 self.ended.wait()
             with suppress(ApiException):
                 self.node.core.delete_namespaced_pod(*self._key(), grace_period_seconds=0)

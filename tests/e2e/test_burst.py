@@ -131,18 +131,24 @@ def test_a_killed_pod_loses_no_job(site: Site, namespace: str, release: str, bur
     assert release
 
 
-def test_an_upgrade_during_a_burst_leaves_running_jobs_alone(
-    site: Site, namespace: str, release: str, values: dict[str, Any], burst: Burst
+@pytest.mark.parametrize("strategy", ["immediate", "gradual"])
+def test_an_upgrade_during_a_burst_replaces_running_jobs_or_leaves_them_alone(
+    site: Site, namespace: str, values: dict[str, Any], burst: Burst, strategy: str
 ) -> None:
+    queues = {
+        "process": values["queues"]["process"] | {"rollout": {"strategy": strategy}},
+        "compare": {"enabled": False},
+    }
+    changed = copy.deepcopy(values | {"queues": queues})
+    site.helm("install", "party", str(CHART), "--namespace", namespace, "--wait", values=changed)
     photos = burst.upload()
     wait(lambda: _pods(site, namespace), "a running pod")
     before = {pod["metadata"]["name"] for pod in _pods(site, namespace)}
-    changed = copy.deepcopy(values)
     changed["podLabels"] = {"generation": "second"}
-    site.helm("upgrade", release, str(CHART), "--namespace", namespace, values=changed)
+    site.helm("upgrade", "party", str(CHART), "--namespace", namespace, values=changed)
     _assert_completion_and_scale_to_zero(site, namespace, burst, photos + burst.upload())
     ended = {pod["metadata"]["name"]: pod for pod in _pods(site, namespace, "Succeeded")}
-    assert before <= ended.keys(), "the upgrade ended a running Job"
+    assert (before <= ended.keys()) is (strategy == "gradual")
     assert any(pod["metadata"]["labels"].get("generation") == "second" for pod in ended.values())
 
 
