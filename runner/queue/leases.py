@@ -181,7 +181,8 @@ class LeaseQueue:
         dead-lettered.
 
         If `in_flight` says how many jobs the caller has in flight, the last attempt at a job whose runner died is
-        returned alone, and only to a caller with none: the job may have killed that runner.
+        returned alone, and only to a caller with none: the job may have killed that runner. If that attempt was not
+        made alone, it is repeated.
         """
         return self._claim(limit, in_flight) if limit > 0 else []
 

@@ -210,6 +210,7 @@ def _work(
             settlement=settlement,
             stop=stop,
             prepare=partial(_prepare, repository, lambda: _when_loaded(engine, run_totals)),
+            is_loaded=engine.done,
         )
         in_flight.abandon = settlement.abandon
         stop.begin()

@@ -63,6 +63,7 @@ class WorkerLoop:
         settlement: Settlement,
         stop: Stop,
         prepare: Callable[[], None] = lambda: None,
+        is_loaded: Callable[[], bool] = lambda: True,
     ) -> None:
         self._settings = settings
         self._queues = queues
@@ -74,6 +75,7 @@ class WorkerLoop:
         self._in_flight = settlement.in_flight
         self._stop = stop
         self._prepare = prepare
+        self._is_loaded = is_loaded
         self._prepared = False
         self._started = time.monotonic()
         self._claimed = 0  # not counting jobs that it has claimed before, and photos whose server is failing
@@ -134,7 +136,7 @@ class WorkerLoop:
         if room <= 0:
             return
         for source in self._queues.values():
-            leases = source.claim(room, in_flight=len(self._working()))
+            leases = source.claim(room, in_flight=self._at_risk())
             if leases:
                 self._accept(leases)
                 self._has_claimed, self._idle_since = True, None
@@ -146,6 +148,10 @@ class WorkerLoop:
     def _working(self) -> list[AnyTask]:
         """Return the tasks that a crash now would cost an attempt."""
         return self._in_flight.of(State.CLAIMED, State.PROCESSING, State.COMPUTED)
+
+    def _at_risk(self) -> int:
+        """Return how many jobs could be why this run dies; while the model loads, that is one more."""
+        return len(self._working()) + (not self._is_loaded())
 
     def _alone(self) -> bool:
         """Return whether the job in flight may have killed its runner: nothing else is claimed with it."""
@@ -312,8 +318,9 @@ class WorkerLoop:
     def _wait_idle(self) -> None:
         """Wait until a job is pushed, a signal arrives, or it is time to look for expired leases."""
         retry = self._settlement.next_own_retry()
-        # A run that may claim nothing but its own retries would be woken by every job that waits for others.
-        can_claim = self._claimed < self._settings.max_jobs
+        # A run that may claim nothing but its own retries, or that loads its model while a last attempt is due, would
+        # be woken by every job that waits for others.
+        can_claim = self._claimed < self._settings.max_jobs and self._is_loaded()
         pause = IDLE_PAUSE if can_claim and self._arrivals.expect() else CLAIM_PAUSE
         with suppress(queue.Empty):
             self._events.get(timeout=pause if retry is None else min(pause, CLAIM_PAUSE))

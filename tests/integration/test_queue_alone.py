@@ -73,9 +73,11 @@ def test_a_retry_or_a_release_does_not_count_as_a_death(redis: Redis) -> None:
 
 def test_jobs_without_attempts_left_are_claimed_together_with_others(redis: Redis) -> None:
     push(redis, [b"a", b"b", b"c"])
-    for _ in range(3):
-        assert len(queue_of(redis, "dead").claim(2)) == 2
-        pass_time(redis, LEASE_SECONDS + 1)
+    _die_with_all(redis, 2, 2)
+    for _ in range(2):
+        (lease,) = queue_of(redis, "dead").claim(5, in_flight=0)
+        assert lease.alone
+    pass_time(redis, LEASE_SECONDS + 1)
     leases = queue_of(redis, "b").claim(5, in_flight=2)
     assert [(lease.attempts, lease.alone) for lease in leases] == [(4, False), (4, False), (1, False)]
 
@@ -84,3 +86,47 @@ def test_without_a_count_in_flight_last_attempts_are_claimed_with_others(redis: 
     push(redis, [b"a", b"b"])
     _die_with_all(redis, 2, 2)
     assert [lease.alone for lease in queue_of(redis, "b").claim(2)] == [False, False]
+
+
+def test_a_death_after_retries_leaves_an_attempt_alone(redis: Redis) -> None:
+    push(redis, [b"a", b"b"])
+    queue = queue_of(redis, "b")
+    for _ in range(2):
+        assert queue.retry(queue.claim(1, in_flight=0)[0], 0, "photo_timeout")
+    _die_with_all(redis, 2, 1)
+    found = {}
+    for _ in range(2):
+        (lease,) = queue.claim(5, in_flight=0)
+        assert queue.acknowledge(lease)
+        found[lease.payload] = (lease.attempts, lease.alone)
+    assert found == {b"a": (3, True), b"b": (2, False)}
+
+
+def test_the_only_attempt_of_a_job_is_repeated_alone_after_a_death(redis: Redis) -> None:
+    push(redis, [b"a", b"b"])
+    assert len(queue_of(redis, "dead", max_attempts=1).claim(2, in_flight=0)) == 2
+    pass_time(redis, LEASE_SECONDS + 1)
+    queue = queue_of(redis, "b", max_attempts=1)
+    for _ in range(2):
+        (lease,) = queue.claim(5, in_flight=0)
+        assert (lease.attempts, lease.alone) == (1, True)
+        assert queue.acknowledge(lease)
+
+
+def test_an_attempt_alone_that_was_released_can_be_made_alone_again(redis: Redis) -> None:
+    push(redis, [b"a", b"b"])
+    _die_with_all(redis, 2, 2)
+    queue = queue_of(redis, "b")
+    for _ in range(2):
+        assert queue.release(queue.claim(1, in_flight=0)[0])
+    assert [lease.alone for lease in queue_of(redis, "dead").claim(2, in_flight=0)] == [False, False]
+    pass_time(redis, LEASE_SECONDS + 1)
+    assert [(lease.attempts, lease.alone) for lease in queue.claim(5, in_flight=0)] == [(3, True)]
+
+
+def test_a_job_whose_runner_dies_with_it_alone_has_no_attempt_left(redis: Redis) -> None:
+    push(redis, [b"a"])
+    _die_with_all(redis, 1, 3)
+    assert [(lease.attempts, lease.alone) for lease in queue_of(redis, "b").claim(5, in_flight=2)] == [(4, False)]
+    pass_time(redis, LEASE_SECONDS + 1)
+    assert [(lease.attempts, lease.alone) for lease in queue_of(redis, "b").claim(5, in_flight=2)] == [(5, False)]

@@ -87,6 +87,7 @@ class Job:
     holder: str = ""
     due: float = 0.0
     uncounted: bool = False
+    alone: bool = False
     expired_letter: bool = False
     stored: int = 0
     since: float = 0.0
@@ -182,8 +183,10 @@ class QueueMachine(RuleBasedStateMachine):
         for lease, job in zip(leases, expected, strict=True):
             if job.place == "leased":
                 assert lease.id == job.lease_id
-                assert lease.alone is (in_flight == 0 and self._may_have_killed(job))
-                job.attempts += 0 if job.uncounted else 1
+                alone = in_flight is not None and self._may_have_killed(job)
+                assert lease.alone is alone
+                job.attempts += 0 if job.uncounted or (alone and job.attempts == MAX_ATTEMPTS) else 1
+                job.alone = alone
                 self.totals.update(leases_expired=int(bool(job.holder)), attempts=int(not job.uncounted))
             else:
                 assert self.waiting.pop(0) is job
@@ -211,8 +214,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @staticmethod
     def _may_have_killed(job: Job) -> bool:
-        """Whether the next attempt is the last one, of a job whose runner died."""
-        return job.attempts == MAX_ATTEMPTS - 1 and bool(job.holder)
+        """Whether the next attempt is the last one, of a job whose runner died, and did not have it alone."""
+        return job.attempts in {MAX_ATTEMPTS - 1, MAX_ATTEMPTS} and bool(job.holder) and not job.alone
 
     def _take(self, process: Process, job: Job, lease: Lease) -> None:
         assert lease.attempts == job.attempts
@@ -410,12 +413,13 @@ class QueueMachine(RuleBasedStateMachine):
         """The model's attempts only grow, so those in Redis never fall."""
         claimed = self.redis.hgetall(keys.claimed(NAME))
         for job in [*self._leased(), *self._parked()]:
-            names = ("attempts", "holder", "uncounted", "state")
+            names = ("attempts", "holder", "uncounted", "alone", "state")
             stored = {name: claimed.get(f"{job.lease_id}:{name}".encode()) for name in names}
             assert stored == {
                 "attempts": b"%d" % job.attempts,
                 "holder": job.holder.encode(),
                 "uncounted": b"1" if job.uncounted else None,
+                "alone": b"1" if job.alone else None,
                 "state": job.state or None,
             }
 

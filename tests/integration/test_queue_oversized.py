@@ -42,7 +42,7 @@ def test_a_job_without_attempts_left_is_dead_lettered_without_being_decoded(serv
     )
     for name in ("process", "compare"):
         for number in range(3):
-            assert len(queue_of(service.redis, f"dead-{number}", name=name).claim(1)) == 1
+            assert len(queue_of(service.redis, f"dead-{number}", name=name).claim(1, in_flight=0)) == 1
             pass_time(service.redis, 31, name)
     ended = service.run()
     assert ended.summary["dead_lettered"] == 2

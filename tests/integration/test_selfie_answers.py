@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from demo.album import PEOPLE, jpeg, png, portrait, side_by_side
 from demo.images import ImageServer
 from runner.bake.samples import sample_images
 from runner.queue import keys
+from tests.support.queue_tools import LEASE_SECONDS, pass_time, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,22 +86,12 @@ def test_each_failure_of_a_selfie_has_its_code_and_keeps_no_payload(service: Ser
 
 def test_the_payload_of_a_comparison_that_may_succeed_later_is_kept(service: Service) -> None:
     service.redis.rpush(COMPARE, json.dumps({"jobId": "j", "storedIds": ["a"], "selfie": "aaaa"}))
-    for _ in range(2):  # runs that die with the job: it is claimed, and its lease expires
-        command = service.start("run", "--queues", "compare", RUNNER_LEASE_SECONDS="1")
-        while not service.redis.zcard(f"{{{COMPARE}}}:leases"):
-            assert command.poll() is None
-            time.sleep(0.01)
-        command.kill()
-        command.communicate()
-        service.redis.zadd(f"{{{COMPARE}}}:leases", {next(iter(_leases(service.redis))): 0})
-    service.run("--queues", "compare", RUNNER_MAX_ATTEMPTS="1")
+    for number in range(3):  # runs that die with the job
+        assert len(queue_of(service.redis, f"dead-{number}", name="compare").claim(1, in_flight=0)) == 1
+        pass_time(service.redis, LEASE_SECONDS + 1, "compare")
+    service.run("--queues", "compare")
     assert service.leftovers() == {"compare dead": 1}
     assert len(_payloads(service.redis)) == 1
-
-
-def _leases(redis: Redis) -> list[bytes]:
-    found: Any = redis.zrange(f"{{{COMPARE}}}:leases", 0, -1)
-    return list(found)
 
 
 @pytest.mark.parametrize(

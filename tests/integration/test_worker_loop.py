@@ -119,6 +119,25 @@ def test_a_job_that_may_have_killed_its_runners_is_processed_alone(redis: Redis)
     assert max(len(together) for together in bench.handler.seen_together) > 1
 
 
+def test_a_last_attempt_after_a_death_is_not_made_before_the_model_is_loaded(redis: Redis) -> None:
+    push(redis, [b"suspect"])
+    for number in range(2):
+        assert len(queue_of(redis, f"dead/{number}").claim(1)) == 1
+        pass_time(redis, LEASE_SECONDS + 1)
+    push(redis, [b"new"])
+    bench = LoopBench(redis)
+    polls = []
+
+    def is_loaded() -> bool:
+        polls.append(dict(bench.handler.stored))
+        return len(polls) > 4
+
+    bench.is_loaded = is_loaded
+    assert bench.run() == "empty"
+    assert polls[:5] == [{}] * 5
+    assert bench.outcomes() == {"succeeded": 2}
+
+
 def test_the_last_photo_that_a_stuck_thread_began_is_blamed(redis: Redis, stuck_for_ever: Any) -> None:
     push(redis, [b"first", b"second", b"third"])
     bench = LoopBench(redis, RUNNER_PHOTO_TIMEOUT_SECONDS="1")

@@ -139,6 +139,7 @@ class LoopBench(SettlementBench):
         self.last_resorts: list[str] = []
         self.decoded: list[bytes] = []
         self.prepare: Callable[[], None] = lambda: None
+        self.is_loaded: Callable[[], bool] = lambda: True
 
     def _at_once(self, load: Load) -> Future[list[Any]]:
         future: Future[list[Any]] = Future()
@@ -162,6 +163,7 @@ class LoopBench(SettlementBench):
                 settlement=self.settlement,
                 stop=stop,
                 prepare=self.prepare,
+                is_loaded=self.is_loaded,
             )
             stop.begin()
             before()

@@ -1,7 +1,8 @@
 -- Claim jobs: first those whose lease has expired, then the head of the list. Counts the attempt, unless the last
 -- one was released. A repeated request id returns the same leases.
 -- A job whose runner died may have killed it. If the caller says how many jobs it has in flight, the last attempt at
--- such a job is made alone, so that a job that kills every runner is dead-lettered without costing others an attempt.
+-- such a job is made alone, and repeated if it was not: so a job that kills every runner is dead-lettered, and none that
+-- was only in flight with it.
 -- While such a job is due, nothing behind it is claimed: busy runners finish what they hold, and one of them claims it.
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] last  KEYS[5] dead  KEYS[6] dead index
 -- KEYS[7] totals
@@ -34,9 +35,10 @@ local function add(id, payload, attempts, alone)
 end
 
 -- A retry or a release clears the holder; a death leaves it.
-local function may_have_killed(attempts, earlier_holder, uncounted)
-    local last = attempts and tonumber(attempts) + 1 == tonumber(ARGV[10])
-    return ARGV[11] ~= '-1' and last and earlier_holder and earlier_holder ~= '' and not uncounted
+local function may_have_killed(attempts, earlier_holder, was_alone)
+    local allowed = tonumber(ARGV[10])
+    local last = attempts + 1 >= allowed and attempts <= allowed
+    return ARGV[11] ~= '-1' and last and earlier_holder and earlier_holder ~= '' and not was_alone
 end
 
 local earlier = recall(KEYS[4], ARGV[2])
@@ -76,17 +78,21 @@ for _, id in ipairs(call('ZRANGEBYSCORE', KEYS[2], '-inf', moment, 'LIMIT', 0, l
     if room <= 0 then
         break
     end
-    local names = {id .. ':payload', id .. ':attempts', id .. ':holder', id .. ':uncounted'}
-    local payload, attempts, earlier_holder, uncounted = unpack(call('HMGET', KEYS[3], unpack(names)))
-    local alone = payload and may_have_killed(attempts, earlier_holder, uncounted)
+    local names = {id .. ':payload', id .. ':attempts', id .. ':holder', id .. ':uncounted', id .. ':alone'}
+    local payload, attempts, earlier_holder, uncounted, was_alone = unpack(call('HMGET', KEYS[3], unpack(names)))
+    attempts = tonumber(attempts or 0)
+    local alone = payload and may_have_killed(attempts, earlier_holder, was_alone)
     if alone and (#taken > 0 or ARGV[11] ~= '0') then
         limit = 0
         break
     end
     if payload then
-        local count = tonumber(attempts or 0) + (uncounted and 0 or 1)
+        local count = attempts + (uncounted and 0 or 1)
+        if alone then
+            count = math.min(count, ARGV[10])
+        end
         call('HSET', KEYS[3], id .. ':attempts', count, id .. ':holder', holder) -- the first write: HSET has no check
-        call('HDEL', KEYS[3], id .. ':uncounted')
+        call('HDEL', KEYS[3], id .. ':uncounted', id .. ':alone')
         if earlier_holder and earlier_holder ~= '' then
             add_one(counts, 'leases_expired')
         end
@@ -98,6 +104,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', KEYS[2], '-inf', moment, 'LIMIT', 0, l
         remove_lease(KEYS[2], KEYS[3], id)
     end
     if alone then
+        call('HSET', KEYS[3], id .. ':alone', 1)
         ids[#ids + 1] = ALONE
         limit = 0
         break

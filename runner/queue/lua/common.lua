@@ -7,6 +7,7 @@
 --   ID:since     when it left the list
 --   ID:reason    of the last retry or release
 --   ID:uncounted set by a release: the next claim is not counted
+--   ID:alone     set by a claim with which no other job may be in flight
 --   ID:state     what the last holder saved when it parked or released the job
 --
 -- A parked job has these fields and is a member of the sorted set `parked` (score: until when it may wait) instead of
@@ -91,7 +92,7 @@ end
 local function remove_lease(leases, claimed, id)
     call('ZREM', leases, id)
     call('HDEL', claimed, id .. ':payload', id .. ':attempts', id .. ':holder', id .. ':since', id .. ':reason',
-        id .. ':uncounted', id .. ':state')
+        id .. ':uncounted', id .. ':alone', id .. ':state')
 end
 
 local function leave_parking(parked, pending, id)
