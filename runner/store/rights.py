@@ -145,12 +145,17 @@ def _missing_to_migrate(session: Session) -> list[Missing]:
 
 
 def _refusal(session: Session, work: Callable[[], object]) -> psycopg.errors.InsufficientPrivilege | None:
-    """Do `work`, undo it, and return the error if it needs a right that the role lacks."""
+    """Do `work`, undo it, and return the error if it needs a right that the role lacks.
+
+    A table that is missing lacks no right: the check of the schema says what to do about it.
+    """
     try:
         with session.transaction(force_rollback=True):
             work()
     except psycopg.errors.InsufficientPrivilege as error:
         return error
+    except psycopg.errors.UndefinedTable:
+        return None
     return None
 
 

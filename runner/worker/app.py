@@ -153,17 +153,8 @@ def _work(
 
     if settings.job:
         settings = replace(settings, max_jobs=1)
-    model = read_manifest(settings.model_dir).model
     owner = owner_name(settings.owner)
     with ExitStack() as stack:
-
-        @cache
-        def repository() -> Repository:
-            from runner.store.repository import Repository  # psycopg, last: the first photos are fetched meanwhile
-
-            name = f"spottmee-worker {owner}"
-            return stack.enter_context(Repository(settings, model, application_name=name, progress=stop.progress))
-
         stop.progress()
         with startup.hidden("opentelemetry"):
             from runner.queue.client import opened  # redis-py: 130 ms
@@ -174,6 +165,15 @@ def _work(
         run_totals = RunTotals(list(queues.values()))
         stack.push(partial(_count_end, run_totals, summary, stop))
         in_flight.count_end = lambda reason: run_totals.ended(reason, summary.document())
+        model = read_manifest(settings.model_dir).model  # where it cannot be read, the run is counted by now
+
+        @cache
+        def repository() -> Repository:
+            from runner.store.repository import Repository  # psycopg, last: the first photos are fetched meanwhile
+
+            name = f"spottmee-worker {owner}"
+            return stack.enter_context(Repository(settings, model, application_name=name, progress=stop.progress))
+
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         parking = Parking(redis)
         outages = _outages(settings, redis, owner)

@@ -41,9 +41,15 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, target: int) -> Iterator[Prometheus]:
-    """Prometheus with the chart's rules, which scrapes one exporter as the chart's ServiceMonitor says."""
+def prometheus(folder: Path, target: int, *, patient: bool = True) -> Iterator[Prometheus]:
+    """Prometheus with the chart's rules, which scrapes one exporter as the chart's ServiceMonitor says.
+
+    Unless it is `patient`, an alert fires as soon as its expression holds.
+    """
     (item,) = rendered(WITH_EXPORTER).of_kind("PrometheusRule")
+    if not patient:
+        for rule in (rule for group in item["spec"]["groups"] for rule in group["rules"]):
+            del rule["for"]
     (folder / "rules.yaml").write_text(yaml.safe_dump(item["spec"]), encoding="utf-8")
     scrape = {
         "job_name": "faces-metrics",

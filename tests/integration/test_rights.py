@@ -246,3 +246,10 @@ def test_migrate_without_one_right_changes_nothing(limited: Limited, tmp_path: P
     settings = load({"REDIS_URL": limited.service.environment["REDIS_URL"], **names})
     said = " ".join(str(one.error) for one in run_checks(settings, None, ("migrate",)) if "embedd" in one.name)
     assert named in said.replace('"', "")
+
+
+def test_doctor_says_that_a_table_is_missing_and_not_a_right(service: Service) -> None:
+    service.connection.execute("DROP TABLE faces")
+    ended = service.command("doctor")
+    assert ended.code == 3
+    assert "without the table faces: move or restore faces" in ended.output

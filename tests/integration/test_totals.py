@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -204,6 +205,12 @@ def test_a_run_that_fails_counts_its_reason(service: Service) -> None:
     assert ended.code == 2
     found = read_totals(service.redis, "process")
     assert (found[totals.RUNS_STARTED], found["runs:settings"]) == (1, 1)
+
+
+def test_a_run_without_a_model_counts_its_reason(service: Service, tmp_path: Path) -> None:
+    assert service.command("run", "--model-dir", str(tmp_path)).code == 4
+    found = read_totals(service.redis, "process")
+    assert (found[totals.RUNS_STARTED], found["runs:model"]) == (1, 1)
 
 
 def test_a_role_that_may_not_read_created_at_stores_photos_without_their_age(
