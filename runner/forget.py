@@ -1,4 +1,4 @@
-"""Removing what Redis keeps of a photo or a comparison, also while a run works on it."""
+"""Removes what Redis stores of a photo or a comparison, even while a run is processing it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from runner.queue.search import Claimed, Dead, Job, JobSearch, Waiting
 from runner.worker.kinds import COMPARISON, PHOTO, Kind
 from runner.worker.messages import fields, subject
 
-# A run may have asked shortly before its lease was removed, and then stores once more. After this it has stored, or
-# asks again and stores nothing.
+# A run may have checked its lease just before it was removed, and then stores once more. After this delay it has
+# stored, or checks again and stores nothing.
 SETTLE_SECONDS = ASK_SECONDS + 2 * FRESH_SECONDS
-# A job that moves while it is searched is found by the next pass; an operator who requeues it again and again is not
-# outrun.
+# A job that moves during the search is found by the next pass. The number of passes is limited, in case an operator
+# keeps requeuing it.
 _PASSES = 10
 
 
 @dataclass(slots=True)
 class ForgottenJobs:
-    """Jobs removed, by where they were; `held` counts the leases that a run held."""
+    """Jobs removed, by where they were; `interrupted` counts the leases that a run owned."""
 
     waiting: int = 0
     leases: int = 0
-    held: int = 0
+    interrupted: int = 0
     dead_letters: int = 0
 
-    def count(self, job: Job, removed: int, *, held: bool) -> None:
-        """Add what became of one job."""
+    def count(self, job: Job, removed: int, *, interrupted: bool) -> None:
+        """Count one job."""
         match job:
             case Waiting():
                 self.waiting += removed
             case Claimed():
                 self.leases += removed
-                self.held += held
+                self.interrupted += interrupted
             case Dead():
                 self.dead_letters += removed
 
@@ -49,34 +49,35 @@ class ForgottenJobs:
 def forget_jobs(redis: Redis, kind: Kind, is_wanted: Callable[[Job], bool], *, dry_run: bool = False) -> ForgottenJobs:
     """Remove every job of `kind` that `is_wanted`, and return the counts; with `dry_run` only count.
 
-    Where a run held a job, this waits until that run stores nothing of it any more. May be repeated.
+    If a run owned a job, this waits until that run can no longer store anything for it. Idempotent.
     """
     search, counts = JobSearch(redis, kind.queue), ForgottenJobs()
     for _ in range(_PASSES):
         found = [job for job in (*search.waiting(), *search.claimed(), *search.dead()) if is_wanted(job)]
         if dry_run:
             for job in found:
-                counts.count(job, 1, held=False)
+                counts.count(job, 1, interrupted=False)
             return counts
-        # From the head of the list to its end: a removal moves what is behind it, counted from the end.
+        # From the head of the list to its end: a removal does not change the indexes of jobs behind it, counted from
+        # the end.
         for job in reversed(found):
-            removed, held = search.erase(job)
-            counts.count(job, removed, held=held)
+            removed, interrupted = search.erase(job)
+            counts.count(job, removed, interrupted=interrupted)
         if not found:
             break
-    if counts.held:
+    if counts.interrupted:
         time.sleep(SETTLE_SECONDS)
     return counts
 
 
 def has_id(redis: Redis, kind: Kind, wanted: Collection[str]) -> Callable[[Job], bool]:
-    """Return a test for jobs of `kind` with one of the ids `wanted`."""
+    """Return a predicate for jobs of `kind` with one of the ids `wanted`."""
     search = JobSearch(redis, kind.queue)
     return lambda job: identifier(search, kind, job) in wanted
 
 
 def identifier(search: JobSearch, kind: Kind, job: Job) -> str | None:
-    """Return the id of a job, None where its payload shows none."""
+    """Return the id of a job, None if its payload has none."""
     if job.truncated:
         found = subject(kind.id_field, job.beginning)  # the API writes it first
         if found is not None:

@@ -1,9 +1,9 @@
-"""Pushing photos again that nobody works on any more: what is missing is found out, nothing is remembered.
+"""Pushes jobs for photos that have none. It keeps no state: the photos are determined at each start.
 
-So the work can be stopped at any time and started again: a photo that was pushed has a job, and one that is done has
-its status and its embeddings. The order keeps a photo from getting a second job. First the lock keeps every other
+So it can be stopped at any time and started again: a photo that was pushed has a job, and a finished one has its
+status and its embeddings. The order keeps a photo from getting a second job. First the lock keeps every other
 `reprocess` out; then the jobs that exist are read; only then the API's table. A photo that has a job at that moment is
-left alone, even if the job ends meanwhile, and photos that the API has added since are too young to be chosen.
+skipped, even if the job ends in the meantime, and photos that the API has added since are too young to be selected.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _RENEWALS = 3  # of the lock, before it expires
 
 
 def reasons() -> dict[str, bool]:
-    """Return every reason that a dead letter can have → whether trying again can help."""
+    """Return each error code that a dead letter can have → whether a retry can help."""
     classes = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobError)]
     return {one.code: one.transient for one in classes if one.code != errors.SpottmeeError.code}
 
@@ -55,23 +55,23 @@ class Cause(StrEnum):
     """Why a photo is pushed."""
 
     ORPHANED = "orphaned"  # UPLOADED or PROCESSING, and no job
-    FAILED = "failed"  # with a reason that was chosen
-    NO_EMBEDDINGS = "no_embeddings"  # done, without embeddings of the model
+    FAILED = "failed"  # with an error code that was selected
+    NO_EMBEDDINGS = "no_embeddings"  # processed, but without embeddings of the model
 
 
 class Skipped(StrEnum):
-    """Why a photo that was selected is left alone."""
+    """Why a selected photo is skipped."""
 
     HAS_JOB = "has_job"
-    OTHER_CODE = "other_code"  # its dead letter has a reason that was not chosen
+    OTHER_CODE = "other_code"  # its dead letter has an error code that was not selected
     UNKNOWN_CODE = "unknown_code"  # FAILED, and no dead letter says why
     NO_URL = "no_url"  # a column of the URL is empty, or the id is not valid
-    MOVED = "moved"  # somebody else requeued or purged its dead letter meanwhile
+    MOVED = "moved"  # its dead letter was requeued or purged in the meantime
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to push: by status, age in seconds, album, reason of the failure, and the model; `limit` 0 is no limit."""
+    """What to push: by status, age in seconds, album, error code, and model; a `limit` of 0 is no limit."""
 
     statuses: frozenset[PhotoStatus]
     reasons: frozenset[str]
@@ -84,7 +84,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Report:
-    """What was found and done. `chosen` and `skipped` are photos by cause; `pushed` and `requeued` what was done."""
+    """The result. `chosen` and `skipped` are photos by cause; `pushed` and `requeued` count what was done."""
 
     chosen: Counter[Cause] = field(default_factory=Counter)
     skipped: Counter[Skipped] = field(default_factory=Counter)
@@ -93,12 +93,12 @@ class Report:
 
     @property
     def done(self) -> int:
-        """How many jobs are in the list because of this."""
+        """How many jobs this has added to the list."""
         return self.pushed + self.requeued
 
 
 class Progress(Protocol):
-    """Shows how far the work is."""
+    """Shows the progress."""
 
     def start(self, total: int) -> None:
         """Begin, with the number of photos."""
@@ -120,7 +120,7 @@ class _Step:
 
 
 class Reprocessing:
-    """One `reprocess`. Raises `RunnerError`; whatever ends it, starting it again does the rest."""
+    """One `reprocess`. Raises `RunnerError`; after any failure, starting it again completes the work."""
 
     def __init__(
         self,
@@ -149,12 +149,12 @@ class Reprocessing:
         self._selection: Selection | None = None
 
     def count(self) -> int:
-        """Count what there is to do, in `report`, and change nothing."""
+        """Count the work in `report`, and change nothing."""
         self._find_jobs(keep=lambda: None)
         return self._count()
 
     def run(self, progress: Progress, say: Callable[[str], None]) -> None:
-        """Push every photo that is chosen, and return when all of them are in the list."""
+        """Push every selected photo, and return when all of them are in the list."""
         self._acquire(say)
         try:
             self._find_jobs(keep=self._keep)
@@ -167,7 +167,7 @@ class Reprocessing:
     # The lock
 
     def _acquire(self, say: Callable[[str], None]) -> None:
-        """Take the lock. One that is not renewed belongs to a process that was killed: it is waited for."""
+        """Take the lock. If another process has it, wait until it expires: that process may have been killed."""
         lowest: float | None = None
         while not self._pusher.acquire():
             remaining = self._pusher.remaining()
@@ -186,10 +186,10 @@ class Reprocessing:
             self._pusher.keep()
             self._renewed = time.monotonic()
 
-    # Finding
+    # Selecting
 
     def _find_jobs(self, keep: Callable[[], None]) -> None:
-        """Read which photos have jobs; what is selected later must be older than this."""
+        """Read which photos have jobs; photos selected later must be older than this."""
         columns = self._template.columns if self._template else ()
         before = self._query(lambda: moment_before(self._photos.connection, self._choice.age_seconds))
         self._query(lambda: check_columns(self._photos.connection, columns))
@@ -237,7 +237,7 @@ class Reprocessing:
         return min(total, self._choice.limit) if self._choice.limit else total
 
     def _step(self, photo: UnprocessedPhoto) -> _Step | Skipped:
-        """Return what is to be done about a photo."""
+        """Return what to do with a photo."""
         if photo.id in self._busy:
             return Skipped.HAS_JOB
         cause = _CAUSES[photo.status]
@@ -246,7 +246,7 @@ class Reprocessing:
             return _Step(cause, letter_id) if reason in self._choice.reasons else Skipped.OTHER_CODE
         if cause is Cause.FAILED and UNKNOWN_REASON not in self._choice.reasons:
             return Skipped.UNKNOWN_CODE
-        if self._template is None:  # a dry run counts without it
+        if self._template is None:  # a dry run can count without it
             return _Step(cause, None)
         payload = _payload(photo, self._template)
         return Skipped.NO_URL if payload is None else _Step(cause, None, payload)
@@ -283,7 +283,7 @@ class Reprocessing:
                 time.sleep(self._pause())
 
     def _requeue(self, letter_id: str, progress: Progress) -> None:
-        """Put a dead letter's job back: one step in Redis, so nobody else can do the same."""
+        """Requeue a dead letter, in one atomic step, so that no other process can do the same."""
         while self._waiting() >= self._choice.max_waiting:
             self._pusher.keep()
             self._renewed = time.monotonic()
@@ -314,7 +314,7 @@ _CAUSES = {
 
 
 def _payload(photo: UnprocessedPhoto, template: UrlTemplate) -> bytes | None:
-    """Return the job as the API writes it, None where it would not be valid."""
+    """Return the job as the API writes it, None if it would not be valid."""
     url = template.url(photo.columns)
     if url is None:
         return None

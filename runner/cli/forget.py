@@ -1,4 +1,4 @@
-"""`spottmee-worker forget`: removing everything that is kept of a photo, an album or a comparison."""
+"""`spottmee-worker forget`: removes all data of a photo, an album or a comparison."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from runner.settings import Settings
 from runner.store.erase import erase_faces, has_legacy_table, photos_of_album
 from runner.worker.kinds import COMPARISON, PHOTO
 
-EPILOG = """A run that works on one of the jobs loses its lease, and stores nothing of it. Rows of the API's table stay:
-delete photos with the API, or its next upload and `reprocess` make their embeddings again.
+EPILOG = """A run that is processing one of the jobs loses its lease, and stores nothing for it. Rows of the API's table
+are kept: delete the photos with the API, otherwise `reprocess` can create their embeddings again.
 
-Settings: REDIS_URL; for --photo and --album also DATABASE_URL and EMBEDDINGS_DATABASE_URL. Safe while runners work, and
-safe to repeat: what is not there any more counts as 0."""
+Settings: REDIS_URL; for --photo and --album also DATABASE_URL and EMBEDDINGS_DATABASE_URL. Safe while runners are
+active, and idempotent: data that no longer exists counts as 0."""
 
 _IN_REDIS = (
     "Redis: the append-only file until it is rewritten (BGREWRITEAOF), the snapshot until the next one (BGSAVE), and "
     "copies of either"
 )
 _IN_POSTGRES = "PostgreSQL: dead rows until VACUUM, the write-ahead log until it is recycled, its archive, and backups"
-_IN_ANSWERS = "answers of comparisons, which name the photos that match, for an hour after they were given"
+_IN_ANSWERS = "answers of other comparisons, which contain the ids of matching photos, for an hour"
 _IN_LEGACY = "the table of the replaced worker, face_embeddings: drop it when the import is complete"
-_IN_ONE_JOB = "a run with --job and a Job of debug that have it now: they finish it"
-_IN_LOGS = "logs: the id, and nothing else"
+_IN_ONE_JOB = "a run with --job or a Job of debug that is processing it: they finish it"
+_IN_LOGS = "logs: only the id"
 
 
 @dataclass(slots=True)
 class Forgotten:
-    """What was removed, and what is still there. `rows` counts the photos that the API's table still has."""
+    """What was removed, and what remains. `rows` counts the photos that the API's table still has."""
 
     target: dict[str, str]
     dry_run: bool
     photos: int | None = None
     rows: int = 0
     removed: dict[str, int] = field(default_factory=dict)
-    held: int = 0
+    interrupted: int = 0
     may_remain: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Forgotten:
         photos = {} if self.photos is None else {"photos": self.photos, "api_rows": self.rows}
         return {
             **self.target, "dry_run": self.dry_run, **photos, "removed": self.removed,
-            "interrupted_runs": self.held, "may_remain": self.may_remain,
+            "interrupted_runs": self.interrupted, "may_remain": self.may_remain,
         }  # fmt: skip
 
     def lines(self) -> Iterator[str]:
@@ -69,12 +69,12 @@ class Forgotten:
         verb = "would be removed" if self.dry_run else "removed"
         for name, count in self.removed.items():
             yield f"  {name.replace('_', ' '):<20} {count} {verb}"
-        if self.held:
-            yield f"  {self.held} of the leases were held by a run, which stores nothing of them"
+        if self.interrupted:
+            yield f"  {self.interrupted} of the leases were owned by a run, which stores nothing for them"
         if self.rows:
             yield f'  {self.rows} photos are still in the API\'s table "Photo": delete them with the API'
         if not self.dry_run:
-            yield "may still hold it:"
+            yield "may still contain it:"
             yield from (f"  {place}" for place in self.may_remain)
 
 
@@ -83,9 +83,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "forget",
         help=COMMANDS["forget"].help,
-        description="Remove everything that is kept of a comparison (its job, wherever it is, with the selfie; its "
-        "answer and the detail), of a photo, or of all photos of an album (their jobs and embeddings). Says what was "
-        "removed, and where copies may remain. Asks first; without a terminal it needs --yes.",
+        description="Remove all data of a comparison (its job in any state, with the selfie; its "
+        "answer and the detail), of a photo, or of all photos of an album (their jobs and embeddings). Reports what "
+        "was removed, and where copies may remain. Asks for confirmation; without a terminal, --yes is required.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -96,10 +96,10 @@ def add_parser(subparsers: Any) -> None:
         "--album",
         type=identifier,
         metavar="ID",
-        help="the id of an album: the photos that the API's table has for it, and those whose job has a URL of it "
+        help="the id of an album: its photos in the API's table, and those whose job has a URL of this album "
         "(/albums/ID/)",
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument("--dry-run", action="store_true", help="count, and remove nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_forget)
@@ -110,8 +110,10 @@ def _forget(args: argparse.Namespace) -> int:
     chosen: str = getattr(args, kind)
     of_photos = kind != "comparison"
     settings = settings_module.load(required=("redis_url", "database_url") if of_photos else ("redis_url",))
-    asked = f"everything that is kept of {kind} {chosen}"
-    if not (args.dry_run or args.yes or confirmed(f"Remove {asked} for good?", f"{asked} would be removed for good")):
+    data = f"all data of {kind} {chosen}"
+    if not (
+        args.dry_run or args.yes or confirmed(f"Remove {data} permanently?", f"{data} would be removed permanently")
+    ):
         output.problem("nothing was removed")
         return 0
 
@@ -133,7 +135,7 @@ def _forget_comparison(redis: Redis, job_id: str, result: Forgotten) -> None:
     wanted = has_id(redis, COMPARISON, {job_id})
     jobs = forget_jobs(redis, COMPARISON, wanted, dry_run=result.dry_run)
     keys = forget_result(redis, job_id, dry_run=result.dry_run)
-    result.held = jobs.held
+    result.interrupted = jobs.interrupted
     result.removed = {
         "waiting_jobs": jobs.waiting, "leases": jobs.leases, "dead_letters": jobs.dead_letters, "results": keys,
     }  # fmt: skip
@@ -141,16 +143,16 @@ def _forget_comparison(redis: Redis, job_id: str, result: Forgotten) -> None:
 
 
 def _forget_photos(redis: Redis, settings: Settings, kind: str, chosen: str, result: Forgotten) -> None:
-    """Remove jobs before embeddings: from then on no run stores anything more of the photos."""
-    # First of all: where a database cannot be used, nothing is removed.
+    """Remove jobs before embeddings: from then on no run stores anything for the photos."""
+    # First: if a database cannot be used, nothing is removed.
     has_legacy = with_both(settings, lambda _, embeddings: has_legacy_table(embeddings))
     photo_ids = {chosen} if kind == "photo" else _photos_of_album(redis, settings, chosen)
     jobs = forget_jobs(redis, PHOTO, has_id(redis, PHOTO, photo_ids), dry_run=result.dry_run)
     if not result.dry_run:
-        Parking(redis).photos_done(photo_ids)  # comparisons must not wait for jobs that are not there any more
-        Hosts(redis, PHOTO.queue).check()  # nor photos for a probe that is not
+        Parking(redis).photos_done(photo_ids)  # comparisons must not wait for jobs that no longer exist
+        Hosts(redis, PHOTO.queue).check()  # nor photos for a probe that no longer exists
     erased = with_both(settings, partial(erase_faces, photo_ids=photo_ids, dry_run=result.dry_run))
-    result.photos, result.rows, result.held = len(photo_ids), len(erased.rows), jobs.held
+    result.photos, result.rows, result.interrupted = len(photo_ids), len(erased.rows), jobs.interrupted
     result.removed = {
         "waiting_jobs": jobs.waiting, "leases": jobs.leases, "dead_letters": jobs.dead_letters, "faces": erased.faces,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`spottmee-worker reprocess`: pushing photos again that nobody works on any more."""
+"""`spottmee-worker reprocess`: pushes jobs for photos that have none."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ from runner.store.unprocessed import has_model
 
 APPLICATION_NAME = "spottmee-worker reprocess"
 DEFAULT_MAX_WAITING = 500
-# What one run does on two cores, docs/explanation/performance.md: the estimate of a dry run.
+# Photos per second of one run on two cores (docs/explanation/performance.md), for the estimate of a dry run.
 PHOTOS_PER_SECOND = 20
 _LINE_SECONDS = 10.0
 STATUSES = ("UPLOADED", "PROCESSING", "FAILED", "READY", "NO_FACES_FOUND")
 
 EPILOG = """A photo is pushed again if no job for it exists, neither in the list nor leased, and it is
   UPLOADED or PROCESSING
-  FAILED, and its dead letter has a chosen error code: then the dead letter is requeued (see --code)
+  FAILED, and its dead letter has a selected error code: then the dead letter is requeued (see --code)
   READY, without embeddings of the model
-NO_FACES_FOUND photos are pushed only with --status NO_FACES_FOUND, each time: nothing tells which model saw no face.
+NO_FACES_FOUND photos are pushed only with --status NO_FACES_FOUND, and every time: it is not recorded which model
+found no face.
 
-Stop it at any time and start it again: it goes on with what is left. Only one can push at a time.
-durations: 90s, 15m, 2h, 7d. Settings: REDIS_URL, DATABASE_URL, EMBEDDINGS_DATABASE_URL, RUNNER_PHOTO_URL,
+It can be stopped at any time and started again: it continues with the photos that are left. Only one can push at a
+time. durations: 90s, 15m, 2h, 7d. Settings: REDIS_URL, DATABASE_URL, EMBEDDINGS_DATABASE_URL, RUNNER_PHOTO_URL,
 RUNNER_MODEL_DIR, RUNNER_LEASE_SECONDS.
 
 example:
@@ -64,8 +65,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "reprocess",
         help=COMMANDS["reprocess"].help,
-        description="Push jobs for photos that are stuck, that failed for a reason that passes, or that have no "
-        "embeddings of the current model, as the API pushes them. Never a second job for a photo that has one. Exits 5 "
+        description="Push jobs for photos that are stuck, that failed for a transient reason, or that have no "
+        "embeddings of the current model, as the API pushes them. A photo with a job gets no second one. Exits with 5 "
         "if photos have no valid URL; the others are pushed.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,7 +81,7 @@ def add_parser(subparsers: Any) -> None:
         "--status",
         action="append",
         choices=STATUSES,
-        help="only photos with this status; may be given again (default: all but NO_FACES_FOUND; with --code FAILED, "
+        help="only photos with this status; may be repeated (default: all but NO_FACES_FOUND; with --code FAILED, "
         "with --model READY)",
     )
     parser.add_argument(
@@ -112,14 +113,16 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="push only while fewer jobs than this wait in the list (default: %(default)s)",
     )
-    parser.add_argument("--limit", type=whole, default=0, metavar="N", help="how many photos at most (default: all)")
+    parser.add_argument("--limit", type=whole, default=0, metavar="N", help="maximum number of photos (default: all)")
     parser.add_argument(
         "--any-database",
         action="store_true",
-        help="go on although photos of the list were found only in databases at other addresses so far, as behind a "
+        help="continue although photos of the list have only been found in databases at other addresses, as through a "
         "port-forward",
     )
-    parser.add_argument("--dry-run", action="store_true", help="count, estimate the time, and push nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="count the photos and estimate the time, but push nothing"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.set_defaults(run=_reprocess)
 
@@ -216,7 +219,7 @@ def _choice(args: argparse.Namespace, settings: Settings, embeddings: Database) 
 def _model(named: str | None, statuses: list[str], settings: Settings, embeddings: Database) -> str:
     """Return the model that photos should have embeddings of.
 
-    A name with a typing error would push every photo, and again at each start.
+    A misspelt name would push every photo, and again at each start.
     """
     if named is None and not {"READY", "NO_FACES_FOUND"}.intersection(statuses):
         return ""
@@ -241,7 +244,7 @@ def _model(named: str | None, statuses: list[str], settings: Settings, embedding
 
 
 def _checked(photos: Database, embeddings: Database, settings: Settings) -> str:
-    """Return the identity of the API's table, or raise `RunnerError` where a database is not what this needs."""
+    """Return the identity of the API's table, or raise `RunnerError` if a database cannot be used."""
 
     def checked() -> str:
         PhotoTable(photos.connection).check()
@@ -252,7 +255,7 @@ def _checked(photos: Database, embeddings: Database, settings: Settings) -> str:
 
 
 def _check_deployment(redis: Redis, identity: str) -> None:
-    """Raise `PhotosInvisibleError` where the list and the database seem to belong to different deployments."""
+    """Raise `PhotosInvisibleError` if the list and the database seem to belong to different deployments."""
     known = KnownDatabases(redis, "process").all()
     if known and identity not in known:
         raise PhotosInvisibleError(
@@ -262,11 +265,11 @@ def _check_deployment(redis: Redis, identity: str) -> None:
         )
 
 
-# What is shown
+# Output
 
 
 class Lines:
-    """Progress as lines on standard error, one every ten seconds."""
+    """Progress as lines on standard error, at most one every ten seconds."""
 
     def __init__(self) -> None:
         self._total = 0
@@ -280,7 +283,7 @@ class Lines:
             output.problem(f"{total} photos to push")
 
     def update(self, done: int, waiting: int) -> None:
-        """Print a line, unless one was printed a moment ago."""
+        """Print a line, unless one was printed recently."""
         now = time.monotonic()
         if now - self._shown < _LINE_SECONDS:
             return
@@ -316,14 +319,14 @@ def _print(args: argparse.Namespace, choice: Choice, report: Report, *, stopped:
     causes = ", ".join(f"{report.chosen[cause]} {_WORDS[cause.value]}" for cause in Cause)
     output.line(f"{chosen} photos to reprocess: {causes}")
     for why, count in report.skipped.items():
-        output.line(f"  {count} left alone: {_WORDS[why.value]}")
+        output.line(f"  {count} skipped: {_WORDS[why.value]}")
     if args.dry_run:
         output.line(
-            f"nothing was pushed; {photos} photos take one run of two cores about {shown_duration(estimate)}, and more "
-            "runs less"
+            f"nothing was pushed; {photos} photos take one run with two cores about {shown_duration(estimate)}, and "
+            "more runs less"
         )
     else:
-        end = "stopped: start it again, and it goes on with what is left" if stopped else "done"
+        end = "stopped: start it again to continue with the rest" if stopped else "done"
         output.line(f"{report.pushed} pushed, {report.requeued} dead letters requeued; {end}")
 
 
@@ -332,8 +335,8 @@ _WORDS = {
     "failed": "FAILED",
     "no_embeddings": "without embeddings of the model",
     "has_job": "a job for the photo exists",
-    "other_code": "its dead letter has an error code that was not chosen (--code)",
+    "other_code": "its dead letter has an error code that was not selected (--code)",
     "unknown_code": "FAILED, and no dead letter says why (--code unknown)",
     "no_url": "a column that the URL needs is empty",
-    "moved": "its dead letter was requeued or purged meanwhile",
+    "moved": "its dead letter was requeued or purged in the meantime",
 }

@@ -1,4 +1,4 @@
-"""Wakes an idle run as soon as a job is pushed, without polling: Redis blocks one call for each list."""
+"""Wakes an idle run as soon as a job is pushed, with one blocking Redis call per list instead of polling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runner.errors import RunnerError, SpottmeeError
 from runner.logs import logger
 from runner.queue.leases import LeaseQueue
 
-# How long a call blocks: shorter than any sensible socket timeout, and a thread that is not needed any more ends soon.
+# How long a call blocks: shorter than any sensible socket timeout, so that a thread that is no longer needed ends soon.
 BLOCK_SECONDS = 2.0
 # A list can have jobs that this run may not claim, or that another run claims first: then wake-ups are this far apart.
 PAUSE_SECONDS = 0.05
@@ -20,7 +20,7 @@ class Arrivals:
     """Watches lists while the run is idle, each in a daemon thread. `wake` is called in such a thread.
 
     `close` ends the threads without waiting for them. A list that cannot be watched (the Redis user lacks +blmove, or
-    Redis is away) is a warning: `expect` is False from then on, and the caller polls.
+    Redis is unreachable) is a warning: `expect` is False from then on, and the caller polls.
     """
 
     def __init__(self, queues: Iterable[LeaseQueue], wake: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class Arrivals:
                 return
             try:
                 arrived = queue.wait_for_push(BLOCK_SECONDS)
-            except Exception as error:  # noqa: BLE001 - the run polls instead, and its claim meets the same error
+            except Exception as error:  # noqa: BLE001 - the run polls instead, and its claim gets the same error
                 self._give_up(queue, error)
                 return
             if arrived and not self._closed:

@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from runner.errors import ENCODING_ADVICE, SettingsError
 from runner.queue.retrying import CommandRetries, RetryingRedis, RetryingRedisCluster
-from runner.queue.sentinels import Asked, Sentinels
+from runner.queue.sentinels import SentinelClient, Sentinels
 from runner.queue.tls import ManagedConnection, Pool
 from runner.settings import Settings
 
@@ -37,7 +37,7 @@ _PARAMETERS = frozenset(
         "socket_connect_timeout", "health_check_interval", "client_name", "protocol",
     }
 )  # fmt: skip
-# What is repeated of an unknown parameter: nothing that does not look like the name of one.
+# Unknown parameters are repeated in messages only if they look like a parameter name.
 _PARAMETER_NAME = re.compile(r"[a-z][a-z_]{1,40}")
 _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 
@@ -45,13 +45,13 @@ _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 def connect(settings: Settings) -> Redis:
     """Return a client whose commands are retried for `connect_seconds` while Redis is unreachable.
 
-    Replies are bytes. Commands raise `RedisUnreachableError` when the time is up (`RedisFullError`, a kind of it, where
-    Redis is full), and `SettingsError` where Redis refuses the credentials, the database, the certificate or a
-    command (`MissingRightError`, a kind of it, where the ACL lacks a right).
+    Replies are bytes. Commands raise `RedisUnreachableError` when the time is up (its subclass `RedisFullError` if
+    Redis is full), and `SettingsError` if Redis refuses the credentials, the database, the certificate or a
+    command (its subclass `MissingRightError` if the ACL lacks a right).
     """
     address = parse_url(settings.redis_url)
     retries = CommandRetries(settings.connect_timeout_seconds, address.secrets())
-    client: Any = None  # a cluster's client is no `Redis` to the type checker, but has its commands
+    client: Any = None  # to the type checker, a cluster's client is not a `Redis`, but it has the same commands
     try:
         client = retries.call(lambda: _open(address))
         client.retries = retries
@@ -71,7 +71,7 @@ def connect(settings: Settings) -> Redis:
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Redis]:
-    """Have what `connect` returns for the time of the block. Raises as it does."""
+    """Yield the client of `connect`, and close it after the block. Raises as `connect` does."""
     redis = connect(settings)
     try:
         yield redis
@@ -90,7 +90,7 @@ def close(client: Redis | None) -> None:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Address:
-    """What a URL says. `kind` is standalone, sentinel or cluster; `options` are redis-py's names."""
+    """A parsed URL. `kind` is standalone, sentinel or cluster; `options` are redis-py's names."""
 
     kind: str
     hosts: list[tuple[str, int]]
@@ -101,12 +101,12 @@ class Address:
     sentinel_options: dict[str, Any]
 
     def secrets(self) -> list[str]:
-        """Return the passwords, which no message may repeat."""
+        """Return the passwords, which must not appear in messages."""
         return [options["password"] for options in (self.options, self.sentinel_options) if "password" in options]
 
 
 def parse_url(url: str) -> Address:
-    """Return what `url` says, or raise `SettingsError`. Messages never repeat a part of it: it holds a password."""
+    """Parse `url`, or raise `SettingsError`, whose message never repeats a part of it: it contains a password."""
     try:
         parts = urlsplit(url)
         scheme, _, kind = parts.scheme.partition("+")
@@ -216,7 +216,7 @@ def _open(address: Address) -> Any:
 
 def _open_cluster(address: Address, options: dict[str, Any], *, tls: bool) -> Any:
     nodes = [ClusterNode(host, port) for host, port in address.hosts]
-    # Only with a URL do its nodes use a pool of our own.
+    # Its nodes use our pool class only if it is given a URL.
     pool: dict[str, Any] = {"url": f"rediss://{nodes[0].host}:{nodes[0].port}", "connection_pool_class": Pool}
     # One retry of its own: it moves on to another node first.
     return RetryingRedisCluster(startup_nodes=nodes, retry=Retry(NoBackoff(), 1), **(pool if tls else {}), **options)
@@ -225,7 +225,9 @@ def _open_cluster(address: Address, options: dict[str, Any], *, tls: bool) -> An
 def _open_sentinel(address: Address, options: dict[str, Any], asking: dict[str, Any], *, tls: bool) -> Any:
     asks_with_tls = asking.pop("ssl", False)
     clients = [
-        Asked(connection_pool=Pool(host=host, port=port, **asking)) if asks_with_tls else Asked(host, port, **asking)
+        SentinelClient(connection_pool=Pool(host=host, port=port, **asking))
+        if asks_with_tls
+        else SentinelClient(host, port, **asking)
         for host, port in address.hosts
     ]
     sentinel: Any = Sentinels(clients)

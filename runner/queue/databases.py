@@ -1,4 +1,4 @@
-"""The databases in which photos of a list were found: evidence that its jobs belong there."""
+"""The databases in which photos of a list were found, as evidence that its jobs belong there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class KnownDatabases:
     def add(self, identity: str) -> None:
         """Record that a photo of the list was found in that database.
 
-        On a full Redis this is left to a later run: photos can be processed all the same.
+        On a full Redis this is left to a later run, because photos can be processed without it.
         """
         if identity not in self.all():
             with suppress(RedisFullError):

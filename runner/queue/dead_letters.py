@@ -1,6 +1,6 @@
-"""The dead-letter queue: jobs that failed for good, kept for an operator to inspect, requeue or purge.
+"""The dead-letter queue: jobs that failed permanently, kept for an operator to inspect, requeue or purge.
 
-Safe while runners work: each change is one Lua script.
+Safe while runners are active: each change is one Lua script.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Requeued(Enum):
 
     DONE = "requeued"
     ABSENT = "not_found"  # there is no such dead letter
-    EXPIRED = "expired"  # its payload is gone
+    EXPIRED = "expired"  # its payload has expired
 
 
 class DeadLetters:
@@ -57,7 +57,7 @@ class DeadLetters:
         self._last = keys.last(name, f"letters/{owner or secrets.token_hex(8)}")
 
     def all(self, *, newer_than: float | None = None, older_than: float = 0.0) -> Iterator[DeadLetter]:
-        """Yield the dead letters, the oldest first; `newer_than` and `older_than` are ages in seconds."""
+        """Yield the dead letters, oldest first; `newer_than` and `older_than` are ages in seconds."""
         kept = DEAD_LETTER_SECONDS if newer_than is None else min(newer_than, DEAD_LETTER_SECONDS)
         script, size, low, seen = Script(self._client, "dead_letters"), _PAGE, "0", set[str]()
         while True:
@@ -67,7 +67,7 @@ class DeadLetters:
             yield from fresh
             if len(rows) < size:
                 return
-            low = rows[-1][2].decode()  # by time, not by index: some may be purged meanwhile
+            low = rows[-1][2].decode()  # by time, not by index: some may be purged in the meantime
             size = size if fresh else 2 * size  # more than a page from one millisecond
 
     def get(self, letter_id: str) -> DeadLetter | None:
@@ -80,7 +80,7 @@ class DeadLetters:
         return self._letter(letter_id.encode(), text, moment)
 
     def payload(self, letter_id: str) -> bytes | None:
-        """Return what the API pushed, byte for byte, or None if it has expired."""
+        """Return the payload as the API pushed it, byte for byte, or None if it has expired."""
         key = keys.dead_payload(self.name, letter_id)
         with refusals(f"reading {key}"):
             found = self._client.get(key)
@@ -92,7 +92,7 @@ class DeadLetters:
         return milliseconds / 1000 if milliseconds > 0 else None
 
     def requeue(self, letter_id: str) -> Requeued:
-        """Append the job to its list, as if it were new, and delete the dead letter."""
+        """Append the job to its list as a new job, and delete the dead letter."""
         done = Script(self._client, "requeue")(
             [
                 keys.list_key(self.name),

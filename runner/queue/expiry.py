@@ -1,7 +1,7 @@
-"""Expiry of comparisons that have waited for too long, so that selfies do not outlive them where no runner works.
+"""Expiry of comparisons that have waited for too long, so that their selfies are deleted even if no runner is active.
 
-The list is the API's: its elements have no TTL and do not say when they were pushed. So a job's age counts from when
-it was first seen here.
+The elements of the API's list have no TTL and no push time. A job's age therefore counts from when it was first seen
+here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from redis import Redis
 from runner.queue import keys, totals
 from runner.queue.scripts import Script
 
-# As long as a result is kept: nobody waits for one any longer.
+# As long as a result is kept: nobody waits longer for one.
 WAIT_SECONDS = 3600
 # If the list is not checked for this long, ages start from zero.
 SEEN_SECONDS = 30 * 86_400

@@ -1,6 +1,6 @@
-"""What errors of Redis say to a person: the reason in one line, and what a refusal asks to be changed.
+"""Messages for errors of Redis: the reason in one line and, for a refusal, what has to be changed.
 
-Nothing here imports redis-py: its import takes 130 ms, and the messages are needed by modules that start without it.
+This does not import redis-py, which takes 130 ms: the messages are needed by modules that start without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FAMILY = re.compile(r"\{?face_embeddings:|match-result:")
 
 
 def reason(error: Exception) -> str:
-    """Return a short line: redis-py's messages hold an address, and no credentials unless they repeat a command."""
+    """Return one short line. redis-py's messages contain an address, and credentials only if they repeat a command."""
     line = _AFTER_SCRIPT.sub("", (str(error) or type(error).__name__).splitlines()[0])
     if refused := _IN_SCRIPT.search(line):
         line = f"{refused[1]} on {refused[2]}: {refused[3]}"
@@ -29,9 +29,9 @@ def reason(error: Exception) -> str:
 
 
 def refusal(error: Exception, sent: Sequence[Any], secrets: Sequence[str]) -> SettingsError:
-    """Return what a person has to change where Redis refuses a command for good.
+    """Return what has to be changed if Redis refuses a command permanently.
 
-    `sent` is the command as redis-py takes it: where its keys are refused, their patterns are named. `secrets` are
+    `sent` is the command as redis-py takes it: if its keys are refused, the message has their patterns. `secrets` are
     removed from the message.
     """
     grant, shown = _missing_right(str(error), sent), redacted(reason(error), secrets)
@@ -41,7 +41,7 @@ def refusal(error: Exception, sent: Sequence[Any], secrets: Sequence[str]) -> Se
 
 
 _PAGE = "docs/reference/redis-keys.md"
-# What to do about an error that contains any of the texts; the first that fits.
+# What to do about an error that contains any of the texts; the first match is used.
 _ADVICE = (
     (
         ("Hostname mismatch", "IP address mismatch"),
@@ -51,7 +51,7 @@ _ADVICE = (
         ("CERTIFICATE_VERIFY_FAILED",),
         "the server's certificate is not trusted; name its authority with ?ssl_ca_certs=FILE",
     ),
-    (("CERTIFICATE_REQUIRED",), "the server wants a client certificate: ?ssl_certfile=FILE&ssl_keyfile=FILE"),
+    (("CERTIFICATE_REQUIRED",), "the server requires a client certificate: ?ssl_certfile=FILE&ssl_keyfile=FILE"),
     (
         ("WRONG_VERSION_NUMBER",),
         "the server does not speak TLS on this port: use a scheme without TLS (redis://), or its port for TLS",
@@ -70,13 +70,13 @@ def _advice(error: Exception) -> str:
 
 
 def _missing_right(text: str, sent: Sequence[Any]) -> str:
-    """Return what the ACL of the Redis user has to grant; empty where that is not the cause."""
+    """Return what the ACL of the Redis user has to grant; empty if that is not the cause."""
     in_script = _IN_SCRIPT.search(text)
     if _KEY_REFUSED.search(text):
         found = [in_script[2]] if in_script else _keys_of(sent)
         return " ".join(sorted({f"~{family[0]}*" for key in found if (family := _FAMILY.match(key))}))
     refused = _COMMAND_REFUSED.search(text)
-    # Not the command that was sent: what opens its connection (SELECT) may be what is refused.
+    # Not the command that was sent: a command that opens its connection (SELECT) may have been refused instead.
     command = refused and (refused[1] or (in_script and in_script[1]))
     return f"+{command.lower()}" if command else ""
 

@@ -17,10 +17,10 @@ from runner.queue.leases import Lease, LeaseQueue
 RENEWALS_A_LEASE = 3
 # A lease counts as lost this share of it early: storing takes time, and clocks differ in speed.
 SAFETY_SHARE = 0.1
-# Storing trusts a lease that Redis confirmed this recently: so a batch asks once.
+# Before storing, a lease that Redis confirmed this recently is not checked again, so a batch sends one request.
 FRESH_SECONDS = 0.05
 # How long storing waits for Redis to confirm a lease. Without an answer the local clock decides, and Redis is not
-# asked again for a while: the caller holds locks in PostgreSQL.
+# queried again for a while, because the caller holds locks in PostgreSQL.
 ASK_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 5.0
 
@@ -33,10 +33,10 @@ class _Renewal:
 
 
 class Heartbeat:
-    """Renews leases in a thread of its own, for the duration of a `with` block.
+    """Renews leases in a separate thread, for the duration of a `with` block.
 
-    Redis decides whether a lease is still ours. If it cannot be asked, the local monotonic clock does, counting from
-    just before the last successful renewal: a lease counts as lost before another runner can claim the job.
+    Redis decides whether this run still owns a lease. If Redis is unreachable, the local monotonic clock does, counting
+    from just before the last successful renewal: a lease counts as lost before another runner can claim the job.
     """
 
     def __init__(self, queues: Sequence[LeaseQueue], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +63,7 @@ class Heartbeat:
             self._leases.pop(_key(lease), None)
 
     def still_owned(self, lease: Lease) -> bool:
-        """Return whether the lease is still ours; asks Redis unless it was asked just before.
+        """Return whether this run still owns the lease; queries Redis unless it did so just before.
 
         Takes at most about `ASK_SECONDS`, and raises nothing while the heartbeat's thread runs.
         """
@@ -74,7 +74,7 @@ class Heartbeat:
             return known is not None and self._clock() < known.until
 
     def has_lost(self, lease: Lease) -> bool:
-        """Return whether the lease is known to be lost, without asking Redis."""
+        """Return whether the lease is known to be lost, without querying Redis."""
         with self._changed:
             known = self._leases.get(_key(lease))
             return known is None or self._clock() >= known.until
@@ -102,14 +102,14 @@ class Heartbeat:
             return known is None or self._clock() - known.confirmed <= FRESH_SECONDS
 
     def _ask(self) -> None:
-        """Have every lease renewed now, and wait for that, for at most `ASK_SECONDS`."""
+        """Trigger a renewal of every lease, and wait for it for at most `ASK_SECONDS`."""
         if not self._thread.is_alive():
             self.beat()
             return
         if self._clock() < self._ask_from:
             return
         with self._changed:
-            # A beat under way may have been sent before now: wait for the next one.
+            # A renewal in progress may have been sent before now: wait for the next one.
             wanted = self._beats + (2 if self._beating else 1)
             self._wanted = True
             self._changed.notify_all()
@@ -129,7 +129,7 @@ class Heartbeat:
                 self._wanted, self._beating = False, True
             try:
                 self.beat()
-            except RunnerError as error:  # the main thread meets it too, and handles it
+            except RunnerError as error:  # the main thread gets it too, and handles it
                 logger().warning("heartbeat failed", extra={"error": error.document()})
             with self._changed:
                 self._beating = False

@@ -1,8 +1,8 @@
-"""Failing image servers: their jobs wait without a run, and one of them at a time asks whether the server answers.
+"""Failing image servers: their jobs wait without a run, and one of them at a time tries the server again.
 
-What Redis knows of a server is shared by all runs. A job that waits is parked (see `runner.queue.parking`): it has no
-lease, so KEDA does not count it. One job per failing server, the probe, keeps a lease that is due when the server is
-asked again, so KEDA keeps one Job for it.
+The state of a server is in Redis and shared by all runs. A waiting job is parked (see `runner.queue.parking`): it has
+no lease, so KEDA does not count it. One job per failing server, the probe, keeps a lease that is due when the server
+is tried again, so KEDA keeps one Job for it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:  # `settings` imports this module, and not every command needs
 
 # The longest time that a job can wait for its image server (its setting allows no more).
 LONGEST_SECONDS = 86_400
-# What a server asks for is bounded by the longest delay of a lease.
+# Retry-After is bounded by the longest delay of a lease.
 LONGEST_PAUSE_SECONDS = 3600.0
 
 
 class Verdict(Enum):
-    """What becomes of a job whose image server fails."""
+    """The decision about a job whose image server fails."""
 
     LOST = 0  # its lease belongs to another claim
     PARKED = 1  # until the server answers
     PUT_OFF = 2  # by a delay; the job keeps a lease
-    ASK = 3  # it has to ask the server now
+    ASK = 3  # it has to try the server now
 
 
 class Failure(NamedTuple):
     """A failed request to an image server.
 
-    `is_first` is false if the job has failed there before; `pause_seconds` is for how long the server does not want to
-    be asked (Retry-After), 0 if it has not said; `delay_seconds` is this job's own delay.
+    `is_first` is false if the job has failed there before; `pause_seconds` is the server's Retry-After, 0 if it sent
+    none; `delay_seconds` is this job's own delay.
     """
 
     is_first: bool
@@ -73,10 +73,10 @@ class Hosts:
     def wait(
         self, lease: Lease, host: str, *, failure: Failure | None, timeout_seconds: float, state: bytes, tally: Tally
     ) -> tuple[Verdict, float]:
-        """Decide what becomes of a job, and do it; return the verdict and the delay of a job that is put off.
+        """Decide about a job, and apply the decision; return the verdict, and the delay if the job is deferred.
 
-        `failure` is None if the job has not asked its server, and the next claim returns `state`. The attempt is not
-        counted as one of the job, but in the totals, together with `tally`. `timeout_seconds` counts from when the job
+        `failure` is None if the job has not tried its server, and the next claim returns `state`. The attempt does not
+        count for the job; the totals count it together with `tally`. `timeout_seconds` counts from when the job
         left the list.
         """
         found = Script(self._client, "wait_for_host")(
@@ -98,14 +98,14 @@ class Hosts:
         return Verdict(verdict), (milliseconds or [0])[0] / 1000
 
     def answers(self, host: str) -> int:
-        """Record that an image server answers; return how many parked jobs are due because of that."""
+        """Record that an image server answers; return how many parked jobs have become due."""
         return int(Script(self._client, "host_answers")(self._keys(host), [host]))
 
     def replace_probe(self, host: str, ending: str = "") -> bool:
-        """Make a parked job the probe of its host, and return whether one was.
+        """Make a parked job the probe of its host, and return whether that was done.
 
-        It replaces the probe `ending`, a lease id whose job ends without having asked the server, or one without a
-        lease: a failover or `forget` has removed it.
+        It replaces the probe `ending`, a lease id whose job ends without a request to the server, or a probe without a
+        lease, which a failover or `forget` has removed.
         """
         return bool(Script(self._client, "replace_probe")(self._keys(host), [host, ending]))
 

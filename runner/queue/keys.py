@@ -1,7 +1,7 @@
-"""Every Redis key that this project uses.
+"""All Redis keys that this project uses.
 
-The side keys of a list have its name in braces, as a hash tag: on Redis Cluster they share the slot of the list, so one
-script can use all of them.
+The other keys of a list contain its name in braces, as a hash tag: on Redis Cluster they share the slot of the list, so
+one script can use all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def pending(name: str, lease_id: str) -> str:
 
 
 def hosts(name: str) -> str:
-    """Return the sorted set of failing image servers by when they are asked again (milliseconds)."""
+    """Return the sorted set of failing image servers by when they are tried again (milliseconds)."""
     return _side(name, "hosts")
 
 
@@ -50,7 +50,7 @@ def host_parked(name: str, server: str) -> str:
 
 
 def last(name: str, owner: str) -> str:
-    """Return the key with the answer to an owner's latest call, in case its reply is lost."""
+    """Return the key with the reply to an owner's latest call, in case it is lost."""
     return _side(name, f"last:{owner}")
 
 
@@ -75,7 +75,7 @@ def dead_payload(name: str, letter_id: str) -> str:
 
 
 def totals(name: str) -> str:
-    """Return the hash of counters of everything that was done with the jobs of the list (see `totals.py`)."""
+    """Return the hash of all counters of the list's jobs (see `totals.py`)."""
     return _side(name, "totals")
 
 
@@ -90,7 +90,7 @@ def arrivals(name: str) -> str:
 
 
 def history(name: str) -> str:
-    """Return the sorted set of what was seen of the queue, an entry a minute, by time (milliseconds)."""
+    """Return the sorted set with the history of the queue, one entry per minute, by time (milliseconds)."""
     return _side(name, "history")
 
 
@@ -120,7 +120,7 @@ def match_result(job_id: str) -> str:
 
 
 def match_result_detail(job_id: str) -> str:
-    """Return the key with the details of a comparison that the API's key has no place for."""
+    """Return the key with the details of a comparison, for which the API's key has no room."""
     # Not below `match_result`: the API would read it as the result of a job of that name.
     return f"{LIST_PREFIX}:detail:{job_id}"
 

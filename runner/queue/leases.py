@@ -1,7 +1,7 @@
-"""Leased lists: a job is moved to a lease, never popped, so a process that dies with it loses nothing.
+"""Leased lists: a job is moved to a lease, never popped, so a process that dies loses no job.
 
-Each operation is one Lua script of `lua/`, atomic and on Redis' own clock. The claim that made a lease is its fencing
-token: only its holder can renew or settle it. Every operation is idempotent, so it can be sent again after a lost
+Each operation is one Lua script of `lua/`, atomic and on Redis' own clock. The claim that created a lease is its
+fencing token: only its holder can renew or settle it. Every operation is idempotent, so it can be repeated after a lost
 reply. See docs/explanation/queue-protocol.md.
 """
 
@@ -33,13 +33,13 @@ DEAD_LETTER_SECONDS = 30 * 86_400
 # The longest lease and retry delay (their settings allow no more): an expiry further ahead shows that Redis' clock was
 # set back.
 HORIZON_SECONDS = 3600
-# A claim returns no further job once it carries this much, and only the start of a larger payload: one that does not
-# fit into memory would kill every runner at its claim, before any of them could dead-letter it. The base64 of a selfie
-# of 48 MiB fits.
+# A claim returns no further job once its payloads reach this size, and only the start of a larger payload: one that
+# does not fit into memory would kill every runner at its claim, before any of them could dead-letter it. The base64 of
+# a selfie of 48 MiB fits.
 CLAIM_BYTES = 64 * 2**20
 OVERSIZED_SHOWN_BYTES = 64 * 2**10
 DETAIL_LENGTH = 1000
-# Summaries of runs that each queue keeps.
+# How many summaries of runs are kept per queue.
 RUNS_KEPT = 50
 
 State: TypeAlias = bytes
@@ -99,7 +99,7 @@ class Parked(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A lease as others see it. `owner` is empty after a retry or a release, whose reason is `reason`.
+    """A lease as seen by others. `owner` is empty after a retry or a release, whose reason is `reason`.
 
     `expires_in_seconds` is negative if it has expired; `age_seconds` is the time since the job left the list.
     """
@@ -187,14 +187,14 @@ class LeaseQueue:
         return self._claim(limit, in_flight) if limit > 0 else []
 
     def check(self) -> None:
-        """Raise the error with which Redis would refuse a claim: a missing right, a key of another type. Read-only."""
+        """Raise the error with which Redis would refuse a claim (a missing right, a key of another type). Read-only."""
         self._claim(0, None)
 
     def wait_for_push(self, seconds: float) -> bool:
         """Return True as soon as a job waits in the list, or False after `seconds`. Blocks in Redis.
 
-        Nothing changes: BLMOVE takes the head from the list and puts it back in the same step. So every caller that
-        waits is woken by one push, and a caller that dies takes nothing with it. Expired leases wake nobody.
+        Nothing changes: BLMOVE takes the head from the list and puts it back atomically. So one push wakes every
+        waiting caller, and no job is lost if a caller dies. Expired leases do not wake callers.
         """
         return self._client.execute_command("BLMOVE", self._list, self._list, "LEFT", "LEFT", seconds) is not None
 
@@ -324,7 +324,7 @@ class LeaseQueue:
             self._carried.update(tally)
 
     def end_run(self, summary: str) -> None:
-        """Count what is carried now, and keep the summary of the run (JSON) among the last ones."""
+        """Send the counts collected so far, and store the summary of the run (JSON)."""
         Script(self._client, "count")(
             [self._totals, self._last, keys.runs(self.list_name)],
             [_request_id(), self._take_carried(), summary, RUNS_KEPT],
@@ -348,7 +348,7 @@ class LeaseQueue:
         return int(Script(self._client, "take_over")(self._lease_keys, [f"{self.owner}#", f"{job}/"]))
 
     def counts(self) -> Counts:
-        """Return how many jobs of the list are in which state. Read-only."""
+        """Return the number of jobs in each state. Read-only."""
         waiting, in_flight, due, dead, milliseconds, parked = Script(self._client, "counts")(
             [self._list, keys.leases(self.name), keys.dead_index(self.name), self._parked],
             [_milliseconds(DEAD_LETTER_SECONDS)],
@@ -357,7 +357,7 @@ class LeaseQueue:
         return Counts(int(waiting), int(in_flight), int(due), int(dead), seconds, int(parked))
 
     def leased(self, limit: int = 1000) -> list[Leased]:
-        """Return up to `limit` leases, the first to expire first. Read-only."""
+        """Return up to `limit` leases, in the order in which they expire. Read-only."""
         rows = Script(self._client, "leased")(self._lease_keys, [limit])
         return [
             Leased(

@@ -1,4 +1,4 @@
-"""How much memory Redis uses, and what it does when there is no more; for metrics."""
+"""How much memory Redis uses, and its eviction policy; for metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Memory:
 
 
 def read_memory(client: Redis) -> Memory | None:
-    """Return the memory of the server, in a cluster of its fullest primary; None where the user lacks `+info`."""
+    """Return the memory of the server, in a cluster of its fullest primary; None if the user lacks `+info`."""
     redis: Any = client
     try:
         if hasattr(redis, "nodes_manager"):

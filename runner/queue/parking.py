@@ -2,11 +2,11 @@
 
 Photos wait for a failing image server (`runner.queue.hosts`), and comparisons for photos of their album. A comparison
 is parked in three steps, because the photos are in another slot of a Redis Cluster and in PostgreSQL. Its holder
-announces which photos it waits for (`Parking.announce`), asks PostgreSQL again which of them are pending, reports the
+announces which photos it waits for (`Parking.announce`), queries PostgreSQL again for those still pending, reports the
 others (`Parking.photos_done`), and then parks the job (`LeaseQueue.park`). The runner of a process job calls
 `photos_done` after the photo's status is committed and before its lease ends. So the holder sees every photo that
-became final before it asked again, and every later one is reported to an announced job: no order of the steps, and no
-crash between them, leaves a job waiting for a photo that is final.
+became final before its second query, and every later one is reported to an announced job: no order of the steps, and
+no crash between them, leaves a job waiting for a photo that is final.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runner.queue.scripts import Script
 if TYPE_CHECKING:  # `settings` imports this module, and not every command needs redis-py (130 ms)
     from redis import Redis
 
-# A parked job names at most this many photos, the last to be processed: when they are done, it checks the album again.
+# A parked job waits for at most this many photos, the last to be processed. It then checks the album again.
 WAITED_FOR = 1000
 _WOKEN_AT_ONCE = 500
 _PAGE = 1000
@@ -84,7 +84,7 @@ class Parking:
         return woken
 
     def ids(self) -> list[str]:
-        """Return the lease ids of the parked jobs, the first to time out first."""
+        """Return the lease ids of the parked jobs, in the order in which they time out."""
         return self._ids(overdue=False)
 
     def _ids(self, *, overdue: bool) -> list[str]:
@@ -130,9 +130,9 @@ class ProcessJobs:
     def at_work(self, photo_ids: Collection[str]) -> PhotosAtWork:
         """Return which of the photos have a job.
 
-        A job that moves from the list to a lease meanwhile is found in one of them: the list is read first, and from
-        its end, so that neither claims nor pushes move unread jobs past the reader. A job can be parked or woken
-        between two looks, so the parked ones are read before and after the leases.
+        A job that moves from the list to a lease at the same time is found in one of them: the list is read first, and
+        from its end, so that neither claims nor pushes move unread jobs past the reader. A job can be parked or woken
+        between two reads, so the parked jobs are read before and after the leases.
         """
         wanted = set(photo_ids)
         found: dict[str, None] = {}
@@ -147,8 +147,8 @@ class ProcessJobs:
         found |= dict.fromkeys(photo_id for photo_id in self._leased(ids) if photo_id in wanted)
         waiting = [*parked, *self._parking.ids()]
         for_server = [photo_id for photo_id in self._leased(list(dict.fromkeys(waiting))) if photo_id in wanted]
-        held = any(lease.owner and lease.expires_in_seconds > 0 for lease in leased)
-        return PhotosAtWork(tuple(found | dict.fromkeys(for_server)), held or bool(for_server))
+        is_owned = any(lease.owner and lease.expires_in_seconds > 0 for lease in leased)
+        return PhotosAtWork(tuple(found | dict.fromkeys(for_server)), is_owned or bool(for_server))
 
     def _waiting(self) -> Iterator[str]:
         script, end = Script(self._client, "waiting"), -1

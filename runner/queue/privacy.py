@@ -14,7 +14,7 @@ _SELFIE = re.compile(rb"selfie", re.IGNORECASE)
 
 
 def may_hold_selfie(payload: bytes) -> bool:
-    """Return whether a payload names a selfie, even in malformed JSON, or is too large for a photo's job."""
+    """Return whether a payload has the field of a selfie, even in malformed JSON, or is too large for a photo's job."""
     if len(payload) > _LARGEST_PHOTO_JOB or _SELFIE.search(payload):
         return True
     if b"\\u" not in payload:

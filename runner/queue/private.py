@@ -23,8 +23,8 @@ LIFETIME_SECONDS = 3600
 class PrivateQueue(LeaseQueue):
     """A list of its own for `payload`, a job of the queue `name`, for the duration of a `with` block.
 
-    The job is leased, retried and settled like any other. Nobody else claims it, and KEDA does not count it. All keys
-    are removed at the end, a dead letter included: the job that is debugged is also in its real queue.
+    The job is leased, retried and settled like any other. No other run claims it, and KEDA does not count it. All keys
+    are removed at the end, including a dead letter: the original of a debugged job is also in its real queue.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Appending jobs to a list as the API does, from one process at a time, and only while few are waiting."""
+"""Appends jobs to a list as the API does, from one process at a time, and only while few jobs are waiting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOST = -1
 class Pusher:
     """Appends to one list under a lock, which expires `seconds` after the last call.
 
-    A process that was stopped for longer than that has lost it, and appends nothing any more.
+    A process that was suspended for longer than that has lost the lock, and appends nothing more.
     """
 
     def __init__(self, client: Redis, name: str, *, seconds: float) -> None:
@@ -30,27 +30,27 @@ class Pusher:
         self._milliseconds = round(seconds * 1000)
 
     def acquire(self) -> bool:
-        """Take the lock; False where another process has it."""
+        """Take the lock; False if another process has it."""
         return self._call(take=True) != _LOST
 
     def remaining(self) -> float:
-        """Return the seconds until the lock expires, 0 where nobody has it."""
+        """Return the seconds until the lock expires, 0 if it is free."""
         return max(0, int(self._client.pttl(self._lock))) / 1000
 
     def keep(self) -> None:
-        """Keep the lock. Raises `CheckFailedError` where it is lost."""
+        """Renew the lock. Raises `CheckFailedError` if it is lost."""
         self.push([], 0)
 
     def push(self, payloads: Sequence[bytes], max_waiting: int) -> int:
         """Append `payloads` until `max_waiting` jobs wait in the list, and return how many were appended.
 
-        Raises `CheckFailedError` where the lock is lost: nothing was appended.
+        Raises `CheckFailedError` if the lock is lost: nothing was appended.
         """
         done = self._call(max_waiting, payloads)
         if done == _LOST:
             raise CheckFailedError(
-                "this process was stopped for longer than RUNNER_LEASE_SECONDS, and another one may have pushed the "
-                "same photos: start reprocess again, it goes on with what is left"
+                "this process was suspended for longer than RUNNER_LEASE_SECONDS, and another one may have pushed the "
+                "same photos: start reprocess again to continue with the rest"
             )
         return done
 

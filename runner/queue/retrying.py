@@ -1,6 +1,6 @@
-"""Clients that repeat their commands after transient errors, and the classification of those errors.
+"""Clients that retry their commands after transient errors, and the classification of those errors.
 
-Imports redis-py, which takes 130 ms: imported by who connects, when a connection is needed.
+Imports redis-py, which takes 130 ms, so it is imported only when a connection is needed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _TRANSIENT = (
     redis_errors.RedisClusterException,  # no node could be reached, or no node has the slot
 )
 _REFUSALS = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError)
-# What servers answer while they start, fail over or are full, where redis-py has no class for it. A script's error
-# contains the error of its command.
+# Replies of servers that start, fail over or are full, for which redis-py has no class. A script's error contains the
+# error of its command.
 _TRANSIENT_TEXT = re.compile(r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY)\b")
 _FULL = re.compile(r"^OutOfMemoryError|\bOOM command not allowed\b")
 _REFUSAL_TEXT = re.compile(
@@ -41,7 +41,7 @@ _REFUSAL_TEXT = re.compile(
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether Redis will refuse the same command until a person changes something."""
+    """Return whether Redis will refuse the same command until someone changes something."""
     return isinstance(error, _ERRORS) and (isinstance(error, _REFUSALS) or bool(_REFUSAL_TEXT.search(str(error))))
 
 
@@ -53,10 +53,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 class CommandRetries:
-    """Repeats commands for `seconds` after a first transient error, and says what became of those that failed."""
+    """Retries commands for `seconds` after a first transient error, and raises typed errors for those that failed."""
 
     def __init__(self, seconds: float, secrets: Sequence[str] = ()) -> None:
-        """`secrets` are removed from messages, where a server has repeated them."""
+        """`secrets` are removed from messages, in case a server repeats them."""
         self._policy = RetryPolicy(seconds, is_transient)
         self._secrets = secrets
 
@@ -67,11 +67,11 @@ class CommandRetries:
         before_retry: Callable[[], None] = lambda: None,
         sent: Sequence[Any] = (),
     ) -> Any:
-        """Return what `command` returns; `before_retry` is called before each repetition.
+        """Return what `command` returns; `before_retry` is called before each retry.
 
         `sent` is the command as redis-py takes it. Raises `RedisUnreachableError` when the time is up
-        (`RedisFullError` where Redis is full), `SettingsError` at once where Redis refuses the command
-        (`MissingRightError` where its ACL does), and every other error as it is.
+        (`RedisFullError` if Redis is full), `SettingsError` at once if Redis refuses the command
+        (`MissingRightError` if its ACL does), and every other error unchanged.
         """
         try:
             return self._policy.call(command, before_retry=before_retry)
@@ -86,7 +86,7 @@ class CommandRetries:
 
 
 class _RetriedCommands:
-    """Mixed into a client of redis-py, repeats every command and every script as `retries` says.
+    """A mixin for redis-py's clients that retries every command and every script as `retries` says.
 
     A pipeline is not covered: none is used.
     """
@@ -103,7 +103,7 @@ class _RetriedCommands:
 
 
 class RetryingRedis(_RetriedCommands, Redis):
-    """A client of one server, or of the master that sentinels name."""
+    """A client of one server, or of the master that the sentinels report."""
 
     def _before_retry(self) -> None:
         """Close idle connections: after a failover they still lead to the server that was the master."""

@@ -1,4 +1,4 @@
-"""What a queue looks like now and has looked like in the last hours, for metrics and the page. Not used by runs."""
+"""The current state of a queue and its history of the last hours, for metrics and the status page. Not used by runs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A queue at one moment. `deferred` are the leases that nobody holds, of the first thousand to expire.
+    """A queue at one moment. `deferred` are the leases without an owner, among the first thousand to expire.
 
     `oldest_seconds` is how long the head of the list has waited since it was first seen there, 0 without one. `dead`
     has the dead letters by error code, and `totals` the counters (see `totals.py`). `orphans` are the photos that have
-    lost their job, None where no sweep has counted them within a day.
+    lost their job, None if no sweep has counted them within a day.
     """
 
     name: str
@@ -64,7 +64,7 @@ class RunSummary:
 
 
 class Sampler:
-    """Looks at one queue, and records its history in Redis: one for all who look. Raises what redis raises."""
+    """Samples one queue, and records its history in Redis, shared by all samplers. Raises what redis raises."""
 
     def __init__(self, client: Redis, name: str) -> None:
         self.name = name
@@ -101,7 +101,7 @@ class Sampler:
         )
 
     def history(self) -> list[Moment]:
-        """Return the entries of the history, the oldest first."""
+        """Return the entries of the history, oldest first."""
         found = []
         with refusals(f"reading {keys.history(self.name)}"):
             client: Any = self._client
@@ -112,7 +112,7 @@ class Sampler:
         return found
 
     def runs(self) -> list[RunSummary]:
-        """Return the summaries of the last runs, the newest first."""
+        """Return the summaries of the last runs, newest first."""
         with refusals(f"reading {keys.runs(self.name)}"):
             client: Any = self._client
             entries = client.zrange(keys.runs(self.name), 0, -1, withscores=True)
@@ -141,7 +141,7 @@ def _documents(entries: list[tuple[bytes, float]]) -> Iterator[tuple[dict[str, A
     for text, moment in entries:
         try:
             document = json.loads(text)
-        except ValueError:  # something else has written it
+        except ValueError:  # another program has written it
             continue
         if isinstance(document, dict):
             yield document, moment

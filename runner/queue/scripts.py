@@ -41,7 +41,7 @@ class Script:
 
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Raise `RedisRefusedError`, which says what to do, if Redis permanently refuses a command of the block."""
+    """Raise `RedisRefusedError`, which says what to do, if Redis permanently refuses a command in the block."""
     from redis.exceptions import ResponseError  # the connection has imported it by now
 
     try:

@@ -1,4 +1,4 @@
-"""Every job of a list in Redis, wherever it is, to read and to remove. For operators, not for runs."""
+"""Finds and removes jobs of a list in Redis, whatever their state. For operators, not for runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORGOTTEN = totals.job_field(totals.FORGOTTEN)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it was found. `bytes` is the size of its payload, of which `beginning` is the first 64 KiB at most."""
+    """A job that was found. `bytes` is the size of its payload, of which `beginning` is the first 64 KiB at most."""
 
     beginning: bytes = field(repr=False)
     bytes: int
@@ -68,10 +68,10 @@ class JobSearch:
         self._queue = LeaseQueue(client, name, owner="onlooker", lease_seconds=0, max_attempts=0)
 
     def all(self) -> Iterator[Job]:
-        """Yield every job that is there from the beginning to the end, some perhaps twice.
+        """Yield every job that exists throughout the search, some perhaps twice.
 
         A job moves from the list to a lease, from there to a dead letter, and an operator may put that back into the
-        list: in this order none is missed, unless it moves twice meanwhile.
+        list: in this order none is missed, unless it moves twice during the search.
         """
         yield from self.dead()
         yield from self.waiting()
@@ -87,10 +87,10 @@ class JobSearch:
                 index -= 1
 
     def claimed(self) -> Iterator[Claimed]:
-        """Yield the jobs that have left the list and are not dead."""
+        """Yield the jobs that have left the list and are not dead-lettered."""
         parked = self._parked()
         leased = [lease.id for lease in self._queue.leased(_MOST_LEASES)]
-        ids = list(dict.fromkeys([*parked, *leased, *self._parked()]))  # a job may be woken or parked meanwhile
+        ids = list(dict.fromkeys([*parked, *leased, *self._parked()]))  # a job may be woken or parked in the meantime
         script = Script(self._client, "beginnings")
         for first in range(0, len(ids), _PAGE):
             part = ids[first : first + _PAGE]
@@ -110,7 +110,7 @@ class JobSearch:
                 yield Dead(payload[:BEGINNING_BYTES], len(payload), letter)
 
     def payload(self, job: Job) -> bytes | None:
-        """Return the whole payload of a job, or None where it has ended or moved meanwhile."""
+        """Return the complete payload of a job, or None if it has ended or moved in the meantime."""
         if not job.truncated:
             return job.beginning
         if isinstance(job, Dead):
@@ -124,9 +124,9 @@ class JobSearch:
         return found if isinstance(found, bytes) and found.startswith(job.beginning) else None
 
     def erase(self, job: Job) -> tuple[int, bool]:
-        """Remove a job where it was found; return how many copies that were, and whether a runner held it.
+        """Remove a job where it was found; return the number of copies, and whether a runner owned its lease.
 
-        The runner that holds it can neither renew nor settle its lease from then on, and stores nothing.
+        From then on that runner can neither renew nor settle the lease, and stores nothing.
         """
         match job:
             case Waiting():

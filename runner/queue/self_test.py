@@ -1,7 +1,7 @@
-"""A self-test for `doctor`: every operation of the queue, once, on a private list and with the user's own rights.
+"""A self-test for `doctor`: every queue operation once, on a private list and with the user's own rights.
 
-The key patterns of docs/reference/redis-keys.md cover the private keys. Nothing else reads them: runs and KEDA know
-the names of their lists. The keys are removed at the end, or expire if that fails.
+The key patterns of docs/reference/redis-keys.md cover the private keys. Nothing else reads them, because runs and KEDA
+use fixed list names. The keys are removed at the end, or expire if that fails.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OLDER, _NEWER, _OPERATOR = "doctor/self-test/1", "doctor/self-test/2", "doctor"
 
 
 class SelfTest:
-    """A private list and its side keys."""
+    """A private list and its other keys."""
 
     def __init__(self, redis: Redis) -> None:
         self.token = secrets.token_hex(8)
@@ -81,7 +81,7 @@ class SelfTest:
     def play(self) -> None:
         """Claim, renew, retry, release, dead-letter, requeue, purge, take over, park, wake, wait and expire.
 
-        Raises what the operations raise, and `CheckFailedError` if one succeeds without its effect.
+        Raises what the operations raise, and `CheckFailedError` if one has no effect.
         """
         self._redis.rpush(self._list, *[b"doctor"] * 5)
         self._expire()
@@ -128,7 +128,7 @@ class SelfTest:
         self._expect("counts", (counts.waiting, counts.in_flight, counts.dead_letters) == (0, 0, 0))
 
     def _play_outage(self, leases: list[Lease]) -> None:
-        """Have two jobs wait for an image server, one as its probe, and claim them again when it answers."""
+        """Let two jobs wait for an image server, one as its probe, and claim them again when it answers."""
         hosts = Hosts(self._redis, self.name, owner=_NEWER)
         names = (keys.hosts(self.name), keys.host(self.name, _SERVER), keys.host_parked(self.name, _SERVER))
         self._created += names

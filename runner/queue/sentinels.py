@@ -1,4 +1,4 @@
-"""Sentinels whose refusals are reported: redis-py only says that no master was found."""
+"""Sentinels that report why they refuse: redis-py only says that no master was found."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from redis.sentinel import MasterNotFoundError, Sentinel
 from runner.queue.retrying import is_refusal
 
 
-class Asked(Redis):
-    """A client of one sentinel, which keeps the refusal of its latest command."""
+class SentinelClient(Redis):
+    """A client of one sentinel that stores the refusal of its latest command."""
 
     refusal: Exception | None = None
 
@@ -29,13 +29,13 @@ class Asked(Redis):
 class Sentinels(Sentinel):
     """Finds the master."""
 
-    def __init__(self, clients: list[Asked]) -> None:
+    def __init__(self, clients: list[SentinelClient]) -> None:
         super().__init__([])  # type: ignore[no-untyped-call]
         self.sentinels = [*clients]
         self._asked = clients
 
     def discover_master(self, service_name: str) -> Any:
-        """Return the address of the master. Raises the refusal of a sentinel where none has found one."""
+        """Return the address of the master. Raises the refusal of a sentinel if none has found one."""
         try:
             return super().discover_master(service_name)  # type: ignore[no-untyped-call]
         except MasterNotFoundError:

@@ -1,6 +1,6 @@
 """TLS connections, with a limit on the handshake.
 
-redis-py waits for a handshake as long as for a reply: 20 s, of a server that does not speak TLS and waits for more.
+redis-py waits for a handshake as long as for a reply: 20 s if a server without TLS waits for more data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Connection(SSLConnection):
 
 
 class ManagedConnection(SentinelManagedSSLConnection, _Connection):
-    """A connection to the server that the sentinels name."""
+    """A connection to the server that the sentinels report."""
 
 
 class Pool(ConnectionPool):

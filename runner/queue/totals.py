@@ -1,7 +1,7 @@
-"""Totals: what was done so far, counted in one Redis hash per queue.
+"""Totals: counters of all work so far, in one Redis hash per queue.
 
-The scripts that claim and settle jobs also count them, in the same atomic step: so totals are exact whatever is killed,
-lost or sent again, and they outlive every pod. The fields are bounded: labels that are not known become "other".
+The scripts that claim and settle jobs also count them, in the same atomic step, so the totals are exact whatever is
+killed, lost or repeated, and survive every pod. The fields are bounded: labels that are not known become "other".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runner.queue.scripts import refusals
 if TYPE_CHECKING:  # `settings` imports this module
     from redis import Redis
 
-# Field → by how much it grows.
+# Field → its increment.
 Tally: TypeAlias = Mapping[str, int]
 
 OTHER = "other"
@@ -35,7 +35,7 @@ EXIT_REASONS = ("empty", "max_jobs", "max_seconds", "signal", "hung")
 
 TAKEN, ATTEMPTS, LEASES_EXPIRED, LEASES_LOST = "taken", "attempts", "leases_expired", "leases_lost"
 REQUEUES, FACES, RUNS_STARTED = "requeues", "faces", "runs_started"
-SKIPPED = "skipped"  # jobs that left the list uncounted, as far as `sample.lua` has noticed
+SKIPPED = "skipped"  # jobs that left the list uncounted, as far as `sample.lua` has detected
 
 # Upper bounds of the buckets in seconds; one more bucket has no bound.
 _STAGE_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -47,7 +47,7 @@ HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
     **dict.fromkeys(STAGES, _STAGE_BOUNDS),
 }
 _MICROSECONDS = 1_000_000
-_DIGITS = 19  # of the largest number that Redis counts to
+_DIGITS = 19  # of the largest number that Redis can count to
 
 
 def job_field(outcome: str, code: str = NO_CODE) -> str:
@@ -76,7 +76,7 @@ def provider_field(provider: str) -> str:
 
 
 def observe(tally: Counter[str], histogram: str, seconds: float) -> None:
-    """Add one observation of a histogram to `tally`. Clocks that disagree cannot make it negative."""
+    """Add one observation of a histogram to `tally`. It is never negative, even if clocks disagree."""
     seconds = max(0.0, seconds)
     bounds = HISTOGRAMS[histogram]
     index = bisect_left(bounds, seconds)
@@ -106,7 +106,7 @@ def buckets(tally: Tally, histogram: str) -> list[int]:
 
 @cache
 def job_codes() -> tuple[str, ...]:
-    """Return every error code that a job can end with, NO_CODE first and OTHER last."""
+    """Return every error code with which a job can end, NO_CODE first and OTHER last."""
     return (NO_CODE, *dict.fromkeys(_codes(JobError)), OTHER)
 
 
@@ -145,7 +145,7 @@ def transient_codes() -> tuple[str, ...]:
 
 
 def decoded(values: Sequence[bytes | None]) -> Counter[str]:
-    """Return the totals whose values were read in the order of `all_fields`. A damaged value is no value."""
+    """Return the totals from values in the order of `all_fields`. Malformed values are ignored."""
     pairs = zip(all_fields(), values, strict=True)
     return Counter({field: int(value) for field, value in pairs if value and value.isdigit() and len(value) <= _DIGITS})
 
@@ -168,7 +168,7 @@ def _known(label: str, known: tuple[str, ...]) -> str:
 
 
 def _codes(family: type[Any], chosen: Callable[[Any], bool] = lambda _: True) -> Iterator[str]:
-    """Yield the chosen codes of a family of errors; not those of other modules, which depend on what is imported."""
+    """Yield the chosen codes of a family of errors, without those of other modules, which may not be imported."""
     if family.__module__ != errors.__name__:
         return
     if ("code" in vars(family) or family is RunnerError) and chosen(family):

@@ -259,7 +259,7 @@ def test_it_asks_on_a_terminal(service: Service, answer: str, left: int) -> None
     os.close(master)
     os.close(terminal)
     assert process.returncode == 0
-    assert b"Remove everything that is kept of comparison guest-1 for good? [y/N]" in errors
+    assert b"Remove all data of comparison guest-1 permanently? [y/N]" in errors
     assert service.redis.llen(keys.list_key("compare")) == left
 
 
@@ -280,7 +280,7 @@ def test_the_text_names_what_was_removed_and_what_may_remain(service: Service) -
         ["waiting", "jobs", "1", "removed"], ["leases", "2", "removed"],
     ]  # fmt: skip
     rest = "\n".join(lines)
-    for expected in ("BGREWRITEAOF", "VACUUM", "face_embeddings", "held by a run"):
+    for expected in ("BGREWRITEAOF", "VACUUM", "face_embeddings", "owned by a run"):
         assert expected in rest
 
 

@@ -228,7 +228,7 @@ class TestTls:
         with Relay(lambda: server.port, server_context(authority, clients=clients)) as relay:
             url = f"rediss://127.0.0.1:{relay.port}?ssl_ca_certs={ca_file}"
             play(connect(settings_of(f"{url}&ssl_certfile={certificate}&ssl_keyfile={key}")))
-            with pytest.raises(SettingsError, match="wants a client certificate"):
+            with pytest.raises(SettingsError, match="requires a client certificate"):
                 connect(settings_of(url))
 
     def test_a_server_without_tls_is_reported(self, server: EmbeddedRedis) -> None:

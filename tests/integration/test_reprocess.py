@@ -336,8 +336,8 @@ def test_the_text_of_a_dry_run(service: Service) -> None:
     counts = "1300 UPLOADED or PROCESSING without a job, 0 FAILED, 0 without embeddings of the model"
     assert ended.output.splitlines() == [
         f"1300 photos to reprocess: {counts}",
-        "  1 left alone: FAILED, and no dead letter says why (--code unknown)",
-        "nothing was pushed; 1300 photos take one run of two cores about 1m05s, and more runs less",
+        "  1 skipped: FAILED, and no dead letter says why (--code unknown)",
+        "nothing was pushed; 1300 photos take one run with two cores about 1m05s, and more runs less",
     ]
 
 

@@ -1,6 +1,6 @@
 -- Acknowledge jobs: end their leases and delete their payloads. Only for their holder. Idempotent per request id.
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last  KEYS[4] parked  KEYS[5] totals  KEYS[6…] pending of each lease
--- ARGV[1] request id  ARGV[2] what else the caller has counted  ARGV[3…] lease id, holder and counts of each
+-- ARGV[1] request id  ARGV[2] other counts of the caller  ARGV[3…] lease id, holder and counts of each
 -- Returns the ids whose leases belong to another claim.
 local earlier = recall(KEYS[3], ARGV[1])
 if earlier then

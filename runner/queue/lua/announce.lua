@@ -1,5 +1,5 @@
 -- Announce that a leased job is about to be parked, and for which photos. Only for its holder. From then on `wake`
--- applies to it; the holder asks PostgreSQL once more which of the photos are pending, and only then parks the job.
+-- applies to it; the holder queries PostgreSQL once more for pending photos, and only then parks the job.
 -- KEYS[1] claimed  KEYS[2] parked  KEYS[3] pending
 -- ARGV[1] lease id  ARGV[2] holder  ARGV[3] milliseconds, from when the job left the list, that it may wait
 -- ARGV[4…] photo ids, at least one and at most a thousand

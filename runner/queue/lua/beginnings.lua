@@ -1,7 +1,7 @@
--- Look at the payloads of jobs that have left the list and are not dead, without changing anything.
+-- Read the payloads of jobs that have left the list and are not dead-lettered. Read-only.
 -- KEYS[1] claimed
 -- ARGV[1] bytes of each payload to return  ARGV[2…] lease ids
--- Returns {beginning of the payload, its bytes} for each; of a job that has ended meanwhile, two empty values.
+-- Returns {beginning of the payload, its bytes} for each; for a job that has ended in the meantime, two empty values.
 local found = {}
 for index = 2, #ARGV do
     local payload = call('HGET', KEYS[1], ARGV[index] .. ':payload') or ''

@@ -8,11 +8,11 @@
 -- KEYS[7] totals
 -- ARGV[1] owner  ARGV[2] request id  ARGV[3] lease in milliseconds  ARGV[4] limit
 -- ARGV[5] bytes of payload after which no further job is claimed  ARGV[6] largest payload that is returned whole
--- ARGV[7] bytes returned of a larger payload, and of that of a job without attempts left: it may be what kills
--- ARGV[8] milliseconds that no lease reaches into the future  ARGV[9] milliseconds to keep dead letters
+-- ARGV[7] bytes returned of a larger payload, or of a job without attempts left, whose payload may kill runners
+-- ARGV[8] longest possible lease in milliseconds  ARGV[9] milliseconds to keep dead letters
 -- ARGV[10] attempts allowed  ARGV[11] jobs in flight, -1 if not given
--- ARGV[12] what else the caller has counted
--- With a limit of 0 it only checks that a claim would not be refused, and changes nothing.
+-- ARGV[12] other counts of the caller
+-- With a limit of 0 it only checks that Redis would not refuse a claim, and changes nothing.
 -- Returns for each lease {id, payload, attempts, bytes of the whole payload, 1 if it must be processed alone,
 -- milliseconds since it left the list, state saved by an earlier holder}.
 local moment = now()

@@ -1,4 +1,4 @@
--- Prepended to every script of this folder (see `scripts.py`).
+-- Prepended to every script in this folder (see `scripts.py`).
 --
 -- A lease is a member of the sorted set `leases` (score: when it expires) and these fields of the hash `claimed`:
 --   ID:payload   what the API pushed, byte for byte
@@ -12,21 +12,21 @@
 --
 -- A parked job has these fields and is a member of the sorted set `parked` (score: until when it may wait) instead of
 -- `leases`. Its holder announces that first: then it is a member of both, and parking fails if it has left `parked`
--- since. The set `pending` of each such job holds the photos that it waits for. A job that waits for its image server
--- is parked as well, without `pending`: it is a member of the sorted set `host:HOST:parked` (score: since when).
+-- since. The set `pending` of each such job contains the photos that it waits for. A job that waits for its image
+-- server is parked as well, without `pending`: it is a member of the sorted set `host:HOST:parked` (score: since when).
 --
 -- Redis does not roll scripts back: a refused command (a missing right, a key of another type) ends the script, and
--- its earlier writes stay. So a script that writes first calls the `check_` functions for its keys. They send each
--- command of the script in a form that changes nothing, so that every refusal comes before the first write. HSET,
+-- its earlier writes stay. A script that writes therefore calls the `check_` functions for its keys first. They send
+-- each command of the script in a form that changes nothing, so that every refusal comes before the first write. HSET,
 -- SADD and RPUSH have no such form: one of them is the first real write. Key patterns need no check: EVAL itself is
 -- refused unless the user may read and write all of KEYS.
 --
--- A full Redis (maxmemory) refuses a script's first write if it needs memory, and none that follows another write
--- command, even one that changed nothing. The ZREM of a check needs no memory and comes first, so leases can be
+-- A full Redis (maxmemory) refuses a script's first write if it needs memory, but no write after another write command,
+-- even one that changed nothing. The ZREM of a check needs no memory and comes first, so leases can be
 -- renewed and settled on a full Redis too.
 
--- Totals are counters in a hash, changed by the same script as what they count: nothing is counted twice or missed,
--- whatever is killed or sent again. `runner/queue/totals.py` has the fields.
+-- Totals are counters in a hash, changed by the script that does what they count: nothing is counted twice or missed,
+-- whatever is killed or repeated. `runner/queue/totals.py` has the fields.
 
 local REMEMBERED_SECONDS = 3600
 -- Longer than any job can be parked.
@@ -80,7 +80,7 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- What tells one payload from another, without reading all of a selfie.
+-- A fingerprint of a payload, without reading all of a selfie.
 local function fingerprint(payload)
     return #payload .. ':' .. redis.sha1hex(string.sub(payload, 1, 256) .. string.sub(payload, -64))
 end
@@ -125,7 +125,7 @@ local function remove_old_dead_letters(dead, index, moment)
     end
 end
 
--- Add what a caller has counted: pairs of a field and a whole number, separated by spaces.
+-- Add the counts of a caller: pairs of a field and a whole number, separated by spaces.
 local function add_counts(counts, text)
     for field, number in string.gmatch(text, '(%S+) (%d+)') do
         counts[field] = (counts[field] or 0) + number
@@ -136,7 +136,7 @@ local function add_one(counts, field)
     counts[field] = (counts[field] or 0) + 1
 end
 
--- Two commands, whatever is counted. Called before a script's other writes: HSET has no check, and is the first write.
+-- Always two commands. Called before a script's other writes: HSET has no check, so it must be the first write.
 local function count(totals, counts)
     local fields, values = {}, {}
     for field in pairs(counts) do
@@ -153,15 +153,15 @@ local function count(totals, counts)
     call('HSET', totals, unpack(values))
 end
 
--- Count what a caller has counted, and nothing else.
+-- Add only the counts of a caller.
 local function count_text(totals, text)
     local counts = {}
     add_counts(counts, text)
     count(totals, counts)
 end
 
--- A command whose reply was lost is sent again. `last` holds the request id of its caller's latest call and that
--- call's answer (ids or a number), so that the repetition gets the same answer and changes nothing.
+-- A command whose reply was lost is repeated. `last` has the request id of the caller's latest call and its reply (ids
+-- or a number), so that the repetition gets the same reply and changes nothing.
 
 local function remember(last, request, answer)
     call('SET', last, request .. ' ' .. table.concat(answer, ' '), 'EX', REMEMBERED_SECONDS)
@@ -179,7 +179,7 @@ local function recall(last, request)
     return answer
 end
 
--- What a call about one lease returns at once: 1 if it is a repetition, 0 if the lease belongs to another claim, else nil.
+-- The early reply of a call about one lease: 1 if it is a repetition, 0 if another claim owns the lease, else nil.
 local function answered(last, request, claimed, id, holder)
     if recall(last, request) then
         return 1

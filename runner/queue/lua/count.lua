@@ -1,4 +1,4 @@
--- Count what belongs to no lease, and keep the summary of a run. Idempotent per request id.
+-- Add counts that belong to no lease, and store the summary of a run. Idempotent per request id.
 -- KEYS[1] totals  KEYS[2] last  KEYS[3] runs
 -- ARGV[1] request id  ARGV[2] counts  ARGV[3] summary, empty for none  ARGV[4] how many summaries to keep
 -- Returns 1.

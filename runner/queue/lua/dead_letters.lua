@@ -1,4 +1,4 @@
--- List dead letters, the oldest first. Read-only.
+-- List dead letters, oldest first. Read-only.
 -- KEYS[1] dead  KEYS[2] dead index
 -- ARGV[1] earliest time (ms)  ARGV[2], ARGV[3] greatest and least age in milliseconds  ARGV[4] limit
 -- Returns for each {id, dead letter, when it was dead-lettered (ms)}, as strings.

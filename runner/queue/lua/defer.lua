@@ -3,7 +3,7 @@
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last  KEYS[4] totals
 -- ARGV[1] request id  ARGV[2] lease id  ARGV[3] holder  ARGV[4] milliseconds from now
 -- ARGV[5] 1 for a release: the next claim is not counted; 0 for a retry  ARGV[6] reason
--- ARGV[7] state for the next holder; an empty one leaves that of the last holder  ARGV[8] counts
+-- ARGV[7] state for the next holder; if empty, that of the last holder is kept  ARGV[8] counts
 -- Returns 1, or 0 if the lease belongs to another claim.
 local id = ARGV[2]
 local answer = answered(KEYS[3], ARGV[1], KEYS[2], id, ARGV[3])

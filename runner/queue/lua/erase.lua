@@ -1,8 +1,8 @@
--- Remove a waiting job, every copy of it, and when it was first seen. The same call again finds nothing more.
+-- Remove every copy of a waiting job, and when it was first seen. Idempotent.
 -- KEYS[1] list  KEYS[2] seen  KEYS[3] totals
 -- ARGV[1] the index at which it was, negative  ARGV[2] its fingerprint  ARGV[3] seconds to keep `seen`
 -- ARGV[4] field to count the copies in
--- Returns how many copies were removed: 0 where the job has left the list.
+-- Returns how many copies were removed, 0 if the job has left the list.
 local payload
 for index = tonumber(ARGV[1]), -call('LLEN', KEYS[1]), -1 do -- pushes move it away from the end
     local one = call('LINDEX', KEYS[1], index)

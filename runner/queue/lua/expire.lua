@@ -5,7 +5,7 @@
 -- ARGV[1] request id  ARGV[2] lease id, empty for the head of the list  ARGV[3] sha1 of the payload
 -- ARGV[4] id of the dead letter  ARGV[5] when its wait began (ms), a space, and the dead letter as JSON
 -- ARGV[6] counts
--- Returns 1, or 0 if it was claimed meanwhile.
+-- Returns 1, or 0 if it was claimed in the meantime.
 if recall(KEYS[4], ARGV[1]) then
     return 1
 end

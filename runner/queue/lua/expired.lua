@@ -1,6 +1,6 @@
--- Find jobs that have waited for too long, in the list or as expired leases. The API's elements do not say when they
--- were pushed, so `seen` records when each was first seen here: a line with time and fingerprint for each, the head of
--- the list first. Removes nothing from the list.
+-- Find jobs that have waited for too long, in the list or as expired leases. The API's elements have no push time, so
+-- `seen` records when each was first seen here: a line with time and fingerprint for each, the head of the list first.
+-- Removes nothing from the list.
 -- KEYS[1] list  KEYS[2] seen  KEYS[3] leases  KEYS[4] claimed
 -- ARGV[1] milliseconds that a job may wait  ARGV[2] most jobs to return  ARGV[3] bytes of payload to return
 -- ARGV[4] seconds to keep `seen`  ARGV[5] most waiting jobs to record

@@ -1,4 +1,4 @@
--- List leases, the first to expire first. Read-only.
+-- List leases in the order in which they expire. Read-only.
 -- KEYS[1] leases  KEYS[2] claimed
 -- ARGV[1] limit
 -- Returns for each {id, milliseconds until it expires, milliseconds since it left the list, holder, attempts, reason,

@@ -1,8 +1,8 @@
 -- List parked and announced jobs. Read-only.
 -- KEYS[1] parked
 -- ARGV[1] 1: only those that have timed out, else 0
--- ARGV[2] longest possible wait in milliseconds: more means that the clock was set back
--- Returns their ids, the first to time out first.
+-- ARGV[2] longest possible wait in milliseconds: a longer one means that the clock was set back
+-- Returns their ids, in the order in which they time out.
 if ARGV[1] ~= '1' then
     return call('ZRANGE', KEYS[1], 0, -1)
 end

@@ -1,9 +1,9 @@
--- Append jobs to a list while few are waiting, for the one process that has the lock. The same call again returns the
--- same. Without payloads it only keeps the lock.
+-- Append jobs to a list while few are waiting, for the one process that has the lock. Idempotent per
+-- request id. Without payloads it only renews the lock.
 -- KEYS[1] list  KEYS[2] lock  KEYS[3] last
 -- ARGV[1] request id  ARGV[2] token of the process  ARGV[3] milliseconds to keep the lock, 0 to release it
 -- ARGV[4] 1: take the lock if it is free, else 0  ARGV[5] how many jobs may wait  ARGV[6…] payloads
--- Returns how many were appended, the first ones, or -1 where the process does not have the lock.
+-- Returns how many were appended, the first ones, or -1 if the process does not have the lock.
 local earlier = recall(KEYS[3], ARGV[1])
 if earlier then
     return tonumber(earlier[1])

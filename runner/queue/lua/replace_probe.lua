@@ -1,5 +1,5 @@
--- Make a parked job of a failing image server its probe, if its probe is not leased, or is about to end without having
--- asked the server. Idempotent.
+-- Make a parked job of a failing image server its probe, if its probe is not leased, or is about to end without a
+-- request to the server. Idempotent.
 -- KEYS[1] leases  KEYS[2] parked  KEYS[3] hosts  KEYS[4] host  KEYS[5] parked jobs of the host
 -- ARGV[1] host  ARGV[2] id of the probe that is about to end, or empty
 -- Returns 1 if there is a new probe, else 0.

@@ -1,13 +1,13 @@
--- Look at a queue, and record what a later look needs: how many jobs had arrived by when, and a history.
--- Jobs leave the list at its head and arrive at its tail, so the age of the oldest follows from numbers alone: those that
--- have left are counted in the totals, and with those that wait they are the ones that have arrived.
+-- Sample a queue, and record what later samples need: how many jobs had arrived by when, and a history.
+-- Jobs leave the list at its head and arrive at its tail, so the age of the oldest follows from numbers alone: the jobs
+-- that have left (in the totals) and those that wait are together the jobs that have arrived.
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] dead index  KEYS[5] parked  KEYS[6] totals
 -- KEYS[7] arrivals: when (ms) → how many jobs had arrived by then  KEYS[8] history  KEYS[9] orphans
 -- ARGV[1] milliseconds to keep dead letters  ARGV[2] milliseconds between entries of the history
--- ARGV[3] milliseconds to keep them  ARGV[4] most leases to look at  ARGV[5] fields of the totals, separated by spaces
--- Returns {waiting, leased, due, leased by nobody, parked, dead, oldest dead letter, newest dead letter,
+-- ARGV[3] milliseconds to keep them  ARGV[4] most leases to read  ARGV[5] fields of the totals, separated by spaces
+-- Returns {waiting, leased, due, leased without an owner, parked, dead, oldest dead letter, newest dead letter,
 -- milliseconds that the oldest job has waited since it was first seen, orphans or ''}, and the values of the fields,
--- separated by spaces: 250 replies of their own would take the reader longer than everything else.
+-- separated by spaces: 250 separate replies would take the reader longer than everything else.
 local moment = now()
 local fields = {}
 for field in string.gmatch(ARGV[5], '%S+') do
@@ -51,7 +51,7 @@ local function milliseconds_waited()
     local first = call('ZRANGE', KEYS[7], 0, 0)[1]
     local age = math.max(0, moment - (first or moment))
     local arrived = left + waiting
-    -- The older a backlog is, the fewer entries: its age is off by half a percent, and a day has about 1,500.
+    -- The older a backlog is, the fewer entries it has: its age is off by half a percent, a day has about 1,500 entries.
     if not first or arrived > tonumber(newest[2]) and moment - newest[1] >= age / 200 then
         call('ZADD', KEYS[7], string.format('%.0f', arrived), string.format('%.0f', moment))
     end
@@ -72,7 +72,7 @@ local function record_history(values, age)
     local entry = string.format('%.0f %d %d %d %.0f %.0f %.0f', moment, waiting, leased, parked, age, ended, failed)
     call('ZADD', KEYS[8], string.format('%.0f', moment), entry)
     call('ZREMRANGEBYSCORE', KEYS[8], '-inf', string.format('%.0f', moment - ARGV[3]))
-    -- The clock was set back: what lies ahead would keep anything from being recorded.
+    -- The clock was set back: entries in the future would prevent new ones from being recorded.
     call('ZREMRANGEBYSCORE', KEYS[8], string.format('(%.0f', moment), '+inf')
 end
 

@@ -1,18 +1,18 @@
--- Decide what becomes of a leased job whose image server (its host) fails or is known to fail. Only for the job's
--- holder. Idempotent per request id.
--- A server is failing once several jobs in a row have failed there, or once it has said when to come back. Then one of
--- its jobs, the probe, stays in the leases until its turn comes; the others are parked. Each failure of the probe
--- doubles the pause, and the next probe is another job, so that one bad object does not speak for its server.
+-- Decide about a leased job whose image server (its host) fails or is known to fail. Only for the job's holder.
+-- Idempotent per request id.
+-- A server is failing once several jobs in a row have failed there, or once it has sent Retry-After. Then one of its
+-- jobs, the probe, stays in the leases until it is due; the others are parked. Each failure of the probe
+-- doubles the pause, and the next probe is another job, so that a single bad object does not decide for its server.
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] last  KEYS[4] parked  KEYS[5] hosts  KEYS[6] host
 -- KEYS[7] parked jobs of the host  KEYS[8] totals
 -- ARGV[1] request id  ARGV[2] lease id  ARGV[3] holder  ARGV[4] host  ARGV[5] reason  ARGV[6] state
--- ARGV[7] 1 if the server has failed, 0 if it has not been asked  ARGV[8] 1 if this is the job's first failure there
--- ARGV[9] milliseconds for which the server does not want to be asked, 0 if it has not said
+-- ARGV[7] 1 if the server has failed, 0 if it was not tried  ARGV[8] 1 if this is the job's first failure there
+-- ARGV[9] the server's Retry-After in milliseconds, 0 if it sent none
 -- ARGV[10] delay of this job in milliseconds, while the server is not known to fail
 -- ARGV[11], ARGV[12] first and longest pause in milliseconds  ARGV[13] share of the pause, for jitter
 -- ARGV[14] milliseconds, from when the job left the list, that it may wait  ARGV[15] counts
--- Returns {0} if the lease belongs to another claim, {1} if the job was parked, {2, milliseconds} if it was put off,
--- or {3} if it has to ask the server now.
+-- Returns {0} if the lease belongs to another claim, {1} if the job was parked, {2, milliseconds} if it was deferred,
+-- or {3} if it has to try the server now.
 local FAILURES_IN_A_ROW = 3
 local FAILURES_SECONDS = 60
 local earlier = recall(KEYS[3], ARGV[1])

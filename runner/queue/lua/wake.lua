@@ -1,7 +1,8 @@
--- Wake parked jobs: those that wait for no other than the given photos, those that have timed out, or all. A job that
+-- Wake parked jobs: those that wait only for the given photos, those that have timed out, or all. A job that
 -- was announced and is still leased is only removed from `parked`: its holder notices. Idempotent.
 -- KEYS[1] leases  KEYS[2] claimed  KEYS[3] parked  KEYS[4…] pending of each job
--- ARGV[1] 1 to wake all, else 0  ARGV[2] longest possible wait in milliseconds: more means that the clock was set back
+-- ARGV[1] 1 to wake all, else 0  ARGV[2] longest possible wait in milliseconds: a longer one means that the clock was
+-- set back
 -- ARGV[3] number of jobs  ARGV[4…] their ids, then the photos whose processing has ended
 -- Returns the ids of the jobs that have become due.
 local moment = now()
