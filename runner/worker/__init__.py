@@ -1,1 +1,1 @@
-"""What `run` does, its modules in the order in which things happen."""
+"""The modules of `run`, in the order in which a run uses them."""

@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # `settings` imports this module: numpy and psycopg must not 
 
 # The API adds the rows of an upload shortly before it pushes their jobs: photos without a job are waited for this long.
 GRACE_SECONDS = 2.0
-# While no runner holds a process job, nobody would wake a parked comparison in time: it is deferred instead, with an
-# exponential delay up to this.
+# While no runner has leased a process job, a parked comparison would not be woken in time: it is deferred instead, with
+# an exponential delay up to this.
 LONGEST_DELAY_SECONDS = 15.0
-# More is not kept between two claims (248 faces): the faces of such a selfie are computed again.
+# Larger states (above 248 faces) are not saved between two claims: the faces of such a selfie are computed again.
 STATE_BYTES = 512 * 2**10
 _FLOAT_BYTES = 4
 _LEAST_WIDTH = 15  # of a face's row: box, landmarks and score come before the embedding
@@ -38,7 +38,7 @@ class Readiness(Enum):
     ANSWER = "answer"
     PARK = "park"
     DEFER = "defer"  # release it with a delay
-    LOST = "lost"  # another runner has the lease
+    LOST = "lost"  # another runner owns the lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class AlbumGate:
         decisions: dict[Task[CompareJob], Decision] = {}
         undecided: dict[Task[CompareJob], set[str]] = {}
         for task in tasks:
-            assert task.job is not None  # noqa: S101 - invalid jobs have an error, and are not asked about
+            assert task.job is not None  # noqa: S101 - invalid jobs have an error, and are not passed
             pending = self._repository().pending(task.job.stored_ids)
             if pending and age(task.lease) < self._timeout_seconds:
                 undecided[task] = pending
@@ -126,7 +126,7 @@ def dump_state(faces: Sequence[Face], checks: Checks, model: str) -> bytes:
 
 
 def load_faces(state: bytes, model: str) -> list[Face] | None:
-    """Return the faces in a state, or None if it has none of this model or is malformed."""
+    """Return the faces in a state, or None if they are of another model or the state is malformed."""
     from runner.faces.engine import Face  # the engine has imported it by now; `settings` imports this module
 
     header = _header(state)

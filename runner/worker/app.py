@@ -40,7 +40,7 @@ from runner.worker.summary import Summary
 from runner.worker.totals import RunTotals
 from runner.worker.traces import Traces, from_environment
 
-# What is slow to import is imported in the functions below, in the order of the start-up (see `startup`).
+# Slow imports are in the functions below, in the order of the start-up (see `startup`).
 if TYPE_CHECKING:
     from numpy import uint8
     from numpy.typing import NDArray
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from runner.faces.engine import Engine
     from runner.store.repository import Repository
 
-# After RUNNER_SHUTDOWN_SECONDS (8): how long the loop may take to end, and then to release its leases. So a run ends
-# within 10 s of SIGTERM, whatever it was doing.
+# After RUNNER_SHUTDOWN_SECONDS (8): how long the loop may take to end, and then to release its leases. A run thus ends
+# within 10 s of SIGTERM in every state.
 GRACE_SECONDS = 0.8
 RELEASE_SECONDS = 0.7
 # Besides the retries of RUNNER_CONNECT_TIMEOUT_SECONDS and one statement, no call of the main thread takes longer.
@@ -67,7 +67,7 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
     traces = from_environment()
 
     def last_resort(reason: str) -> None:
-        """End the process while the main thread is in a call that does not return."""
+        """End the process because the main thread is in a call that does not return."""
         in_flight.release(reason)
         summary.exit_reason = reason
         code = UnreachableError.exit_code if summary.unsettled or reason == "hung" else 0
@@ -95,21 +95,21 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
     if traces is not None:
         traces.close(stopped=stop.requested)
     _print(summary, settings)
-    # A server that is away has been waited for, and a job that does not return is the next run's.
+    # The run has already waited for an unreachable server, and a job that does not return is left to the next run.
     if code not in (0, UnreachableError.exit_code, StuckError.exit_code) and not stop.requested:
         wait_before_exit(settings.failure_delay_seconds)
     return code
 
 
 class _Abandonment:
-    """Releases the tasks in flight if the run ends outside of the worker loop."""
+    """Releases the tasks in flight if the run ends outside the worker loop."""
 
     def __init__(self) -> None:
         self.abandon: Callable[[], None] = lambda: None
         self.count_end: Callable[[str], None] = lambda _: None
 
     def release(self, reason: str = "") -> None:
-        """Release what it can within `RELEASE_SECONDS`; the other leases expire. Where a `reason` ends it, count it."""
+        """Release what it can within `RELEASE_SECONDS`; the other leases expire. Count the `reason`, if any."""
 
         def work() -> None:
             try:
@@ -145,7 +145,7 @@ def _work(
     Jobs are claimed before it is known that their results can be stored; if they cannot be, the jobs are released.
     """
     startup.begin()
-    from runner.faces.engine import Engine  # the first of what is slow: then the model loads in the background
+    from runner.faces.engine import Engine  # the first slow import: afterwards the model loads in the background
 
     engine = startup.in_background(partial(Engine.from_settings, settings), "engine")
     from runner.faces.cpu import thread_count  # numpy, which the engine has imported by now
@@ -230,7 +230,7 @@ def _count_end(
     error: BaseException | None,
     _trace: TracebackType | None,
 ) -> None:
-    """Count why the run ends, except where Redis cannot be reached: that would only be waited for again."""
+    """Count why the run ends, unless Redis is unreachable: the call would only wait for it again."""
     stop.progress()
     if isinstance(error, Exception) and not isinstance(error, RedisUnreachableError):
         run_totals.ended("signal" if stop.early else _as_runner_error(error).code, summary.document())
@@ -249,7 +249,7 @@ def _when_loaded(engine: Future[Engine], run_totals: RunTotals) -> None:
 
 
 def _run_loop(loop: WorkerLoop, engine: Future[Engine], in_flight: _Abandonment, expire: Callable[[], None]) -> str:
-    """Work until there is a reason to leave, and return it; after an error, release what is in flight.
+    """Work until there is a reason to exit, and return it; after an error, release the tasks in flight.
 
     Either way call `expire`, unless Redis is unreachable: runs that cannot work limit the life of selfies too.
     """
@@ -278,13 +278,13 @@ def _heal(results: ResultStore, queues: Collection[str]) -> None:
 
 
 def _expire(redis: Redis, stop: Stop) -> None:
-    """Dead-letter the comparisons that have waited for too long, and restore answers once more.
+    """Dead-letter the expired comparisons, and restore answers once more.
 
     A failure is a warning: the run's work is done.
     """
     if stop.requested:
         return
-    from runner.expire import expire_comparisons  # not before the work is done
+    from runner.expire import expire_comparisons  # only after the work is done
 
     stop.progress()
     try:
@@ -348,7 +348,7 @@ def _services(
     from runner.images.fetch import Fetcher
     from runner.queue.databases import KnownDatabases
 
-    in_queue = not settings.job  # otherwise nothing is known of its database, and it cannot be woken
+    in_queue = not settings.job  # otherwise its database is unknown, and it cannot be woken
     return Services(
         settings,
         ResultStore(redis),
@@ -390,7 +390,7 @@ def _decoder(settings: Settings) -> Callable[[bytes], NDArray[uint8]]:
     memory = PixelMemory(DECODING_BYTES * settings.max_image_pixels)
 
     def decode(data: bytes) -> NDArray[uint8]:
-        from runner.images.decode import decode as decode_image  # when the first photo has been fetched
+        from runner.images.decode import decode as decode_image  # imported when the first photo has been fetched
 
         return decode_image(
             data, max_pixels=settings.max_image_pixels, max_bytes=settings.max_image_bytes, memory=memory

@@ -67,18 +67,18 @@ class ComparisonHandler:
             job_id, decision = _job_id(task), decisions.get(task)
             task.wait = None
             if job_id is None:
-                continue  # without a job id there is no key to answer in
+                continue  # without a job id there is no result key
             if not self._owns(task.lease) or (decision is not None and decision.readiness is Readiness.LOST):
                 task.outcome = Outcome.LOST
             elif decision is None or decision.readiness is Readiness.ANSWER:
                 answered += self._answer(task, job_id, decision)
             else:
                 self._wait(task, job_id, decision)
-        for answer in answered:  # right before their leases end: a failover may have lost one in the meantime
+        for answer in answered:  # just before their leases end: a failover may have lost one in the meantime
             self._results.confirm(*answer)
 
     def _decide(self, tasks: Sequence[Task[CompareJob]]) -> dict[Task[CompareJob], Decision]:
-        """Check the albums of the selfies with a face: no photo changes the answer to the others."""
+        """Check the albums of the selfies with a face: the answer to the others does not depend on photos."""
         if self._album is None:
             return {}
         return self._album.decide([task for task in tasks if task.error is None and task.faces])
@@ -136,14 +136,14 @@ class ComparisonHandler:
         }
 
     def _compared(self, faces: Sequence[Face]) -> Sequence[int]:
-        """Return the places of the selfie's faces that are compared."""
+        """Return the indexes of the selfie's faces to compare."""
         places = range(len(faces))
         if self._selfie_faces == "largest":
             return sorted(places, key=lambda place: _area(faces[place]))[-1:]
         return places
 
     def confirmed(self, tasks: Sequence[Task[CompareJob]]) -> list[Task[CompareJob]]:
-        """Return those whose answer can no longer be overwritten, or that were watched for long enough."""
+        """Return those whose answer can no longer be overwritten, or has been watched for long enough."""
         done = set(self._watch.poll())
         return [task for task in tasks if _job_id(task) in done]
 

@@ -2,9 +2,9 @@
 
 One coordinating thread (the caller's) talks to Redis and PostgreSQL. Reader threads fetch images, the engine's
 threads decode and compute, and the heartbeat renews the leases; they return tasks through one queue of events.
-Backpressure: a claim is made only when the readers would run dry, and an image is prefetched only while few enough
-wait for the engine. The jobs of the first claim are fetched and computed before they are begun, while `prepare` still
-connects to the databases.
+Backpressure: it claims only when the readers would otherwise be idle, and prefetches an image only while few enough
+wait for the engine. The jobs of the first claim are fetched and computed before their status is written, while
+`prepare` still connects to the databases.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ PREFETCH = 8
 # Results are stored in batches: at this many, when nothing else is in flight, or when one has waited this long.
 STORE_BATCH = 8
 STORE_SECONDS = 0.1
-# How often an empty list is polled while work is in flight, and how often a waiting loop checks for anything else.
+# How often an empty list is polled while work is in flight, and how often a waiting loop checks everything else.
 CLAIM_PAUSE = 0.25
-# How often an idle run looks for expired leases and woken comparisons. A push wakes it at once.
+# How often an idle run checks for expired leases and woken comparisons. A push wakes it at once.
 IDLE_PAUSE = 0.5
 TICK = 0.05
 # A live runner renews at two thirds of a lease: with less than this share left, its runner is probably dead.
@@ -78,7 +78,7 @@ class WorkerLoop:
         self._is_loaded = is_loaded
         self._prepared = False
         self._started = time.monotonic()
-        self._claimed = 0  # not counting jobs that it has claimed before, and photos whose server is failing
+        self._claimed = 0  # without jobs that it has claimed before, and photos whose server is failing
         self._has_claimed = False
         self._events: queue.SimpleQueue[AnyTask | None] = queue.SimpleQueue()
         self._arrivals = Arrivals(queues.values(), lambda: self._events.put(None))
@@ -89,7 +89,7 @@ class WorkerLoop:
         self._retry_at = 0.0  # when a retry of another run is due, as far as is known
 
     def run(self) -> str:
-        """Work until there is a reason to leave, and return it.
+        """Work until there is a reason to exit, and return it.
 
         Raises `UnreachableError` if a server cannot be reached, `ModelError` if the engine cannot be opened, and
         `StuckError` if native code does not return.
@@ -122,7 +122,7 @@ class WorkerLoop:
                 return reason
 
     def _start_ahead(self) -> None:
-        """Have the first jobs fetched and computed while `prepare` connects to the databases."""
+        """Fetch and compute the first jobs while `prepare` connects to the databases."""
         self._claim()
         self._start_reads()
         self._prepare()
@@ -160,7 +160,7 @@ class WorkerLoop:
     def _claimable(self) -> int:
         if self._stop.requested or self._out_of_time():
             return 0
-        # With nothing in flight it always claims: a run leaves only after an empty claim.
+        # With nothing in flight it always claims: a run exits only after an empty claim.
         if time.monotonic() < self._next_claim and len(self._in_flight):
             return 0
         waiting, computed = len(self._in_flight.of(State.CLAIMED)), len(self._in_flight.of(State.COMPUTED))
@@ -196,7 +196,7 @@ class WorkerLoop:
             if room <= 0 or self._stop.requested:
                 return
             if several and task.server and fetching[task.server] >= READERS - 1:
-                continue  # a server that does not answer leaves a reader to the others
+                continue  # a server that does not respond must leave a reader for the others
             if not self._settlement.drop_lost(task):
                 task.state, task.is_fetching = State.PROCESSING, True
                 fetching[task.server] += 1
@@ -213,7 +213,7 @@ class WorkerLoop:
                 finally:
                     task.is_fetching = False
                 future = self._compute(self._loader(task, data))
-            except RunnerError as error:  # the engine cannot be used: no job's fault
+            except RunnerError as error:  # the engine cannot be used, which is no job's fault
                 self._fatal = error
                 self._events.put(None)
             except Exception as error:  # noqa: BLE001 - one job's failure must not end its reader
@@ -266,7 +266,7 @@ class WorkerLoop:
         oldest = min(computing, key=computing.__getitem__, default=None)
         if oldest is None or time.monotonic() - computing[oldest] <= limit:
             return
-        # A thread batches several photos: those that it began earlier only wait for the last.
+        # A thread batches several photos: the earlier ones only wait for the last.
         stuck = max((task for task in computing if task.thread == oldest.thread), key=computing.__getitem__)
         stuck.error = PhotoTimeoutError(f"{limit:g} s")
         stuck.computed()
@@ -299,7 +299,7 @@ class WorkerLoop:
     # Leave
 
     def _reason_to_leave(self) -> str | None:
-        """Return why to leave now that nothing is in flight, or None after a short wait."""
+        """Return the reason to exit now that nothing is in flight, or None after a short wait."""
         if self._stop.requested:
             return "signal"
         if self._claimed >= self._settings.max_jobs and self._settlement.next_own_retry() is None:
@@ -330,7 +330,7 @@ class WorkerLoop:
         return reason != "signal" and self._settlement.wake_stranded() and reason == "empty"
 
     def _worth_waiting(self, idle: float) -> bool:
-        """Return whether a lease expires soon: a retry of this run, or an orphan, whose runner is dead.
+        """Return whether a lease expires soon: a retry of this run, or an orphan whose runner is dead.
 
         A live runner renews a lease before `ORPHAN_SHARE` of it is left. A run that has found nothing at all was
         probably started for an orphan: it also waits long enough to see whether a younger lease is renewed.
@@ -341,7 +341,7 @@ class WorkerLoop:
             return True
         counts = [source.counts() for source in self._queues.values()]
         if self._has_claimed and sum(one.in_flight for one in counts) <= self._settlement.failing_servers():
-            return False  # another run, or the next one, asks those servers
+            return False  # another run, or the next one, tries those servers
         due = [one.next_expiry_seconds for one in counts]
         soon = min((seconds for seconds in due if seconds is not None), default=None)
         if soon is None:
@@ -350,7 +350,7 @@ class WorkerLoop:
         if soon <= lease * ORPHAN_SHARE:
             return True
         now = time.monotonic()
-        if soon > lease:  # nothing is held: this is a retry, and the run that scheduled it waits for it, if it is alive
+        if soon > lease:  # without an owner it is a retry, and the run that scheduled it waits for it, if it is alive
             self._retry_at = now + soon
         return self._claimed == 0 and (now < self._retry_at or idle < lease * (1 - ORPHAN_SHARE))
 

@@ -1,7 +1,7 @@
-"""The wire format of both kinds of job, decoded and validated (docs/reference/contract.md).
+"""Decodes and validates the wire format of both kinds of job (docs/reference/contract.md).
 
-Decoding raises nothing but `InvalidJobError`, whatever the bytes. Its message names the field and never repeats the
-value: payloads hold selfies.
+Decoding only ever raises `InvalidJobError`. Its message names the field and never repeats the value, because payloads
+contain selfies.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def decode_compare(payload: bytes) -> CompareJob:
 def subject(name: str, beginning: bytes) -> str | None:
     """Return the id in the field `name` from a payload that is truncated or not valid JSON, or None if it has none.
 
-    Behind an error, the field is recognised if it occurs once.
+    After a syntax error, the field is recognised if it occurs once.
     """
     text, place, decoder = beginning.decode(errors="replace"), 0, json.JSONDecoder()
     try:
@@ -101,7 +101,7 @@ def _subject_behind_error(name: str, text: str) -> str | None:
 
 
 def fields(payload: bytes) -> dict[str, Any]:
-    """Return the fields of a whole payload, none where it is not a JSON object. Nothing is validated."""
+    """Return the fields of a complete payload, none if it is not a JSON object. Nothing is validated."""
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError):
@@ -146,7 +146,7 @@ def _check_identifier(value: str, name: str, *, subject: str | None) -> None:
         _reject(f"{name} is longer than {MAX_ID_LENGTH} characters", subject=subject)
     # PostgreSQL cannot store NUL, and UTF-8 cannot encode lone surrogates.
     if "\0" in value or _LONE_SURROGATE.search(value):
-        _reject(f"{name} holds a character that is not valid in an id", subject=subject)
+        _reject(f"{name} contains a character that is not valid in an id", subject=subject)
 
 
 def _stored_ids(value: object, job_id: str) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def _stored_ids(value: object, job_id: str) -> tuple[str, ...]:
         _reject("storedIds must be a list of strings", subject=job_id)
     for identifier in value:
         if not isinstance(identifier, str) or not identifier:
-            _reject("storedIds must hold non-empty strings only", subject=job_id)
+            _reject("storedIds must contain only non-empty strings", subject=job_id)
         _check_identifier(identifier, "an id of storedIds", subject=job_id)
     return tuple(dict.fromkeys(value))
 

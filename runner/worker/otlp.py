@@ -1,4 +1,4 @@
-"""Sends finished jobs as OpenTelemetry spans. `traces` imports it, and the SDK with it, where traces are asked for."""
+"""Sends finished jobs as OpenTelemetry spans. `traces` imports it, and with it the SDK, if traces are enabled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ORIGIN = {"k8s.pod.name": "POD_NAME", "k8s.job.name": "JOB_NAME", "k8s.node.nam
 
 
 class _Watched(SpanExporter):
-    """The exporter over OTLP, which logs its failures to nobody, with a memory for them."""
+    """An OTLP exporter that records failures, because the SDK's log of them is not shown."""
 
     def __init__(self) -> None:
         self._exporter = OTLPSpanExporter()
@@ -35,11 +35,11 @@ class _Watched(SpanExporter):
 
 
 class Sender:
-    """Makes a span of each job, with a child for each stage, and sends them in batches."""
+    """Creates a span for each job, with a child for each stage, and sends them in batches."""
 
     def __init__(self) -> None:
         origin = {name: os.environ[variable] for name, variable in _ORIGIN.items() if os.environ.get(variable)}
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come before these.
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override these.
         named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: "spottmee-worker"}
         self._exporter = _Watched()
         self._provider = TracerProvider(resource=Resource.create({**named, **origin}), shutdown_on_exit=False)
@@ -52,7 +52,7 @@ class Sender:
         return self._exporter.failed
 
     def add(self, job: FinishedJob) -> None:
-        """Let a job be sent with the next batch."""
+        """Add a job to the next batch."""
         span = self._tracer.start_span(
             job.name, kind=SpanKind.CONSUMER, start_time=job.start, attributes=dict(job.attributes)
         )

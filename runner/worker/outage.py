@@ -1,6 +1,6 @@
-"""Failing image servers: which photos ask them, which wait, and for how long.
+"""Failing image servers: which photos try them, which wait, and for how long.
 
-The readers stop asking a server after a few failures in a row, each run by itself; what all runs know is in Redis
+The readers of a run stop trying a server after a few failures in a row; the state shared by all runs is in Redis
 (`runner.queue.hosts`). A photo waits for its server for at most RUNNER_OUTAGE_SECONDS, and no attempt is counted.
 """
 
@@ -24,7 +24,7 @@ from runner.worker.messages import ProcessJob
 from runner.worker.task import AnyTask, Outcome, Task
 from runner.worker.totals import job_tally
 
-# As many as `wait_for_host.lua` takes for an outage.
+# The number that `wait_for_host.lua` treats as an outage.
 _FAILURES_IN_A_ROW = 3
 
 
@@ -42,7 +42,7 @@ class Waited(NamedTuple):
 
     @classmethod
     def load(cls, lease: Lease) -> Waited | None:
-        """Return what the lease says; None if the photo has not waited."""
+        """Return what the lease stores; None if the photo has not waited."""
         try:
             first_at, failures, code, detail = json.loads(lease.state or b"[]")
             return cls(float(first_at), int(failures), str(code), str(detail))
@@ -66,7 +66,7 @@ class OutageGate:
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._lock = threading.Lock()
         self._in_a_row: Counter[str] = Counter()  # by server: failures since its last answer to this run
-        self._failing: set[str] = set()  # as of the last look into Redis
+        self._failing: set[str] = set()  # as of the last query to Redis
         self._failed_at: dict[str, float] = {}  # by server: when this run recorded its last failure
 
     # In the readers
@@ -92,7 +92,7 @@ class OutageGate:
         with self._lock:
             if error.pause_seconds:
                 self._in_a_row[task.server] = _FAILURES_IN_A_ROW
-            elif Waited.load(task.lease) is None:  # one bad object does not speak for its server
+            elif Waited.load(task.lease) is None:  # a single bad object does not decide for its server
                 self._in_a_row[task.server] += 1
 
     def _note_answer(self, task: AnyTask) -> None:
@@ -106,7 +106,7 @@ class OutageGate:
     # In the coordinating thread
 
     def admit(self, tasks: Sequence[AnyTask]) -> dict[AnyTask, tuple[Verdict, float]]:
-        """Name the server of each task; return those that wait for theirs, or have lost their lease.
+        """Set the server of each task; return the tasks that wait for theirs, or have lost their lease.
 
         A task that has waited for too long gets the last failure as its `error`.
         """
@@ -116,13 +116,13 @@ class OutageGate:
         if not photos:
             return {}
         self._failing = self._hosts.failing()
-        held: dict[AnyTask, tuple[Verdict, float]] = {}
+        waiting: dict[AnyTask, tuple[Verdict, float]] = {}
         for task in photos:
             if task.error is None and task.server in self._failing:
-                self._admit(task, held)
-        return held
+                self._admit(task, waiting)
+        return waiting
 
-    def _admit(self, task: AnyTask, held: dict[AnyTask, tuple[Verdict, float]]) -> None:
+    def _admit(self, task: AnyTask, waiting: dict[AnyTask, tuple[Verdict, float]]) -> None:
         waited = Waited.load(task.lease)
         if waited is not None and self._is_over(task, waited):
             task.error = waited.error()
@@ -131,10 +131,10 @@ class OutageGate:
         if verdict is Verdict.ASK:
             task.is_probe = True
         else:
-            held[task] = verdict, seconds
+            waiting[task] = verdict, seconds
 
     def failed(self, task: AnyTask) -> tuple[Verdict, float] | None:
-        """Return what becomes of a task whose `error` is a `FetchError`; None if it has waited for long enough.
+        """Decide about a task whose `error` is a `FetchError`; None if it has waited for long enough.
 
         `Verdict.ASK` means that the server is not known to fail: the job is to be claimed again.
         """
@@ -172,7 +172,7 @@ class OutageGate:
         return isinstance(task.error, FetchError) and bool(task.server)
 
     def heard(self, tasks: Iterable[AnyTask]) -> None:
-        """Record the servers that have answered since their last failure: the photos that wait for them are due."""
+        """Record the servers that have answered since their last failure: the photos that wait for them become due."""
         answered = [task for task in tasks if task.was_answered]
         for server in {task.server for task in answered if task.is_probe or self._is_news(task)}:
             self._failed_at.pop(server, None)
@@ -182,7 +182,7 @@ class OutageGate:
         return task.asked_at > self._failed_at.get(task.server, math.inf)
 
     def ending(self, tasks: Iterable[AnyTask]) -> None:
-        """Replace the probes among the tasks whose leases are about to end without an answer of their server."""
+        """Replace the probes among the tasks whose leases are about to end without an answer from their server."""
         for task in tasks:
             if task.server in self._failing and not task.was_answered:
                 self._hosts.replace_probe(task.server, task.lease.id)

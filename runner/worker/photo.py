@@ -43,7 +43,7 @@ class PhotoHandler:
         self._guard = guard
 
     def resume(self, task: Task[ProcessJob]) -> None:
-        """Do nothing: what the lease says of the photo's server is for the `OutageGate`."""
+        """Do nothing: the state is about the photo's server, and is used by the `OutageGate`."""
 
     def begin(self, tasks: Sequence[Task[ProcessJob]]) -> None:
         """Set the photos to PROCESSING in one statement; a task whose photo is deleted gets its `error`.
@@ -85,7 +85,7 @@ class PhotoHandler:
             for task in remaining:
                 photo_id = _photo_id(task)
                 if photo_id is None:
-                    continue  # without a photo id there is no status to write
+                    continue  # without a photo id there is no row to update
                 if photo_id in batch:
                     later.append(task)
                 else:

@@ -33,15 +33,15 @@ from runner.worker.task import AnyTask, Handler, InFlight, Outcome, State, Task,
 from runner.worker.totals import RunTotals, job_tally
 from runner.worker.traces import Traces
 
-# Expired leases are claimed before the list. This delay keeps photos that no run can see from blocking the others: one
-# of those may show that the database is the right one.
+# Expired leases are claimed before the list. This delay keeps photos that no run can see from blocking the others, one
+# of which may show that the database is the right one.
 INVISIBLE_SECONDS = 60.0
 # How often a run wakes comparisons that have timed out.
 OVERDUE_SECONDS = 5.0
 
 
 class Settlement:
-    """Owns the tasks in flight, and ends each of them once.
+    """Owns the tasks in flight, and ends each of them exactly once.
 
     A photo whose image server fails waits for it. Any other failed job is retried while its error is transient and
     attempts are left; otherwise its handler writes the final
@@ -116,7 +116,7 @@ class Settlement:
             self._handlers[lease.queue].resume(task)
 
     def begin(self, tasks: Iterable[AnyTask]) -> None:
-        """Have the handlers record that work has begun; a task that needs no work gets its `error`.
+        """Let the handlers record that work has begun; set the `error` of tasks that need no work.
 
         Jobs whose photos cannot be seen are released, and `PhotosInvisibleError` ends the run.
         """
@@ -141,7 +141,7 @@ class Settlement:
     # Retries of this run, and comparisons that it has deferred or parked
 
     def wake_overdue(self) -> None:
-        """Wake the parked jobs that have timed out; does so every few seconds, however often it is called."""
+        """Wake the parked jobs that have timed out; at most every few seconds, however often it is called."""
         if time.monotonic() < self._next_overdue:
             return
         self._next_overdue = time.monotonic() + OVERDUE_SECONDS
@@ -159,13 +159,13 @@ class Settlement:
         return self._parking is not None and bool(self._parking.wake_stranded())
 
     def _expect_woken(self) -> None:
-        """Note that what this run has parked and woken is due now."""
+        """Record that the jobs that this run has parked and woken are due now."""
         if self._parking is not None:
             for lease_id in self._own_retries.keys() & self._parking.take_woken():
                 self._own_retries[lease_id] = time.monotonic()
 
     def next_own_retry(self) -> float | None:
-        """Return in how many seconds the next retry that this run has scheduled is due, or None without one."""
+        """Return the seconds until the next retry that this run has scheduled, or None if there is none."""
         self._expect_woken()
         now = time.monotonic()
         self._own_retries = {k: due for k, due in self._own_retries.items() if due > now - 1}
@@ -184,7 +184,7 @@ class Settlement:
     # Settling
 
     def conclude(self, tasks: Sequence[AnyTask]) -> None:
-        """Put off or retry transient failures; have the results of all other tasks stored, and settle them."""
+        """Defer or retry transient failures; store the results of all other tasks, and settle them."""
         final: list[AnyTask] = []
         if self._outages is not None:
             self._outages.heard(tasks)
@@ -212,7 +212,7 @@ class Settlement:
             self._settle(task for task in group if task.state not in (State.UNCONFIRMED, State.SETTLED))
 
     def _wait_for_server(self, task: AnyTask, verdict: Verdict, seconds: float) -> None:
-        """End a task that waits for its image server; Redis knows already."""
+        """End a task that waits for its image server; Redis has already parked or deferred its job."""
         if verdict is Verdict.ASK:
             self.release([task])
             return
@@ -226,7 +226,7 @@ class Settlement:
         )
 
     def _wait_all(self, tasks: Iterable[AnyTask]) -> None:
-        """Park or defer the tasks, and conclude those again whose album became ready meanwhile."""
+        """Park or defer the tasks, and conclude those whose album has become ready in the meantime."""
         ready = [task for task in tasks if task.wait is not None and not self._wait(task, task.wait)]
         if ready:
             self.conclude(ready)
@@ -255,7 +255,7 @@ class Settlement:
         return True
 
     def _not_stored(self, task: AnyTask, error: Exception) -> None:
-        """Retry the task, or store that it failed; if not even that can be stored, its dead letter says why."""
+        """Retry the task, or store that it failed; if that cannot be stored either, its dead letter says why."""
         was_failure = task.error is not None
         task.fail(error)
         assert task.error is not None  # noqa: S101 - set by the line above
@@ -270,7 +270,7 @@ class Settlement:
             self._settle(self._handlers[name].confirmed(group))
 
     def settle_unconfirmed(self) -> None:
-        """Settle every watched answer: the run ends, and a later one restores what the API overwrites."""
+        """Settle every watched answer: the run ends, and a later run restores answers that the API overwrites."""
         for name, group in _by_queue(self.in_flight.of(State.UNCONFIRMED)).items():
             self._handlers[name].stop_watching(group)
             self._settle(group)
@@ -288,7 +288,7 @@ class Settlement:
         self.release(self.in_flight)
 
     def _settle(self, tasks: Iterable[AnyTask]) -> None:
-        """Dead-letter the faults and acknowledge the others, those of each queue in one call."""
+        """Dead-letter the failed tasks and acknowledge the others, with one call per queue."""
         done: list[AnyTask] = []
         tasks = list(tasks)
         if self._outages is not None:
@@ -322,7 +322,7 @@ class Settlement:
 
     def _dead_letter(self, task: AnyTask, error: JobError) -> None:
         tally = job_tally(task, Outcome.DEAD)
-        # Whoever requeues such a job gets the same error: no reason to keep a selfie.
+        # Requeuing such a job gives the same error, so there is no reason to keep a selfie.
         is_private = self._kinds[task.lease.queue].private
         is_hopeless = is_private and isinstance(error, PermanentJobError) and not isinstance(error, PoisonJobError)
         done = self._queues[task.lease.queue].dead_letter(
@@ -358,15 +358,15 @@ class Settlement:
 
 
 def isolated(work: Callable[[Sequence[AnyTask]], None], tasks: Sequence[AnyTask]) -> list[tuple[AnyTask, Exception]]:
-    """Do `work` on a batch or, if that fails, on each task alone, so that no job's data harms another job.
+    """Do `work` on a batch or, if that fails, on each task alone, so that no job harms another.
 
-    Returns the tasks that failed alone, each with its error. Raises `RunnerError`, which no job's data causes.
+    Returns the tasks that failed alone, each with its error. Raises `RunnerError`, which is never caused by a job.
     """
     try:
         work(tasks)
     except RunnerError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever one job's data did to the batch
+    except Exception as error:  # noqa: BLE001 - any error that one job's data caused
         if len(tasks) == 1:
             return [(tasks[0], error)]
         return [failure for task in tasks for failure in isolated(work, [task])]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
-# How often the watchdog checks for progress: a hang is a matter of many seconds.
+# How often the watchdog checks for progress: a call counts as hung only after many seconds.
 WATCHDOG_SECONDS = 5.0
 # Native code that holds the GIL blocks the watchdog too: then faulthandler's timer ends the process.
 FROZEN_SECONDS = 60.0
@@ -33,7 +33,7 @@ def wait_before_exit(seconds: float) -> None:
     if seconds <= 0:
         return
     signalled = threading.Event()
-    # Of the first process of a container, the kernel ignores signals that have no handler.
+    # For the first process of a container, the kernel ignores signals without a handler.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: signalled.set())
     signalled.wait(seconds)
@@ -66,7 +66,7 @@ class Stop:
         return self.requested and not self._begun
 
     def begin(self) -> None:
-        """Mark the end of the start-up: from now on leases may be held."""
+        """Mark the end of the start-up: from now on the run may own leases."""
         self.progress()
         self._begun = True
 
@@ -108,7 +108,7 @@ class Stop:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.requested:
-            if number == signal.SIGINT:  # a second Ctrl-C: leave at once; the leases expire
+            if number == signal.SIGINT:  # a second Ctrl-C: exit at once; the leases expire
                 os._exit(130)
             return
         self.requested = True

@@ -1,4 +1,4 @@
-"""The summary of a run: counted while it works, printed as its last line."""
+"""The summary of a run: counted during the run, and printed as its last line."""
 
 from __future__ import annotations
 

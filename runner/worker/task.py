@@ -1,4 +1,4 @@
-"""The task: a leased job with its state and its outcome; the tasks in flight; what a handler does with them."""
+"""The task (a leased job with its state and its outcome), the tasks in flight, and the interface of handlers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Job = TypeVar("Job")
 
 
 class State(Enum):
-    """How far a task has come. It only moves down this list."""
+    """The progress of a task. It only moves down this list."""
 
     CLAIMED = "claimed"  # leased; waits for a reader
     PROCESSING = "processing"  # with a reader or the engine
-    COMPUTED = "computed"  # its faces or its error are known; nothing is stored yet
-    UNCONFIRMED = "unconfirmed"  # answered, and the API may still overwrite the answer
+    COMPUTED = "computed"  # its faces or its error are known, but not stored yet
+    UNCONFIRMED = "unconfirmed"  # answered, but the API may still overwrite the answer
     SETTLED = "settled"  # its lease has ended: `Task.outcome` says how
 
 
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
     DEAD = "dead_lettered"  # in the dead-letter queue, its final status written
     PARKED = "parked"  # waits for its album or for its image server; the attempt is not counted
     RELEASED = "released"  # returned to the queue; the attempt is not counted
-    LOST = "lease_lost"  # another runner has the lease
+    LOST = "lease_lost"  # another runner owns the lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,9 @@ class Task(Generic[Job]):
     been recorded (PROCESSING). `stages` has seconds by stage, `began` when each
     began first; times are those of `time.monotonic`. `own_retry` marks a
     job that this run has retried, deferred or parked before; `thread` is the engine's thread that computes it. `server`
-    is the host:port that the image comes from, empty if it is in the payload; `is_probe` marks the one job that asks a
-    failing server, `asked_at` is when the task asked its server, and `was_answered` says whether that sent anything
-    but an error of its own.
+    is the host:port of the image, empty if the image is in the payload; `is_probe` marks the one job that tries a
+    failing server, `asked_at` is when the task sent its request, and `was_answered` says whether the server responded
+    with anything but a server error.
     `ready_seconds` is the time from the upload of a photo until it became READY, if this run has made it so.
     """
 
@@ -136,9 +136,9 @@ AnyTask = Task[Any]
 
 
 class InFlight:
-    """Every task whose lease this run holds, in the order of their claims.
+    """Every task whose lease this run owns, in the order of the claims.
 
-    One thread changes it. Others may iterate meanwhile: they see every task that was there all along.
+    Only one thread changes it. Others may iterate concurrently: they see every task that is present throughout.
     """
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class Handler(Protocol[Job]):
         ...
 
     def confirmed(self, tasks: Sequence[Task[Job]]) -> list[Task[Job]]:
-        """Return those of the unconfirmed `tasks` that need no more watching."""
+        """Return the unconfirmed `tasks` that no longer need to be watched."""
         ...
 
     def stop_watching(self, tasks: Sequence[Task[Job]]) -> None:

@@ -1,4 +1,4 @@
-"""What a run adds to the totals of its queues: about each job with its settlement, and about itself."""
+"""What a run adds to the totals of its queues: details of each job at its settlement, and counts of the run itself."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class RunTotals:
 
 
 def process_seconds(read: Callable[[], str] = lambda: Path("/proc/self/stat").read_text("utf-8")) -> float:
-    """Return how long this process has been running, 0 where the system does not say."""
+    """Return how long this process has been running, 0 if the system does not provide it."""
     try:
         began = int(read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)

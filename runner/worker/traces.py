@@ -1,7 +1,7 @@
-"""Optional traces: a span for each job, sent over OTLP where OTEL_EXPORTER_OTLP_ENDPOINT is set.
+"""Optional traces: a span for each job, sent over OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is set.
 
-The loop only puts finished jobs into a queue. A daemon thread imports the SDK with the first of them, and sends: what
-the collector does, or does not do, never delays a job, and at the end the run waits for a bounded time.
+The loop only puts finished jobs into a queue. A daemon thread imports the SDK with the first of them, and sends them:
+the collector can never delay a job, and at the end the run waits for a bounded time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Traces:
         self._thread: threading.Thread | None = None
 
     def record(self, task: AnyTask, outcome: Outcome, noun: str) -> None:
-        """Let the job of `task`, which is a `noun`, be sent."""
+        """Queue the job of `task`, which is a `noun`, for sending."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
             self._thread.start()
@@ -63,7 +63,7 @@ class Traces:
             self._dropped += 1
 
     def close(self, *, stopped: bool) -> None:
-        """Wait until everything is sent, for a bounded time: less where a signal has `stopped` the run."""
+        """Wait until everything is sent, for a bounded time: less if a signal has `stopped` the run."""
         if self._thread is None:
             return
         try:
@@ -92,7 +92,7 @@ class Traces:
             sender.add(job)
         sender.close()
         if sender.failed:
-            _warn("the collector refused them, or could not be reached: see OTEL_EXPORTER_OTLP_ENDPOINT")
+            _warn("the collector rejected them or is unreachable: check OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Traces | None:

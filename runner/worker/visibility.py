@@ -1,7 +1,7 @@
-"""The visibility guard: it distinguishes deleted photos from photos that this run cannot see.
+"""The visibility guard, which distinguishes deleted photos from photos that this run cannot see.
 
-Both have no row. A run that mistook invisible photos for deleted ones would acknowledge every job of the list and leave
-the photos UPLOADED permanently. docs/explanation/queue-protocol.md has the rule, its reasons and its limits.
+Neither has a visible row. A run that mistook invisible photos for deleted ones would acknowledge every job of the list
+and leave the photos UPLOADED permanently. docs/explanation/queue-protocol.md has the rule, its reasons and its limits.
 """
 
 from __future__ import annotations
