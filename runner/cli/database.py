@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
         "migrate",
         help=COMMANDS["migrate"].help,
         description="Migrate the embeddings database (EMBEDDINGS_DATABASE_URL, or DATABASE_URL) to the schema of this "
-        "version and, where the API's table is in the same database, create the trigger that removes the embeddings of "
+        "version and, if the API's table is in the same database, create the trigger that removes the embeddings of "
         "deleted photos. Idempotent, safe to run concurrently, and works through a connection pooler.",
     )
     migrate.add_argument(
@@ -61,7 +61,7 @@ def add_parser(subparsers: Any) -> None:
         help=COMMANDS["sweep"].help,
         description="Remove the faces of photos that are no longer in the API's table (DATABASE_URL) and, if REDIS_URL "
         "is set, comparisons that have waited for more than an hour: the result of each becomes [], and its selfie is "
-        "deleted. Safe while runners work.",
+        "deleted. Safe while runners are active.",
     )
     sweep_parser.add_argument("--dry-run", action="store_true", help="count only, and remove nothing")
     sweep_parser.add_argument(
@@ -82,16 +82,16 @@ def add_parser(subparsers: Any) -> None:
         "import-legacy",
         help=COMMANDS["import-legacy"].help,
         description="Copy the embeddings of the previous worker into the table faces. The old table is only read: drop "
-        "it once you have checked the counts. Idempotent. First says what it will do, and about how long it takes. "
+        "it once you have checked the counts. Idempotent. First prints what it will do and how long it takes. "
         "Exits with 5 if some rows could not be read; all others are imported.",
     )
     legacy.add_argument(
         "--model",
         required=True,
         metavar="NAME",
-        help="the model that computed the embeddings, by the name that `spottmee-worker doctor` shows: only embeddings "
-        "of the same model are compared. That of the pack in RUNNER_MODEL_DIR, of a pack of `models list`, or of "
-        "embeddings in the database",
+        help="the model that computed the embeddings, as named by `spottmee-worker doctor`: only embeddings "
+        "of the same model are compared. Valid are the models of the pack in RUNNER_MODEL_DIR, of `models list`, and "
+        "of embeddings in the database",
     )
     legacy.add_argument(
         "--table",
@@ -229,7 +229,7 @@ def _import_legacy(args: argparse.Namespace) -> int:
 
 
 def _check_model(model: str, embeddings: Session, settings: Settings) -> None:
-    """Raise `UsageError` for a model that nothing here knows: its embeddings would never be compared."""
+    """Raise `UsageError` for an unknown model: its embeddings would never be compared."""
     try:
         packed = model_name(settings.model_dir)
     except ModelError:
@@ -248,7 +248,7 @@ def _check_model(model: str, embeddings: Session, settings: Settings) -> None:
 def _plan(source: Source, model: str, *, dry_run: bool) -> str:
     what = "only counts what an import would do" if dry_run else "adds the faces that are not there yet"
     return (
-        f'{model}: reads {source.rows} rows of "{source.schema}"."{source.name}", which stays as it is, and {what}; '
+        f'{model}: reads {source.rows} rows of "{source.schema}"."{source.name}", without changing it, and {what}; '
         f"takes about {shown_duration(max(1.0, source.seconds))}"
     )
 

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: opened with limits on every wait, classified failures, bounded retries.
+"""Connections to PostgreSQL, with timeouts for every wait, classified errors and bounded retries.
 
 psycopg takes about 100 ms to import: only modules of this package import it, and only commands that need a database
 import those.
@@ -49,8 +49,8 @@ _LIMITS = {
     "target_session_attrs": "read-write",
 }
 
-# Without it psycopg follows the database's encoding: SQL_ASCII returns ids as bytes, which equal no id of a job. As a
-# start-up parameter it also holds behind PgBouncer, which tracks it for each client.
+# Without it psycopg uses the database's encoding: with SQL_ASCII, ids are bytes, which never equal the id of a job. As
+# a start-up parameter it also works behind PgBouncer, which tracks it for each client.
 _ENFORCED = {"client_encoding": "UTF8"}
 
 # libpq gives no SQLSTATE for a refused connection, only a text, in English on every usual image. A text that is not
@@ -66,12 +66,12 @@ _TRANSIENT_STATES = {
     "55P03",  # lock_not_available: lock_timeout
     "55006",  # object_in_use
     "25006",  # read_only_sql_transaction: a standby, or a primary that is being replaced
-    "0A000",  # feature_not_supported: BEGIN READ WRITE on a standby, where a pooler has led us
+    "0A000",  # feature_not_supported: BEGIN READ WRITE on a standby, reached through a pooler
     "25P03",  # idle_in_transaction_session_timeout
     "25P04",  # transaction_timeout
 }
 _PERMANENT_STATES = {"57P04"}  # database_dropped
-# A literal of a statement does not suit its column: no value of a job is converted from text.
+# A literal of a statement does not fit its column: values of jobs are never converted from text.
 _OF_ANOTHER_TYPE = psycopg.errors.InvalidTextRepresentation
 _SETUP_CLASSES = ("28", "3D", "3F", "42")  # authorisation, catalog, schema, access rules and names
 _STATES_TO_RECONNECT_AFTER = {"25006", "0A000"}
@@ -80,12 +80,12 @@ _LOCK_TIMEOUT = "55P03"
 _STATEMENT_TIMEOUT = "57014"
 
 READ_ONLY_ADVICE = (
-    "The URL leads to a replica, or to a role or database that is read-only: use the primary, or "
+    "The URL points to a replica, or to a role or database that is read-only: use the primary, or "
     "ALTER ROLE … RESET default_transaction_read_only"
 )
-RIGHTS_ADVICE = "`spottmee-worker doctor` names the missing GRANT; docs/reference/rights.md has all of them"
+RIGHTS_ADVICE = "`spottmee-worker doctor` names the missing GRANT; docs/reference/rights.md lists all of them"
 
-# The error of a pooler that may run each statement over another server connection.
+# The error of a pooler that may run each statement on another server connection.
 _STATEMENT_POOLING = "transaction blocks not allowed in statement pooling mode"
 
 
@@ -100,9 +100,9 @@ def connect(
     """Return a connection to `url`, trying for at most `seconds` after the first failure.
 
     `url` may carry Prisma's own parameters; its `schema` names the schema of every table. `variable` is what
-    messages call the URL: they never repeat any of it. `statement_seconds` of 0 sets no limit.
+    messages call the URL, which they never repeat. `statement_seconds` of 0 sets no limit.
 
-    Raises `SettingsError` at once for what no retry can change (the URL itself, password, role, database), and
+    Raises `SettingsError` at once for what a retry cannot fix (the URL itself, password, role, database), and
     `DatabaseUnreachableError` when the time is up.
     """
     database = Database(url, application_name=application_name, variable=variable, statement_seconds=statement_seconds)
@@ -110,9 +110,9 @@ def connect(
 
 
 class Database:
-    """One database of a run: connects when it is first needed, and again after the connection was lost.
+    """One database of a run: connects when it is first needed, and reconnects after the connection was lost.
 
-    The constructor connects nothing. `connection` is the live connection, for use within `retrying`.
+    The constructor does not connect. `connection` is the live connection, for use within `retrying`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Database:
         statement_seconds: float = STATEMENT_SECONDS,
         lock_seconds: float = LOCK_SECONDS,
     ) -> None:
-        """Raise `SettingsError` when libpq does not understand `url`."""
+        """Raise `SettingsError` if libpq cannot parse `url`."""
         self.variable = variable
         # Without a handler, psycopg's warnings about lost connections would appear raw on standard error.
         logging.getLogger("psycopg").addHandler(logging.NullHandler())
@@ -134,17 +134,17 @@ class Database:
 
     @property
     def address(self) -> str:
-        """Hosts and ports as the URL names them, all of them where it names several."""
+        """All hosts and ports in the URL."""
         return "/".join(self._parameters.get(name, "") for name in ("host", "hostaddr", "port"))
 
     @property
     def secrets(self) -> list[str]:
-        """The passwords, which no message may repeat."""
+        """The passwords, which must not appear in messages."""
         return [self._parameters[name] for name in ("password", "sslpassword") if name in self._parameters]
 
     @property
     def connection(self) -> Session:
-        """The live connection, opened where there is none. Raises what one attempt of `connect` raises."""
+        """The live connection, opened if there is none. Raises what one attempt of `connect` raises."""
         if self._connection is None or self._connection.closed:
             self._connection = self._open()
         return self._connection
@@ -156,11 +156,11 @@ class Database:
             self._connection = None
 
     def after(self, error: psycopg.Error) -> None:
-        """Close the connection where `error` has made it unusable, or where a new one may lead to another server."""
+        """Close the connection if `error` has made it unusable, or if a new one may reach another server."""
         connection = self._connection
         if connection is None:
             return
-        # psycopg may leave a lost connection in the middle of a pipeline without calling it broken.
+        # psycopg may leave a lost connection in the middle of a pipeline without marking it as broken.
         state = connection.pgconn
         usable = state.transaction_status == TransactionStatus.IDLE and state.pipeline_status == PipelineStatus.OFF
         if not usable or error.sqlstate is None or error.sqlstate in _STATES_TO_RECONNECT_AFTER:
@@ -188,7 +188,7 @@ class Database:
             connection.close()
             if _STATEMENT_POOLING in str(error):
                 raise SettingsError(
-                    f"{self.variable} leads to a connection pooler in statement mode, which allows no transactions: "
+                    f"{self.variable} points to a connection pooler in statement mode, which allows no transactions: "
                     "set pool_mode = transaction or session for this database there"
                 ) from None
             raise
@@ -196,11 +196,11 @@ class Database:
 
 
 def _advice(error: psycopg.OperationalError) -> str:
-    """Return what to do about a refused connection, as the end of a message; empty where the refusal says it."""
+    """Return what to do about a refused connection, as the end of a message; empty if the refusal says it."""
     if "permission denied for database" in str(error):
         return ". Let the owner of the database run: GRANT CONNECT ON DATABASE … TO … (docs/reference/rights.md)"
     if "does not match host name" in str(error):
-        return ". The certificate is for another host name: use one that it has, or sslmode=verify-ca"
+        return ". The certificate is for another host name: use one that it contains, or sslmode=verify-ca"
     if "certificate verify failed" in str(error) or "root certificate file" in str(error):
         return ". Name the certificate of its authority: ?sslmode=verify-full&sslrootcert=FILE"
     if "server does not support SSL" in str(error):
@@ -252,7 +252,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     state = error.sqlstate
     if state is None:
-        # psycopg's own: a connection that is lost or closed, as against a wrong call.
+        # psycopg's own: a connection that is lost or closed, unlike a wrong call.
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     if state in _PERMANENT_STATES:
         return False
@@ -264,7 +264,7 @@ def _is_read_only(error: psycopg.Error) -> bool:
 
 
 def _timeout_of_job(error: psycopg.Error, secrets: Sequence[str]) -> JobError | None:
-    """Return the timeout that belongs to the data of one job, or None if `error` is not one.
+    """Return the timeout that one job has caused, or None if `error` is not such a timeout.
 
     A lock on a whole table concerns every job: PostgreSQL reports where the statement names the table.
     """
@@ -276,15 +276,15 @@ def _timeout_of_job(error: psycopg.Error, secrets: Sequence[str]) -> JobError | 
 
 
 def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: float, of_jobs: bool = False) -> T:
-    """Return what `work` returns, repeating it after transient errors for `seconds` from the first failure.
+    """Return the result of `work`, which is retried after transient errors for `seconds` from the first failure.
 
-    `databases` are those that `work` uses; a lost connection of theirs is dropped before the next attempt. `work`
-    must leave nothing behind when it fails, or be harmless to repeat. `RetryPolicy` says how long the waits are. With
-    `of_jobs`, timeouts of statements and of locks on rows are not repeated: they end jobs, not the run.
+    `databases` are those that `work` uses; lost connections are dropped before the next attempt. `work` must be
+    atomic or idempotent. `RetryPolicy` defines the delays. With `of_jobs`, timeouts of statements and of row locks are
+    not retried: they end jobs, not the run.
 
-    Raises `DatabaseUnreachableError` when the time is up, `SettingsError` where the server refuses the statements
-    themselves (a missing privilege, table or column: no job's fault), `JobError` where `of_jobs` says so, and every
-    other error as it is.
+    Raises `DatabaseUnreachableError` when the time is up, `SettingsError` if the server refuses the statements
+    themselves (a missing privilege, table or column, which no job causes), `JobError` for the timeouts of `of_jobs`,
+    and every other error unchanged.
     """
     secrets = [secret for database in databases for secret in database.secrets]
 
@@ -313,7 +313,7 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
 
 
 def reason(error: psycopg.Error, secrets: Sequence[str] = ()) -> str:
-    """Return one line that says what went wrong, without any part of a URL or a job, and without `secrets`.
+    """Return one line that describes the error, without any part of a URL or a job, and without `secrets`.
 
     libpq's message about a host may quote a piece of a password whose special characters were not encoded.
     """
@@ -327,6 +327,6 @@ def _reason(error: psycopg.Error) -> str:
     failed = text.splitlines()[0].removeprefix("connection failed: ")
     if "FATAL:" in failed:
         return failed.partition("FATAL:")[2].strip()
-    # From the first quotation mark to the last: what is quoted may hold quotation marks and line breaks itself.
+    # From the first quotation mark to the last: the quoted text may contain quotation marks and line breaks.
     unquoted = re.sub(r"\".*\"|'.*'", "…", text, flags=re.DOTALL)
     return unquoted.splitlines()[0].removeprefix("connection failed: ")

@@ -16,11 +16,11 @@ from runner.store.session import Schemas, Session
 TRIGGER = "spottmee_photos_deleted"
 # Written as the function's comment. Changed with the function, so that `migrate` replaces that of an earlier version.
 _VERSION = "spottmee-worker 1"
-# A CREATE TRIGGER that waits makes every later write to the API's table wait behind it.
+# While a CREATE TRIGGER waits, every later write to the API's table waits behind it.
 _LOCK_SECONDS = 2
 
-# Fails never: the API's own delete must not. It has the rights of the role that owns the embeddings, whoever deletes,
-# and depends on nobody's search path.
+# It never fails, because the API's own DELETE must not fail. It runs with the rights of the role that owns the
+# embeddings, whichever role deletes, and does not depend on a search path.
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION {faces}.spottmee_photos_deleted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $spottmee$
@@ -64,7 +64,7 @@ class Removal:
     reason: str = ""
 
     def __str__(self) -> str:
-        """Return it as a clause for people."""
+        """Return a readable clause."""
         if self.by_trigger:
             return "deleting a photo removes its embeddings in the same transaction (trigger)"
         return f"the embeddings of deleted photos are removed by `spottmee-worker sweep`: {self.reason}"
@@ -97,9 +97,9 @@ def removal(photos: Session, embeddings: Session) -> Removal:
 
 
 def install(photos: Session, embeddings: Session) -> Removal:
-    """Create the trigger where it is possible, and return how the embeddings of deleted photos are removed.
+    """Create the trigger if possible, and return how the embeddings of deleted photos are removed.
 
-    May be repeated, and called concurrently. Waits for the API's table for 2 s at most.
+    Idempotent, and safe to call concurrently. Waits for the API's table for at most 2 s.
     """
     found = _look(photos, embeddings)
     if isinstance(found, Removal):
@@ -113,7 +113,7 @@ def install(photos: Session, embeddings: Session) -> Removal:
     except psycopg.errors.InsufficientPrivilege as error:
         return Removal(by_trigger=False, reason=f"the trigger could not be created: {error.diag.message_primary}")
     except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation, psycopg.errors.InternalError_):
-        pass  # another process has created it meanwhile
+        pass  # another process has created it in the meantime
     return removal(photos, embeddings)
 
 

@@ -23,9 +23,9 @@ INSERT INTO {faces}.faces (photo_id, model, face_index, embedding, box, score, l
 VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 
-# One index search per photo, and one row back, whatever length the planner assumes for the array: of five measured
-# forms this one is the fastest and grows the least with the number of faces in the selfie. The parameters are sent in
-# binary: 20,000 ids take 7 ms, as text 40 ms.
+# One index search per photo, and one row in the result, whatever length the planner assumes for the array: of five
+# measured forms this one is the fastest and depends least on the number of faces in the selfie. The parameters are sent
+# in binary: 20,000 ids take 7 ms, as text 40 ms.
 _MATCH = """
 WITH selfie AS MATERIALIZED (SELECT ARRAY[{selfie}] AS embeddings)
 SELECT count(best), json_object_agg(id, best) FILTER (WHERE best > %b::float8)
@@ -37,7 +37,7 @@ SELECT count(best), json_object_agg(id, best) FILTER (WHERE best > %b::float8)
 """
 
 
-# For the few photos that match: which of their faces does, and which of the selfie's.
+# For the few matching photos: which of their faces matches which face of the selfie.
 _BEST = """
 WITH selfie AS MATERIALIZED (SELECT ARRAY[{selfie}] AS embeddings)
 SELECT DISTINCT ON (f.photo_id) f.photo_id, f.face_index, f.box, face.place - 1
@@ -71,8 +71,8 @@ class FaceLike(Protocol):
 class MatchedFace:
     """The face of a photo that is most similar to one of the selfie's.
 
-    `index` is its place among the faces of the photo, and `box` x1, y1, x2, y2 in pixels of the upright photo, None
-    where the replaced worker kept none. `selfie_face` is the place of the other one among the faces of the selfie.
+    `index` is its index among the faces of the photo, and `box` x1, y1, x2, y2 in pixels of the upright photo, None
+    for faces imported from the replaced worker. `selfie_face` is the index of the matching face of the selfie.
     """
 
     index: int
@@ -85,8 +85,8 @@ class Matches:
     """The result of a comparison.
 
     `scores` maps each photo above the threshold to its best cosine similarity (-1 to 1), in no order;
-    `with_embeddings` is how many photos of the album have embeddings of the model at all. `faces` has the best face of
-    each photo above the threshold, unless it has been deleted meanwhile.
+    `with_embeddings` is how many photos of the album have embeddings of the model. `faces` has the best face of each
+    photo above the threshold, unless it has been deleted in the meantime.
     """
 
     scores: dict[str, float]
@@ -95,16 +95,16 @@ class Matches:
 
 
 def register(connection: Connection) -> None:
-    """Let `connection` send half vectors, in binary.
+    """Let `connection` send half vectors in binary format.
 
     pgvector's own `register_vector` takes four round trips for the numbers of its types, which differ between
-    databases. Nothing here needs them: a statement says where it takes a halfvec, and none returns one.
+    databases. They are not needed here: statements cast parameters to halfvec, and none returns one.
     """
     connection.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
 
 
 class EmbeddingStore:
-    """The embeddings of one model, over a connection that others may use too.
+    """The embeddings of one model, over a connection that may be shared.
 
     Each method takes part in the caller's transaction, or runs in one of its own. Errors of psycopg are raised as
     they are.
@@ -118,8 +118,8 @@ class EmbeddingStore:
     def replace(self, faces_by_photo: Mapping[str, Sequence[FaceLike]]) -> None:
         """Replace the stored faces of those photos and this model by `faces_by_photo`; no faces delete the old ones.
 
-        Raises `psycopg.IntegrityError` or `psycopg.DataError` where an embedding is not finite or not normalised: the
-        database refuses it.
+        Raises `psycopg.IntegrityError` or `psycopg.DataError` if an embedding is not finite or not normalised: the
+        database rejects it.
         """
         rows = [
             (
@@ -162,7 +162,7 @@ class EmbeddingStore:
         norms = np.linalg.norm(selfie, axis=1)
         places = np.flatnonzero(np.isfinite(norms) & (norms > 0))
         faces = [HalfVector(selfie[place]) for place in places]
-        # Without a face there would be no pair, and so no count of photos: any vector gives one.
+        # Without a face there would be no pair, and no count of photos: any vector provides one.
         compared = faces or [HalfVector(np.zeros(EMBEDDING_SIZE))]
         vectors = [self.connection.schemas.statement("%b::{vector}.halfvec")] * len(compared)
         row = self.connection.query(

@@ -1,4 +1,4 @@
-"""Removing the faces of photos at a user's request, while runs may be storing them."""
+"""Removes the faces of photos at a user's request, even while runs store them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COUNT = "SELECT count(*) FROM {faces}.faces WHERE photo_id = ANY(%b)"
 _DELETE = """
 WITH removed AS (DELETE FROM {faces}.faces WHERE photo_id = ANY(%b) RETURNING photo_id) SELECT count(*) FROM removed
 """
-# It may lie in any schema of the role: the one that the URL names need not be the replaced worker's.
+# It may be in any schema of the role: the replaced worker need not have used the one that the URL names.
 _LEGACY = "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'face_embeddings' AND relkind IN ('r', 'p'))"
 
 
@@ -36,8 +36,8 @@ def erase_faces(
 ) -> ErasedFaces:
     """Remove the faces of the photos, of every model; with `dry_run` only count them.
 
-    The rows of the photos are locked first, as by a run that stores: what a run has begun to store is removed too, and
-    a run that has lost its lease stores nothing afterwards. May be repeated after any failure.
+    The rows of the photos are locked first, as a run does before it stores: what a run has begun to store is removed
+    too, and a run that has lost its lease stores nothing afterwards. Idempotent.
     """
     together = photos is embeddings
     with photos.bounded():
@@ -48,5 +48,5 @@ def erase_faces(
 
 
 def has_legacy_table(embeddings: Session) -> bool:
-    """Return whether the table of the replaced worker is there, which holds embeddings too."""
+    """Return whether the table of the replaced worker exists, which contains embeddings too."""
     return embeddings.query(_LEGACY).fetchone() == (True,)

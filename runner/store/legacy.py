@@ -109,7 +109,7 @@ def parse_name(name: str | None) -> tuple[str, int]:
 
 
 def parse_embedding(text: str | None) -> NDArray[np.float64]:
-    """Return the embedding that a list literal holds, shape (512,), L2-normalised. Raises `UnreadableRowError`."""
+    """Return the embedding in a list literal, shape (512,), L2-normalised. Raises `UnreadableRowError`."""
     if text is None:
         raise UnreadableRowError("the embedding is NULL")
     try:
@@ -130,7 +130,7 @@ def parse_embedding(text: str | None) -> NDArray[np.float64]:
 def find_source(embeddings: Session, table: str = TABLE) -> Source:
     """Return the old table: in the schema of the embeddings, or `SCHEMA.TABLE`.
 
-    Raises `SettingsError` where there is no such table, or one that the replaced worker did not create.
+    Raises `SettingsError` if there is no such table, or if it is not the replaced worker's.
     """
     schema, name = _find(embeddings, table)
     columns: dict[str, str] = dict(embeddings.query(_COLUMNS, (schema, name)).fetchall())
@@ -153,9 +153,8 @@ def import_legacy(
 ) -> Imported:
     """Copy the faces of `source` into `faces` under the name `model`, and return the counts.
 
-    Rows of photos that are no longer in the API's table are left out. The old table is only read. May be repeated
-    at any time: existing faces are kept. With `dry_run`, nothing is written. `progress` is told how many rows are
-    done.
+    Rows of photos that are no longer in the API's table are skipped. The old table is only read. Idempotent:
+    existing faces are kept. With `dry_run`, nothing is written. `progress` receives the number of rows done.
     """
     register(embeddings)
     work = _Import(photos, embeddings, model, dry_run=dry_run)
@@ -245,4 +244,4 @@ class _Import:
             inserted = [self._embeddings.execute(insert, row) for row in rows]
         imported = sum(cursor.rowcount for cursor in inserted)
         self.counts.imported += imported
-        self.counts.already_imported += len(rows) - imported  # another import was quicker
+        self.counts.already_imported += len(rows) - imported  # another import was faster

@@ -1,4 +1,4 @@
-"""The API's table "Photo": the status of every photo, and storing the outcome of a batch in both databases."""
+"""The API's table "Photo": reads and writes statuses, and stores the outcome of a batch in both databases."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ class PhotoStatus(StrEnum):
 
 
 _REPLACED = (
-    f"{visibility.TABLE} is not the table that the photos were found in: it was replaced while the run worked, or "
-    "DATABASE_URL leads to another database now"
+    f"{visibility.TABLE} is not the table that the photos were found in: it was replaced during the run, or "
+    "DATABASE_URL points to another database now"
 )
 # A failure never replaces these.
 SUCCEEDED = frozenset({PhotoStatus.READY, PhotoStatus.NO_FACES_FOUND})
 
 
 class PhotoTable:
-    """Statuses in the API's table, over a connection that others may use too. One statement per batch."""
+    """Statuses in the API's table, over a connection that may be shared. One statement per batch."""
 
     def __init__(self, connection: Session) -> None:
         self.connection = connection
@@ -136,10 +136,10 @@ class PhotoTable:
 
 @dataclass(frozen=True, slots=True)
 class NotStored:
-    """The photos whose outcome was not stored: `gone` were deleted, and the leases of `lost` are another runner's.
+    """The photos whose outcome was not stored: `gone` were deleted, and another runner owns the leases of `lost`.
 
-    Nothing of the gone ones is stored any more; nothing of the lost ones was changed. `ready_seconds` has the photos
-    that have just become READY, with the seconds since their upload.
+    Nothing is stored for deleted photos, and nothing was changed for lost ones. `ready_seconds` has the photos that
+    have just become READY, with the seconds since their upload.
     """
 
     gone: frozenset[str] = frozenset()
@@ -154,16 +154,16 @@ def store_photos(
     still_owned: Callable[[str], bool],
     is_same_table: Callable[[], bool] = lambda: True,
 ) -> NotStored:
-    """Store the outcome of every photo: its faces, or None where it failed.
+    """Store the outcome of every photo: its faces, or None if it failed.
 
-    The rows of the API's table are locked first: two runners with the same photo come one after the other, and no
-    row is deleted while its embeddings are written. `still_owned` is asked after that, and `is_same_table` where rows
-    are missing. Embeddings are committed before statuses: after a crash in between, the lease expires, and the
-    repetition is harmless. Where both tables are reached over the same connection there is one transaction.
+    The rows of the API's table are locked first: two runners with the same photo take turns, and no row
+    is deleted while its embeddings are written. `still_owned` is called after that, and `is_same_table` if rows are
+    missing. Embeddings are committed before statuses: after a crash in between, the lease expires, and the
+    redelivery is harmless. If both tables use the same connection, there is one transaction.
 
-    Raises `UnstorableError` where the database refuses the data of any photo, `PhotosInvisibleError` where row-level
-    security may hide photos or the table was replaced, and the errors of psycopg as they are.
-    Nothing is stored then, except embeddings that a repetition replaces.
+    Raises `UnstorableError` if the database rejects the data of any photo, `PhotosInvisibleError` if row-level
+    security may hide photos or the table was replaced, and psycopg's errors unchanged. Nothing is stored then, except
+    embeddings that the redelivery replaces.
     """
     try:
         return _store(photos, embeddings, outcomes, still_owned, is_same_table)
@@ -186,7 +186,7 @@ def _store(
         present = photos.lock(outcomes)
         owned = [photo_id for photo_id in outcomes if still_owned(photo_id)]
         gone = frozenset(owned) - present.keys()
-        if gone:  # before anything of them is deleted
+        if gone:  # before anything is deleted
             if not is_same_table():
                 raise PhotosInvisibleError(_REPLACED)
             visibility.check_missing(photos.connection, gone, present)
@@ -204,7 +204,7 @@ def _store(
                 embeddings.delete(gone)
         ages = photos.finish(final)
     ready = {photo_id for photo_id, status in final.items() if status is PhotoStatus.READY}
-    # A photo that was READY before is processed again: that says nothing about how long its uploader has waited.
+    # A photo that was READY before was processed again: its age is not the time that its uploader has waited.
     fresh = {photo_id for photo_id in ready if present[photo_id] is not PhotoStatus.READY}
     seconds = {photo_id: age for photo_id, age in ages.items() if photo_id in fresh and age is not None}
     return NotStored(gone, frozenset(outcomes).difference(owned), seconds)

@@ -1,4 +1,4 @@
-"""What a run reads and writes in PostgreSQL, over connections that are opened again after they were lost."""
+"""What a run reads and writes in PostgreSQL, over connections that are reopened after they were lost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Repository:
     """The API's table "Photo" and the embeddings of one model, in one database or in two.
 
     Every method retries after transient errors of PostgreSQL for `connect_seconds`, then raises
-    `DatabaseUnreachableError`. A method that works for jobs raises `LockTimeoutError` or `StatementTimeoutError` at
-    once: the jobs are to be repeated alone. All methods are idempotent.
+    `DatabaseUnreachableError`. A method for jobs raises `LockTimeoutError` or `StatementTimeoutError` at once: the
+    jobs are then retried one by one. All methods are idempotent.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Repository:
         application_name: str,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raise `SettingsError` when libpq does not understand a URL. Nothing is connected yet.
+        """Raise `SettingsError` if libpq cannot parse a URL. Does not connect.
 
         `progress` is called before each access.
         """
@@ -57,7 +57,7 @@ class Repository:
         )
 
     def check(self) -> None:
-        """Connect both; raise `SchemaError` or `SettingsError` where one is not what this version needs."""
+        """Connect both; raise `SchemaError` or `SettingsError` if one is not what this version needs."""
         self._retrying(lambda: PhotoTable(self._photos.connection).check())
         self._retrying(lambda: schema.check(self._embeddings.connection))
 
@@ -70,7 +70,7 @@ class Repository:
         return self._retrying(lambda: visibility.read(self._photos.connection))
 
     def identity(self) -> str:
-        """Return a name for the API's table (see `visibility.identity`), which `store` then expects."""
+        """Return an identity of the API's table (see `visibility.identity`), which `store` then expects."""
         self._identity = self._retrying(self._identity_now)
         return self._identity
 

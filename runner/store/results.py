@@ -1,8 +1,8 @@
 """The result of a comparison in Redis, and the race for its key.
 
 The API pushes the job first and writes `INITIATED` after it, without a TTL (docs/reference/contract.md). So it may
-replace PROCESSING or the answer at any later moment, once. Every write therefore reads the value that it replaces: a
-run that has seen INITIATED knows that no other write of the API follows. A run that has not seen it watches the answer,
+replace PROCESSING or the answer once, at any later moment. Every write therefore reads the value that it replaces: a
+run that has seen INITIATED knows that the API does not write again. A run that has not seen it watches the answer,
 and records the answers that are still unconfirmed at its end: later runs restore them until the result expires.
 """
 
@@ -27,7 +27,7 @@ PROCESSING = b"PROCESSING"
 UNANSWERED = (None, INITIATED, PROCESSING)  # the values of a result without an answer
 RESULT_SECONDS = 3600
 
-# If the detail was evicted, the answer is lost, and an empty one is better than a client that polls for ever.
+# If the detail was evicted, the answer is lost, and an empty one is better than a client that polls forever.
 _LOST = {"error": {"code": "answer_lost", "message": "The answer was lost before the API wrote INITIATED."}}
 
 # KEYS[1] the result; ARGV[1] its TTL in seconds. Sets PROCESSING, unless there is an answer: then the job was delivered
@@ -41,7 +41,7 @@ return old
 """
 
 # KEYS[1] the result, also the name of a channel; ARGV[1] the answer, ARGV[2] its TTL in seconds. Writes and
-# publishes the answer. Without the right to publish, the answer is written all the same. Returns the previous value.
+# publishes the answer. Without the right to publish, the answer is still written. Returns the previous value.
 _ANSWER = """
 local old = redis.call('GET', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
@@ -56,8 +56,8 @@ return type(reply) == 'number' and 1 or 0
 """
 
 # KEYS[1] the result; ARGV[1] the answer, ARGV[2] its TTL in seconds, ARGV[3] '1' if the caller holds the lease.
-# Replaces INITIATED; the holder of the lease also replaces PROCESSING and a missing value, which are what remains after
-# a failover that has lost the answer. What it writes is published, as by `_ANSWER`. Returns the previous value.
+# Replaces INITIATED; the holder of the lease also replaces PROCESSING and a missing value, which are the values after a
+# failover that has lost the answer. What it writes is published, as in `_ANSWER`. Returns the previous value.
 _CONFIRM = """
 local old = redis.call('GET', KEYS[1])
 if old == 'INITIATED' or (ARGV[3] == '1' and (not old or old == 'PROCESSING')) then
@@ -76,7 +76,7 @@ redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[2], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
-# KEYS[1] the unconfirmed answers; ARGV[1] limit. Removes the expired ones and returns the others, the oldest first.
+# KEYS[1] the unconfirmed answers; ARGV[1] limit. Removes the expired ones and returns the others, oldest first.
 _UNCONFIRMED = """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', redis.call('TIME')[1])
 return redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)
@@ -84,7 +84,7 @@ return redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)
 
 
 class ResultStore:
-    """Results of comparisons. Any method may be repeated, also by another runner.
+    """Results of comparisons. Every method is idempotent, even across runners.
 
     A permanent error of Redis is raised as redis-py's `ResponseError` if it concerns one result, and as
     `RedisRefusedError` if it concerns `unconfirmed`, the sorted set that all comparisons share.
@@ -135,7 +135,7 @@ class ResultStore:
         return initiated or old == INITIATED
 
     def may_publish(self, job_id: str) -> bool:
-        """Return whether answers are published: whether the user may send to the channel of a result."""
+        """Return whether answers are published: whether the user may publish on the channel of a result."""
         return bool(_script(self._redis, _MAY_PUBLISH)(keys=[keys.match_result(job_id)], args=[]))
 
     def confirm(
@@ -147,7 +147,7 @@ class ResultStore:
         holds_lease: bool = True,
         owned: Callable[[], bool] = lambda: True,
     ) -> bool:
-        """Write the answer again if INITIATED has replaced it, and return whether it had.
+        """Write the answer again if INITIATED has replaced it, and return whether that was the case.
 
         The answer is that of the detail key, or `matched_ids` with `detail` if that is lost. The holder of the lease
         also restores an answer that a failover has lost; `owned` is called before that, because `forget` removes the
@@ -243,13 +243,13 @@ class ResultWatch:
         *,
         owned: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Watch an answer, with the arguments of `ResultStore.answer`; `owned` tells whether its lease is held."""
+        """Watch an answer, with the arguments of `ResultStore.answer`; `owned` returns whether the lease is ours."""
         self._pending[job_id] = _Watched(self._clock() + self._seconds, list(matched_ids), detail, owned)
 
     def poll(self) -> list[str]:
         """Check every watched answer, at most every `POLL_SECONDS`, and return the jobs that need no more watching.
 
-        These are confirmed (INITIATED was seen), or their time is up: then they are recorded for `restore`.
+        Those are confirmed (INITIATED was seen), or their time is up, in which case they are recorded for `restore`.
         """
         now = self._clock()
         if not self._pending or now < self._next_poll:
@@ -258,11 +258,11 @@ class ResultWatch:
         return [job_id for job_id in list(self._pending) if self._settled(job_id, now)]
 
     def leave(self) -> list[str]:
-        """Check a last time, record what is unconfirmed for `restore`, and return every job that was watched."""
+        """Check once more, record unconfirmed answers for `restore`, and return every watched job."""
         return [job_id for job_id in list(self._pending) if self._settled(job_id, math.inf)]
 
     def forget(self, job_id: str) -> None:
-        """Stop watching: another runner has the lease."""
+        """Stop watching: another runner owns the lease."""
         self._pending.pop(job_id, None)
 
     def _settled(self, job_id: str, now: float) -> bool:

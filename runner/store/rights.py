@@ -1,6 +1,6 @@
-"""The rights in PostgreSQL that the commands need: each is tried, in a transaction that is rolled back.
+"""The rights in PostgreSQL that the commands need. Each is tried in a transaction that is rolled back.
 
-docs/reference/rights.md lists them for people; a test keeps both the same.
+docs/reference/rights.md documents them; a test keeps both in sync.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class _Right:
-    """`statement` needs what `grant` gives, and USAGE of the `schemas`."""
+    """`statement` needs the right of `grant`, and USAGE on the `schemas`."""
 
     grant: LiteralString
     statement: LiteralString

@@ -1,11 +1,11 @@
-"""The schema of the embeddings database: numbered SQL files, applied by `spottmee-worker migrate` alone.
+"""The schema of the embeddings database: numbered SQL files, applied only by `spottmee-worker migrate`.
 
 A run only checks. The files are `migrations/NNNN_name.sql`, with `{faces}` for the schema of the tables and
 `{vector}` for that of pgvector; one that has been released is never changed.
 
-A migration that older programs can live with (a new index, a new column with a default) begins with the line
-`-- compatible-from: N`: programs that know version N or a later one go on working. Without it, only programs that know
-the migration itself do. The line is kept in the database, where older programs read it.
+A migration that is compatible with older programs (a new index, a new column with a default) begins with the line
+`-- compatible-from: N`: programs that know version N or later continue to work. Without it, only programs that know
+the migration itself do. The number is stored in the database, where older programs read it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SELECT coalesce(max(version), 0),
   FROM {faces}.spottmee_schema AS applied
 """
 _HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)"
-# Where pgvector is created: not in the schema of one installation, whose removal would take every other's with it.
+# Where pgvector is created: not in the schema of one installation, whose removal would break all others.
 _SHARED_SCHEMA = """
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'public' AND has_schema_privilege(oid, 'USAGE'))
 """
@@ -92,15 +92,15 @@ def migrations() -> list[Migration]:
 
 
 def current_version(connection: Session) -> int:
-    """Return the version of the schema that `connection` leads to, 0 when nothing was ever applied.
+    """Return the version of the schema that `connection` uses, 0 if no migration was ever applied.
 
-    Raises `SchemaError` where a version is recorded and its table is missing.
+    Raises `SchemaError` if a version is recorded but its table is missing.
     """
     return _versions(connection)[0]
 
 
 def _versions(connection: Session) -> tuple[int, int]:
-    """Return the version of the schema, and the lowest one that a program must know to work with it."""
+    """Return the version of the schema, and the lowest version that a program must know to work with it."""
     schemas = connection.schemas if connection.schemas.has_versions else connection.locate()
     if not schemas.has_versions:
         return 0, 0
@@ -109,7 +109,7 @@ def _versions(connection: Session) -> tuple[int, int]:
     if version and not has_faces:
         raise SchemaError(
             f'schema "{schemas.faces}" has the table spottmee_schema without the table faces: move or restore faces '
-            "there, or drop spottmee_schema to begin anew"
+            "there, or drop spottmee_schema to start over"
         )
     return int(version), int(compatible_from)
 
@@ -127,13 +127,13 @@ def check(connection: Session) -> None:
         state = f"{place} is at version {have}" if have else f"{place} has none"
         raise SchemaError(f"{state}, and this version needs {want}{_hint(connection) if not have else ''}")
     if connection.schemas.vector is None and connection.locate().vector is None:
-        raise SchemaError("its database has no extension vector any more: restore it together with the table faces")
+        raise SchemaError("its database no longer has the extension vector: restore it together with the table faces")
 
 
 def migrate(connection: Session, *, new: bool = False) -> list[str]:
     """Bring the schema to the version of this program and return the names of the files that were applied.
 
-    A newer schema that this program can work with stays as it is.
+    A newer schema that this program can work with is left unchanged.
 
     Each file is one transaction under an advisory lock, so that concurrent migrations wait for each other. The schema
     that the URL names is created where it does not exist. Raises `SchemaError` where the schema is newer, where
@@ -196,7 +196,7 @@ def _schema_exists(connection: Session) -> bool:
 
 
 def _hint(connection: Session) -> str:
-    """Return what a schema without tables may mean, as the end of a sentence."""
+    """Return what a missing schema may mean, as the end of a sentence."""
     if not _schema_exists(connection):
         return "; there is no such schema: is ?schema= the right one?"
     advice = _elsewhere(connection)
@@ -206,7 +206,7 @@ def _hint(connection: Session) -> str:
 def _elsewhere(connection: Session) -> str | None:
     """Return what to do about embeddings that an earlier version may have stored for this URL in another schema.
 
-    They belong to another installation where this schema has photos of its own and none of them is theirs.
+    They belong to another installation if this schema has its own photos, and none of them has such embeddings.
     """
     schemas = connection.schemas
     for row in connection.query(_ELSEWHERE, (schemas.vector, schemas.faces)).fetchall():

@@ -1,8 +1,8 @@
-"""A connection that qualifies every object with its schema, and leaves no setting behind on the server.
+"""A connection that qualifies every object with its schema, and leaves no session state on the server.
 
 Behind a pooler in transaction mode, the next transaction may run over another server connection, and this one then
-belongs to another client. So nothing is set for a session: time limits and planner settings last a transaction and
-are sent together with its BEGIN, and no statement depends on `search_path`.
+belongs to another client. Nothing is therefore set for a session: timeouts and planner settings are set per
+transaction, together with its BEGIN, and no statement depends on `search_path`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SELECT set_config('statement_timeout', {statement}, true), set_config('lock_time
        set_config('search_path', {path}, true),
        set_config('transaction_read_only', {read_only}, true)
 """
-# Otherwise the role that another client of the pooler has set would decide what is visible and allowed here.
+# Otherwise a role set by another client of the pooler would decide what is visible and allowed here.
 _OWN_ROLE = "SET LOCAL role TO DEFAULT"
-# A server that protects itself (its disk is nearly full) makes read-only the default, which must hold here too.
+# A server that protects itself (its disk is nearly full) makes read-only the default, which must apply here too.
 _OWN_MODE = "SET LOCAL default_transaction_read_only TO DEFAULT"
 _MODE = """
 CASE current_setting('transaction_read_only') WHEN 'on' THEN 'on'
@@ -38,10 +38,10 @@ _UNLIMITED = f"""
 {_OWN_ROLE}; {_OWN_MODE}; SELECT set_config('transaction_read_only', {_MODE}, true);
 SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0
 """
-# The role's own path, also where another client of a pooler has set one for the session.
+# The role's own path, even if another client of a pooler has set one for the session.
 _OWN_PATH = "SET LOCAL search_path TO DEFAULT"
 # Subqueries instead of joins: planning joins takes 3 ms on a new connection, all of this 1 ms.
-# Where a URL names no schema, the role's path is looked through, as PostgreSQL does for a name without a schema.
+# If the URL names no schema, the role's path is searched, as PostgreSQL does for unqualified names.
 _LOCATE = """
 SELECT names,
        (SELECT nspname::text FROM pg_namespace
@@ -106,7 +106,7 @@ class Schemas(NamedTuple):
 
 
 def identifier(*names: str) -> sql.Identifier:
-    """Return a name, or several joined by dots, for a statement with parameters: there a % must be doubled."""
+    """Return a name, or several joined by dots, for a statement with parameters, in which a % must be doubled."""
     return sql.Identifier(*(name.replace("%", "%%") for name in names))
 
 
@@ -143,7 +143,7 @@ class Session(psycopg.Connection[TupleRow]):
         self._locate(named)
 
     def locate(self) -> Schemas:
-        """Look again where the objects are, after some of them may have been created."""
+        """Look up the objects again, because some of them may have been created."""
         return self._locate(self._schemas.named)
 
     def _locate(self, named: str | None) -> Schemas:
@@ -199,7 +199,7 @@ class Session(psycopg.Connection[TupleRow]):
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
-        """Run the block in one transaction, under the limits; inside another one, take part in that.
+        """Run the block in one transaction, under the limits; inside another transaction, join it.
 
         Statements are sent when a result is first read, and at the end: BEGIN, the settings, a statement and COMMIT
         are one round trip. Results may be read afterwards. An error may be raised by a later statement than the one
@@ -219,7 +219,7 @@ class Session(psycopg.Connection[TupleRow]):
         except BaseException:
             try:
                 self.rollback()
-            except psycopg.Error:  # otherwise what follows would take part in a transaction that is never committed
+            except psycopg.Error:  # otherwise later statements would join a transaction that is never committed
                 self.close()
             raise
         finally:
@@ -234,7 +234,7 @@ class Session(psycopg.Connection[TupleRow]):
 
     @contextmanager
     def rolled_back(self) -> Iterator[None]:
-        """Run the block in one transaction, under the limits, and undo everything that it does."""
+        """Run the block in one transaction, under the limits, and roll it back."""
         with self.transaction(force_rollback=True):
             for statement in self._opening()[1:]:
                 self.execute(statement)

@@ -1,4 +1,4 @@
-"""Removal of the embeddings of photos that the API has deleted: biometric data that the API itself never removes."""
+"""Removes the embeddings of deleted photos: biometric data that the API itself never removes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from runner.errors import CheckFailedError
 from runner.store.session import Session
 
 BATCH = 5000
-# A sweep that would remove more than this share of the photos looks like the wrong database, from so many photos on:
-# in a small installation one deleted album is soon as much.
+# A sweep that would remove more than this share looks like the wrong database, but only above this number of photos:
+# in a small installation one deleted album may be as much.
 MAX_SHARE = 0.1
 MANY_PHOTOS = 100
 
-# A photo that is uploaded again under its old id gets new faces while the sweep runs: those are younger than it.
+# A photo that is uploaded again under its old id may get new faces during the sweep, which must be kept.
 _DELETE = "DELETE FROM {faces}.faces WHERE photo_id = ANY(%b) AND created_at < %b::timestamptz"
 _COUNT = "SELECT count(*) FROM {faces}.faces WHERE photo_id = ANY(%b)"
 _NEXT_PHOTOS = "SELECT DISTINCT photo_id FROM {faces}.faces WHERE photo_id > %s ORDER BY photo_id LIMIT %s"
@@ -41,10 +41,10 @@ def sweep(
 ) -> Swept:
     """Remove the faces, of every model, of photos that are not in the API's table, and return the counts.
 
-    `photos` leads to the API's table and `embeddings` to the faces. Safe beside working runners, which write faces
-    only while they hold the photo's row. With `dry_run` everything is counted and nothing removed. Raises
-    `CheckFailedError` where not one photo is left, or more than `max_share` (0 to 1) of many are gone, unless
-    `allow_all` says that this can be so: it looks like the wrong DATABASE_URL. May be repeated after any failure.
+    `photos` leads to the API's table and `embeddings` to the faces. Safe while runners are active, which
+    write faces only while they lock the photo's row. With `dry_run` everything is counted and nothing removed. Raises
+    `CheckFailedError` if no photo is left, or more than `max_share` (0 to 1) of many are gone, which looks like the
+    wrong DATABASE_URL, unless `allow_all` is set. Idempotent.
     """
     started = embeddings.one_row("SELECT clock_timestamp()")
     swept = Swept()
@@ -57,13 +57,13 @@ def sweep(
     if orphans and len(orphans) == swept.photos and not (allow_all or dry_run):
         raise CheckFailedError(
             f"none of the {swept.photos} photos with embeddings is in the API's table, which looks like the wrong "
-            "DATABASE_URL or ?schema=; if all of them are deleted indeed, add --force. Nothing was removed"
+            "DATABASE_URL or ?schema=; if all of them really were deleted, add --force. Nothing was removed"
         )
     if len(orphans) > max(MANY_PHOTOS, max_share * swept.photos) and not (allow_all or dry_run):
         raise CheckFailedError(
             f"{len(orphans)} of {swept.photos} photos with embeddings are not in the API's table, more than "
-            f"{max_share:.0%} (--max-share), which looks like the wrong DATABASE_URL or ?schema=; if they are deleted "
-            "indeed, raise --max-share for one sweep, or add --force. Nothing was removed"
+            f"{max_share:.0%} (--max-share), which looks like the wrong DATABASE_URL or ?schema=; if they really were "
+            "deleted, raise --max-share for one sweep, or add --force. Nothing was removed"
         )
     for start in range(0, len(orphans), batch):
         part = orphans[start : start + batch]

@@ -1,4 +1,4 @@
-"""Photos that are not processed, or not with the current model: found in pages, by what the API's table says."""
+"""Finds photos that are not processed, or not with the current model, page by page in the API's table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HAS_MODEL = "SELECT EXISTS (SELECT FROM {faces}.faces WHERE model = %s)"
 class Selection:
     """Which photos: their statuses, uploaded before `before` (UTC, by PostgreSQL's clock), and of one album or all.
 
-    READY and NO_FACES_FOUND photos are left out where they have embeddings of `model`.
+    READY and NO_FACES_FOUND photos are skipped if they have embeddings of `model`.
     """
 
     statuses: frozenset[PhotoStatus]
@@ -47,7 +47,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class UnprocessedPhoto:
-    """A photo, and the `columns` that were asked for, as text."""
+    """A photo, and the requested `columns`, as text."""
 
     id: str
     status: PhotoStatus
@@ -81,7 +81,7 @@ def page(
 ) -> tuple[list[UnprocessedPhoto], str | None]:
     """Return the selected photos among the next `size` rows behind the id `last`, and the last id of these rows.
 
-    None stands for the last id where there are no further rows.
+    The last id is None if there are no further rows.
     """
     names = ["id", "status", *columns]
     shown = sql.SQL(", ").join(sql.SQL("{}::text").format(identifier(name)) for name in names)
@@ -103,7 +103,7 @@ def _embedded(embeddings: Session, photo_ids: Sequence[str], model: str) -> set[
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """How many photos are READY without embeddings of a model; at least, where the count is not `complete`."""
+    """How many photos are READY without embeddings of a model; a lower bound if the count is not `complete`."""
 
     count: int
     complete: bool

@@ -13,8 +13,8 @@ from runner.store.session import Session
 
 TABLE = '"Photo"'
 
-# A policy counts as open where its condition is the constant true. PostgreSQL says nothing about which rows any
-# other condition hides.
+# A policy counts as open if its condition is the constant true. PostgreSQL does not report which rows any other
+# condition hides.
 _LOOK = """
 WITH found AS (
     SELECT oid FROM pg_class WHERE relname = 'Photo' AND relnamespace = %(schema)s::regnamespace
@@ -57,7 +57,7 @@ def read(session: Session) -> Visibility:
 
 
 def check_missing(session: Session, missing: Collection[str], present: Collection[str]) -> None:
-    """Raise `PhotosInvisibleError` where row-level security, switched on since the jobs began, may hide photos.
+    """Raise `PhotosInvisibleError` if row-level security, enabled since the jobs began, may hide photos.
 
     As at their begin, a single missing photo counts as deleted while the role sees any row, and several do where
     others of the batch are `present`.
@@ -72,7 +72,7 @@ def check_missing(session: Session, missing: Collection[str], present: Collectio
 
 
 def require_all(session: Session) -> None:
-    """Raise `PhotosInvisibleError` where photos may be hidden from the role, as they would count as deleted."""
+    """Raise `PhotosInvisibleError` if photos may be hidden from the role, because they would count as deleted."""
     if read(session).filtered:
         raise PhotosInvisibleError(
             f"row-level security may hide rows of {TABLE} from this role, and hidden photos would count as deleted: "
@@ -81,14 +81,14 @@ def require_all(session: Session) -> None:
 
 
 def identity(session: Session, address: str) -> str:
-    """Return a name for this very table: 32 hexadecimal digits that tell nothing about it.
+    """Return an identity of this table: 32 hexadecimal digits, a hash.
 
     It changes with the server, the database, and the table itself (dropped and created again). `address` is how the URL
     names the server: a restored snapshot has every identifier of its original, and an address of its own.
     """
     row = session.one_row(_OBJECTS, _schema(session))
     database, found, may_ask = row
-    # Everybody may ask for the server's identifier, unless somebody took that right away.
+    # Every role may read the server's identifier, unless that right was revoked.
     server = session.query(_SERVER).fetchone() if may_ask else None
     parts = map(str, (address, server, database, found))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -113,7 +113,7 @@ def test_import_legacy(command: Command, database_url: str) -> None:
         assert code == 0
         assert out.startswith("1 rows: 1 imported")
         assert error == (
-            'w600k_mbf: reads 1 rows of "public"."face_embeddings", which stays as it is, and adds the faces that are '
+            'w600k_mbf: reads 1 rows of "public"."face_embeddings", without changing it, and adds the faces that are '
             "not there yet; takes about 1s\n"
         )
         runner.faces.execute(insert, ("a_b_1", "[broken"))
