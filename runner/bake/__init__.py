@@ -1,1 +1,1 @@
-"""Baking: from InsightFace's original files to a model pack, proven to give InsightFace's answers."""
+"""Baking: from InsightFace's original files to a model pack, verified to give InsightFace's answers."""

@@ -1,4 +1,4 @@
-"""External data: the larger tensors of a pack's graphs, in files beside them, which onnxruntime maps into memory."""
+"""External data: the larger tensors of a pack's graphs, in separate files, which onnxruntime maps into memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def path_beside(graph: Path) -> Path:
 
 
 def save(model: ModelProto, target: Path, stored: StoredTensors) -> Path:
-    """Write the graph to `target`, return that, and write its larger tensors to the file beside it, if it has any.
+    """Write the graph to `target`, and its larger tensors, if any, to the file of its external data. Return `target`.
 
-    Tensors that `stored` has already are only referred to, and the new ones are added to it: the two variants of a
+    Tensors that are already in `stored` are only referred to, and new ones are added to it: the two variants of a
     graph share 6 of 14 MB.
     """
     path = path_beside(target)

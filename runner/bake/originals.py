@@ -1,4 +1,4 @@
-"""InsightFace's original ONNX files: which network each is, and how InsightFace feeds it."""
+"""InsightFace's original ONNX files: which network each contains, and its input normalisation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(path: Path) -> onnx.ModelProto:
 
 
 def describe_folder(folder: Path) -> KnownPack:
-    """Describe a folder that has one detector and one recogniser, told apart by their shapes. Raises `ModelError`."""
+    """Describe a folder with one detector and one recogniser, distinguished by their shapes. Raises `ModelError`."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is neither a known pack ({', '.join(KNOWN)}) nor a folder")
     roles: dict[str, list[str]] = {"detector": [], "recogniser": []}
@@ -42,7 +42,7 @@ def describe_folder(folder: Path) -> KnownPack:
             roles[role].append(path.name)
     if any(len(names) != 1 for names in roles.values()):
         found = "; ".join(f"{role}: {', '.join(names) or 'none'}" for role, names in roles.items())
-        raise ModelError(f"{folder} must hold exactly one SCRFD detector and one ArcFace recogniser; found {found}")
+        raise ModelError(f"{folder} must contain exactly one SCRFD detector and one ArcFace recogniser; found {found}")
     detector, recogniser = roles["detector"][0], roles["recogniser"][0]
     megabytes = sum((folder / name).stat().st_size for name in (detector, recogniser)) // 1_000_000
     return KnownPack(folder.resolve().name, (detector,), recogniser, megabytes, licence="as its owner says")

@@ -41,7 +41,7 @@ def bake(
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch_folder = tempfile.TemporaryDirectory(prefix=".bake-", dir=out.parent)
     except OSError as error:
-        raise ModelError(f"{out} cannot be written ({error.strerror}): give another --out") from None
+        raise ModelError(f"{out} cannot be written ({error.strerror}): choose another --out") from None
     with scratch_folder as scratch:
         original, baked = Path(scratch) / "originals", Path(scratch) / "baked"
         original.mkdir()

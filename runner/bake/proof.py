@@ -46,8 +46,8 @@ def verify(folder: Path, *, source: str = "", sha256: str = "") -> dict[str, Any
 def prove(baked: Path, original: Path) -> dict[str, Any]:
     """Compare the pack in `baked` with InsightFace over the files in `original`, on the sample photos.
 
-    Both variants of its graphs are compared, where this machine can run both. Returns what was compared, the largest
-    distance in pixels and the smallest cosine similarity. Raises `CheckFailedError` where the faces differ by more
+    Both variants of its graphs are compared, if this machine can run both. Returns what was compared, the largest
+    distance in pixels and the smallest cosine similarity. Raises `CheckFailedError` if the faces differ by more
     than `MAX_PIXELS` or `MIN_COSINE`, in number, or in order.
     """
     photos = sample_images()
@@ -90,7 +90,7 @@ def _pairs(name: str, expected: Sequence[Any], found: Sequence[Face]) -> Iterato
 
 
 def reference_analysis(original: Path) -> FaceAnalysis:
-    """Return InsightFace's `FaceAnalysis` over a folder of original files, configured as in the worker it replaced."""
+    """Return InsightFace's `FaceAnalysis` over a folder of original files, configured as in the replaced worker."""
     analysis = FaceAnalysis(name=str(original), allowed_modules=["detection", "recognition"], providers=[CPU])
     analysis.prepare(ctx_id=-1, det_thresh=0.5, det_size=(originals.DETECTION_SIZE, originals.DETECTION_SIZE))
     return analysis

@@ -1,4 +1,4 @@
-"""The sample photos: pictures of people that come with installed packages."""
+"""The sample photos: images of people from installed packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runner.faces.arrays import Image
 
 
 def sample_photos() -> dict[str, Path]:
-    """Return the sample photos by file name. Raises `ModelError` where InsightFace is not installed."""
+    """Return the sample photos by file name. Raises `ModelError` if InsightFace is not installed."""
     insightface = find_spec("insightface")  # its import would take seconds
     if insightface is None or insightface.origin is None:
         raise ModelError("the sample photos come with InsightFace, which is not installed: run make setup")

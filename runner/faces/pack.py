@@ -1,4 +1,4 @@
-"""A baked model pack: two graphs, their weights, and a manifest that describes them, checked at every load."""
+"""A baked model pack (two graphs, their weights, and a manifest that describes them), checked at every load."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GraphFiles:
     """An ONNX file and its external data, which the ONNX file names and onnxruntime maps into memory.
 
     Inside the ONNX file the weights would be parsed, all 14 MB of them: 17 ms of CPU time at every start. `weights`
-    is empty where the ONNX file holds all of them.
+    is empty if the ONNX file contains all of them.
     """
 
     file: str
@@ -67,8 +67,8 @@ class Manifest:
     """The content of manifest.json; its keys are the names of the fields.
 
     `model` names the embedding space: embeddings of different models are never compared. `form` is "quick" after
-    graph passes for CPUs and "plain" without them. The tuned variants are right only where `cpu.blocked_layout`
-    returns `tuned_for`; anywhere else they give wrong numbers without an error.
+    graph passes for CPUs and "plain" without them. The tuned variants are correct only if `cpu.blocked_layout`
+    returns `tuned_for`; otherwise they give wrong numbers without an error.
     """
 
     pack: str
@@ -119,7 +119,7 @@ def _check_embedding_size(name: str, size: int) -> None:
 
 
 def verify_checksums(folder: Path, manifest: Manifest) -> None:
-    """Compare the checksums of all files of a pack (20 ms for 24 MB), also those that this machine does not use.
+    """Compare the checksums of all files of a pack (20 ms for 24 MB), including those that this machine does not use.
 
     Raises `ModelError` for the first file that is missing or differs.
     """
@@ -136,9 +136,9 @@ def verify_checksums(folder: Path, manifest: Manifest) -> None:
 def _verify_file(folder: Path, name: str, sha256: str) -> None:
     path = folder / name
     if path.parent != folder:
-        raise ModelError(f"{folder / MANIFEST} is damaged: it names files outside of its folder; {_ADVICE}")
+        raise ModelError(f"{folder / MANIFEST} is damaged: it names files outside its folder; {_ADVICE}")
     try:
-        # Hashed in one call: after each of several reads, this thread would wait for the GIL again.
+        # Hashed in one call: with several reads, this thread would wait for the GIL after each.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             digest = hashlib.sha256(content).hexdigest()
     except ValueError:  # an empty file cannot be mapped
@@ -152,7 +152,7 @@ def _verify_file(folder: Path, name: str, sha256: str) -> None:
 def open_graph(
     folder: Path, graph: PackedGraph, providers: Sequence[str], *, tuned: bool
 ) -> onnxruntime.InferenceSession:
-    """Return a session over the tuned variant, where that is wanted and there is one, or over the portable one.
+    """Return a session with the tuned variant, if wanted and available, or with the portable one.
 
     Raises as `open_session` does.
     """
@@ -161,9 +161,9 @@ def open_graph(
 
 
 def load_heads(folder: Path, graph: PackedGraph, session: Any) -> Float32Array | None:
-    """Return the matrices (3, 9 n + 1, 28) of a detector whose graph returns n features, None where it has none.
+    """Return the matrices (3, 9 n + 1, 28) of a detector whose graph returns n features, None if it has none.
 
-    Raises `ModelError` where they do not fit the graph that `session` has opened.
+    Raises `ModelError` if they do not fit the graph of `session`.
     """
     if not graph.heads:
         return None
@@ -178,16 +178,16 @@ def load_heads(folder: Path, graph: PackedGraph, session: Any) -> Float32Array |
 
 
 def open_session(path: Path, providers: Sequence[str], *, optimised: bool = False) -> onnxruntime.InferenceSession:
-    """Return a session over the graph at `path`: `providers[0]` runs it, the others what that one cannot.
+    """Return a session with the graph at `path`: `providers[0]` runs it, the others run what it cannot.
 
-    `optimised` skips onnxruntime's own optimisation, for tuned graphs: both open in 16 instead of 40 ms, during which
+    `optimised` skips onnxruntime's own optimisation, for tuned graphs: both load in 16 instead of 40 ms, during which
     onnxruntime holds the GIL.
 
     One thread per call: several calls at once are faster than one call on several threads. Memory comes from the
-    arena as each call needs it: planned in advance, or from malloc, it took 40 to 90 MiB more and a third to four
-    times more page faults (docs/explanation/engine.md). Opened by path: the session would keep bytes.
+    arena on demand: planned in advance, or from malloc, it took 40 to 90 MiB more, and a third to four times more page
+    faults (docs/explanation/engine.md). Opened by path, because the session would keep a copy of bytes.
 
-    Raises `ModelError` for a graph that onnxruntime rejects, and `ProviderError` where `providers[0]` fails.
+    Raises `ModelError` for a graph that onnxruntime rejects, and `ProviderError` if `providers[0]` fails.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -218,9 +218,9 @@ def open_session(path: Path, providers: Sequence[str], *, optimised: bool = Fals
 
 
 def _load_gpu_libraries() -> None:
-    """Load the driver, and CUDA and cuDNN from their wheels: onnxruntime's GPU build does not look there by itself.
+    """Load the driver, and CUDA and cuDNN from their wheels, where onnxruntime's GPU build does not look for them.
 
-    Its list of missing libraries is discarded: whether one matters shows when the provider starts.
+    Its list of missing libraries is discarded: it becomes clear whether one matters when the provider starts.
     """
     driver.prepare()
     with redirect_stdout(io.StringIO()):

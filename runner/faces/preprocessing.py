@@ -28,7 +28,7 @@ def write_planes(planes: Float32Array, image: Image, table: Float32Array) -> Non
 def letterbox_size(height: int, width: int, size: int) -> tuple[int, int] | None:
     """Return (width, height) of an image scaled to fit a square of `size` pixels, as InsightFace rounds them.
 
-    None where an image is so thin that one side would become 0: InsightFace fails there.
+    None if an image is so thin that one side would become 0, for which InsightFace fails.
     """
     ratio = float(height) / width
     scaled = (int(size / ratio), size) if ratio > 1.0 else (size, int(size * ratio))

@@ -1,4 +1,4 @@
-"""Execution providers of onnxruntime: which of those that are wanted this build has."""
+"""Execution providers of onnxruntime: selects those that are both wanted and available."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROVIDERS = {
     "cpu": (CPU, 2),
 }
 # Of onnxruntime's CUDA provider. Photos have many shapes, and a run is short: trying every algorithm for each new shape
-# (its default) would take longer than the photo. Memory grows by what is asked for, not by powers of two, because a
+# (its default) would take longer than the photo. Memory grows by the requested amount, not by powers of two, because a
 # device may be shared. TF32 would round embeddings to 10 bits, and answers must be those of the CPU.
 CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",
@@ -37,7 +37,7 @@ class ProviderChoice(NamedTuple):
 
     `name` is its name in RUNNER_PROVIDERS, `chain` are onnxruntime's names of it and of those that run what it
     cannot, `batch_size` is the number of crops per call, and `reason` says why no preferred provider was chosen
-    (empty where this is the preferred one).
+    (empty if this is the preferred one).
     """
 
     name: str
@@ -50,7 +50,7 @@ def choose_providers(wanted: Sequence[str], available: Sequence[str], batch_size
     """Return the providers of `wanted` that are among `available` (onnxruntime's names), in the order of `wanted`.
 
     "auto", or nothing, wants all of them. A later choice is the fallback for one that fails to start. `batch_size`
-    replaces the providers' own where it is positive. Raises `SettingsError` for an unknown name, and when none is
+    replaces the providers' own if it is positive. Raises `SettingsError` for an unknown name, and when none is
     available.
     """
     names = [name.lower() for name in wanted]

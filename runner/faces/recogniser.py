@@ -27,7 +27,7 @@ class Recogniser:
     def embed(self, crops: Sequence[Image]) -> Float32Array:
         """Return the embeddings (n, 512) of n crops (112, 112, 3), each of L2 norm 1 (0 where the network gives 0).
 
-        Raises whatever onnxruntime raises.
+        Raises what onnxruntime raises.
         """
         blob = np.empty((len(crops), 3, CROP_SIZE, CROP_SIZE), np.float32)
         for planes, crop in zip(blob, crops, strict=True):

@@ -1,4 +1,4 @@
-"""A connection to one checked address, with the host name that resolved to it, through a proxy where one is set."""
+"""A connection to one checked address, with the host name that resolved to it, optionally through a proxy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from runner.errors import FetchError, SettingsError
 from runner.images.urls import Target
 
-if TYPE_CHECKING:  # `fetch` imports it with the first https URL: 10 ms
+if TYPE_CHECKING:  # `fetch` imports it for the first https URL: 10 ms
     import ssl
 
 _OK = 200
@@ -40,9 +40,7 @@ class Proxy:
         except ValueError:
             host = None
         if not host or parts.scheme != "http":
-            raise SettingsError(
-                "RUNNER_FETCH_PROXY_URL must be http://host:port, with a user and password where needed"
-            )
+            raise SettingsError("RUNNER_FETCH_PROXY_URL must be http://host:port, with a user and password if needed")
         headers = {}
         if parts.username:
             credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -51,7 +49,7 @@ class Proxy:
 
 
 class Connection(http.client.HTTPConnection):
-    """Connects to `address` alone: it never resolves a name, and never reconnects."""
+    """Connects only to `address`: it never resolves a name, and never reconnects."""
 
     auto_open = 0
 
@@ -79,7 +77,7 @@ class Connection(http.client.HTTPConnection):
     def serves(self, target: Target) -> bool:
         """Return whether a request for `target` may go over this connection.
 
-        It may not where the server has closed it, or has sent anything beyond its response.
+        It may not if the server has closed it, or has sent anything beyond its response.
         """
         if self.sock is None or self._served != (target.scheme, target.host, target.port):
             return False
@@ -91,14 +89,14 @@ class Connection(http.client.HTTPConnection):
         return not poll.poll(0)
 
     def connect(self) -> None:
-        """Connect, open the tunnel where there is a proxy, and do the TLS handshake for the host name of the URL."""
+        """Connect, open the tunnel if there is a proxy, and do the TLS handshake for the host name of the URL."""
         self.sock = socket.socket(socket.AF_INET6 if ":" in self._peer[0] else socket.AF_INET, socket.SOCK_STREAM)
         self._connected = self.sock
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._peer)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._proxy:
-            # Also for http: a proxy that is asked for a URL with the address must replace the Host header by it.
+            # Also for http: given a URL with the address, a proxy would have to replace the Host header with it.
             self._open_tunnel(self._proxy)
         if self._tls is None:
             return
@@ -127,9 +125,9 @@ class Connection(http.client.HTTPConnection):
 
     @contextmanager
     def until(self, deadline: float) -> Iterator[None]:
-        """Shut the connection down at `deadline` (of `time.monotonic`): single bytes restart every other time limit.
+        """Shut the connection down at `deadline` (of `time.monotonic`): single bytes restart every other timeout.
 
-        Whatever fails in the block because of that is raised as `TimeoutError`.
+        Any failure in the block that this causes is raised as `TimeoutError`.
         """
         remaining = deadline - time.monotonic()
         if remaining <= 0:

@@ -76,14 +76,14 @@ def _decode(data: bytes, header: Header, memory: PixelMemory | None) -> Image:
     if header.format == "JPEG":
         return _decode_jpeg(data, header, memory)
     if header.format == "HEIC":
-        from runner.images import heif  # only such a file should cost the time and the memory
+        from runner.images import heif  # imported only for such a file: it costs time and memory
 
         return heif.decode(data)
     return _opencv(data, header)
 
 
 def _decode_jpeg(data: bytes, header: Header, memory: PixelMemory | None) -> Image:
-    # OpenCV knows Adobe's inverted CMYK, and how it reads a malformed EXIF block: it decodes these once more.
+    # OpenCV handles Adobe's inverted CMYK, and has its own way to read a malformed EXIF block: let it decode these.
     by_opencv = header.components == _CMYK or header.orientation is None
     room = memory.room(CHANNELS * header.width * header.height) if memory and not by_opencv else None
     image: Image | None = None
@@ -114,16 +114,16 @@ def _libjpeg(data: bytes, **options: Any) -> Image:
 
 
 def _is_cut_off(data: bytes, header: Header) -> bool:
-    """Return whether the last scan of a JPEG ends before its last block. Costs two decodings."""
+    """Return whether the last scan of a JPEG ends before its last block. Decodes twice."""
     return _checksum(jpeg.closed(data), header) != _checksum(jpeg.continued(data, arithmetic=header.arithmetic), header)
 
 
 def _checksum(data: bytes, header: Header) -> int | None:
-    """Return a checksum of a JPEG's pixels, so that they need not be kept, or None where it cannot be decoded."""
+    """Return a checksum of a JPEG's pixels, so that they need not be kept, or None if it cannot be decoded."""
     image: Image | None
     try:
         image = _libjpeg(data, colorspace=_colour_space(header), strict=False)
-    except ValueError:  # it insists on a header without warnings; OpenCV does not, but prints them
+    except ValueError:  # it requires a header without warnings; OpenCV does not, but prints them
         image = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if image is None else zlib.crc32(image.data)
 
@@ -150,9 +150,9 @@ def _imdecode(data: bytes, flags: int) -> Image | None:
 
 
 def upright(image: Image, orientation: int) -> Image:
-    """Return `image` turned as its EXIF orientation (1 to 8) says, in place where it keeps its shape.
+    """Return `image` turned as its EXIF orientation (1 to 8) says, in place if that keeps its shape.
 
-    Other values leave it as it is.
+    Other values leave it unchanged.
     """
     if orientation not in _FLIPS:
         return image

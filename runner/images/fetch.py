@@ -1,8 +1,8 @@
 """Fetching an image over HTTP, with SSRF protection and limits on bytes and time.
 
-http.client is used directly, with our own connections and bodies. Libraries above it resolve the name when they
-connect, after any check, so that DNS rebinding could lead them to another address; and they take 60 (urllib3) to 190 ms
-(requests) to import, against 25 ms.
+http.client is used directly, with our own connections and bodies. Libraries on top of it resolve the name when they
+connect, after any check, which allows DNS rebinding; and they take 60 (urllib3) to 190 ms (requests) to import, instead
+of 25 ms.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """Seconds for connecting, for the first byte and every pause after it, and in all; bytes of a body."""
+    """Seconds for connecting, for the first byte and every pause after it, and in total; bytes of a body."""
 
     connect_seconds: float
     first_byte_seconds: float
@@ -67,7 +67,7 @@ class Fetcher:
         proxy_url: str = "",
         authorities: Path | None = None,
     ) -> None:
-        """Raise `SettingsError` where `authorities`, trusted in addition to the system's, is not a file of them."""
+        """Raise `SettingsError` if `authorities`, trusted in addition to the system's, is not a valid file."""
         self._limits = limits
         self._allow_private = allow_private
         self._allowed_hosts = {_allowed(host) for host in allowed_hosts}
@@ -98,7 +98,7 @@ class Fetcher:
         """Return the bytes at `url`.
 
         Raises `ForbiddenUrlError`, `ImageMissingError` and `ImageTooManyBytesError`, which are permanent, and
-        `FetchError` and `FetchTimeoutError`, which are transient. Messages name the host alone.
+        `FetchError` and `FetchTimeoutError`, which are transient. Messages name only the host.
         """
         deadline = time.monotonic() + self._limits.total_seconds
         *first, last = urls.readings(url)

@@ -1,4 +1,4 @@
-"""What an image file says of itself, and the limit that holds before anything is decoded."""
+"""The header of an image file, and the limit that applies before anything is decoded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from runner.errors import ImageTooManyPixelsError, ImageUndecodableError
 
 MOST_PIXELS = 1 << 30  # OpenCV's own limit
 # What decoding takes at its peak, in bytes a pixel (docs/fetching.md has the measurements): of a JPEG turned upright
-# and of a progressive one with reduced chroma, of PNG, WebP, BMP, PNM and HEIC. Formats that take more may have fewer
-# pixels.
+# and of a progressive one with reduced chroma, of PNG, WebP, BMP, PNM and HEIC. Formats that need more have a lower
+# limit of pixels.
 DECODING_BYTES = 6
 
 

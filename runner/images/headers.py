@@ -1,6 +1,6 @@
 """Image headers: format, size and orientation, read without decoding and without trusting a single length.
 
-Reading takes a bounded time, whatever the bytes: everything that repeats is counted, and nothing is searched twice.
+Reading takes bounded time for any input: everything that repeats is counted, and nothing is searched twice.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def read(data: bytes, max_pixels: int = MOST_PIXELS) -> Header:
             return _png(data, max_pixels)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp(data, max_pixels)
-        from runner.images import formats  # seldom needed: a run's start does not load it
+        from runner.images import formats  # rarely needed: not loaded at the start of a run
 
         return formats.read(data, max_pixels)
-    except (struct.error, IndexError, OverflowError):  # the last of an offset beyond all memory
+    except (struct.error, IndexError, OverflowError):  # the last one for an offset beyond any memory
         raise ImageUndecodableError("its header ends too early") from None
 
 

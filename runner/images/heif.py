@@ -1,4 +1,4 @@
-"""HEIC, the format of iPhones, by libheif with libde265. Loaded when the first such file comes.
+"""HEIC, the format of iPhones, decoded by libheif with libde265. Imported when the first such file arrives.
 
 The compiled part of pi-heif is used directly. Its Python part also reads metadata, thumbnails and depth images that no
 run needs: fuzzing met a segmentation fault in the metadata three times in 250,000 images. It also imports Pillow, which
@@ -51,7 +51,7 @@ def decode(data: bytes) -> Image:
 
 
 class _Pixels:
-    """Lets an array keep the image whose memory it shows: pi-heif frees the pixels with it, though a view is left."""
+    """Lets an array keep a reference to its image: pi-heif frees the pixels with it, even if views remain."""
 
     def __init__(self, image: object, pixels: Image, shape: tuple[int, int, int]) -> None:
         if pixels.size != shape[0] * shape[1] * shape[2]:

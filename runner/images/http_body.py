@@ -1,7 +1,7 @@
 """The body of an HTTP response, bounded in bytes.
 
-http.client accepts a chunk of length `-1` and then reads until the connection ends, whatever the amount that was asked
-for, so chunked bodies are read here.
+http.client accepts a chunk of length `-1` and then reads until the connection ends, whatever the requested amount, so
+chunked bodies are read here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read(response: HTTPResponse, host: str, limit: int) -> bytes:
     if (response.length or 0) > limit:
         raise ImageTooManyBytesError(f"{host} announces {response.length} bytes, {limit} allowed")
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ("", "identity"):  # the request asked for identity alone
+    if encoding not in ("", "identity"):  # the request accepts only identity
         raise FetchError(f"{host} responds with a content encoding that was not requested")
     parts: list[bytes] = []
     received = 0

@@ -1,6 +1,6 @@
 """The structure of a JPEG (ITU-T T.81): size, orientation, scans, and whether the file was cut off.
 
-Reading takes a bounded time, whatever the bytes: everything that repeats is counted, and nothing is searched twice.
+Reading takes bounded time for any input: everything that repeats is counted, and nothing is searched twice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from runner.images.header import DECODING_BYTES, Header, check_size
 
 SIGNATURE = b"\xff\xd8\xff"
 EOI = b"\xff\xd9"
-_MARKER = re.compile(rb"\xff([^\x00\xff])")  # libjpeg, too, skips whatever else stands between segments
+_MARKER = re.compile(rb"\xff([^\x00\xff])")  # libjpeg also skips anything else between segments
 _MARKER_AFTER_SCAN = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # RST0 to RST7 belong to the scan
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length: TEM, RST0 to 7, SOI
@@ -30,8 +30,8 @@ _ORIENTATION_TAG = 0x0112
 _TEXT_TAGS = frozenset((0x010E, 0x010F, 0x0110))  # description, make, model: OpenCV reads them on its way
 _ASCII, _SHORT = 2, 3  # TIFF types
 _ALL_COEFFICIENTS = (1 << 64) - 1  # one bit for each of a block's 64
-# Real images stay far below these. Each scan of a progressive JPEG is a pass over all pixels that a few bytes can ask
-# for: 0.1 s at 100 megapixels. libjpeg writes 10 of them.
+# Real images stay far below these. Each scan of a progressive JPEG is a pass over all pixels that a few bytes can
+# request: 0.1 s at 100 megapixels. libjpeg writes 10 of them.
 MOST_SEGMENTS = 16_384
 MOST_JUNK = 1_048_576  # bytes between segments
 MOST_SCANS = 100
@@ -127,7 +127,7 @@ def _segments(data: bytes) -> Iterator[Segment]:
 
 
 def _check_scans(data: bytes, frame: _Frame, first: int, following: Iterator[Segment]) -> None:
-    """Refuse a JPEG whose scans leave out a coefficient: a browser would show a blurred or a colourless picture.
+    """Reject a JPEG whose scans omit a coefficient: a browser would show a blurred or colourless image.
 
     libjpeg does not report that: a progressive JPEG cut off between two scans decodes without a warning.
     """
@@ -200,7 +200,7 @@ def _last_scan(data: bytes) -> tuple[int, int]:
 def _orientation(tiff: bytes) -> int | None:
     """Return the orientation in the first directory of a TIFF block (TIFF 6.0, section 2), 1 where it has none.
 
-    Anything outside the standard gives None: OpenCV reads malformed blocks in a way of its own.
+    Anything outside the standard gives None: OpenCV has its own way to read malformed blocks.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:

@@ -1,4 +1,4 @@
-"""SSRF protection: images are fetched from public addresses alone, unless a setting allows others."""
+"""SSRF protection: images are fetched only from public addresses, unless a setting allows others."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 def resolve(host: str, port: int, *, allow_private: bool, seconds: float) -> list[str]:
     """Return the addresses of `host`, to connect to without resolving it again (protection from DNS rebinding).
 
-    Raises `ForbiddenUrlError` when any of them is not public (a name with a public and an internal address is a way
-    around such checks), `FetchError` when the name does not resolve, and `FetchTimeoutError` when that takes longer
-    than `seconds`.
+    Raises `ForbiddenUrlError` if any of them is not public (a name with a public and an internal address could bypass
+    such checks), `FetchError` if the name does not resolve, and `FetchTimeoutError` if that takes longer than
+    `seconds`.
     """
     addresses = _look_up(host, port, seconds)
     for text in addresses:
@@ -73,7 +73,7 @@ def resolve(host: str, port: int, *, allow_private: bool, seconds: float) -> lis
 
 
 def _look_up(host: str, port: int, seconds: float) -> list[str]:
-    """Ask the system's resolver, in a thread that is abandoned after `seconds`: the resolver has no time limit."""
+    """Query the system's resolver, which has no timeout, in a thread that is abandoned after `seconds`."""
     answers: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
 
     def ask() -> None:

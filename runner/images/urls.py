@@ -1,8 +1,8 @@
 """From an `imageUrl` of a payload to the request for it.
 
 The API does not encode file names (docs/reference/contract.md): spaces, tabs, `#`, `?`, `%` and non-Latin letters are
-in the path as they are. A signed or already encoded URL looks the same, so an ambiguous one has two readings, tried in
-turn: first with every such character as a part of the file name, then as any other URL.
+in the path as they are. A signed or already encoded URL looks the same, so an ambiguous one has two interpretations,
+tried in turn: first with every such character as part of the file name, then as an ordinary URL.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from runner.errors import ForbiddenUrlError
 
 _SHAPE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#\\]+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
-# Control characters but the tab, which the API keeps in a file name's extension, and halves of surrogate pairs.
+# Control characters except the tab, which the API keeps in a file name's extension, and lone surrogates.
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udfff]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s%]+)(?::([0-9]{0,5}))?")
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 MOST_CHARACTERS = 8192
 MOST_HOST_CHARACTERS = 253  # RFC 1035
-# RFC 3986: what may stand in a path and in a query.
+# RFC 3986: characters allowed in a path and in a query.
 _PATH = "/:@!$&'()*+,;=~"
 _QUERY = _PATH + "?%"
 
@@ -50,7 +50,7 @@ def server_of(url: str) -> str:
 
 
 def readings(url: str) -> list[Target]:
-    """Return the one or two readings of `url`, that of the API first. Raises `ForbiddenUrlError`."""
+    """Return the one or two interpretations of `url`, that of the API first. Raises `ForbiddenUrlError`."""
     url = url.lstrip(" ")
     if len(url) > MOST_CHARACTERS:
         raise ForbiddenUrlError(f"it is longer than {MOST_CHARACTERS} characters")
@@ -83,7 +83,7 @@ def _authority(text: str, scheme: str) -> tuple[str, int]:
 
 
 def host_name(text: str) -> str:
-    """Return a host in the form in which it is resolved and compared: ASCII (IDNA), lower case, without a last dot.
+    """Return a host in the form in which it is resolved and compared: ASCII (IDNA), lower case, no trailing dot.
 
     An IPv6 address may be in brackets. Raises `ForbiddenUrlError`.
     """
@@ -98,11 +98,11 @@ def host_name(text: str) -> str:
         host = text.encode("idna").decode("ascii").lower().rstrip(".")
     except UnicodeError:
         raise ForbiddenUrlError("its host is not a valid name") from None
-    if not _HOST.fullmatch(host):  # compatibility forms of some letters are "/", "@" or "?"
+    if not _HOST.fullmatch(host):  # the compatibility forms of some characters are "/", "@" or "?"
         raise ForbiddenUrlError("its host is not a valid name")
     return host
 
 
 def _path(path: str) -> str:
-    """Encode dot segments: an object may be called `..`, and no proxy on the way may resolve it."""
+    """Encode dot segments: an object may be called `..`, which a proxy must not resolve."""
     return re.sub(r"(?<=/)(\.{1,2})(?=/|$)", lambda dots: "%2E" * len(dots[1]), path)

@@ -238,7 +238,7 @@ DAMAGE: dict[Callable[[Path], None], str] = {
     manifest_without_a_field: "is damaged",
     manifest_with_an_unknown_field: "is damaged",
     another_format: "was written by another version",
-    path_outside_of_the_folder: "names files outside of its folder",
+    path_outside_of_the_folder: "names files outside its folder",
     other_embedding_size: "produces embeddings of 128 numbers, but the database holds 512",
     other_embedding_size_in_the_graph_only: "produces embeddings of 128 numbers, but the database holds 512",
     detector_with_other_outputs: "is not an SCRFD detector of 640 pixels",
@@ -550,7 +550,7 @@ def test_a_pack_with_other_answers_fails_the_proof(copy: Path) -> None:
 
 def test_an_output_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match=r"cannot be written .* give another --out"):
+    with pytest.raises(ModelError, match=r"cannot be written .* choose another --out"):
         pipeline.bake("buffalo_sc", tmp_path / "file/model")
 
 
@@ -592,7 +592,7 @@ def test_verify_and_bake_report_the_proof_and_no_warnings(tmp_path: Path, copy: 
     assert failed.stderr.count("\n") == 1
     wrong = command("bake", "--pack", "buffalo_l")
     assert wrong.returncode == 4
-    assert "give its folder, archive or URL with --source" in wrong.stderr
+    assert "pass its folder, archive or URL with --source" in wrong.stderr
 
 
 def test_the_wheel_contains_the_default_pack() -> None:

@@ -1,4 +1,4 @@
-"""Canonical models: fixed inputs, standard operators alone, and names that do not differ from one bake to the next."""
+"""Canonical models: fixed inputs, only standard operators, and names that are the same in every bake."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _prune(graph: Graph, pattern: _Pattern) -> None:
     pruned = _pruned(weights, size > NEGLIGIBLE * size.max(), largest(last, axis=1))
     if pruned is None:
         return
-    # What a channel gives that reads nothing is added to the bias of the pointwise convolution.
+    # The output of a channel that reads nothing is constant, and is added to the bias of the pointwise convolution.
     constant = np.where(bias > 0, bias, bias * next_slopes.ravel())[pruned.constant]
     last_bias = last_bias + (last[:, pruned.constant, 0, 0] * constant).sum(axis=1)
     for node, place, values in (
@@ -132,7 +132,7 @@ def _prune(graph: Graph, pattern: _Pattern) -> None:
 
 
 def _pruned(weights: NDArray[Any], alive: NDArray[np.bool_], used: NDArray[Any]) -> _Pruned | None:
-    """Return the pruned convolution, or None where it takes as many blocks.
+    """Return the pruned convolution, or None if it takes as many blocks.
 
     `alive` says which inputs are not zero everywhere, `used` is the largest weight with which each output is read.
     """

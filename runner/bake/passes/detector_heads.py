@@ -29,12 +29,12 @@ class _Head:
 def extract_regression_heads(model: ModelProto) -> Float32Array | None:
     """Remove boxes and landmarks from a detector's outputs, and return the matrices that compute them.
 
-    They are 28 of the 30 channels of a detector's heads, over 8,400 cells of which few hold a face. The graph returns
-    the scores and, in place of boxes and landmarks, the feature maps that the heads read. The result (3, 9 n + 1,
-    28), for n features, holds one matrix per stride: a cell's 3x3 patch, in the order feature, row, column, followed
+    They are 28 of the 30 channels of a detector's heads, over 8,400 cells of which few contain a face. The graph
+    returns the scores and, in place of boxes and landmarks, the feature maps that the heads read. The result (3, 9 n +
+    1, 28), for n features, holds one matrix per stride: a cell's 3x3 patch, in the order feature, row, column, followed
     by 1, times this matrix gives box (4) and landmarks (10) of each of its two anchors.
 
-    Returns None and leaves the model as it is where the heads are not three 3x3 convolutions of one feature map.
+    Returns None and does not change the model if the heads are not three 3x3 convolutions of one feature map.
     """
     graph = Graph(model)
     heads = [head for level in range(LEVELS) if (head := _head(graph, graph.outputs[level::LEVELS])) is not None]

@@ -1,4 +1,4 @@
-"""A model's nodes and constants while passes rewrite them, and the questions that passes ask of a node.
+"""A model's nodes and constants while passes rewrite them, and predicates about nodes.
 
 Names that passes give to nodes and tensors are written into the pack: another name changes its checksums.
 """

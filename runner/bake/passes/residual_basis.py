@@ -22,7 +22,7 @@ from runner.bake.passes.graph import (
 from runner.bake.passes.prelu import MAX_SLOPE, prelu_of_scaled
 
 # The condition number bounds how much the inverse amplifies rounding: of the seven digits of single precision it
-# leaves three. The networks at hand have 300 to 600, which leaves the proof what it asks for.
+# leaves three. The known networks have 300 to 600, which is accurate enough for the proof.
 MAX_CONDITION = 1e4
 # NumPy multiplies matrices of these itself. BLAS rounds differently on other kinds of CPU, and the same files must
 # bake to the same bytes there.
