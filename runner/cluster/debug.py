@@ -1,6 +1,6 @@
 """A single job in the cluster: a Job made from the chart's suspended CronJob, with the payload in Secrets.
 
-The payload is not in the Job itself, where everybody who may read Jobs would see it. It is in Secrets that the Job
+The payload is not in the Job itself, where everyone who may read Jobs would see it. It is in Secrets that the Job
 owns: they are mounted as files and deleted with the Job. The Job is created first, so that nothing outlives its
 deadline and time to live if this command is killed in between.
 """
@@ -22,7 +22,7 @@ PAYLOAD_FOLDER = "/var/run/spottmee-job"
 PART_BYTES = 900_000
 # etcd has room for more, but no selfie is larger; the photos of the API are about 5 MB.
 LARGEST_PAYLOAD = 32 * 1024 * 1024
-_HIDDEN = "not shown: it may hold a selfie"
+_HIDDEN = "not shown: it may contain a selfie"
 
 
 def job_manifest(template: Object, parts: int) -> Object:
@@ -133,7 +133,7 @@ class DebugOutcome:
 
 
 class DebugRun(TemplateJob):
-    """A Job with its payload: created, followed, and deleted at the end of the `with` block, also after an error."""
+    """A Job with its payload: created, followed, and deleted at the end of the `with` block, even after an error."""
 
     def __init__(self, cluster: Cluster, template: Object, payload: bytes, *, keep: bool, say: Say) -> None:
         self._parts = split(payload)

@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.cluster.api import COMPONENT_LABEL, JOB_NAME_LABEL, RELEASE_LABEL, Object
 
-# Conditions of a Job that decide its phase, the most decisive first.
+# Conditions of a Job that determine its phase, in order of precedence.
 _JOB_STATES = ("Failed", "Complete", "FailureTarget", "SuccessCriteriaMet", "Suspended")
 # Of an error's message, as `status` shows it.
 REASON_LENGTH = 200

@@ -1,4 +1,4 @@
-"""How many photos lack embeddings of the current model, for whoever looks at the state of a deployment."""
+"""How many photos lack embeddings of the current model, for `status` and `doctor`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COUNT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PhotoState:
-    """How many photos are READY without embeddings of `model`; at least, where the count is not `complete`."""
+    """How many photos are READY without embeddings of `model`; a lower bound if the count is not `complete`."""
 
     model: str
     without_embeddings: int
@@ -33,7 +33,7 @@ class PhotoState:
 
 
 def read_photos(settings: Settings, *, seconds: float = COUNT_SECONDS) -> PhotoState | None:
-    """Count for about `seconds`; None where the settings name no database, or no model pack is here.
+    """Count for about `seconds`; None if the settings have no database, or there is no model pack.
 
     Raises `DatabaseUnreachableError`, `SettingsError` and `SchemaError`.
     """

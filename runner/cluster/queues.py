@@ -18,7 +18,7 @@ from runner.settings import Settings
 from runner.worker.kinds import KINDS, PHOTO
 from runner.worker.messages import fields
 
-# An interactive command gives up sooner than a run, which keeps trying for half a minute.
+# An interactive command gives up sooner than a run, which retries for half a minute.
 PATIENCE_SECONDS = 5.0
 _MOST_LEASES = 100_000
 

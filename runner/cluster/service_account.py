@@ -1,7 +1,7 @@
 """Read access to the Kubernetes API with the service account of this pod.
 
 The image does not contain the package `kubernetes` (docs/how-to/image.md), and `helm test` runs `doctor` in the image:
-its GET requests do not justify a client of that size. Everything else uses `runner.cluster.api`.
+its few GET requests do not justify a client of that size. Everything else uses `runner.cluster.api`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ServiceAccountReader:
 
     @classmethod
     def open(cls, namespace: str | None = None, folder: Path = _FOLDER) -> Self:
-        """Use the mounted token; sends nothing. Raises `NoClusterError` outside of a pod, or without a token."""
+        """Use the mounted token; sends nothing. Raises `NoClusterError` outside a pod, or without a token."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
         if not host or not port:
             raise NoClusterError("this process is not in a pod (KUBERNETES_SERVICE_HOST is not set)")
@@ -68,8 +68,8 @@ class ServiceAccountReader:
         return list(found.get("items") or [])
 
     def _get(self, group: str, what: str, action: str, query: Mapping[str, str]) -> Object:
-        asked = urlencode(query, safe="/")
-        path = f"{group}/namespaces/{self.namespace}/{what}{'?' if asked else ''}{asked}"
+        encoded = urlencode(query, safe="/")
+        path = f"{group}/namespaces/{self.namespace}/{what}{'?' if encoded else ''}{encoded}"
         connection = (
             http.client.HTTPSConnection(self._host, self._port, timeout=_SECONDS, context=self._context)
             if self._context

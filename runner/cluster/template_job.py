@@ -84,7 +84,7 @@ def owner(item: Object, kind: str, *, controller: bool = False) -> Object:
 
 
 class TemplateJob:
-    """Creates a Job, follows it, and deletes it at the end of the `with` block, also after an error."""
+    """Creates a Job, follows it, and deletes it at the end of the `with` block, even after an error."""
 
     def __init__(self, cluster: Cluster, manifest: Object, *, keep: bool, say: Say) -> None:
         self._cluster = cluster

@@ -11,7 +11,7 @@ from runner.errors import CheckFailedError, UsageError
 
 COLUMNS = ("first", "second", "same")
 _SAME = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-_ADVICE = "expected is a folder with a folder of photos for each person, or a CSV file with the columns " + ",".join(
+_ADVICE = "pass a folder that contains one folder of photos per person, or a CSV file with the columns " + ",".join(
     COLUMNS
 )
 
@@ -100,10 +100,10 @@ def _rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[str, str, b
         if not any(cell.strip() for cell in row):
             continue
         if len(row) != len(header):
-            raise UsageError(f"{path}, row {number}: {len(row)} columns, expected are {len(header)}")
+            raise UsageError(f"{path}, row {number}: {len(row)} columns, expected {len(header)}")
         first, second, same = (row[place].strip() for place in places)
         if not first or not second or "\0" in first + second:
             raise UsageError(f"{path}, row {number}: the path of a photo is missing")
         if same.lower() not in _SAME:
-            raise UsageError(f"{path}, row {number}: column same is {same!r}, expected is one of {', '.join(_SAME)}")
+            raise UsageError(f"{path}, row {number}: column same is {same!r}, expected one of {', '.join(_SAME)}")
         yield first, second, _SAME[same.lower()]

@@ -32,7 +32,7 @@ _ROWS = 64
 class Faces(Enum):
     """Which faces of a photo are compared."""
 
-    ONE = "one"  # a photo with several is left out: nothing tells which of them is the person
+    ONE = "one"  # a photo with several is skipped: it is not known which of them is the person
     LARGEST = "largest"
     ALL = "all"  # the pair of faces with the greatest similarity, as a run compares
 
@@ -116,7 +116,7 @@ def measure(
     worst: int,
     progress: Callable[[int], None],
 ) -> Measured:
-    """Embed the photos, and compare the pairs. `progress` is told how many photos are done."""
+    """Embed the photos, and compare the pairs. `progress` receives the number of photos done."""
     embedded, left_out = _embed(labels.photos, engine, settings, faces, progress)
     if labels.pairs is None:
         _leave_out_copies(embedded, left_out)
@@ -208,7 +208,7 @@ def _outcome(photo: Photo, future: Future[list[Face]], file: _File, faces: Faces
         return LeftOut(
             photo.name,
             "several_faces",
-            f"{len(found)} faces, and nothing tells which is the person (--faces)",
+            f"{len(found)} faces, and it is not known which is the person (--faces)",
             is_fault=False,
         )
     return Embedded(photo, [max(found, key=_area)] if faces is Faces.LARGEST else found, file.digest)
@@ -220,7 +220,7 @@ def _area(face: Face) -> float:
 
 
 def _leave_out_copies(embedded: dict[int, Embedded], left_out: dict[int, LeftOut]) -> None:
-    """Leave out a person's second copy of a file: its similarity of 1 says nothing about the model."""
+    """Skip a person's second copy of a file: its similarity of 1 says nothing about the model."""
     seen: dict[tuple[str, bytes], str] = {}
     for index, item in list(embedded.items()):
         first = seen.setdefault((item.photo.person, item.digest), item.photo.name)

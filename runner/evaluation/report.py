@@ -28,14 +28,14 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 METHOD = (
     "A pair matches when its similarity is strictly greater than the threshold. The ranges are Wilson score intervals "
-    "of 95 % (Wilson 1927). They assume independent pairs; pairs that share a photo or a person are not, so that the "
+    "of 95 % (Wilson 1927). They assume independent pairs; pairs that share a photo or a person are not, so the "
     "real uncertainty is larger: what counts is the number of people."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured, and how it is judged. `default` is the threshold that the API asks for."""
+    """The measurements and their assessment. `default` is the threshold that the API sends."""
 
     model: str
     people: int
@@ -103,7 +103,7 @@ def _interval(rate: Rate) -> str:
 
 
 def _text(text: str) -> str:
-    """Return text from outside: escaped for HTML, and without characters that turn text around or hide it."""
+    """Return untrusted text, escaped for HTML, without characters that change the direction of text or hide it."""
     return html.escape(printable(text))
 
 
@@ -157,7 +157,7 @@ def _figure(photo: Embedded, face: Face, read_image: Callable[[Embedded], Image]
     try:
         picture = f"<img src='{_data_uri(crop(read_image(photo), face))}' alt='{name}' loading='lazy'>"
     except (OSError, JobError):  # changed since it was measured
-        picture = "<div class='absent'>not readable any more</div>"
+        picture = "<div class='absent'>no longer readable</div>"
     return f"<figure>{picture}<figcaption>{name}</figcaption></figure>"
 
 

@@ -1,1 +1,1 @@
-"""Metrics and a page for people, served from what Redis holds; needs the extra `metrics`."""
+"""Metrics and a status page, served from the data in Redis; needs the extra `metrics`."""

@@ -1,4 +1,4 @@
-"""Every metric that is exposed, by name: its labels and where its values come from. Nothing else may be exposed."""
+"""All exposed metrics by name: their labels, and where their values come from. Nothing else may be exposed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Metric:
 
     @property
     def sample(self) -> str:
-        """The name with which queries find it."""
+        """Its name in queries."""
         return f"{self.name}_total" if self.kind == "counter" else self.name
 
 
@@ -54,34 +54,34 @@ UP = _gauge(
     per_queue=False,
 )
 READ_SECONDS = _gauge("redis_read_seconds", "How long reading Redis took for this scrape.", per_queue=False)
-MEMORY = _gauge("redis_memory_used_bytes", "Memory that Redis uses; of a cluster its fullest primary.", per_queue=False)
+MEMORY = _gauge(
+    "redis_memory_used_bytes", "Memory that Redis uses; in a cluster, that of its fullest primary.", per_queue=False
+)
 MEMORY_LIMIT = _gauge(
-    "redis_memory_limit_bytes", "maxmemory of Redis, 0 for none. Missing, as the two others, without +info.",
+    "redis_memory_limit_bytes", "maxmemory of Redis, 0 for none. Absent without +info, like the other two.",
     per_queue=False,
 )  # fmt: skip
 MEMORY_POLICY = _gauge("redis_eviction_policy", "1 for the maxmemory-policy of Redis.", "policy", per_queue=False)
 
-WAITING = _gauge("jobs_waiting", "Jobs in the list, which no runner has claimed.")
+WAITING = _gauge("jobs_waiting", "Jobs in the list, not yet claimed.")
 LEASED = _gauge(
-    "jobs_leased", "Jobs with a lease: claimed, or due again after a delay. KEDA counts these and the waiting."
+    "jobs_leased", "Jobs with a lease: claimed, or due again after a delay. KEDA counts these and the waiting jobs."
 )
-DUE = _gauge(
-    "leases_due", "Leases that have expired and that no runner has claimed yet: retries, and jobs of dead runners."
-)
+DUE = _gauge("leases_due", "Expired leases that no runner has claimed yet: retries, and jobs of dead runners.")
 DEFERRED = _gauge(
     "jobs_deferred",
-    "Leases that nobody holds: retries and comparisons that become due after a delay.",
+    "Leases without an owner: retries and comparisons that become due after a delay.",
 )
 PARKED = _gauge("jobs_parked", "Jobs that wait without a lease: for an album, or for an image server that fails.")
 OLDEST = _gauge(
     "oldest_waiting_seconds",
     "How long the oldest job of the list has waited since it was first seen there; 0 without one.",
 )
-DEAD = _gauge("dead_letters", "Dead letters that are kept, by error code.", "code")
+DEAD = _gauge("dead_letters", "Dead letters by error code.", "code")
 
 ORPHANS = _gauge(
     "photos_without_job",
-    "Photos that are UPLOADED or PROCESSING for 15 minutes and have no job, as the last sweep counted them.",
+    "Photos that have been UPLOADED or PROCESSING for 15 minutes without a job, as counted by the last sweep.",
 )
 
 GAUGES = (WAITING, LEASED, DUE, DEFERRED, PARKED, OLDEST, DEAD, ORPHANS)
@@ -97,14 +97,14 @@ RELEASES = _counter(
 )
 EXPIRED = _counter(
     "leases_expired",
-    "Leases that expired while a runner held them: it died, or lost its connection.",
+    "Leases that expired while a runner owned them: it died, or lost its connection.",
 )
-LOST = _counter("leases_lost", "Leases that a live runner found to be another's: its work was discarded.")
+LOST = _counter("leases_lost", "Leases that a live runner lost to another one: its work was discarded.")
 REQUEUES = _counter("requeues", "Dead letters whose jobs were returned to the list.")
 FACES = _counter("faces", "Faces found in the images of succeeded jobs.")
 RUNS_STARTED = _counter(
     "runs_started",
-    "Runs that made their first claim. A run counts in each queue that it serves.",
+    "Runs that made their first claim. A run is counted in each queue that it serves.",
 )
 RUNS = _counter(
     "runs", "Runs that have ended, by reason: an exit reason or an error code. A killed run never ends.", "reason"
@@ -123,13 +123,13 @@ PLAIN: Mapping[Metric, str] = {
 }
 
 JOB_SECONDS = _histogram(
-    "job_duration_seconds", "From when a job left the list to its end, retries and waiting for the album included."
+    "job_duration_seconds", "From when a job left the list to its end, including retries and waiting for the album."
 )
 PHOTO_SECONDS = _histogram(
     "photo_ready_seconds", "From the upload of a photo (created_at in the API's table) to READY."
 )
 STARTUP_SECONDS = _histogram(
-    "startup_seconds", "From the start of a run's process until its model was loaded and the databases were checked."
+    "startup_seconds", "From the start of a run's process until its model is loaded and the databases are checked."
 )
 STAGE_SECONDS = _histogram("stage_duration_seconds", "Time of one job in one stage.", "stage")
 

@@ -9,7 +9,7 @@ from html import escape
 WIDTH, HEIGHT = 640, 136
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 6, 14, 24
 _HOUR = 3600
-# One, two or five times a power of ten, above which a scale ends.
+# Scales end at one, two or five times a power of ten.
 _STEPS = (1, 2, 5)
 
 Point = tuple[float, float]  # time (Unix epoch), value
@@ -18,7 +18,7 @@ Point = tuple[float, float]  # time (Unix epoch), value
 def chart(title: str, points: Sequence[Point], *, now: float, seconds: float, shape: str) -> str:
     """Return a chart of `points` in the last `seconds`. `shape` is its class, and what it draws: area or bars.
 
-    Points further apart than five minutes are not connected: nobody looked in between.
+    Points more than five minutes apart are not connected: nothing was sampled in between.
     """
     kept = [(moment, value) for moment, value in points if now - seconds <= moment <= now]
     top = _scale(max((value for _, value in kept), default=0))

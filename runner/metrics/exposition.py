@@ -33,7 +33,7 @@ _EXPECTED = {
 
 
 def families(samples: Sequence[Sample] | None, seconds: float = 0.0, memory: Memory | None = None) -> Iterator[Metric]:
-    """Yield every metric. `samples` is None where Redis did not answer; reading it took `seconds`."""
+    """Yield every metric. `samples` is None if Redis did not answer; reading it took `seconds`."""
     yield _gauge(catalogue.UP, [([], 0 if samples is None else 1)])
     if samples is None:
         return
@@ -127,7 +127,7 @@ class _Collector:
 
 
 def text(found: Iterable[Metric], accept: str = "") -> tuple[bytes, str]:
-    """Return the exposition and its content type: OpenMetrics where `accept` asks for it, else Prometheus' text."""
+    """Return the exposition and its content type: OpenMetrics if `accept` has it, otherwise Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(_Collector(list(found)))
     encode, content_type = choose_encoder(accept)

@@ -1,4 +1,4 @@
-"""The page for people: queues, what is in flight, the last hours, runs, and dead letters by code.
+"""The status page: queues, jobs in flight, the last hours, runs, and dead letters by code.
 
 It is built from numbers, error codes and names of runners: payloads are not read, so no photo, selfie or URL appears.
 """
@@ -42,7 +42,7 @@ _LONG_WAIT_SECONDS = 60.0
 
 
 def page(reading: Reading, details: Mapping[str, Details], query: str) -> str:
-    """Return the whole page. `query` may ask for it to be loaded again every half minute: refresh=on."""
+    """Return the page. The `query` refresh=on makes the browser reload it every half minute."""
     refreshes = parse_qs(query).get("refresh") == ["on"]
     again = f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">' if refreshes else ""
     switch = (
@@ -59,8 +59,8 @@ def page(reading: Reading, details: Mapping[str, Details], query: str) -> str:
         f'<header><h1>spottmee-worker</h1><span class="soft">{moment}</span>'
         f'{switch}<a href="metrics">Metrics</a></header>'
         f'<main id="queues">{"".join(_main(reading, details))}</main>'
-        f"<footer>Version {escape(__version__)}. Read-only; times are UTC, and totals count since their key "
-        "exists in Redis.</footer></body></html>"
+        f"<footer>Version {escape(__version__)}. Read-only; times are UTC, and totals count from the creation of "
+        "their key in Redis.</footer></body></html>"
     )
 
 
@@ -133,7 +133,7 @@ def _runners(details: Mapping[str, Details]) -> Iterator[str]:
                 rows.setdefault((lease.owner, name), []).append(lease)
     yield '<section class="card" aria-labelledby="flight"><h2 id="flight">In flight</h2>'
     if not rows:
-        yield "<p>No runner holds a job.</p></section>"
+        yield "<p>No job is in flight.</p></section>"
         return
     ordered = sorted(rows.items(), key=lambda row: -max(lease.age_seconds for lease in row[1]))
     yield _table(
@@ -151,7 +151,7 @@ def _runners(details: Mapping[str, Details]) -> Iterator[str]:
             )
             for (owner, name), leases in ordered[:_RUNNERS_SHOWN]
         ],
-        "Runners that hold jobs",
+        "Runners with leases",
     )
     if len(ordered) > _RUNNERS_SHOWN:
         yield f"<p>and {len(ordered) - _RUNNERS_SHOWN} more</p>"
@@ -166,7 +166,7 @@ def _runs(samples: Sequence[Sample], details: Mapping[str, Details], now: float)
         open_runs = max(0, sample.totals[totals.RUNS_STARTED] - sum(ended.values()))
         yield (
             f"<p><b>{sample.name}</b>: {sample.totals[totals.RUNS_STARTED]:,} started; ended: {reasons}; "
-            f"{open_runs:,} at work or killed</p>"
+            f"{open_runs:,} active or killed</p>"
         )
     yield _killed(samples)
     last = _last_runs(details)
@@ -187,14 +187,14 @@ def _runs(samples: Sequence[Sample], details: Mapping[str, Details], now: float)
 
 
 def _killed(samples: Sequence[Sample]) -> str:
-    """Return what is known of runs that could not write a summary: the leases that they have left behind."""
+    """Describe runs that could not write a summary, by the leases that they left behind."""
     expired = {sample.name: sample.totals[totals.LEASES_EXPIRED] for sample in samples}
     if not any(expired.values()):
         return "<p>A run that is killed leaves no row below. None of their leases has expired so far.</p>"
     numbers = ", ".join(f"{number:,} of {name}" for name, number in expired.items() if number)
     return (
         "<p>A run that is killed leaves no row below, but its leases: "
-        f"{numbers} expired while a run held them, and their jobs were done again.</p>"
+        f"{numbers} expired while a run owned them, and their jobs were delivered again.</p>"
     )
 
 
@@ -218,12 +218,10 @@ def _dead_letters(samples: Sequence[Sample]) -> Iterator[str]:
     ]
     yield '<section class="card" aria-labelledby="dead"><h2 id="dead">Dead letters</h2>'
     if rows:
-        yield _table(
-            ("Queue", "Code", "#Number", "To return their jobs to the list"), rows, "Dead letters by error code"
-        )
+        yield _table(("Queue", "Code", "#Number", "Command to requeue them"), rows, "Dead letters by error code")
         yield (
-            "<p>See them first: <code>spottmee-worker dead list --code CODE</code>. The selfie of a comparison is "
-            "kept for 59 minutes; after that its job cannot be returned.</p>"
+            "<p>Inspect them first: <code>spottmee-worker dead list --code CODE</code>. The selfie of a comparison is "
+            "kept for 59 minutes; after that its job cannot be requeued.</p>"
         )
     else:
         yield "<p>There are none.</p>"
@@ -232,7 +230,7 @@ def _dead_letters(samples: Sequence[Sample]) -> Iterator[str]:
 
 def _command(queue: str, code: str) -> str:
     if code == ExpiredJobError.code:
-        return "no longer possible: nobody waits for the answer, and the selfie is deleted"
+        return "not possible: the guest no longer waits, and the selfie was deleted"
     if code == totals.OTHER:
         return f"spottmee-worker dead list --queue {queue}"
     return f"spottmee-worker dead requeue --queue {queue} --code {code}"

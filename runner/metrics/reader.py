@@ -1,4 +1,4 @@
-"""Reads the queues for every request and, in a thread of its own, for the history. Survives outages of Redis."""
+"""Reads the queues for every request and, in a separate thread, for the history. Survives outages of Redis."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from runner.queue.memory import Memory, read_memory
 from runner.queue.samples import Moment, RunSummary, Sample, Sampler
 from runner.settings import Settings
 
-# A scrape must answer before Prometheus gives up (10 s), and say that Redis does not.
+# A scrape must return before Prometheus gives up (10 s), even if Redis does not respond.
 PATIENCE_SECONDS = 1.0
-# Requests that follow each other more quickly get the same answer: so nobody can load Redis through this process.
+# More frequent requests get the same reading, so that clients cannot overload Redis through this process.
 FRESH_SECONDS = 0.5
-# How often the queues are looked at where nobody asks: so precisely the age of the oldest job is known.
+# How often the queues are read without requests, which is the precision of the age of the oldest job.
 SAMPLE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The queues at `time` (Unix epoch); `samples` is None, and `error` says why, where Redis did not answer.
+    """The queues at `time` (Unix epoch); `samples` is None, and `error` says why, if Redis did not answer.
 
-    `exit_code` is that of a command which this ends.
+    `exit_code` is that of a command that ends because of the error.
     """
 
     time: float
@@ -42,7 +42,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What the page shows of one queue besides its sample."""
+    """What the page shows about one queue besides its sample."""
 
     history: Sequence[Moment]
     runs: Sequence[RunSummary]
@@ -50,7 +50,7 @@ class Details:
 
 
 class Reader:
-    """The queues of `settings.queues`. Its methods may be called from any thread, and raise nothing."""
+    """Reads the queues of `settings.queues`. Its methods may be called from any thread, and never raise."""
 
     def __init__(self, settings: Settings) -> None:
         patience = min(settings.connect_timeout_seconds, PATIENCE_SECONDS)
@@ -63,7 +63,7 @@ class Reader:
         self._stopped = threading.Event()
 
     def read(self) -> Reading:
-        """Return the queues now, or as they were half a second ago."""
+        """Return the current state of the queues, at most half a second old."""
         with self._lock:
             if self._latest is not None and time.monotonic() - self._latest[0] < FRESH_SECONDS:
                 return self._latest[1]
@@ -72,7 +72,7 @@ class Reader:
             return reading
 
     def details(self) -> dict[str, Details]:
-        """Return the rest of what the page shows, by queue; nothing where Redis did not answer."""
+        """Return the other content of the page by queue; nothing if Redis did not answer."""
         with self._lock:
             try:
                 return {sampler.name: self._details(sampler) for sampler in self._opened()}
@@ -81,7 +81,7 @@ class Reader:
                 return {}
 
     def run(self) -> None:
-        """Look at the queues every few seconds until `stop`."""
+        """Read the queues every few seconds until `stop`."""
         while not self._stopped.wait(SAMPLE_SECONDS):
             self.read()
 
@@ -115,7 +115,7 @@ class Reader:
         return self._samplers
 
     def _note(self, error: RunnerError | None) -> None:
-        """Log that Redis does not answer, and that it does again, once each."""
+        """Log once that Redis does not answer, and once that it answers again."""
         problem = None if error is None else error.code
         if problem != self._problem:
             if error is not None:

@@ -1,4 +1,4 @@
-"""A small HTTP server for metrics and the page: GET and HEAD only, and nothing that it does changes a job."""
+"""A small HTTP server for metrics and the page: GET and HEAD only, and no request changes anything."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 from runner.errors import UsageError, place
 from runner.logs import logger
 
-# A client that sends or reads more slowly is disconnected, and so is one too many.
+# Slower clients are disconnected, and so are clients beyond this number.
 REQUEST_SECONDS = 10.0
 MOST_REQUESTS = 16
 TEXT = "text/plain; charset=utf-8"
 _LOCAL = frozenset({"localhost"})
-# Nothing is loaded from anywhere, embedded anywhere, kept, or sent anywhere.
+# Responses load nothing, cannot be embedded or cached, and send no referrer.
 _HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
@@ -35,7 +35,7 @@ _HEADERS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a route answers; `headers` replace those that every response has."""
+    """The response of a route; `headers` override those that every response has."""
 
     body: bytes
     content_type: str = TEXT
@@ -80,7 +80,7 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.port
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve the connection in a thread, or close it where too many are open."""
+        """Serve the connection in a thread, or close it if too many are open."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -94,10 +94,10 @@ class Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that leave."""
+        """Ignore clients that disconnect."""
 
     def allows(self, host: str) -> bool:
-        """Return whether the header Host may name this server: not after DNS rebinding, which needs a name."""
+        """Return whether the header Host is allowed, which protects against DNS rebinding."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:

@@ -19,7 +19,7 @@ MOST_SECONDS = 31 * 86_400
 _DAY = 86_400
 _HEADER = ["seconds", "jobs"]
 # Jobs per hour of a day, in relative units, from midnight on: quiet until noon, the most at 21:00. An assumption about
-# parties; a CSV file takes its place where the real curve is known.
+# parties; use a CSV file if the real curve is known.
 DAY_CURVE = (4, 3, 2, 1, 1, 1, 1, 2, 4, 6, 8, 10, 12, 13, 14, 16, 18, 20, 24, 32, 40, 44, 32, 14)
 
 
@@ -54,7 +54,7 @@ def day(jobs: int, seed: int) -> Arrivals:
 def from_csv(path: Path) -> Arrivals:
     """Return the pushes of a file with the columns seconds and jobs: how many jobs were pushed at that second.
 
-    Raises `UsageError` where the file cannot be read, or has no jobs, too many, or a malformed row.
+    Raises `UsageError` if the file cannot be read, or has no jobs, too many, or a malformed row.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -31,10 +31,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the pods and their nodes do. Times are in seconds, throughput in jobs per second of a pod with all its CPUs.
+    """Properties of pods and nodes. Times are in seconds, throughput in jobs per second of a pod with all its CPUs.
 
-    `node_cpus` of 0 is room for every pod on CPUs of its own. `max_nodes` above `nodes` is a cluster autoscaler, whose
-    nodes come after `node_delay`.
+    With `node_cpus` of 0, every pod has room and CPUs of its own. `max_nodes` above `nodes` is a cluster autoscaler,
+    whose nodes are ready after `node_delay`.
     """
 
     throughput: float = 29
@@ -57,7 +57,7 @@ class Machine:
         return max(0, floor((self.node_cpus - self.reserved_cpus) / setting.cpu_request + 1e-9))
 
 
-# The chart's values, and what was measured of a run (docs/explanation/simulation.md names each source).
+# The chart's values, and measurements of runs (docs/explanation/simulation.md names each source).
 SETTINGS = {
     "process": Setting(),
     "compare": Setting(

@@ -12,10 +12,10 @@ from runner.simulation.arrivals import Arrivals
 from runner.simulation.keda import Machine, Setting
 from runner.simulation.play import Played, play
 
-# A burst can come at any moment between two polls: it is played for so many, unless it is very large.
+# A burst can come at any moment between two polls: it is simulated for this many moments, unless it is very large.
 OFFSETS = 10
 _MOST_PLAYED = 1_000_000
-# Without a target, settings whose p95 is within this share of the shortest count as equally quick.
+# Without a target, settings whose p95 is within this share of the shortest count as equally fast.
 AS_QUICK = 0.05
 _HOUR = 3600
 

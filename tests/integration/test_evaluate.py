@@ -119,7 +119,7 @@ def test_the_table_shows_rates_with_intervals_and_what_was_left_out(
     assert re.search(r"^0\.50 +100\.0 % \(34\.2 to 100\.0\) +0\.0 % \(0\.0 to 22\.8\) +the API's$", out, re.MULTILINE)
     assert err.splitlines() == [
         "left out: Ada/lake.jpg: no face was found",
-        "left out: Dan/two.png: 2 faces, and nothing tells which is the person (--faces)",
+        "left out: Dan/two.png: 2 faces, and it is not known which is the person (--faces)",
         "left out: Ada/selfie.jpg: the same file as Ada/copy of selfie.jpg",
     ]
     assert document_of(evaluate(people, "--json", "--faces", "largest")[1])["pairs"]["same"] == 1 + 3

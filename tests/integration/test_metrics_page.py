@@ -64,7 +64,7 @@ class _Tags(HTMLParser):
 def test_the_page_shows_the_queues_the_runners_the_runs_and_what_to_do(filled: Exporter) -> None:
     status, headers, text = filled.get("/")
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
-    for shown in ("pod-process", "pod-compare", "max_jobs", "2 started; ended: 1 empty; 1 at work or killed"):
+    for shown in ("pod-process", "pod-compare", "max_jobs", "2 started; ended: 1 empty; 1 active or killed"):
         assert shown in text
     assert "<code>spottmee-worker dead requeue --queue process --code image_missing</code>" in text
     assert "--code expired" not in text  # whose payload is gone
@@ -140,7 +140,7 @@ def test_killed_runs_are_known_by_the_leases_that_they_left(filled: Exporter, re
     pass_time(redis, 31)
     queue_of(redis, "job/another/1").claim(2)
     time.sleep(FRESH_SECONDS)
-    assert "2 of process expired while a run held them" in filled.get("/")[2]
+    assert "2 of process expired while a run owned them" in filled.get("/")[2]
 
 
 def test_a_chart_leaves_out_the_time_in_which_nobody_looked() -> None:
@@ -214,7 +214,7 @@ def test_everything_is_reached_by_tab_in_order_and_seen_to_have_the_focus(filled
             assert focused["outlined"], focused
             assert focused["seen"], focused
             names.append(focused["name"])
-        tables = ["Runners that hold jobs", "The last 2 runs", "Dead letters by error code"]
+        tables = ["Runners with leases", "The last 2 runs", "Dead letters by error code"]
         assert names == ["Skip to the queues", "Refresh every 30 s", "Metrics", *tables]
         assert tab.ask("document.querySelectorAll('a, summary, button, [tabindex]').length") == len(names)
         tab.press("Tab", shift=True)
@@ -227,7 +227,7 @@ def test_the_skip_link_leads_past_the_links_and_is_hidden_until_then(filled: Exp
     tab.press("Tab")
     tab.press("Enter")
     tab.press("Tab")
-    assert tab.ask(FOCUSED)["name"] == "Runners that hold jobs"
+    assert tab.ask(FOCUSED)["name"] == "Runners with leases"
 
 
 def test_refreshing_is_switched_on_and_off_by_key(filled: Exporter, tab: Tab) -> None:

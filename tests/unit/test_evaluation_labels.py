@@ -43,7 +43,7 @@ def test_a_csv_names_each_photo_once(tmp_path: Path, mark: bytes) -> None:
         (b"a,b,c\n", UsageError, "no column first"),
         (b"first,second\na,b\n", UsageError, "no column same"),
         (b"first,second,same\n", CheckFailedError, "no pairs"),
-        (b"first,second,same\na,b\n", UsageError, "row 2: 2 columns, expected are 3"),
+        (b"first,second,same\na,b\n", UsageError, "row 2: 2 columns, expected 3"),
         (b"first,second,same\na,b,1\na,b,1,5\n", UsageError, "row 3: 4 columns"),
         (b"first,second,same\na,b,maybe\n", UsageError, "row 2: column same is 'maybe'"),
         (b"first,second,same\n,b,1\n", UsageError, "row 2: the path of a photo is missing"),
