@@ -29,7 +29,7 @@ NO_VISIBLE_ROW = f'row-level security hides every row of "Photo" from this role:
 
 @cache
 def _docstrings() -> dict[str, str]:
-    """Return class → docstring of this file, of which `python -OO` has removed them."""
+    """Return class → docstring, read from this file, because `python -OO` removes docstrings."""
     tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
     return {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.ClassDef)}
 
@@ -84,7 +84,7 @@ class MissingRightError(SettingsError):
     code = "redis_permission_missing"
 
     def __init__(self, grant: str, cause: str) -> None:
-        """Keep what `ACL SETUSER` has to grant, such as +hset or ~face_embeddings:*."""
+        """Store what `ACL SETUSER` has to grant, such as +hset or ~face_embeddings:*."""
         super().__init__(f"grant {grant} (ACL in docs/reference/redis-keys.md); {cause}")
         self.grant = grant
 
@@ -95,7 +95,7 @@ class MissingGrantError(SettingsError):
     code = "postgres_right_missing"
 
     def __init__(self, variable: str, grants: str) -> None:
-        """Keep the statements that a role with the rights to do so has to run."""
+        """Store the statements that a privileged role has to run."""
         super().__init__(f"let the owner of the database of {variable} run: {grants} (docs/reference/rights.md)")
         self.grants = grants
 
@@ -191,7 +191,7 @@ class JobError(SpottmeeError):
     """The job failed."""
 
     transient: ClassVar[bool] = False
-    # False if the outcome is a regular one: the job becomes no dead letter.
+    # False for an expected outcome: the job is not dead-lettered.
     is_fault: ClassVar[bool] = True
     # The photo id or job id of a payload that could not be decoded, if one can be read from it.
     subject: str | None = None
@@ -213,7 +213,7 @@ class InvalidJobError(PermanentJobError):
     code = "invalid_job"
 
     def __init__(self, detail: str, *, subject: str | None = None) -> None:
-        """Keep the `subject`, if it is known."""
+        """Store the `subject`, if it is known."""
         super().__init__(detail)
         self.subject = subject
 
@@ -267,7 +267,7 @@ class FetchError(TransientJobError):
     code = "fetch_failed"
 
     def __init__(self, detail: str = "", *, pause_seconds: float = 0.0, was_asked: bool = True) -> None:
-        """Keep for how long the server does not want to be asked (0: it has not said), and whether it was asked."""
+        """Store the server's Retry-After in seconds (0: none), and whether a request was sent."""
         super().__init__(detail)
         self.pause_seconds = pause_seconds
         self.was_asked = was_asked

@@ -1,7 +1,7 @@
 """Clean-up of comparisons, at the end of every run and in `sweep`.
 
-What nobody has done in time is answered `[]`, and its selfie deleted; answers that INITIATED has overwritten are
-restored.
+Comparisons that were not processed in time are answered with `[]`, and their selfies deleted; answers that INITIATED
+has overwritten are restored.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from runner.worker.messages import subject
 
 
 def expire_comparisons(redis: Redis, *, seconds: float = WAIT_SECONDS, dry_run: bool = False) -> int:
-    """End the comparisons that have waited for `seconds`, and return how many; with `dry_run` only count up to 100.
+    """Expire the comparisons that have waited for `seconds`, and return how many; with `dry_run` only count up to 100.
 
-    The answer is written first: after a crash in between, the next call does the rest. An answer that is there
-    already stays. Parked comparisons whose album has taken too long are woken: they are answered by a run, or end
-    here where none comes. So are photos that have waited for their image server for too long. Answers that INITIATED
-    has overwritten are restored. May be repeated, and called beside working runners. Raises what Redis raises.
+    The answer is written first: after a crash in between, the next call completes the work. An existing
+    answer stays. Parked comparisons whose album has taken too long are woken: they are answered by a run, or
+    expire here if none starts. So are photos that have waited for their image server for too long. Answers that
+    INITIATED has overwritten are restored. Idempotent, and safe while runners are active. Raises what Redis raises.
     """
     expiry, results = Expiry(redis, COMPARISON.queue, seconds=seconds), ResultStore(redis)
     if not dry_run:

@@ -1,4 +1,4 @@
-"""Photos that nobody works on: the sweep counts them, because the exporter of metrics knows Redis alone."""
+"""Photos without a job: counted by the sweep, because the metrics exporter reads only Redis."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from runner.store.photos import PhotoStatus
 from runner.worker.kinds import PHOTO
 
 AGE_SECONDS = 900.0
-# A count that is not renewed says nothing: a sweep runs at least once a day.
+# An old count means nothing: a sweep runs at least once a day.
 KEPT_SECONDS = 86_400
 APPLICATION_NAME = "spottmee-worker sweep"
 
 
 def count_orphans(settings: Settings) -> int:
-    """Count the photos that are UPLOADED or PROCESSING for 15 minutes without a job, and keep the number in Redis.
+    """Count the photos that have been UPLOADED or PROCESSING for 15 minutes without a job; store the number in Redis.
 
     Raises `RunnerError`.
     """

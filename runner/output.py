@@ -52,7 +52,7 @@ def lines(texts: Iterable[str]) -> None:
 
 def problem(text: str) -> None:
     """Print one line on standard error: progress and errors, which do not belong in a pipe."""
-    with suppress(OSError):  # closed or full: there is nowhere left to say so
+    with suppress(OSError):  # closed or full: this cannot be reported anywhere
         print(printable(text), file=sys.stderr, flush=True)
 
 
@@ -62,13 +62,13 @@ def document(content: Any, *, indent: int | None = None) -> None:
 
 
 def _write(text: str) -> None:
-    """Print `text`. Where standard output is closed or full, the command goes on, and ends with its own exit code."""
+    """Print `text`. If standard output is closed or full, the command continues and exits with its own exit code."""
     try:
         print(text, flush=True)
     except OSError as error:
-        # Python would report it again when it flushes at the exit.
+        # Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # the reader of a pipe leaves when it has seen enough
+        if not isinstance(error, BrokenPipeError):  # the reader of a pipe may close it early, as `head` does
             problem(f"spottmee-worker: cannot write to standard output: {error.strerror}")
 
 

@@ -13,14 +13,14 @@ _BEGINNING = re.compile(r"https?://[^/?#@\\\s{}]+/")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class UrlTemplate:
-    """A URL in parts: `literals[i]` stands before the value of `columns[i]`, and the last one at the end."""
+    """A URL in parts: `literals[i]` precedes the value of `columns[i]`, and the last literal ends the URL."""
 
     literals: tuple[str, ...]
     columns: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> UrlTemplate:
-        """Return the template that `text` is; `{{` and `}}` are braces. Raises `ValueError`, which repeats nothing."""
+        """Parse `text`; `{{` and `}}` are literal braces. Raises `ValueError`, whose message does not repeat `text`."""
         literals, columns = [""], list[str]()
         try:
             pieces = list(Formatter().parse(text))
@@ -45,7 +45,7 @@ class UrlTemplate:
         return cls(tuple(literals), tuple(columns))
 
     def url(self, row: Mapping[str, str | None]) -> str | None:
-        """Return the URL of a photo, as the API writes it: not encoded. None where one of the columns is empty."""
+        """Return the URL of a photo, as the API writes it: not encoded. None if one of the columns is empty."""
         values = [row[name] for name in self.columns]
         if not all(values):
             return None

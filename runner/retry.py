@@ -22,17 +22,17 @@ def _nothing() -> None:
 class RetryPolicy(NamedTuple):
     """For how long an operation is repeated, and after which failures.
 
-    `seconds` count from the first failure; no attempt begins after them, and with 0 there is only one. The waits
-    between attempts have random lengths: at least 0.05 s, at most a bound that doubles from 0.1 s to 3 s.
+    `seconds` count from the first failure: no attempt starts after them, and with 0 there is only one. The delays
+    between attempts are random: at least 0.05 s, and at most a bound that doubles from 0.1 s to 3 s.
     """
 
     seconds: float
     is_transient: Callable[[BaseException], bool]
 
     def call(self, operation: Callable[[], T], *, before_retry: Callable[[], None] = _nothing) -> T:
-        """Return what `operation` returns, repeated while it fails with transient errors.
+        """Return the result of `operation`, which is retried while it fails with transient errors.
 
-        `before_retry` is called before each repetition. Raises the last error as it is.
+        `before_retry` is called before each retry. Raises the last error unchanged.
         """
         try:
             return operation()
@@ -43,7 +43,7 @@ class RetryPolicy(NamedTuple):
         return self._repeat(operation, before_retry, failure)
 
     def _repeat(self, operation: Callable[[], T], before_retry: Callable[[], None], failure: Exception) -> T:
-        # It imports asyncio, and most runs never repeat anything.
+        # It imports asyncio, and most runs never retry anything.
         from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
         unreported = [failure]

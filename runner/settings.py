@@ -118,7 +118,7 @@ def _redis_url(value: str) -> str:
 
 def _postgres_url(value: str) -> str:
     parts = _url(value, ("postgres", "postgresql"))
-    # libpq ends the password at the first @, and takes the rest for the host.
+    # libpq ends the password at the first @, and takes the rest as the host.
     if not (parts.netloc or parts.path.strip("/")) or parts.netloc.count("@") > 1:
         raise _UrlError(_MALFORMED)
     postgres_conninfo(value)
@@ -156,8 +156,8 @@ _LARGEST_PORT = 65_535
 def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
     """Return the parts of `value`, or raise `_UrlError`, whose message repeats no part of it.
 
-    After an unencoded / # or ? in a password, a parser takes the beginning of the password for a host or a port, and
-    the rest for a path or a query. What betrays this is the @ in the path or the query.
+    If a password contains an unencoded / # or ?, a parser takes its beginning for a host or a port, and the rest for a
+    path or a query. This is detected by the @ in the path or the query.
     """
     try:
         parts = urlsplit(value)
@@ -258,7 +258,7 @@ class Settings:
     )
     max_jobs: int = _setting(
         "RUNNER_MAX_JOBS",
-        "maximum number of jobs of a run; its own retries of a job count once",
+        "maximum number of jobs per run; the run's own retries of a job count once",
         parse=_whole(1, 1_000_000),
         default="50",
         flag="--max-jobs",
@@ -279,13 +279,13 @@ class Settings:
     )
     claim_size: int = _setting(
         "RUNNER_CLAIM_SIZE",
-        "maximum number of jobs in a claim; after a crash, as many may wait for their leases to expire",
+        "maximum number of jobs per claim; after a crash, as many jobs may wait until their leases expire",
         parse=_whole(1, 1000),
         default="8",
     )
     lease_seconds: float = _setting(
         "RUNNER_LEASE_SECONDS",
-        "visibility timeout: a lease expires after this time unless it is renewed (a run renews it every third of it)",
+        "visibility timeout: a lease expires after this time unless it is renewed (after each third of this time)",
         parse=_seconds(1, 3600),
         default="30",
     )
@@ -310,7 +310,7 @@ class Settings:
     outage_seconds: float = _setting(
         "RUNNER_OUTAGE_SECONDS",
         "how long a photo waits for an image server that fails, limits the rate or does not resolve, from its first "
-        "failure; these attempts do not count as RUNNER_MAX_ATTEMPTS; 0: they do, and nothing waits",
+        "failure; these attempts do not count towards RUNNER_MAX_ATTEMPTS; 0: they do, and photos do not wait",
         parse=_seconds(0, 86_400),
         default="1800",
     )
@@ -347,8 +347,8 @@ class Settings:
     )
     failure_delay_seconds: float = _setting(
         FAILURE_DELAY,
-        "how long a run that cannot work (exit code 1, 2, 3, 4 or 7) waits before it exits, so that whatever replaces "
-        "it does not fail at once again and again; SIGTERM ends the wait",
+        "how long a run that cannot work (exit code 1, 2, 3, 4 or 7) waits before it exits, so that its replacement "
+        "does not fail repeatedly without a pause; SIGTERM ends the wait",
         parse=_seconds(0, 3600),
         default="0",
     )
@@ -361,7 +361,7 @@ class Settings:
     )
     result_watch_seconds: float = _setting(
         "RUNNER_RESULT_WATCH_SECONDS",
-        "how long a result is watched for the API's late INITIATED, which the result then overwrites",
+        "how long a result is watched for a late INITIATED of the API, which is then overwritten by the result",
         parse=_seconds(0, 60),
         default="10",
     )
@@ -444,7 +444,7 @@ class Settings:
     max_image_pixels: int = _setting(
         "RUNNER_MAX_IMAGE_PIXELS",
         "maximum size of an image in pixels (width times height, read from its header before decoding); formats whose "
-        "decoder takes more than 6 bytes a pixel may have fewer",
+        "decoder needs more than 6 bytes per pixel have a lower limit",
         parse=_whole(1, 2**30),
         default="210000000",
     )
@@ -462,7 +462,7 @@ class Settings:
     )
     owner: str = _setting(
         "RUNNER_OWNER",
-        "owner of the leases; with the name of the Kubernetes Job, a replacement pod takes them over immediately; "
+        "owner of the leases; if it is the name of the Kubernetes Job, a replacement pod takes them over immediately; "
         "default: a name that is unique to the process",
     )
     photo_url: str = _setting(
@@ -491,7 +491,7 @@ class Settings:
 
     @property
     def embeddings_variable(self) -> str:
-        """The variable that the URL of the embeddings database comes from, for messages."""
+        """The variable that provides the URL of the embeddings database, for messages."""
         return "DATABASE_URL" if self.embeddings_database_url == self.database_url else "EMBEDDINGS_DATABASE_URL"
 
 
@@ -549,7 +549,7 @@ def _with_password(url: str, password: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Return a warning for each variable RUNNER_… that is no setting, with the nearest one.
+    """Return a warning for each variable RUNNER_… that is not a setting, with the most similar setting.
 
     GitHub's runners set variables of that prefix too: those are left out.
     """
@@ -559,7 +559,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def _unknown_variable(name: str, known: Collection[str]) -> str:
-    from difflib import get_close_matches  # 5 ms, which a run without mistakes does not pay
+    from difflib import get_close_matches  # takes 5 ms, only needed for mistakes
 
     endings = [one.removeprefix(_PREFIX) for one in known if one.startswith(_PREFIX)]
     near = get_close_matches(name.removeprefix(_PREFIX).upper(), endings, n=1, cutoff=0.5)
@@ -574,7 +574,7 @@ _OF_GITHUB = frozenset(
 
 
 def failure_delay(environment: Mapping[str, str] | None = None) -> float:
-    """Return the seconds of `Settings.failure_delay_seconds` where other settings are not valid; 0 if it is not."""
+    """Return `Settings.failure_delay_seconds` although other settings are not valid; 0 if it is not valid itself."""
     text = (os.environ if environment is None else environment).get(FAILURE_DELAY, "").strip()
     try:
         return _seconds(0, 3600)(text) if text else 0.0
@@ -609,8 +609,8 @@ def _empty(name: str) -> object:
 def postgres_conninfo(url: str) -> tuple[str, str | None]:
     """Split a URL as Prisma, node-postgres or Supabase write it into what libpq accepts and the schema it names.
 
-    libpq rejects parameters of theirs: `schema` names the schema of all tables, those of TLS have other names in libpq,
-    and the others configure pools or time limits of the API's own client. Raises `ValueError` if the name of the schema
+    libpq rejects their parameters: `schema` names the schema of all tables, those for TLS have other names in libpq,
+    and the others configure pools or timeouts of the API's own client. Raises `ValueError` if the name of the schema
     is not valid.
     """
     parts = urlsplit(url)
@@ -622,15 +622,15 @@ def postgres_conninfo(url: str) -> tuple[str, str | None]:
             f"names an invalid schema (?schema=): use at most {_MAX_IDENTIFIER_BYTES} bytes of printable characters"
         )
         raise _UrlError(message)
-    # libpq takes a + for itself, not for a space.
+    # libpq takes a + literally, not as a space.
     return urlunsplit(parts._replace(query=urlencode(kept, quote_via=quote))), schema
 
 
 def _tls_of_libpq(given: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters with those of TLS as libpq calls them.
+    """Return the parameters, those for TLS under libpq's names.
 
-    Prisma's sslcert is the certificate of the authority, checked with sslaccept=strict alone; libpq's is the client's,
-    and needs sslkey. no-verify is node-postgres' word.
+    Prisma's sslcert is the certificate of the authority, checked only with sslaccept=strict; libpq's is that of the
+    client, and needs sslkey. no-verify is node-postgres' term.
     """
     found = dict(given)
     accept = found.pop("sslaccept", "")

@@ -1,4 +1,4 @@
-"""The command line: finds the command that was typed, and imports only its module."""
+"""The command line: finds the requested command, and imports only its module."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Command(NamedTuple):
     help: str
 
 
-# In the order of the help. Only the module of the command that was typed is imported, so that it can import what it
-# needs at its top: Redis, PostgreSQL, Kubernetes and ONNX Runtime together take most of a second.
+# In the order of the help. Only the module of the requested command is imported, so that it can import what it needs at
+# its top: Redis, PostgreSQL, Kubernetes and ONNX Runtime together take most of a second.
 COMMANDS = {
     "run": Command("runner.cli.run", "claim up to N jobs, finish them and exit"),
     "doctor": Command("runner.cli.doctor", "check the settings, servers, schema and model pack that a run needs"),
@@ -44,15 +44,16 @@ COMMANDS = {
     ),
     "import-legacy": Command("runner.cli.database", "copy the embeddings of the previous worker into this one's table"),
     "dead": Command("runner.cli.dead", "list, show, requeue or purge dead letters"),
-    "forget": Command("runner.cli.forget", "remove everything that is kept of a photo, an album or a comparison"),
+    "forget": Command("runner.cli.forget", "remove all data of a photo, an album or a comparison"),
     "reprocess": Command(
-        "runner.cli.reprocess", "push photos again that are stuck, failed, or without embeddings of the current model"
+        "runner.cli.reprocess",
+        "push jobs for photos that are stuck, failed, or lack embeddings of the current model",
     ),
     "models": Command("runner.cli.models", "bake, verify and list model packs"),
     "evaluate": Command("runner.cli.evaluate", "measure true and false match rates on labelled photos"),
-    "simulate": Command("runner.cli.simulate", "play arrivals through KEDA's algorithm: waiting times, pods and cost"),
+    "simulate": Command("runner.cli.simulate", "simulate arrivals with KEDA's algorithm: waiting times, pods and cost"),
     "status": Command("runner.cli.status", "show lists, runners, Jobs, pods and ScaledJobs"),
-    "metrics": Command("runner.cli.metrics", "serve metrics and a page about the queues"),
+    "metrics": Command("runner.cli.metrics", "serve metrics and a status page of the queues"),
     "debug": Command("runner.cli.debug", "run a single job, in the cluster or in this process, and show its outcome"),
     "exec": Command("runner.cli.exec", "run another command in the cluster, as a Job, and print its output"),
     "inspect": Command("runner.cli.inspect", "show the state of the run in this container (for kubectl exec)"),
@@ -94,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _warn_of_unknown_variables(command: str) -> None:
-    """Name variables that look like misspelt settings; `run` does so in its log."""
+    """Warn of variables that look like misspelt settings; `run` does so in its log."""
     if command == "run":
         return
-    from runner.settings import unknown_variables  # the help must not wait for it
+    from runner.settings import unknown_variables  # the help must not pay for this import
 
     for warning in unknown_variables(os.environ):
         problem(f"spottmee-worker: {warning}")

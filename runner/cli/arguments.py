@@ -1,4 +1,4 @@
-"""Values of arguments that several commands take."""
+"""Parsers of argument values that several commands take."""
 
 from __future__ import annotations
 

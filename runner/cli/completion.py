@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "completion",
         help=COMMANDS["completion"].help,
-        description="Print a script with which a shell completes commands and flags on TAB. Write it again after an "
+        description="Print a script with which a shell completes commands and flags on TAB. Recreate it after an "
         "upgrade.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

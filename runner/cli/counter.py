@@ -1,4 +1,4 @@
-"""Progress of a command that counts what it has done: on a terminal alone."""
+"""Progress of a command that processes items, shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:  # rich is an extra
     from runner.cli.progress_bar import Bar
 
-_EVERY = 20  # a line is drawn again after so many items
+_EVERY = 20  # the line is redrawn after this many items
 
 
 class Counter(Protocol):
@@ -18,7 +18,7 @@ class Counter(Protocol):
         """Begin, with the number of items."""
 
     def update(self, done: int) -> None:
-        """Show how many are done."""
+        """Show how many items are done."""
 
     def close(self) -> None:
         """Leave the terminal ready for the next line."""

@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
         description="A job that fails permanently, or has used up its attempts, is moved to the dead-letter queue with "
         "its payload, the reason, the time, the number of attempts and the runner. Dead letters are kept for 30 days, "
         "and so are their payloads, except those of comparisons: they contain a selfie, and are deleted after 59 "
-        "minutes, before the result expires. Safe while runners work. Settings: REDIS_URL, "
+        "minutes, before the result expires. Safe while runners are active. Settings: REDIS_URL, "
         "RUNNER_CONNECT_TIMEOUT_SECONDS.",
         epilog="durations: 90s, 15m, 2h, 7d",
     )
@@ -42,8 +42,8 @@ def add_parser(subparsers: Any) -> None:
 
     listing = actions.add_parser(
         "list",
-        help="list dead letters, the newest first",
-        description="List dead letters, the newest first, without their payloads.",
+        help="list dead letters, newest first",
+        description="List dead letters without their payloads, newest first.",
     )
     _add_filters(listing)
     listing.add_argument(
@@ -76,7 +76,7 @@ def add_parser(subparsers: Any) -> None:
     requeue = actions.add_parser(
         "requeue",
         help="move jobs back to the end of their lists, as new jobs",
-        description="Move jobs from the dead-letter queue to the end of their lists, the oldest first, with the count "
+        description="Move jobs from the dead-letter queue to the end of their lists, oldest first, with the count "
         "of attempts reset. Each move is atomic. Exits with 5 if a dead letter does not exist or its payload has "
         "expired.",
     )
@@ -112,7 +112,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     _add_filters(parser)
     parser.add_argument("--all", action="store_true", help="all dead letters (of --queue, if given)")
     parser.add_argument(
-        "--limit", type=whole, default=0, metavar="N", help="maximum number, the oldest first (default: all)"
+        "--limit", type=whole, default=0, metavar="N", help="maximum number, oldest first (default: all)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would happen, and change nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -126,7 +126,7 @@ def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
 
 
 def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, DeadLetter]]:
-    """Return the dead letters that match the filters, the oldest first."""
+    """Return the dead letters that match the filters, oldest first."""
     found = [
         (queue, letter)
         for queue in queues
@@ -193,7 +193,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _write_payload(letter: DeadLetter, payload: bytes) -> None:
     if KINDS[letter.queue].private or may_hold_selfie(payload):
-        raise UsageError(f"the payload of dead letter {letter.id} may contain a selfie: it is never written")
+        raise UsageError(f"the payload of dead letter {letter.id} may contain a selfie: it is never printed")
     if sys.stdout.isatty() and not payload.decode(errors="replace").isprintable():
         raise UsageError(
             f"the payload of dead letter {letter.id} contains control characters: redirect it to a file or a pipe"
@@ -231,7 +231,7 @@ def _purge(args: argparse.Namespace) -> int:
 def _chosen(
     queues: Sequence[DeadLetters], args: argparse.Namespace
 ) -> tuple[list[tuple[DeadLetters, DeadLetter]], list[str]]:
-    """Return the dead letters to act on, the oldest first, and the ids that do not exist."""
+    """Return the dead letters to act on, oldest first, and the ids that do not exist."""
     if not args.ids:
         return _matching(queues, args)[: args.limit or None], []
     found = {letter_id: _find(queues, letter_id) for letter_id in dict.fromkeys(args.ids)}
@@ -240,7 +240,7 @@ def _chosen(
 
 
 def _check_choice(args: argparse.Namespace) -> None:
-    """Raise `UsageError` unless the arguments choose dead letters in one way, before Redis is asked."""
+    """Raise `UsageError` unless the arguments select dead letters in exactly one way. Does not query Redis."""
     filtered = args.code or args.older_than is not None or args.newer_than is not None
     if not (args.ids or filtered or args.all):
         raise UsageError("choose dead letters by id, by --code, --older-than or --newer-than, or with --all")

@@ -16,11 +16,11 @@ from runner.settings import Settings
 
 DEBUG_EPILOG = """examples:
   spottmee-worker debug --dead 0f3c…-2                  the job of a dead letter, in the cluster
-  spottmee-worker debug --photo ID --url https://…      a photo that has no job any more
+  spottmee-worker debug --photo ID --url https://…      a photo that no longer has a job
   spottmee-worker debug --job - < job.json --local      in this process, without writing to any server
   spottmee-worker debug --photo ID --dry-run            print the manifests, without the payload
 
-In the cluster, the Job processes the job as any run does: its result is stored. The payload is in a Secret, which is
+In the cluster, the Job processes the job like any run: its result is stored. The payload is in a Secret, which is
 deleted with the Job. --local needs access to what the job reads: for a photo its URL, for a comparison
 EMBEDDINGS_DATABASE_URL. Exit code 0: the job succeeded; 5: it did not."""
 
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
         "--photo", metavar="ID", help="the job of this photo, if it is waiting, leased or in the dead-letter queue"
     )
     what.add_argument("--dead", metavar="ID", help="the job of this dead letter")
-    parser.add_argument("--url", help="with --photo: the URL of the image, for a photo that has no job any more")
+    parser.add_argument("--url", help="with --photo: the URL of the image, for a photo that no longer has a job")
     parser.add_argument("--local", action="store_true", help="run the job in this process; write to no server")
     parser.add_argument(
         "--save-image",

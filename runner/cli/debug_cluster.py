@@ -40,7 +40,7 @@ def debug_in_cluster(payload: bytes, args: argparse.Namespace) -> int:
 
 
 def _check_payload(payload: bytes) -> None:
-    """Refuse a payload that no run could process, before anything is created."""
+    """Reject a payload that no run could process, before anything is created."""
     try:
         kind_of(payload).decode(payload)
     except JobError as error:
@@ -48,7 +48,7 @@ def _check_payload(payload: bytes) -> None:
 
 
 def read_template(name: str) -> Object:
-    """Return the CronJob in a YAML file, which may hold other objects too, as `helm template` prints them."""
+    """Return the CronJob in a YAML file, which may contain other objects too, such as the output of `helm template`."""
     try:
         if name == "-":
             documents = list(yaml.safe_load_all(sys.stdin.read()))

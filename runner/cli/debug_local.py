@@ -1,4 +1,4 @@
-"""`debug --local`: a single job in this process, by the handlers of a run, writing nothing."""
+"""`debug --local`: a single job in this process, with the handlers of a run, without writing anything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class _ReadOnlyRepository(Repository):
-    """Reads stored embeddings, and reports every write as done without doing it."""
+    """Reads stored embeddings, and reports every write as successful without doing it."""
 
     def __init__(self, settings: Settings) -> None:
         """Open no connection: a photo needs no database."""
@@ -84,15 +84,15 @@ class _DiscardedResults(ResultStore):
         return True
 
     def confirm(self, *_arguments: object, **_options: object) -> bool:
-        """Report that the result is there."""
+        """Report that the result exists."""
         return True
 
 
 @dataclass
 class Result:
-    """The result of the job; if it failed, the results of the stages before, and the error.
+    """The result of the job; if it failed, the results of the earlier stages, and the error.
 
-    `size` is the width and height of the upright image in pixels. Of a comparison, `scores` is matched photo → cosine
+    `size` is the width and height of the upright image in pixels. For a comparison, `scores` is matched photo → cosine
     similarity, in the order of the album, and `similarities` that of every photo that has embeddings of the model.
     """
 
@@ -207,7 +207,7 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
 
 
 def _compared(job: CompareJob, similarities: Mapping[str, float], matches: Mapping[str, float]) -> Iterator[str]:
-    """Yield for every photo of the album whether it matches, and why: the most similar first."""
+    """Yield for every photo of the album whether it matches, and why, most similar first."""
     yield (
         f"  {len(matches)} of {len(job.stored_ids)} photos match: {len(similarities)} have embeddings of this model, "
         f"and the threshold is {job.threshold:g}"

@@ -44,7 +44,7 @@ from runner.store.results import ResultStore
 from runner.worker.kinds import COMPARISON
 
 APPLICATION_NAME = "spottmee-worker doctor"
-_ALL_WORKS = "every operation works, as tried on a private list"
+_ALL_WORKS = "every operation works (tried on a private list)"
 FOR = tuple(dict.fromkeys([*rights.COMMANDS, *redis_rights.RIGHTS]))
 
 
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help=COMMANDS["doctor"].help,
-        description="Check everything that `run` needs, without claiming a job, and show what was chosen and why. "
+        description="Check everything that `run` needs, without claiming a job, and show what it would use and why. "
         "Exits with 0 if every check passes, otherwise with the exit code that `run` would have. With a flag that "
         "chooses a cluster, also check whether KEDA can scale (condition Ready of the ScaledJobs): exit code 5 if it "
         "cannot, 6 if the cluster could not be used.",
@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         choices=FOR,
         metavar="COMMAND",
-        help="fail where the roles in PostgreSQL or Redis lack a right that this command needs: "
+        help="fail if the roles in PostgreSQL or Redis lack a right that this command needs: "
         f"{', '.join(FOR)} (default: run); may be repeated",
     )
     add_cluster_flags(
@@ -113,9 +113,9 @@ class Check:
 def run_checks(
     settings: Settings, scaled_jobs: Callable[[], str] | None = None, commands: Collection[str] = ("run",)
 ) -> list[Check]:
-    """Run every check, also after a failure; `scaled_jobs` is the check of the cluster, if that was requested.
+    """Run every check, even after a failure; `scaled_jobs` is the check of the cluster, if requested.
 
-    The rights that `commands` need must be there; what other commands lack is a part of the findings.
+    The rights that `commands` need are required; rights that other commands lack are only reported.
     """
     checks: dict[str, Callable[[Settings], str]] = {
         "Redis": partial(_redis, commands=commands),
@@ -137,7 +137,7 @@ def _run_check(name: str, check: Callable[[Settings], str], settings: Settings) 
 
 
 def _scaled_jobs(args: argparse.Namespace) -> str:
-    from runner.cluster.readiness import check, open_reader  # the client of Kubernetes: only its flags pay for it
+    from runner.cluster.readiness import check, open_reader  # the client of Kubernetes, imported only for its flags
 
     reader = open_reader(context=args.context, namespace=args.namespace)
     try:
@@ -149,15 +149,15 @@ def _scaled_jobs(args: argparse.Namespace) -> str:
 def _redis(settings: Settings, commands: Collection[str]) -> str:
     with opened(settings) as redis:
         test = SelfTest(redis)
-        asked = {*commands, *(("doctor",) if "run" in commands else ())}
-        test.require_rights(asked & redis_rights.RIGHTS.keys())
+        requested = {*commands, *(("doctor",) if "run" in commands else ())}
+        test.require_rights(requested & redis_rights.RIGHTS.keys())
         notes = [
             f"this user may not {name}: grant {' '.join(sorted(missing))}"
-            for name in sorted(redis_rights.RIGHTS.keys() - asked)
+            for name in sorted(redis_rights.RIGHTS.keys() - requested)
             if (missing := test.missing([name]))
         ]
-        if "doctor" not in asked:
-            return "; ".join(["every right is there that was asked about", *notes])
+        if "doctor" not in requested:
+            return "; ".join(["every requested right is granted", *notes])
         published = _self_test(test, redis, settings)
         return "; ".join([*_queue_states(redis, settings), *notes, *published, _ALL_WORKS])
 
@@ -241,7 +241,7 @@ def _require_rights(variable: str, lacking: Collection[rights.Missing], commands
 
 
 def _lacking_elsewhere(lacking: Collection[rights.Missing], commands: Collection[str]) -> list[str]:
-    """Return what the commands lack that were not asked about."""
+    """Return the rights that commands which were not requested lack."""
     others = {name: rights.grants(lacking, [name]) for name in rights.COMMANDS if name not in commands}
     return [f"this role may not {name}: {needed}" for name, needed in others.items() if needed]
 

@@ -1,4 +1,4 @@
-"""`spottmee-worker evaluate`: true and false match rates on labelled photos, and the threshold that they suggest."""
+"""`spottmee-worker evaluate`: true and false match rates on labelled photos, and the recommended threshold."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ WORST = 6
 _TABLE = [step / 20 for step in range(2, 17)]  # 0.10 to 0.80
 _JSON = [step / 100 for step in range(-100, 101)]
 
-EPILOG = """PATH is a folder with a folder of photos for each person:
+EPILOG = """PATH is a folder that contains one folder of photos per person:
   people/ada/1.jpg  people/ada/2.jpg  people/ben/1.jpg
 or a CSV file with the columns first, second (paths, relative to the file) and same (1 or 0):
   first,second,same
   selfie.jpg,party.jpg,1
 
-In folders, every two photos are compared, and a photo with several faces is left out; in a CSV, all faces of both
+In folders, every two photos are compared, and a photo with several faces is skipped; in a CSV, all faces of both
 photos are compared, as a run does (--faces). Nothing is sent anywhere and nothing is stored, except the report.
 Settings: RUNNER_MODEL_DIR, RUNNER_THREADS, RUNNER_PROVIDERS, RUNNER_MAX_IMAGE_PIXELS, RUNNER_MAX_IMAGE_BYTES."""
 
@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--faces",
         choices=[choice.value for choice in Faces],
-        help="of a photo with several faces: one leaves the photo out, largest compares the largest, all compares "
+        help="for a photo with several faces: one skips the photo, largest compares the largest face, all compares "
         "every face, as a run does (default: one for a folder, all for a CSV)",
     )
     parser.add_argument(
@@ -125,7 +125,7 @@ def _measure(labels: Labels, engine: Engine, settings: Settings, faces: Faces, w
 
 
 def _check(measured: Measured, labels: Labels) -> None:
-    """Raise `CheckFailedError` where there is no pair of one kind: it has no rate."""
+    """Raise `CheckFailedError` if there is no pair of one kind, which then has no rate."""
     if len(measured.same) and len(measured.different):
         return
     kind, advice = (

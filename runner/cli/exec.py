@@ -15,7 +15,8 @@ EXEC_EPILOG = """examples:
   spottmee-worker exec -n NAMESPACE -- status --json
   spottmee-worker exec -n NAMESPACE -- doctor
 
-Needs a kubeconfig, and neither Redis nor PostgreSQL from here. The arguments can be read in the Job: pass no secret.
+Needs a kubeconfig, but no access to Redis or PostgreSQL from this machine. The arguments are visible in the Job: pass
+no secrets.
 Exit code: that of the command; 6: the cluster could not be used."""
 
 
@@ -26,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         help=COMMANDS["exec"].help,
         description="Run a command of this program in the cluster, where it reaches Redis and PostgreSQL with the "
         "release's own settings: as a Job made from the chart's suspended CronJob, whose output is printed, and which "
-        "is deleted afterwards. It works without any pod of the release, and claims nothing from the queues.",
+        "is deleted afterwards. It works without a running pod of the release, and claims nothing from the queues.",
         epilog=EXEC_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

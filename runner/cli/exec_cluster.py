@@ -12,7 +12,7 @@ from runner.cluster.api import Cluster, Object
 from runner.cluster.template_job import TemplateJob, find_template, job_from
 from runner.errors import ClusterError
 
-# What an operator's command needs; the template asks for what a run needs, which a full cluster may not have.
+# Resources for an operator's command; the template requests those of a run, which a full cluster may not have.
 _REQUESTS = {"cpu": "100m", "memory": "128Mi"}
 
 

@@ -9,7 +9,7 @@ from runner.errors import SettingsError
 
 
 def write_private(path: Path, data: bytes, flag: str) -> None:
-    """Write a file that shows people, so that only its owner can read it. Raises `SettingsError`, naming the `flag`."""
+    """Write a file that shows people, readable only by its owner. Raises `SettingsError`, which names the `flag`."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 - a mode
             os.fchmod(file.fileno(), 0o600)  # an existing file would keep its mode
@@ -19,7 +19,7 @@ def write_private(path: Path, data: bytes, flag: str) -> None:
 
 
 def write(path: Path, data: bytes, flag: str) -> None:
-    """Write a file. Raises `SettingsError`, naming the `flag`."""
+    """Write a file. Raises `SettingsError`, which names the `flag`."""
     try:
         path.write_bytes(data)
     except OSError as error:
@@ -27,7 +27,7 @@ def write(path: Path, data: bytes, flag: str) -> None:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Raise `SettingsError` if a file obviously cannot be written, before long work is done for it."""
+    """Raise `SettingsError` if a file obviously cannot be written, before the work for it starts."""
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         why = "it is a folder" if path.is_dir() else "there is no such folder, or it is read-only"
         raise SettingsError(f"{path} cannot be written ({flag}): {why}")

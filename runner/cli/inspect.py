@@ -27,7 +27,7 @@ _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 class RunView:
     """A run: its process, its limits, and the leases that Redis has for its owner. Times in seconds, sizes in MiB.
 
-    `claiming_seconds_left` is the time until the run stops claiming jobs, 0 afterwards: it still finishes its leases.
+    `claiming_seconds_left` is the time until the run stops claiming jobs, then 0: it still finishes its leases.
     """
 
     pid: int

@@ -32,9 +32,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "metrics",
         help=COMMANDS["metrics"].help,
-        description="Serve metrics (/metrics), a page for people (/) and a health check (/healthz) over HTTP, until "
-        "SIGTERM. Everything is read from Redis (REDIS_URL); no request changes anything. While Redis is away, the "
-        "metric spottmee_redis_up is 0 and the rest is missing. Put an authenticating proxy in front of it where "
+        description="Serve metrics (/metrics), a status page (/) and a health check (/healthz) over HTTP, until "
+        "SIGTERM. Everything is read from Redis (REDIS_URL); no request changes anything. While Redis is unreachable, "
+        "the metric spottmee_redis_up is 0 and the others are absent. Put an authenticating proxy in front of it if "
         "others can reach it (docs/how-to/monitoring.md).",
     )
     parser.add_argument(
@@ -46,14 +46,14 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a host name by which clients may call this server, besides localhost and addresses; may be repeated, and "
-        "* is any: then pages of other sites can read it (DNS rebinding)",
+        help="a host name by which clients may call this server, besides localhost and IP addresses; may be repeated; "
+        "* allows any name, so that other websites can read it (DNS rebinding)",
     )
     parser.add_argument(
         "--once",
         action="store_true",
-        help="print the metrics in Prometheus' text format, for a text-file collector, and exit: with 75 where Redis "
-        "does not answer, and with 2 where it refuses the user",
+        help="print the metrics in Prometheus' text format, for a text-file collector, and exit: with 75 if Redis "
+        "does not answer, and with 2 if it refuses the user",
     )
     parser.set_defaults(run=_metrics)
 
@@ -103,7 +103,7 @@ def routes(reader: Reader) -> Mapping[str, Route]:
         return Response(*exposition.text(exposition.families(reading.samples, reading.seconds, reading.memory), accept))
 
     def health(_query: str, _accept: str) -> Response:
-        """Say that this process works; whether Redis does is a metric, and restarting this process would not help."""
+        """Report that this process works. The state of Redis is a metric: a restart of this process would not help."""
         return Response(b"ok\n")
 
     def html(query: str, _accept: str) -> Response:

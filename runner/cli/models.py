@@ -1,6 +1,6 @@
 """`spottmee-worker models bake|verify|list`.
 
-`bake` and `verify` import their dependencies themselves: `list` works without ONNX and InsightFace.
+`bake` and `verify` import their dependencies themselves, because `list` works without ONNX and InsightFace.
 """
 
 from __future__ import annotations

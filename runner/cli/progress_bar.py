@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """Shows how much of `what` is done, and the time that is left, on standard error; with `waiting` jobs too."""
+    """Shows the progress of `what` and the remaining time on standard error; optionally the `waiting` jobs too."""
 
     def __init__(self, what: str, *, waiting: bool = False) -> None:
         self._progress = Progress(

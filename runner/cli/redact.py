@@ -51,14 +51,14 @@ def _shown(value: Any, name: str, depth: int) -> Any:
 
 
 def _text(text: str, *, is_url: bool = False) -> str:
-    # A URL without a scheme, which made its job a dead letter, still has its signature.
+    # A URL without a scheme, for which its job was dead-lettered, still has its signature.
     text = _url(text) if is_url or _URL.match(text) else text
     # A data: URL or a long text may be an image, whatever its name.
     return text if len(text) <= _LONGEST_TEXT and not text.startswith("data:") else f"({len(text)} characters)"
 
 
 def _url(url: str) -> str:
-    """Return `url` without user, password, query and fragment, which may hold a signature, also if it is malformed."""
+    """Return `url`, even if malformed, without user, password, query and fragment, which may contain a signature."""
     try:
         parts = urlsplit(url)
     except ValueError:

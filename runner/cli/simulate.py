@@ -1,4 +1,4 @@
-"""`spottmee-worker simulate`: how long jobs would wait, and what the pods would cost, for settings of the chart."""
+"""`spottmee-worker simulate`: how long jobs would wait, and what the pods would cost, with given chart values."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ else:
     _MISSING = None
 
 _MOST_SETTINGS = 1000
-# What --sweep tries where a flag names nothing.
+# What --sweep tries for a flag without a value.
 _SWEEP = {
     "jobs_per_pod": (10, 20, 50, 100, 200, 500),
     "polling_interval": (1, 2, 5, 10),
     "max_replicas": (5, 10, 20, 50),
 }
-# Flag of a measured default → field of Machine, unit, what it is, and where its default comes from.
+# Flag of a measured default → field of Machine, unit, meaning, and the source of its default.
 _MEASURED = {
     "--pod-delay": (
         "pod_delay",
         "s",
-        "from the Job to the start of its container, the image being on the node",
+        "from the creation of the Job to the start of its container, if the node has the image",
         "10 guests on a one-node Kubernetes: 0.52 and 0.58",
     ),
     "--start-up": (
         "start_up",
         "s",
-        "from the container's start to the first claim, with a CPU to itself",
+        "from the container's start to the first claim, with a CPU of its own",
         "10 guests on a one-node Kubernetes: 0.50 and 0.61",
     ),
     "--job-latency": (
         "job_latency",
         "s",
-        "what a job takes beside computing: fetching, storing",
+        "time of a job besides computing: fetching, storing",
         "10 guests on a one-node Kubernetes: 0.14 and 0.22 in all",
     ),
     "--finish-delay": (
@@ -73,7 +73,7 @@ _MEASURED = {
     "--reserved-cpus": (
         "reserved_cpus",
         "CPUs",
-        "of each node that other pods request",
+        "CPUs of each node that other pods request",
         "CoreDNS, Redis and PostgreSQL of a one-node Kubernetes: 0.09",
     ),
 }
@@ -83,9 +83,9 @@ _THROUGHPUT_SOURCE = {
 }
 
 EPILOG = """Give one pattern: --burst, --day or --csv. --jobs-per-pod, --polling-interval and --max-replicas take
-several values, separated by commas; every combination is played, and one is recommended. What is not given is as in
---values, or else as in the chart. The defaults of the delays were measured: docs/explanation/simulation.md says how,
-what the simulation leaves out, and how far it is from real bursts.
+several values, separated by commas; every combination is simulated, and one is recommended. Other values come from
+--values, or else from the chart. The defaults of the delays were measured: docs/explanation/simulation.md says how,
+what the simulation leaves out, and how accurate it is.
 
   spottmee-worker simulate --burst 2000 --node-cpus 4 --nodes 3
   spottmee-worker simulate --day 50000 --jobs-per-pod 20,50,200 --polling-interval 1,2,10 --target 10
@@ -97,8 +97,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "simulate",
         help=COMMANDS["simulate"].help,
-        description="Play an arrival pattern through KEDA's algorithm with the chart's values, and print how long jobs "
-        "wait from push to result, how many pods are started, and for how long they have their requests on a node. "
+        description="Simulate an arrival pattern with KEDA's algorithm and the chart's values, and print how long jobs "
+        "wait from push to result, how many pods are started, and how long they occupy their requests on a node. "
         "Needs no cluster and no server.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -119,26 +119,32 @@ def _add_pattern(parser: argparse.ArgumentParser) -> None:
     pattern.add_argument(
         "--csv", type=Path, metavar="FILE", help="a CSV file with the columns seconds,jobs: pushes at each second"
     )
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the random times (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=whole, default=0, metavar="N", help="seed of the random times (default: %(default)s)"
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queue", choices=sorted(SETTINGS), default="process", help="list (default: %(default)s)")
+    parser.add_argument(
+        "--queue", choices=sorted(SETTINGS), default="process", help="queue to simulate (default: %(default)s)"
+    )
     parser.add_argument(
         "--values", type=Path, action="append", default=[], metavar="FILE", help="a helm values file; may be repeated"
     )
     several = {
-        "--jobs-per-pod": "N: jobs that KEDA reckons per pod [queues.*.jobsPerPod]",
+        "--jobs-per-pod": "N: jobs per pod in KEDA's formula [queues.*.jobsPerPod]",
         "--polling-interval": "seconds between KEDA's polls [queues.*.pollingInterval]",
-        "--max-replicas": "maximum of Jobs for waiting jobs [queues.*.maxReplicas]",
+        "--max-replicas": "maximum number of Jobs for waiting jobs [queues.*.maxReplicas]",
     }
     for flag, about in several.items():
         parser.add_argument(flag, type=_list(positive), metavar="N[,N…]", help=about)
-    parser.add_argument("--sweep", action="store_true", help=f"try usual values of these three ({_grid()})")
-    parser.add_argument("--max-jobs", type=positive, metavar="N", help="most jobs that a pod takes [queues.*.maxJobs]")
+    parser.add_argument("--sweep", action="store_true", help=f"try common values of these three ({_grid()})")
+    parser.add_argument(
+        "--max-jobs", type=positive, metavar="N", help="maximum number of jobs per pod [queues.*.maxJobs]"
+    )
     parser.add_argument("--min-replicas", type=whole, metavar="N", help="Jobs kept running [queues.*.minReplicas]")
     parser.add_argument(
-        "--idle-seconds", type=whole, metavar="N", help="how long a pod waits for more [queues.*.idleSeconds]"
+        "--idle-seconds", type=whole, metavar="N", help="how long a pod waits for more jobs [queues.*.idleSeconds]"
     )
     parser.add_argument(
         "--cpu-request", type=positive_seconds, metavar="CPUS", help="CPUs that a pod requests, such as 0.5"
@@ -171,9 +177,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="CPUS",
         help="CPUs of a node, which its pods share; 0: every pod has CPUs of its own (default: %(default)g)",
     )
-    parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="nodes that are there (default: 1)")
+    parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="number of nodes (default: 1)")
     parser.add_argument(
-        "--max-nodes", type=positive, metavar="N", help="nodes with those that an autoscaler adds (default: --nodes)"
+        "--max-nodes",
+        type=positive,
+        metavar="N",
+        help="number of nodes including those that an autoscaler adds (default: --nodes)",
     )
 
 
@@ -244,7 +253,7 @@ def _arrivals(args: argparse.Namespace) -> Arrivals:
 
 
 def _settings(args: argparse.Namespace) -> list[Setting]:
-    """Return every combination of the values that are given, or that --sweep tries."""
+    """Return every combination of the given values, or of those that --sweep tries."""
     base = SETTINGS[args.queue]
     for path in args.values:
         if _MISSING is not None:
@@ -259,7 +268,7 @@ def _settings(args: argparse.Namespace) -> list[Setting]:
     combinations: list[dict[str, Any]] = [dict(zip(_SWEEP, chosen, strict=True)) for chosen in product(*values)]
     settings = [replace(base, **combination) for combination in combinations]
     if len(settings) > _MOST_SETTINGS:
-        raise UsageError(f"{len(settings):,} settings are too many: at most {_MOST_SETTINGS:,} in a call")
+        raise UsageError(f"{len(settings):,} settings are too many: the maximum is {_MOST_SETTINGS:,}")
     return settings
 
 

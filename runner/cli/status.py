@@ -52,12 +52,12 @@ def _status(args: argparse.Namespace) -> int:
     _print_status(status, as_json=args.json)
     if status.redis_error:
         return status.redis_error.exit_code
-    asked = args.context or args.namespace or args.release
-    return status.cluster_error.exit_code if status.cluster_error and asked else 0
+    is_requested = args.context or args.namespace or args.release
+    return status.cluster_error.exit_code if status.cluster_error and is_requested else 0
 
 
 class _Source:
-    """Reads the status from Redis and, where there is one, from the cluster."""
+    """Reads the status from Redis and, if there is one, from the cluster."""
 
     def __init__(self, settings: Settings, args: argparse.Namespace) -> None:
         self._settings = settings
@@ -73,7 +73,7 @@ class _Source:
             self._no_cluster = error
 
     def read(self) -> Status:
-        """Return the status now. The errors of either half are part of it."""
+        """Return the current status. The errors of either half are part of it."""
         status = Status(cluster_error=self._no_cluster)
         try:
             status.queues = read_queues(self._settings)
