@@ -20,7 +20,7 @@ def _nothing() -> None:
 
 
 class RetryPolicy(NamedTuple):
-    """For how long an operation is repeated, and after which failures.
+    """How long an operation is retried, and after which errors.
 
     `seconds` count from the first failure: no attempt starts after them, and with 0 there is only one. The delays
     between attempts are random: at least 0.05 s, and at most a bound that doubles from 0.1 s to 3 s.

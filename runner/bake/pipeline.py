@@ -27,11 +27,11 @@ from runner.faces.providers import CPU
 def bake(
     pack_name: str, out: Path, *, source: str = "", sha256: str = "", plain: bool = False, portable: bool = False
 ) -> Manifest:
-    """Write the pack to `out` and return its manifest; `out` stays as it is unless the proof succeeds.
+    """Write the pack to `out` and return its manifest; `out` is not changed unless the proof succeeds.
 
     `pack_name` is a known pack or a folder with its two files. `source` is a folder, an archive (zip, wheel) or the
     URL of one; `sha256` is the archive's checksum, which a URL requires. `plain` skips the graph passes and the tuned
-    variants, `portable` the latter alone. Raises `ModelError`, `SettingsError`, and `CheckFailedError` where the baked
+    variants, `portable` only the latter. Raises `ModelError`, `SettingsError`, and `CheckFailedError` if the baked
     pack does not give InsightFace's answers.
     """
     known = KNOWN.get(pack_name) or originals.describe_folder(Path(pack_name))

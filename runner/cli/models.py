@@ -49,11 +49,11 @@ def add_parser(subparsers: Any) -> None:
         "--source", default="", metavar="PATH|URL", help="folder, zip file, wheel or URL with the original files"
     )
     bake.add_argument("--sha256", default="", help="SHA-256 of the archive; required for a URL")
-    bake.add_argument("--plain", action="store_true", help="skip the graph passes, which bring no gain on GPUs")
+    bake.add_argument("--plain", action="store_true", help="skip the graph passes, which are of no use on GPUs")
     bake.add_argument(
         "--portable",
         action="store_true",
-        help="leave out the graphs tuned for this kind of processor: for a pack that runs on another, or a smaller one",
+        help="omit the graphs tuned for this type of processor, for use on another type, or for a smaller pack",
     )
     bake.add_argument("--json", action="store_true", help="print the manifest as JSON")
     bake.set_defaults(run=_bake)

@@ -145,7 +145,7 @@ def _missing_to_migrate(session: Session) -> list[Missing]:
 
 
 def _refusal(session: Session, work: Callable[[], object]) -> psycopg.errors.InsufficientPrivilege | None:
-    """Do `work`, undo it, and return the error if it needs a right that the role lacks.
+    """Do `work`, roll it back, and return the error if the role lacks a right for it.
 
     A table that is missing lacks no right: the check of the schema says what to do about it.
     """

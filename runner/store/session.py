@@ -111,7 +111,7 @@ def identifier(*names: str) -> sql.Identifier:
 
 
 class Limits(NamedTuple):
-    """Seconds after which the server ends a statement, a wait for a lock, and a transaction that does nothing.
+    """Seconds after which the server ends a statement, a wait for a lock, and an idle transaction.
 
     0 is no limit.
     """

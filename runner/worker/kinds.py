@@ -29,7 +29,7 @@ PAYLOAD_SECONDS = 30 * 86_400
 
 
 class Services(NamedTuple):
-    """What handlers work with. `owns` says whether a lease is still ours; `repository` connects on first use.
+    """What handlers need. `owns` says whether this run still owns a lease; `repository` connects on first use.
 
     `known_databases` is None if the job comes from no queue. Without `album` a comparison is answered from what is
     stored, without `parking` no comparison is woken, and without `outages` no photo waits for its image server.

@@ -29,7 +29,7 @@ _FAILURES_IN_A_ROW = 3
 
 
 class Waited(NamedTuple):
-    """What a photo's lease says of its server: the job's age at the first failure, how many there were, the last."""
+    """The state of a photo's server in its lease: the job's age at the first failure, their number, the last one."""
 
     first_at: float
     failures: int = 0

@@ -63,7 +63,7 @@ def _head(graph: Graph, outputs: list[str]) -> _Head | None:
 
 
 def _convolution(graph: Graph, producers: dict[str, NodeProto], output: str) -> NodeProto | None:
-    """Return the 3x3 convolution whose channels `output` holds, cell by cell."""
+    """Return the 3x3 convolution whose channels are in `output`, cell by cell."""
     node = producers.get(output)
     for op_type in ("Sigmoid", "Reshape", "Transpose"):
         if node is not None and node.op_type == op_type:

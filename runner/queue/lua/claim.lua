@@ -1,9 +1,9 @@
 -- Claim jobs: first those whose lease has expired, then the head of the list. Counts the attempt, unless the last
 -- one was released. A repeated request id returns the same leases.
 -- A job whose runner died may have killed it. If the caller says how many jobs it has in flight, the last attempt at
--- such a job is made alone, and repeated if it was not: so a job that kills every runner is dead-lettered, and none that
+-- such a job is made alone, and repeated if it was not: a job that kills every runner is dead-lettered, and none that
 -- was only in flight with it.
--- While such a job is due, nothing behind it is claimed: busy runners finish what they hold, and one of them claims it.
+-- While such a job is due, nothing behind it is claimed: busy runners finish their jobs, and one of them claims it.
 -- KEYS[1] list  KEYS[2] leases  KEYS[3] claimed  KEYS[4] last  KEYS[5] dead  KEYS[6] dead index
 -- KEYS[7] totals
 -- ARGV[1] owner  ARGV[2] request id  ARGV[3] lease in milliseconds  ARGV[4] limit

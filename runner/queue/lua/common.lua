@@ -8,7 +8,7 @@
 --   ID:reason    of the last retry or release
 --   ID:uncounted set by a release: the next claim is not counted
 --   ID:alone     set by a claim with which no other job may be in flight
---   ID:state     what the last holder saved when it parked or released the job
+--   ID:state     saved by the last holder when it parked or released the job
 --
 -- A parked job has these fields and is a member of the sorted set `parked` (score: until when it may wait) instead of
 -- `leases`. Its holder announces that first: then it is a member of both, and parking fails if it has left `parked`
