@@ -111,7 +111,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"queues": {"process": {"enabled": False}, "compare": {"enabled": False}}},
         r"none of them is enabled, so nothing would ever run: enable process, compare or both",
     ),
-    "a URL as host": ({"redis": {"host": "redis://redis"}}, r"redis\.host is no host name alone"),
+    "a URL as host": ({"redis": {"host": "redis://redis"}}, r"redis\.host is not just a host name"),
     "no host": ({"redis": {"host": ""}}, r"redis\.host is empty: name the host"),
     "a loopback host": (
         {"redis": {"host": "localhost"}},
@@ -165,7 +165,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a sentinel password without sentinels": (
         {"redis": {"sentinel": {"auth": {"enabled": True}}}},
-        r"redis\.mode is standalone: set redis\.mode to sentinel, or leave redis\.sentinel alone",
+        r"redis\.mode is standalone: set redis\.mode to sentinel, or remove redis\.sentinel",
     ),
     "certificates without TLS": (
         {"redis": {"tls": {"existingSecret": "tls", "caKey": "ca.crt"}}},
@@ -217,7 +217,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a host of a database with a user": (
         {"database": {"host": "u:hidden@db", "name": "x", "username": "u"}},
-        r"database\.host is no host name alone",
+        r"database\.host is not just a host name",
     ),
     "a database without a host": (
         {"database": {"name": "x"}},
@@ -253,7 +253,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a proxy's password in a ConfigMap": (
         {"queues": {"process": {"settings": {"RUNNER_FETCH_PROXY_URL": "http://u:hidden@proxy"}}}},
-        r"queues\.process\.settings has RUNNER_FETCH_PROXY_URL, .*: give it in extraEnv, from a Secret",
+        r"queues\.process\.settings has RUNNER_FETCH_PROXY_URL, .*: set it in extraEnv, from a Secret",
     ),
     "a Secret that KEDA cannot read": (
         {

@@ -21,7 +21,7 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* Labels by which the chart, and everybody else, finds an object. Takes root and component, as labels does. */}}
+{{/* Labels by which the chart and other tools select an object. Takes root and component, as labels does. */}}
 {{- define "spottmee-worker.ownLabels" -}}
 {{- $own := include "spottmee-worker.selectorLabels" . | fromYaml -}}
 {{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
@@ -50,7 +50,7 @@ annotations:
 {{- end -}}
 
 {{/*
-What keeps KEDA from starting Jobs, as far as the cluster shows it while the notes are written, which is before an
+What prevents KEDA from starting Jobs, as far as the cluster shows it when the notes are rendered, which is before an
 install or upgrade: Services that the values name, and READY of the ScaledJobs that are there already.
 */}}
 {{- define "spottmee-worker.notReady" -}}
@@ -86,7 +86,7 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 {{- toYaml $names -}}
 {{- end -}}
 
-{{/* Metadata of what the pod of helm test needs: there for the time of the test alone. Takes root and component. */}}
+{{/* Metadata of what the pod of helm test needs, which exists only during the test. Takes root and component. */}}
 {{- define "spottmee-worker.testMetadata" -}}
 {{- $hook := dict "helm.sh/hook" "test" "helm.sh/hook-weight" "-10" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
 {{- include "spottmee-worker.metadata" (merge (dict "suffix" "-test" "annotations" $hook) .) -}}
@@ -141,7 +141,7 @@ The name of the Secret that holds something. Takes root, inline (the value itsel
 {{- end -}}
 {{- end -}}
 
-{{/* The values that the chart itself keeps in a Secret, as its stringData. Takes root, and migration: those alone. */}}
+{{/* The values that the chart itself stores in a Secret, as its stringData. Takes root, and migration: only those. */}}
 {{- define "spottmee-worker.inlineSecrets" -}}
 {{- $values := .root.Values -}}
 {{- $secrets := dict -}}

@@ -1,4 +1,4 @@
-{{/* The pods: what every one of them has in common, and what a list adds. */}}
+{{/* The pods: what all of them have in common, and what a list adds. */}}
 
 {{/* Metadata of a pod. Takes root, component, queue (the values of a list, or of `plainQueue`), and own annotations. */}}
 {{- define "spottmee-worker.podMetadata" -}}
@@ -96,7 +96,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Who this pod is: for the log, and for the leases (a pod that replaces another of its Job takes its leases over). */}}
+{{/* The identity of this pod, for the log and for the leases (a replacement pod of the Job takes them over). */}}
 {{- define "spottmee-worker.placeEnv" -}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
@@ -110,7 +110,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Redis, and the limits of a run. What of Redis is no secret is in the ConfigMap. Takes what runPod takes. */}}
+{{/* Redis, and the limits of a run. Non-secret settings of Redis are in the ConfigMap. Takes what runPod takes. */}}
 {{- define "spottmee-worker.runEnv" -}}
 {{- range include "spottmee-worker.redis.secrets" .root | fromYamlArray }}
 {{- if .variable }}
@@ -216,7 +216,7 @@ The pod of a command. Takes root, component (its label), queue (the values of a 
 spottmee-worker), and optionally queues (RUNNER_QUEUES), job (whether a Job owns it), settings (variables that come
 before all others), account (a ServiceAccount of its own), token (whether that is mounted), migration (needs the
 databases alone, and not the ConfigMap), copy (as secretName does), service (further fields of a container that runs
-for ever), and redisOnly (needs no database).
+forever), and redisOnly (needs no database).
 */}}
 {{- define "spottmee-worker.runPod" -}}
 {{- $root := .root -}}
@@ -329,17 +329,17 @@ spec:
 {{- end -}}
 
 {{/*
-What a pod's end means to its Job. The exit codes are the worker's (docs/reference/exit-codes.md). Takes migration.
+How a Job reacts to the end of its pod. The exit codes are the worker's (docs/reference/exit-codes.md). Takes migration.
 */}}
 {{- define "spottmee-worker.podFailurePolicy" -}}
 rules:
-  # A drained node, a preemption: nobody's fault, and no attempt. KEDA has started another Job instead.
+  # A drained node or a preemption does not count as a failed attempt. KEDA has started another Job instead.
   - action: {{ .migration | default false | ternary "Ignore" "FailJob" }}
     onPodConditions:
       - type: DisruptionTarget
         status: "True"
   # Settings (2), schema (3) or model (4) are wrong, or the database shows no photo of the jobs (7): another pod would
-  # end the same way.
+  # fail in the same way.
   - action: FailJob
     onExitCodes:
       containerName: runner

@@ -1,5 +1,5 @@
 {{/*
-Redis, from one set of values: the runner's REDIS_URL and KEDA's triggers are both written here and nowhere else.
+Redis, from one set of values: the runner's REDIS_URL and KEDA's triggers are both rendered only here.
 KEDA's names are those of its redis, redis-sentinel and redis-cluster scalers
 (https://keda.sh/docs/latest/scalers/redis-lists/).
 */}}
@@ -65,7 +65,7 @@ the operator would look it up in its own. Takes root and host.
 {{- include "spottmee-worker.secretName" (dict "root" . "inline" (or $tls.ca $tls.certificate $tls.privateKey) "existing" $tls.existingSecret) -}}
 {{- end -}}
 
-{{/* REDIS_URL. It holds no secret: user and password are settings of their own, so no character of them can break it. */}}
+{{/* REDIS_URL. It contains no secret: user and password are separate settings, so their characters cannot break it. */}}
 {{- define "spottmee-worker.redis.url" -}}
 {{- $redis := .Values.redis -}}
 {{- $kind := eq $redis.mode "standalone" | ternary "" (printf "+%s" $redis.mode) -}}
@@ -82,7 +82,7 @@ the operator would look it up in its own. Takes root and host.
 {{- if $query }}?{{ join "&" $query }}{{ end -}}
 {{- end -}}
 
-{{/* What of Redis's credentials is no secret, as environment variables. KEDA reads them there too. */}}
+{{/* The non-secret part of Redis's credentials, as environment variables. KEDA reads them there too. */}}
 {{- define "spottmee-worker.redis.plainEnv" -}}
 REDIS_URL: {{ include "spottmee-worker.redis.url" . | quote }}
 {{- with .Values.redis.username }}

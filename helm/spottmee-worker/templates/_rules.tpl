@@ -86,7 +86,7 @@ honour labels.
 {{- end }}
 {{- end -}}
 
-{{/* By which labels the exporter's series are found. Takes the root. */}}
+{{/* The labels that select the exporter's series. Takes the root. */}}
 {{- define "spottmee-worker.rules.series" -}}
 namespace="{{ .Release.Namespace }}",job="{{ include "spottmee-worker.fullname" . }}-metrics"
 {{- end -}}

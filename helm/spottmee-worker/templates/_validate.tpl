@@ -1,6 +1,6 @@
 {{/*
-What a schema cannot say, or not in words that help: rules between values. Every fault is named at once, each with what
-to do. A rule that finds a fault prints it as a line; the lines are gathered here. No message repeats a secret.
+Rules that a schema cannot express, or not with a helpful message: rules between values. All faults are reported at
+once, each with a fix. A rule prints each fault as a line; the lines are collected here. No message repeats a secret.
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
@@ -63,7 +63,7 @@ redis.nodes are for the modes sentinel and cluster, and redis.mode is standalone
 {{- if not $redis.host }}
 redis.host is empty: name the host of Redis, such as redis.default.svc
 {{- else if regexMatch "[/@:,[:space:]]" $redis.host }}
-redis.host is no host name alone (it has one of / @ : ,): port, user, password and database are values of their own
+redis.host is not just a host name (it has one of / @ : ,): set port, user, password and database as separate values
 {{- end }}
 {{- else }}
 {{- if not $redis.nodes }}
@@ -85,7 +85,7 @@ redis.sentinel.master is empty: give the name under which the sentinels know the
 
 {{/*
 Names that only one of the two readers of Redis could resolve: the pods, in the release's namespace, or KEDA's
-operator, in its own. What is no host name at all is refused above, and not repeated: it may hold a password.
+operator, in its own. An invalid host name is rejected above, and not repeated: it may contain a password.
 */}}
 {{- define "spottmee-worker.validate.redisHosts" -}}
 {{- $value := eq .Values.redis.mode "standalone" | ternary "redis.host" "redis.nodes" -}}
@@ -97,7 +97,7 @@ operator, in its own. What is no host name at all is refused above, and not repe
 {{- if or (hasPrefix "." $host) (contains ".." $host) (regexMatch "^[^.]+\\.$" $host) }}
 {{ $at }}, which is not a host name: write NAME, NAME.NAMESPACE.svc or a full domain name
 {{- else if and $.Values.checkCluster (regexMatch "^(localhost|localhost\\.localdomain|.+\\.localhost|127\\.[0-9.]+|0\\.0\\.0\\.0)\\.?$" $host) }}
-{{ $at }}, which is each pod itself, and for KEDA its operator: name the Service of Redis (checkCluster: false leaves this check out)
+{{ $at }}, which is each pod itself, and for KEDA its operator: name the Service of Redis (checkCluster: false skips this check)
 {{- else if regexMatch "^[^.]+\\.svc(\\.|\\.cluster\\.local\\.?)?$" $host }}
 {{ $at }}, which lacks the namespace: write {{ first $labels }}.{{ $.Release.Namespace }}.svc, or another namespace
 {{- else if regexMatch "^[a-z0-9-]+-[0-9]+\\.[a-z0-9-]+$" $host }}
@@ -131,7 +131,7 @@ redis.auth.passwordKey is empty: name the Secret's key that holds the password
 {{- $sentinel := $redis.sentinel.auth -}}
 {{- if ne $redis.mode "sentinel" }}
 {{- if or $sentinel.enabled $redis.sentinel.username }}
-redis.sentinel has a user or a password, and redis.mode is {{ $redis.mode }}: set redis.mode to sentinel, or leave redis.sentinel alone
+redis.sentinel has a user or a password, and redis.mode is {{ $redis.mode }}: set redis.mode to sentinel, or remove redis.sentinel
 {{- end }}
 {{- else if not $sentinel.enabled }}
 {{- if or $sentinel.password $sentinel.existingSecret $redis.sentinel.username }}
@@ -183,7 +183,7 @@ redis.tls.skipVerify accepts any certificate, so the authority's would never be 
 {{ $name }}.url and {{ $name }}.host are both set: keep one of them
 {{- end }}
 {{- if regexMatch "[/@?,[:space:]]" $database.host }}
-{{ $name }}.host is no host name alone (it has one of / @ ? ,): port, database and user are values of their own
+{{ $name }}.host is not just a host name (it has one of / @ ? ,): set port, database and user as separate values
 {{- end }}
 {{- if not (and $database.name $database.username $database.passwordKey) }}
 {{ $name }}.host is set, and {{ $name }}.name, username or passwordKey is empty: the chart writes the URL from all of them; set them, or leave the host empty and keep the whole URL in the Secret
@@ -230,10 +230,10 @@ initContainers has runner, which is the worker's own container: choose another n
 {{ $at }}.jobsPerPod is {{ int $queue.jobsPerPod }}: a pod takes at least 1 job; to stop the list set {{ $at }}.enabled to false
 {{- end }}
 {{- if lt (int $queue.maxJobs) (int $queue.jobsPerPod) }}
-{{ $at }}.maxJobs is {{ int $queue.maxJobs }}, below jobsPerPod ({{ int $queue.jobsPerPod }}): pods would leave jobs behind that KEDA reckons with; raise it, or lower jobsPerPod
+{{ $at }}.maxJobs is {{ int $queue.maxJobs }}, below jobsPerPod ({{ int $queue.jobsPerPod }}): pods would leave jobs that KEDA expects them to process; raise it, or lower jobsPerPod
 {{- end }}
 {{- if lt (int $queue.pollingInterval) 1 }}
-{{ $at }}.pollingInterval is {{ int $queue.pollingInterval }}: KEDA looks at most once a second, set it to 1 or more
+{{ $at }}.pollingInterval is {{ int $queue.pollingInterval }}: KEDA polls at most once a second, set it to 1 or more
 {{- end }}
 {{- if lt (int $queue.maxReplicas) 1 }}
 {{ $at }}.maxReplicas is {{ int $queue.maxReplicas }}: set it to 1 or more; to stop the list set {{ $at }}.enabled to false, or paused to true for a while
@@ -241,7 +241,7 @@ initContainers has runner, which is the worker's own container: choose another n
 {{ $at }}.minReplicas is {{ int $queue.minReplicas }}, above maxReplicas ({{ int $queue.maxReplicas }}): lower it, or raise maxReplicas
 {{- end }}
 {{- if and (int $queue.minReplicas) (not (float64 $queue.idleSeconds)) }}
-{{ $at }}.minReplicas is {{ int $queue.minReplicas }}, and {{ $at }}.idleSeconds is 0: pods without work would end at once, and others be started in their place for ever; set {{ $at }}.idleSeconds (to maxSeconds, say), or minReplicas to 0
+{{ $at }}.minReplicas is {{ int $queue.minReplicas }}, and {{ $at }}.idleSeconds is 0: pods without work would exit at once and be replaced forever; set {{ $at }}.idleSeconds (to maxSeconds, say), or minReplicas to 0
 {{- end }}
 {{- if or (lt (float64 $queue.maxSeconds) 1.0) (gt (float64 $queue.maxSeconds) 86400.0) }}
 {{ $at }}.maxSeconds must be from 1 to 86400
@@ -250,7 +250,7 @@ initContainers has runner, which is the worker's own container: choose another n
 {{ $at }}.shutdownSeconds must be from 0 to 3600
 {{- end }}
 {{- if lt (float64 $queue.terminationGracePeriodSeconds) (addf $drain 5) }}
-{{ $at }}.terminationGracePeriodSeconds is {{ int $queue.terminationGracePeriodSeconds }}, below shutdownSeconds + 5 ({{ addf $drain 5 }}): pods would be killed before they have given their jobs back; raise it, or lower shutdownSeconds
+{{ $at }}.terminationGracePeriodSeconds is {{ int $queue.terminationGracePeriodSeconds }}, below shutdownSeconds + 5 ({{ addf $drain 5 }}): pods would be killed before they have released their jobs; raise it, or lower shutdownSeconds
 {{- end }}
 {{- if le (float64 $queue.activeDeadlineSeconds) (addf $drain $queue.maxSeconds) }}
 {{ $at }}.activeDeadlineSeconds is {{ int $queue.activeDeadlineSeconds }}, not above maxSeconds + shutdownSeconds ({{ addf $drain $queue.maxSeconds }}): Kubernetes would end Jobs in the middle of their work; raise it, or lower maxSeconds
@@ -305,7 +305,7 @@ metrics.networkPolicy.from is set, and metrics.enabled or networkPolicy.enabled 
 {{- $names := dict -}}
 {{- range .Values.priorityClasses }}
 {{- if lt (int .value) -10 }}
-priorityClasses has {{ .name }} with the value {{ int .value }}: the cluster autoscaler adds no node for pods below -10, so their Jobs would wait for ever; raise it
+priorityClasses has {{ .name }} with the value {{ int .value }}: the cluster autoscaler adds no node for pods below -10, so their Jobs would wait forever; raise it
 {{- end }}
 {{- if hasKey $names .name }}
 priorityClasses has {{ .name }} twice: keep one of them
@@ -354,7 +354,7 @@ extraEnv has {{ .name }}, which the chart sets: use {{ get $own .name }} instead
 {{- if hasKey $own $name }}
 {{ $place }} has {{ $name }}, which the chart sets: use {{ get $own $name }} instead
 {{- else if eq $name "RUNNER_FETCH_PROXY_URL" }}
-{{ $place }} has RUNNER_FETCH_PROXY_URL, which may hold a password: give it in extraEnv, from a Secret (valueFrom.secretKeyRef)
+{{ $place }} has RUNNER_FETCH_PROXY_URL, which may contain a password: set it in extraEnv, from a Secret (valueFrom.secretKeyRef)
 {{- end }}
 {{- end }}
 {{- end }}
@@ -370,7 +370,7 @@ keda.authentication.kind is ClusterTriggerAuthentication, whose Secrets KEDA rea
 {{- end -}}
 
 {{/*
-Not empty against a cluster. `helm template`, `helm lint` and a GitOps controller that renders have none: look-ups find
+Not empty against a cluster. `helm template`, `helm lint` and a GitOps controller that renders have none: lookups return
 nothing there. Every namespace has this ConfigMap, and helm's user may get ConfigMaps; the second look is for a namespace
 that --create-namespace is yet to make.
 */}}
@@ -413,7 +413,7 @@ KEDA is not in this cluster (it knows no ScaledJob of keda.sh/v1alpha1): install
 the {{ $kind }} {{ .name }} has no key {{ .key }}: add it, or name the key that it has in the values
 {{- end }}
 {{- else if ne $.Values.migration.mode "job" }}
-the {{ $kind }} {{ .name }} is missing: kubectl --namespace {{ $.Release.Namespace }} create {{ eq $kind "Secret" | ternary "secret generic" "configmap" }} {{ .name }} {{ empty .key | ternary "--from-file=ca.crt=…" (printf "--from-literal=%s=…" .key) }} (if the release itself makes it: migration.mode: job; checkCluster: false leaves this check out)
+the {{ $kind }} {{ .name }} is missing: kubectl --namespace {{ $.Release.Namespace }} create {{ eq $kind "Secret" | ternary "secret generic" "configmap" }} {{ .name }} {{ empty .key | ternary "--from-file=ca.crt=…" (printf "--from-literal=%s=…" .key) }} (if the release itself makes it: migration.mode: job; checkCluster: false skips this check)
 {{- end }}
 {{- end }}
 {{- end }}
