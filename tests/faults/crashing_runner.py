@@ -179,10 +179,10 @@ def _points() -> dict[str, Callable[[], None]]:
         "after_store": lambda: _wrap(Repository, "store", None, lambda _, __, outcomes, ___: inject(outcomes)),
         "after_answer": lambda: _wrap(ResultStore, "answer", None, lambda _, __, job_id, *___: inject([job_id])),
         "before_dead_letter": lambda: _wrap(
-            LeaseQueue, "dead_letter", lambda _, lease, *__: inject(_subjects([lease])), None
+            LeaseQueue, "dead_letter", lambda _, lease, *__, **___: inject(_subjects([lease])), None
         ),
         "after_acknowledge": lambda: _wrap(
-            LeaseQueue, "acknowledge_many", None, lambda _, __, leases: inject(_subjects(leases))
+            LeaseQueue, "acknowledge_many", None, lambda _, __, leases, *___: inject(_subjects(leases))
         ),
     }
 
