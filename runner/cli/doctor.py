@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ from runner.store.results import ResultStore
 from runner.worker.kinds import COMPARISON
 
 APPLICATION_NAME = "spottmee-worker doctor"
+_SERVERS = ("REDIS_URL", "DATABASE_URL")
+_SCALED_JOBS = "ScaledJobs"
 _ALL_WORKS = "every operation works (tried on a private list)"
 FOR = tuple(dict.fromkeys([*rights.COMMANDS, *redis_rights.RIGHTS]))
 
@@ -56,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
         description="Check everything that `run` needs, without claiming a job, and show what it would use and why. "
         "Exits with 0 if every check passes, otherwise with the exit code that `run` would have. With a flag that "
         "chooses a cluster, also check whether KEDA can scale (condition Ready of the ScaledJobs): exit code 5 if it "
-        "cannot, 6 if the cluster could not be used.",
+        "cannot, 6 if the cluster could not be used. Without REDIS_URL and DATABASE_URL that is all it checks.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON array")
     parser.add_argument(
@@ -86,7 +89,10 @@ def add_parser(subparsers: Any) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     with_cluster = args.context or args.namespace or args.release or args.scaled_job
     scaled_jobs = (lambda: _scaled_jobs(args)) if with_cluster else None
-    checks = run_checks(settings_module.load(), scaled_jobs, args.commands or ("run",))
+    if scaled_jobs is not None and not args.commands and not any(map(os.environ.get, _SERVERS)):
+        checks = [_NOT_CHECKED, _run_check(_SCALED_JOBS, scaled_jobs)]
+    else:
+        checks = run_checks(settings_module.load(), scaled_jobs, args.commands or ("run",))
     if args.json:
         output.document([check.document() for check in checks], indent=2)
     else:
@@ -110,6 +116,13 @@ class Check:
         return {"name": self.name, "ok": self.error is None, "message": self.error or self.finding}
 
 
+_NOT_CHECKED = Check(
+    "servers and model",
+    finding=f"not checked, because {' and '.join(_SERVERS)} are not set here; from inside the cluster: "
+    "spottmee-worker exec -- doctor",
+)
+
+
 def run_checks(
     settings: Settings, scaled_jobs: Callable[[], str] | None = None, commands: Collection[str] = ("run",)
 ) -> list[Check]:
@@ -124,14 +137,13 @@ def run_checks(
         "model": _model,
         "hardware": _hardware,
     }
-    if scaled_jobs is not None:
-        checks["ScaledJobs"] = lambda _: scaled_jobs()
-    return [_run_check(name, check, settings) for name, check in checks.items()]
+    found = [_run_check(name, partial(check, settings)) for name, check in checks.items()]
+    return found if scaled_jobs is None else [*found, _run_check(_SCALED_JOBS, scaled_jobs)]
 
 
-def _run_check(name: str, check: Callable[[Settings], str], settings: Settings) -> Check:
+def _run_check(name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name, finding=check(settings))
+        return Check(name, finding=check())
     except RunnerError as error:
         return Check(name, error=str(error), exit_code=error.exit_code)
 

@@ -132,6 +132,12 @@ def test_doctor_asks_where_a_cluster_is_named(service: Service) -> None:
     (line,) = (line for line in ended.output.splitlines() if line.startswith("FAIL"))
     assert "ScaledJobs" in line
     assert "no such host" in line
+    with RecordedApi("scaled-jobs-ready") as api, kubeconfig(api.port) as config:
+        here = {"KUBECONFIG": str(config), "REDIS_URL": "", "DATABASE_URL": ""}
+        outside = service.command("doctor", "-n", "recorded", "--release", "party", **here)
+    assert outside.code == 0, outside.errors
+    assert "REDIS_URL and DATABASE_URL are not set" in outside.output
+    assert "party-compare READY" in outside.output
     silent = service.command("doctor", "--json")
     assert "ScaledJobs" not in {item["name"] for item in json.loads(silent.output)}
 

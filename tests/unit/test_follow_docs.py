@@ -12,8 +12,8 @@ from tests.support.pages import Block
 from tools.prose import ROOT
 
 
-def followed(text: str, **given: str) -> follow_docs.Outcome:
-    block = Block(ROOT / "docs" / "how-to" / "single-job.md", "sh", text, follow_docs.REASON)
+def followed(text: str, *, reason: str = "needs a cluster", **given: str) -> follow_docs.Outcome:
+    block = Block(ROOT / "docs" / "how-to" / "single-job.md", "sh", text, reason)
     return follow_docs.follow(block, given, os.environ)
 
 
@@ -26,6 +26,13 @@ def test_the_first_failure_ends_a_block_and_is_reported() -> None:
     done = followed("echo before\nfalse\necho after\n")
     assert (done.output, done.code, done.ok) == ("before\n", 1, False)
     assert done.line() == "FAILED (1)   docs/how-to/single-job.md: echo before"
+
+
+def test_a_block_must_end_with_the_exit_code_of_its_marker() -> None:
+    reason = "needs a cluster; exits with 5"
+    assert followed("exit 5\n", reason=reason).ok
+    assert not followed("exit 0\n", reason=reason).ok
+    assert not followed("exit 5\n").ok
 
 
 def test_a_placeholder_without_a_value_skips_the_block() -> None:
@@ -48,6 +55,6 @@ def test_every_page_has_commands_for_a_cluster_and_the_transcript_shows_them(tmp
     for page in follow_docs.PAGES:
         found = list(follow_docs.blocks_of([page]))
         assert found, page
-        assert all(block.reason == "needs a cluster" for block in found)
+        assert all((block.reason or "").startswith("needs a cluster") for block in found)
     text = follow_docs.transcript([followed("echo seen\n")])
     assert "```console\necho seen\n---\nseen\n```" in text
