@@ -137,7 +137,7 @@ def _figure(image: _Thumbnail | None, name: str, boxes: Iterable[tuple[Sequence[
         for (x1, y1, x2, y2), score in boxes
     )
     return (
-        f"<div class='picture'><img src='{image.uri}' alt='{html.escape(name, quote=True)}' loading='lazy'>"
+        f"<div class='picture'><img src='{image.uri}' alt='{html.escape(name, quote=True)}'>"
         f"<svg viewBox='0 0 {image.width} {image.height}' preserveAspectRatio='xMidYMid meet'>{drawn}</svg></div>"
     )
 

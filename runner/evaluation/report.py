@@ -155,7 +155,7 @@ def _card(pair: Pair, read_image: Callable[[Embedded], Image]) -> str:
 def _figure(photo: Embedded, face: Face, read_image: Callable[[Embedded], Image]) -> str:
     name = _text(photo.photo.name)
     try:
-        picture = f"<img src='{_data_uri(crop(read_image(photo), face))}' alt='{name}' loading='lazy'>"
+        picture = f"<img src='{_data_uri(crop(read_image(photo), face))}' alt='{name}'>"
     except (OSError, JobError):  # changed since it was measured
         picture = "<div class='absent'>no longer readable</div>"
     return f"<figure>{picture}<figcaption>{name}</figcaption></figure>"
