@@ -51,12 +51,17 @@ def add_job_flags(parser: argparse.ArgumentParser, *, timeout_seconds: float) ->
     add_cluster_flags(parser, release="Helm release whose CronJob is used (default: the only one in the namespace)")
 
 
+def positive_number(text: str, what: str = "number") -> float:
+    """Return a number above 0, or raise `ArgumentTypeError`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a {what} greater than 0 (got {text!r})")
+    return value
+
+
 def positive_seconds(text: str) -> float:
     """Return a number of seconds above 0, or raise `ArgumentTypeError`."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = float("nan")
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds greater than 0 (got {text!r})")
-    return seconds
+    return positive_number(text, "number of seconds")

@@ -15,7 +15,7 @@ from runner.cli import COMMANDS
 from runner.cli.arguments import positive, whole
 from runner.cli.counter import counter
 from runner.cli.files import check_writable, write
-from runner.cli.flags import positive_seconds
+from runner.cli.flags import positive_number, positive_seconds
 from runner.cli.output import columns
 from runner.errors import UsageError
 from runner.simulation import arrivals as patterns
@@ -147,9 +147,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--idle-seconds", type=whole, metavar="N", help="how long a pod waits for more jobs [queues.*.idleSeconds]"
     )
     parser.add_argument(
-        "--cpu-request", type=positive_seconds, metavar="CPUS", help="CPUs that a pod requests, such as 0.5"
+        "--cpu-request", type=positive_number, metavar="CPUS", help="CPUs that a pod requests, such as 0.5"
     )
-    parser.add_argument("--cpu-limit", type=positive_seconds, metavar="CPUS", help="CPUs that a pod may use")
+    parser.add_argument("--cpu-limit", type=positive_number, metavar="CPUS", help="CPUs that a pod may use")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +157,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     shown = ", ".join(f"{rate:g} of {queue}" for queue, rate in THROUGHPUT.items())
     parser.add_argument(
         "--throughput",
-        type=positive_seconds,
+        type=positive_number,
         metavar="JOBS",
         help=f"jobs per second of a pod that has its CPU limit (default: {shown})",
     )

@@ -11,16 +11,18 @@ import pytest
 
 from runner.cli.completion import SHELLS
 
-# What Debian's zsh inserts on TAB, seen from outside: a shell in a pseudo-terminal, which lists its matches.
+# What zsh lists on TAB, seen from outside: a shell in a pseudo-terminal. Each step waits for what the last one prints.
 ZSH = """
 zmodload zsh/zpty
-zpty -b shell zsh -f
+zpty shell zsh -f
 zpty -w shell 'PS1=; fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -D'
-zpty -w shell 'LISTMAX=1000; bindkey "^I" list-choices; print READY'
+zpty -w shell 'LISTMAX=1000; bindkey "^I" list-choices; print REA""DY'
+zpty -r shell before '*READY*'
 zpty -n -w shell '{typed}'$'\\t'
-sleep 1
-zpty -w shell $'\\nprint DONE'
-while zpty -r shell line; do print -r -- "$line"; [[ $line == *DONE* ]] && [[ $line != *print* ]] && break; done
+zpty -r shell listed '*{expected}*'
+zpty -w shell $'\\nprint DO""NE'
+zpty -r shell rest '*DONE*'
+print -r -- "$listed$rest"
 """
 
 
@@ -36,7 +38,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _bash(folder: Path, typed: str) -> str:
+def _bash(folder: Path, typed: str, _expected: str) -> str:
     words = typed.split(" ")
     quoted = " ".join(f"'{word}'" for word in words)
     return _run(
@@ -47,12 +49,12 @@ def _bash(folder: Path, typed: str) -> str:
     )
 
 
-def _fish(folder: Path, typed: str) -> str:
+def _fish(folder: Path, typed: str, _expected: str) -> str:
     return _run("fish", f"source {folder}/_spottmee-worker.fish; complete --do-complete '{typed}'")
 
 
-def _zsh(folder: Path, typed: str) -> str:
-    return _run("zsh", ZSH.format(folder=folder, typed=typed))
+def _zsh(folder: Path, typed: str, expected: str) -> str:
+    return _run("zsh", ZSH.format(folder=folder, typed=typed, expected=expected))
 
 
 def _run(shell: str, text: str) -> str:
@@ -61,10 +63,10 @@ def _run(shell: str, text: str) -> str:
 
 
 @pytest.mark.parametrize("complete", [_bash, _fish, _zsh], ids=lambda one: one.__name__.strip("_"))
-def test_commands_subcommands_and_flags_are_completed(scripts: Path, complete: Callable[[Path, str], str]) -> None:
-    commands = complete(scripts, "spottmee-worker de")
+def test_commands_subcommands_and_flags_are_completed(scripts: Path, complete: Callable[[Path, str, str], str]) -> None:
+    commands = complete(scripts, "spottmee-worker de", "dead")
     assert "dead" in commands
     assert "debug" in commands
     assert "sweep" not in commands
-    assert "requeue" in complete(scripts, "spottmee-worker dead re")
-    assert "--max-share" in complete(scripts, "spottmee-worker sweep --m")
+    assert "requeue" in complete(scripts, "spottmee-worker dead re", "requeue")
+    assert "--max-share" in complete(scripts, "spottmee-worker sweep --m", "--max-share")

@@ -252,7 +252,7 @@ def _scaled(path: Path, longest: int) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.skipif(not SHARED_PHOTOS.exists(), reason="the labelled photographs (../shared/photos) are not here")
-@pytest.mark.parametrize(("longest", "row"), [(10**6, "as they are"), (160, "scaled to 160 pixels")])
+@pytest.mark.parametrize(("longest", "row"), [(10**6, "unchanged"), (160, "scaled to 160 pixels")])
 def test_the_documented_rates_of_the_default_pack_are_measured(
     evaluate: Evaluate, tmp_path: Path, longest: int, row: str
 ) -> None:

@@ -111,7 +111,7 @@ def test_a_csv_file_is_played(simulate: Simulate, tmp_path: Path) -> None:
         (("--csv", "absent.csv"), "absent.csv cannot be read (--csv): No such file"),
         (("--burst", "1", "--values", "absent.yaml"), "absent.yaml cannot be read (--values)"),
         (("--burst", "1", "--jobs-per-pod", "1,,2"), "is not a whole number from 1"),
-        (("--burst", "1", "--throughput", "0"), "greater than 0"),
+        (("--burst", "1", "--throughput", "0"), "must be a number greater than 0"),
         (("--burst", "1", "--node-cpus", "-1"), "must be a number of 0 or more"),
         (("--burst", "1", "--node-cpus", "1"), "raise --node-cpus"),
         (("--burst", "1", "--nodes", "2"), "need --node-cpus"),
