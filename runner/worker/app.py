@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from runner import logs, output
 from runner.errors import (
@@ -131,6 +131,22 @@ def _as_runner_error(error: Exception) -> RunnerError:
     return RunnerError(f"{type(error).__name__} at {place(error)}; this is a defect: please report it")
 
 
+class _Base(NamedTuple):
+    """What all parts of a run are built from; `stack` closes them in the end."""
+
+    settings: Settings
+    kinds: Mapping[str, Kind]
+    redis: Redis
+    queues: dict[str, LeaseQueue]
+    owner: str
+    model: str
+    summary: Summary
+    stop: Stop
+    run_totals: RunTotals
+    traces: Traces | None
+    stack: ExitStack
+
+
 def _work(
     settings: Settings,
     kinds: Mapping[str, Kind],
@@ -140,7 +156,7 @@ def _work(
     *,
     traces: Traces | None,
 ) -> None:
-    """Open everything in the order of the start-up, work, and close everything, also after a failure.
+    """Open everything in the order of the start-up, work, and close everything, even after a failure.
 
     Jobs are claimed before it is known that their results can be stored; if they cannot be, the jobs are released.
     """
@@ -165,54 +181,11 @@ def _work(
         run_totals = RunTotals(list(queues.values()))
         stack.push(partial(_count_end, run_totals, summary, stop))
         in_flight.count_end = lambda reason: run_totals.ended(reason, summary.document())
-        model = read_manifest(settings.model_dir).model  # where it cannot be read, the run is counted by now
-
-        @cache
-        def repository() -> Repository:
-            from runner.store.repository import Repository  # psycopg, last: the first photos are fetched meanwhile
-
-            name = f"spottmee-worker {owner}"
-            return stack.enter_context(Repository(settings, model, application_name=name, progress=stop.progress))
-
+        model = read_manifest(settings.model_dir).model  # if it cannot be read, the run is counted by now
+        base = _Base(settings, kinds, redis, queues, owner, model, summary, stop, run_totals, traces, stack)
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
-        parking = Parking(redis)
-        outages = _outages(settings, redis, owner)
-        services = _services(
-            settings,
-            redis,
-            repository=repository,
-            heartbeat=heartbeat,
-            parking=parking,
-            outages=outages,
-            model=model,
-        )
-        stack.callback(services.fetcher.close)
-        handlers = {name: kinds[name].handler(services) for name in queues}
-        settlement = Settlement(
-            settings,
-            kinds=kinds,
-            queues=queues,
-            handlers=handlers,
-            heartbeat=heartbeat,
-            summary=summary,
-            parking=parking,
-            run_totals=run_totals,
-            outages=outages,
-            traces=traces,
-        )
-        loop = WorkerLoop(
-            settings,
-            queues=queues,
-            handlers=handlers,
-            decode=_decoder(settings),
-            compute=lambda load: _loaded(engine, settings.photo_timeout_seconds).submit(load),
-            compute_threads=thread_count(settings.threads),
-            settlement=settlement,
-            stop=stop,
-            prepare=partial(_prepare, repository, lambda: _when_loaded(engine, run_totals)),
-            is_loaded=engine.done,
-        )
-        in_flight.abandon = settlement.abandon
+        services = _services(base, _repository(base), heartbeat)
+        loop, in_flight.abandon = _loop(base, services, heartbeat, engine, thread_count(settings.threads))
         stop.begin()
         if settings.owner:
             for leased in queues.values():
@@ -220,6 +193,53 @@ def _work(
         _heal(services.results, queues)
         expire = partial(_expire, redis, stop) if not settings.job else lambda: None
         summary.exit_reason = _run_loop(loop, engine, in_flight, expire)
+
+
+def _repository(base: _Base) -> Callable[[], Repository]:
+    """Return a function that connects to the databases when it is first called."""
+
+    @cache
+    def repository() -> Repository:
+        from runner.store.repository import Repository  # psycopg, last: the first photos are fetched meanwhile
+
+        name = f"spottmee-worker {base.owner}"
+        opening = Repository(base.settings, base.model, application_name=name, progress=base.stop.progress)
+        return base.stack.enter_context(opening)
+
+    return repository
+
+
+def _loop(
+    base: _Base, services: Services, heartbeat: Heartbeat, engine: Future[Engine], compute_threads: int
+) -> tuple[WorkerLoop, Callable[[], None]]:
+    """Return the worker loop, and what releases its tasks in flight if it cannot do so itself."""
+    settings = base.settings
+    handlers = {name: base.kinds[name].handler(services) for name in base.queues}
+    settlement = Settlement(
+        settings,
+        kinds=base.kinds,
+        queues=base.queues,
+        handlers=handlers,
+        heartbeat=heartbeat,
+        summary=base.summary,
+        parking=services.parking,
+        run_totals=base.run_totals,
+        outages=services.outages,
+        traces=base.traces,
+    )
+    loop = WorkerLoop(
+        settings,
+        queues=base.queues,
+        handlers=handlers,
+        decode=_decoder(settings),
+        compute=lambda load: _loaded(engine, settings.photo_timeout_seconds).submit(load),
+        compute_threads=compute_threads,
+        settlement=settlement,
+        stop=base.stop,
+        prepare=partial(_prepare, services.repository, lambda: _when_loaded(engine, base.run_totals)),
+        is_loaded=engine.done,
+    )
+    return loop, settlement.abandon
 
 
 def _count_end(
@@ -334,37 +354,32 @@ def _outages(settings: Settings, redis: Redis, owner: str) -> OutageGate | None:
     )
 
 
-def _services(
-    settings: Settings,
-    redis: Redis,
-    *,
-    repository: Callable[[], Repository],
-    heartbeat: Heartbeat,
-    parking: Parking,
-    outages: OutageGate | None,
-    model: str,
-) -> Services:
+def _services(base: _Base, repository: Callable[[], Repository], heartbeat: Heartbeat) -> Services:
     # After the first connection, whose time they would delay.
     from runner.images.fetch import Fetcher
     from runner.queue.databases import KnownDatabases
 
+    settings, redis = base.settings, base.redis
     in_queue = not settings.job  # otherwise its database is unknown, and it cannot be woken
+    parking = Parking(redis)
+    fetcher = Fetcher.from_settings(settings)
+    base.stack.callback(fetcher.close)
     return Services(
         settings,
         ResultStore(redis),
         repository,
-        Fetcher.from_settings(settings),
+        fetcher,
         heartbeat.still_owned,
         known_databases=KnownDatabases(redis, PHOTO.queue) if in_queue else None,
         album=AlbumGate(
             repository,
             ProcessJobs(redis),
             parking if in_queue else None,
-            model=model,
+            model=base.model,
             timeout_seconds=settings.album_timeout_seconds,
         ),
         parking=parking,
-        outages=outages,
+        outages=_outages(settings, redis, base.owner),
     )
 
 
