@@ -149,23 +149,7 @@ class Demonstration:
             )
             for photo in self._album.photos
         ]
-        selfie_results = []
-        for selfie in self._album.selfies:
-            detail = api.detail(jobs[selfie.name])
-            scores, error = detail.get("scores"), detail.get("error")
-            matched = api.result(jobs[selfie.name]) or []
-            selfie_results.append(
-                SelfieResult(
-                    selfie.name,
-                    selfie.data,
-                    {names[photo_id]: scores.get(photo_id, 0.0) for photo_id in matched}
-                    if isinstance(scores, dict)
-                    else {},
-                    self._album.expectation(selfie) if expected else None,
-                    _number(detail.get("duration_ms")),
-                    str(error["message"]) if isinstance(error, dict) else None,
-                )
-            )
+        selfie_results = self._selfie_results(api, names, jobs)
         stages: Counter[str] = Counter()
         for runner in scaler.runners:
             stages.update(runner.summary.get("stage_seconds", {}))
@@ -190,6 +174,26 @@ class Demonstration:
             runners=_runs(scaler),
             passed=good if expected else None,
         )
+
+    def _selfie_results(self, api: Api, names: Mapping[str, str], jobs: Mapping[str, str]) -> list[SelfieResult]:
+        results = []
+        for selfie in self._album.selfies:
+            detail = api.detail(jobs[selfie.name])
+            scores, error = detail.get("scores"), detail.get("error")
+            matched = api.result(jobs[selfie.name]) or []
+            results.append(
+                SelfieResult(
+                    selfie.name,
+                    selfie.data,
+                    {names[photo_id]: scores.get(photo_id, 0.0) for photo_id in matched}
+                    if isinstance(scores, dict)
+                    else {},
+                    self._album.expectation(selfie) if self._album.expected else None,
+                    _number(detail.get("duration_ms")),
+                    str(error["message"]) if isinstance(error, dict) else None,
+                )
+            )
+        return results
 
     def _faults(self, report: Report, scaler: Scaler) -> list[str]:
         """Return a message for each result that is not as expected."""

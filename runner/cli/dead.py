@@ -39,7 +39,13 @@ def add_parser(subparsers: Any) -> None:
         epilog="durations: 90s, 15m, 2h, 7d",
     )
     actions = dead.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_list(actions)
+    _add_show(actions)
+    _add_requeue(actions)
+    _add_purge(actions)
 
+
+def _add_list(actions: Any) -> None:
     listing = actions.add_parser(
         "list",
         help="list dead letters, newest first",
@@ -56,6 +62,8 @@ def add_parser(subparsers: Any) -> None:
     listing.add_argument("--json", action="store_true", help="print one JSON array")
     listing.set_defaults(run=_list)
 
+
+def _add_show(actions: Any) -> None:
     show = actions.add_parser(
         "show",
         help="show dead letters in full, with redacted payloads",
@@ -73,6 +81,8 @@ def add_parser(subparsers: Any) -> None:
     )
     show.set_defaults(run=_show)
 
+
+def _add_requeue(actions: Any) -> None:
     requeue = actions.add_parser(
         "requeue",
         help="move jobs back to the end of their lists, as new jobs",
@@ -83,6 +93,8 @@ def add_parser(subparsers: Any) -> None:
     _add_choice(requeue)
     requeue.set_defaults(run=_requeue)
 
+
+def _add_purge(actions: Any) -> None:
     purge = actions.add_parser(
         "purge",
         help="delete dead letters and their payloads",

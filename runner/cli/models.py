@@ -27,6 +27,14 @@ def add_parser(subparsers: Any) -> None:
         "same results. InsightFace's weights are licensed for non-commercial research only.",
     )
     actions = models.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_bake(actions)
+    _add_verify(actions)
+    listing = actions.add_parser("list", help="list the known packs with their sizes and licences")
+    listing.add_argument("--json", action="store_true", help="print one JSON array, with the checksums of the files")
+    listing.set_defaults(run=_list)
+
+
+def _add_bake(actions: Any) -> None:
     bake = actions.add_parser(
         "bake",
         help="bake a pack, and verify it against InsightFace",
@@ -57,6 +65,9 @@ def add_parser(subparsers: Any) -> None:
     )
     bake.add_argument("--json", action="store_true", help="print the manifest as JSON")
     bake.set_defaults(run=_bake)
+
+
+def _add_verify(actions: Any) -> None:
     verify = actions.add_parser(
         "verify", help="check the checksums of a baked pack, and verify it against InsightFace again"
     )
@@ -74,9 +85,6 @@ def add_parser(subparsers: Any) -> None:
     verify.add_argument("--sha256", default="", help="as for bake")
     verify.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
     verify.set_defaults(run=_verify)
-    listing = actions.add_parser("list", help="list the known packs with their sizes and licences")
-    listing.add_argument("--json", action="store_true", help="print one JSON array, with the checksums of the files")
-    listing.set_defaults(run=_list)
 
 
 def _bake(args: argparse.Namespace) -> int:

@@ -77,6 +77,29 @@ def add_parser(subparsers: Any) -> None:
         help="where the API stores a photo, with columns of its table in braces; not encoded (default: "
         "RUNNER_PHOTO_URL)",
     )
+    _add_selection(parser)
+    parser.add_argument(
+        "--max-waiting",
+        type=positive,
+        default=DEFAULT_MAX_WAITING,
+        metavar="N",
+        help="push only while fewer jobs than this wait in the list (default: %(default)s)",
+    )
+    parser.add_argument("--limit", type=whole, default=0, metavar="N", help="maximum number of photos (default: all)")
+    parser.add_argument(
+        "--any-database",
+        action="store_true",
+        help="continue although photos of the list have only been found in databases at other addresses, as through a "
+        "port-forward",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="count the photos and estimate the time, but push nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    parser.set_defaults(run=_reprocess)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--status",
         action="append",
@@ -106,25 +129,6 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAME",
         help="only photos without embeddings of this model (default: that of the pack in RUNNER_MODEL_DIR)",
     )
-    parser.add_argument(
-        "--max-waiting",
-        type=positive,
-        default=DEFAULT_MAX_WAITING,
-        metavar="N",
-        help="push only while fewer jobs than this wait in the list (default: %(default)s)",
-    )
-    parser.add_argument("--limit", type=whole, default=0, metavar="N", help="maximum number of photos (default: all)")
-    parser.add_argument(
-        "--any-database",
-        action="store_true",
-        help="continue although photos of the list have only been found in databases at other addresses, as through a "
-        "port-forward",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="count the photos and estimate the time, but push nothing"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    parser.set_defaults(run=_reprocess)
 
 
 def _reprocess(args: argparse.Namespace) -> int:
