@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -44,8 +45,8 @@ def measure(world: World, rounds: int, albums: tuple[int, ...] = ALBUMS) -> list
             ours, theirs = [], []
             store.match(selfie, album, THRESHOLD)
             for _ in range(again):
-                ours.append(_milliseconds(lambda: store.match(selfie, album, THRESHOLD)))  # noqa: B023 - called at once
-                theirs.append(_milliseconds(lambda: _reference(connection, selfie, album)))  # noqa: B023 - called at once
+                ours.append(_milliseconds(partial(store.match, selfie, album, THRESHOLD)))
+                theirs.append(_milliseconds(partial(_reference, connection, selfie, album)))
             mine, baseline = Spread.of(ours), Spread.of(theirs)
             about = f"a selfie against {size:,} photos of {max(albums):,}, {FACES_A_PHOTO} faces each"
             rows.append(Row(PART, about, "ms", mine, baseline, "a query per photo", ratios(baseline, mine)))

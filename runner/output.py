@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+# The first code points that need more than two, or more than four, hexadecimal digits.
+_BYTE_END, _PLANE_END = 0x100, 0x10000
+
 
 def printable(text: str) -> str:
     r"""Return `text` with every non-printable character escaped as `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
@@ -76,7 +79,8 @@ def _escaped(character: str) -> str:
     if character.isprintable():
         return character
     code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004
+    form, digits = ("x", 2) if code < _BYTE_END else ("u", 4) if code < _PLANE_END else ("U", 8)
+    return f"\\{form}{code:0{digits}x}"
 
 
 def _json_escaped(character: str) -> str:

@@ -21,6 +21,7 @@ from runner.worker.kinds import KINDS
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_LARGEST_PORT = 65_535
 
 
 def default_model_dir() -> Path:
@@ -81,7 +82,7 @@ def _ports(value: str) -> tuple[tuple[int, int], ...]:
             low, high = int(first), int(last if dash else first)
         except ValueError:
             low, high = 0, 0
-        if not 1 <= low <= high <= 65535:  # noqa: PLR2004 - TCP
+        if not 1 <= low <= high <= _LARGEST_PORT:
             message = "must be ports or ranges of ports from 1 to 65535, such as 9000 or 8000-8099, separated by commas"
             raise ValueError(message)
         ranges.append((low, high))
@@ -150,7 +151,6 @@ class _UrlError(ValueError):
 _MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
 _UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _HOST_AND_PORT = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")
-_LARGEST_PORT = 65_535
 
 
 def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:

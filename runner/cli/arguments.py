@@ -11,6 +11,7 @@ from runner.worker.messages import check_identifier
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])")
 LARGEST_WHOLE = 9_999_999_999
+_WHOLE_PERCENT = 100
 
 
 def duration(text: str) -> float:
@@ -33,6 +34,17 @@ def positive(text: str) -> int:
     if text.strip("0") == "" or not whole(text):
         raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {LARGEST_WHOLE}")
     return whole(text)
+
+
+def percentage(text: str) -> float:
+    """Return a number from 0 to 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= _WHOLE_PERCENT:
+        raise ArgumentTypeError(f"must be a percentage from 0 to 100 (got {text!r})")
+    return value
 
 
 def identifier(text: str) -> str:

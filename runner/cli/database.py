@@ -14,6 +14,7 @@ from runner import output
 from runner import settings as settings_module
 from runner.bake.catalogue import KNOWN
 from runner.cli import COMMANDS
+from runner.cli.arguments import percentage
 from runner.cli.counter import counter
 from runner.cli.output import duration as shown_duration
 from runner.errors import CheckFailedError, ModelError, RunnerError, SettingsError, UsageError
@@ -38,6 +39,12 @@ APPLICATION_NAME = "spottmee-worker"
 
 def add_parser(subparsers: Any) -> None:
     """Add the three commands."""
+    _add_migrate(subparsers)
+    _add_sweep(subparsers)
+    _add_import_legacy(subparsers)
+
+
+def _add_migrate(subparsers: Any) -> None:
     migrate = subparsers.add_parser(
         "migrate",
         help=COMMANDS["migrate"].help,
@@ -56,6 +63,8 @@ def add_parser(subparsers: Any) -> None:
     migrate.add_argument("--json", action="store_true", help="print one JSON object")
     migrate.set_defaults(run=_migrate)
 
+
+def _add_sweep(subparsers: Any) -> None:
     sweep_parser = subparsers.add_parser(
         "sweep",
         help=COMMANDS["sweep"].help,
@@ -69,7 +78,7 @@ def add_parser(subparsers: Any) -> None:
     )
     sweep_parser.add_argument(
         "--max-share",
-        type=_percent,
+        type=percentage,
         default=10.0,
         metavar="PERCENT",
         help="remove nothing if more than 100 photos, and more than this share of all, would be removed (default: "
@@ -78,6 +87,8 @@ def add_parser(subparsers: Any) -> None:
     sweep_parser.add_argument("--json", action="store_true", help="print one JSON object")
     sweep_parser.set_defaults(run=_sweep)
 
+
+def _add_import_legacy(subparsers: Any) -> None:
     legacy = subparsers.add_parser(
         "import-legacy",
         help=COMMANDS["import-legacy"].help,
@@ -141,16 +152,6 @@ def _trigger(settings: Settings) -> Removal | None:
     if not settings.database_url:
         return None
     return on_both(settings, install)
-
-
-def _percent(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = float("nan")
-    if not 0 <= share <= 100:  # noqa: PLR2004 - a percentage
-        raise argparse.ArgumentTypeError(f"must be a percentage from 0 to 100 (got {text!r})")
-    return share
 
 
 def _sweep(args: argparse.Namespace) -> int:

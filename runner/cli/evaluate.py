@@ -11,7 +11,7 @@ from typing import Any
 from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
-from runner.cli.arguments import whole
+from runner.cli.arguments import percentage, whole
 from runner.cli.counter import counter
 from runner.cli.files import check_writable, write_private
 from runner.cli.output import columns
@@ -59,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--max-false-match-rate",
-        type=_percentage,
+        type=percentage,
         metavar="PERCENT",
         help="the best threshold is the one with the most true matches whose rate of false matches is not higher "
         "(default: the one with the largest difference between the two rates, Youden's J)",
@@ -78,16 +78,6 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=_evaluate)
 
 
-def _percentage(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 100:  # noqa: PLR2004 - a percentage
-        raise argparse.ArgumentTypeError(f"must be a percentage from 0 to 100 (got {text!r})")
-    return value / 100
-
-
 def _evaluate(args: argparse.Namespace) -> int:
     settings = settings_module.load(required=())
     if args.html:
@@ -98,7 +88,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         measured = _measure(labels, engine, settings, faces, args.worst)
         model = engine.model
     _check(measured, labels)
-    evaluation = _judge(labels, measured, model, args.max_false_match_rate)
+    limit = args.max_false_match_rate
+    evaluation = _judge(labels, measured, model, None if limit is None else limit / 100)
     if args.html:
         page = evaluation.html(lambda photo: read_image(photo.photo.path, settings))
         write_private(args.html, page.encode(), "--html")

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -200,14 +201,14 @@ class Cluster:
 
     def _refusal(self, action: str, status: int, message: str) -> ClusterError:
         place = f"namespace {self.namespace} of {self.name}"
-        if status == 401:  # noqa: PLR2004 - HTTP
+        if status == HTTPStatus.UNAUTHORIZED:
             return ClusterError(f"the cluster rejects the credentials of context {self.name}: log in again")
-        if status == 403:  # noqa: PLR2004 - HTTP
+        if status == HTTPStatus.FORBIDDEN:
             return ClusterError(
                 f"`{action}` is forbidden in {place}: bind the Role in docs/how-to/debugging.md to this user "
                 f"(check with: kubectl auth can-i {action} -n {self.namespace})"
             )
-        if status == 404:  # noqa: PLR2004 - HTTP
+        if status == HTTPStatus.NOT_FOUND:
             return NotFoundError(f"`{action}` in {place}: {message}")
         return ClusterError(f"`{action}` in {place} failed with HTTP {status}: {message}")
 

@@ -73,7 +73,7 @@ def read_cluster(cluster: Cluster, release: str | None) -> ClusterState:
         raise errors[0]
     state.pods = listed(cluster.pods, pod_state)
     state.scaled_jobs = listed(cluster.scaled_jobs, scaled_job_state)
-    if len(errors) == 3:  # noqa: PLR2004 - all kinds
+    if len(errors) == len((state.jobs, state.pods, state.scaled_jobs)):
         raise errors[0]
     for items in (state.jobs, state.pods):
         items.sort(key=lambda item: item.age_seconds or 0.0)

@@ -25,7 +25,7 @@ def prepare() -> str | None:
     """
     os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
     # Not tempfile, whose import would add 5 ms to every start. The folder is the container's own.
-    os.environ.setdefault("CUDA_CACHE_PATH", str(Path(os.environ.get("TMPDIR", "/tmp")) / "cuda-cache"))  # noqa: S108
+    os.environ.setdefault("CUDA_CACHE_PATH", str(Path(os.environ.get("TMPDIR", "/tmp")) / "cuda-cache"))  # noqa: S108 - see above
     os.environ.setdefault("CUDA_CACHE_MAXSIZE", str(128 * 1024 * 1024))
     return load_driver()
 

@@ -269,7 +269,7 @@ def _check_status(response: http.client.HTTPResponse, host: str) -> None:
     status = response.status
     if status == _OK:
         return
-    if status in _TRANSIENT or not 200 <= status < 500:  # noqa: PLR2004 - errors of the server, and statuses outside 200 to 499
+    if status in _TRANSIENT or status // 100 not in (2, 3, 4):
         raise FetchError(f"{host} responds {status}", pause_seconds=_retry_after(response))
     raise ImageMissingError(f"{host} responds {status}")
 

@@ -25,6 +25,8 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xCA))
 _ARITHMETIC = frozenset(range(0xC9, 0xD0)) - {0xCC}
 _APP1, _EOI, _SOS = 0xE1, 0xD9, 0xDA
+_FILL = 0xFF  # a fill byte, or the first half of a marker
+_PRECISION = 8  # what libjpeg is built for
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
 _TEXT_TAGS = frozenset((0x010E, 0x010F, 0x0110))  # description, make, model: OpenCV reads them on its way
@@ -86,7 +88,7 @@ def read(data: bytes, max_pixels: int) -> Header:
 
 def _frame(data: bytes, marker: int, start: int) -> _Frame:
     precision, height, width, count = struct.unpack_from(">BHHB", data, start)
-    if precision != 8:  # noqa: PLR2004 - what libjpeg is built for
+    if precision != _PRECISION:
         raise ImageUndecodableError(f"a {precision}-bit JPEG: only 8 bits a sample are supported")
     return _Frame(marker, height, width, bytes(data[start + 6 : start + 6 + 3 * count : 3]))
 
@@ -192,7 +194,7 @@ def _last_scan(data: bytes) -> tuple[int, int]:
         if marker == _SOS:
             found = _MARKER_AFTER_SCAN.search(data, after)
             start, end = after, found.start() if found else len(data)
-    while end > start and data[end - 1] == 0xFF:  # noqa: PLR2004 - a fill byte, or the first half of a marker
+    while end > start and data[end - 1] == _FILL:
         end -= 1
     return start, end
 

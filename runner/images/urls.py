@@ -18,6 +18,7 @@ _SHAPE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#\\]+)(?P<rest>.*)"
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 # Control characters except the tab, which the API keeps in a file name's extension, and lone surrogates.
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udfff]")
+_LARGEST_PORT = 65_535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s%]+)(?::([0-9]{0,5}))?")
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -77,7 +78,7 @@ def _authority(text: str, scheme: str) -> tuple[str, int]:
     if shape is None:
         raise ForbiddenUrlError("its host is malformed")
     port = int(shape[2]) if shape[2] else _DEFAULT_PORTS[scheme]
-    if not 1 <= port <= 65535:  # noqa: PLR2004 - TCP
+    if not 1 <= port <= _LARGEST_PORT:
         raise ForbiddenUrlError("its port is not between 1 and 65535")
     return host_name(shape[1]), port
 

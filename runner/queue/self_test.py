@@ -83,27 +83,29 @@ class SelfTest:
 
         Raises what the operations raise, and `CheckFailedError` if one has no effect.
         """
-        self._redis.rpush(self._list, *[b"doctor"] * 5)
+        pushed = [b"doctor"] * 5
+        self._redis.rpush(self._list, *pushed)
         self._expire()
         self._expect("wait_for_push", self._older.wait_for_push(1))
-        claimed = self._older.claim(5)
+        claimed = self._older.claim(len(pushed))
         self._expire()
-        self._expect("claim", len(claimed) == 5)  # noqa: PLR2004 - as many as were pushed
+        self._expect("claim", len(claimed) == len(pushed))
         done, again, released, requeued, purged = claimed
-        self._created += [keys.dead_payload(self.name, lease.id) for lease in (requeued, purged)]
+        dead = (requeued, purged)
+        self._created += [keys.dead_payload(self.name, lease.id) for lease in dead]
         self._expect("renew", self._older.renew([done]) == [])
         self._expect("retry", self._older.retry(again, 0, "doctor"))
         self._expect("release", self._older.release(released))
-        for lease in (requeued, purged):
+        for lease in dead:
             self._expect("dead_letter", self._older.dead_letter(lease, "doctor", ""))
             self._expire()
-        self._expect("dead_letters", len(list(self._dead_letters.all())) == 2)  # noqa: PLR2004 - as above
+        self._expect("dead_letters", len(list(self._dead_letters.all())) == len(dead))
         self._expect("requeue", self._dead_letters.requeue(requeued.id) is Requeued.DONE)
         self._expire()
         self._expect("purge", self._dead_letters.purge(purged.id))
         self._expect("take_over", self._newer.take_over() == 1)
-        rest = self._newer.claim(5)
-        self._expect("claim", len(rest) == 4)  # noqa: PLR2004 - all but the purged one
+        rest = self._newer.claim(len(pushed))
+        self._expect("claim", len(rest) == len(pushed) - 1)  # without the purged one
         parking = Parking(self._redis, self.name)
         waiting = rest.pop()
         self._created += [keys.parked(self.name), keys.pending(self.name, waiting.id)]

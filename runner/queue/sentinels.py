@@ -20,7 +20,7 @@ class SentinelClient(Redis):
         """Return the reply to the command."""
         self.refusal = None
         try:
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # of redis-py
         except redis_errors.RedisError as error:
             self.refusal = error if is_refusal(error) else None
             raise
@@ -30,14 +30,14 @@ class Sentinels(Sentinel):
     """Finds the master."""
 
     def __init__(self, clients: list[SentinelClient]) -> None:
-        super().__init__([])  # type: ignore[no-untyped-call]
+        super().__init__([])  # type: ignore[no-untyped-call]  # of redis-py
         self.sentinels = [*clients]
         self._asked = clients
 
     def discover_master(self, service_name: str) -> Any:
         """Return the address of the master. Raises the refusal of a sentinel if none has found one."""
         try:
-            return super().discover_master(service_name)  # type: ignore[no-untyped-call]
+            return super().discover_master(service_name)  # type: ignore[no-untyped-call]  # of redis-py
         except MasterNotFoundError:
             for sentinel in self._asked:
                 if sentinel.refusal is not None:

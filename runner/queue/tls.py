@@ -19,7 +19,7 @@ class _Connection(SSLConnection):
     def _wrap_socket_with_ssl(self, sock: socket.socket) -> Any:
         sock.settimeout(HANDSHAKE_SECONDS)
         try:
-            wrapped = super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]
+            wrapped = super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]  # of redis-py
         except TimeoutError:
             if self._speaks_plainly():
                 raise redis_errors.ConnectionError("SSL: WRONG_VERSION_NUMBER (it answers without TLS)") from None

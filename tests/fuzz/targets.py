@@ -197,7 +197,7 @@ def check_setting(data: bytes) -> str:
             Proxy.from_url(settings.fetch_proxy_url)
     except SettingsError as error:
         assert name in str(error)  # noqa: PT017 - both outcomes are right
-        assert not any(canary in str(error) for canary in settings_urls.CANARIES), error  # noqa: PT017
+        assert not any(canary in str(error) for canary in settings_urls.CANARIES), error  # noqa: PT017 - as above
         return "refused"
     assert not any(canary in repr(settings) for canary in settings_urls.CANARIES)
     return "read"

@@ -58,7 +58,7 @@ def test_an_idle_run_begins_a_pushed_job_within_50_ms(redis: Redis) -> None:
         begun[task.lease.payload] = time.monotonic()
         return read(task)
 
-    bench.handler.read = noted  # type: ignore[method-assign]
+    bench.handler.read = noted  # type: ignore[method-assign]  # a stand-in for this test
 
     def guests() -> None:
         for number in range(15):

@@ -328,7 +328,7 @@ def test_a_scrape_of_full_queues_takes_less_than_20_ms(
         return float(used["used_cpu_user"] + used["used_cpu_sys"])
 
     try:
-        found = by_name(parse_openmetrics(scrape("", OPEN_METRICS["Accept"]).body.decode()))  # type: ignore[no-untyped-call]
+        found = by_name(parse_openmetrics(scrape("", OPEN_METRICS["Accept"]).body.decode()))  # type: ignore[no-untyped-call]  # of a library
         mine, redis = [], []
         for _ in range(25):
             started, before = time.thread_time(), redis_seconds()

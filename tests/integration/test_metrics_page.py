@@ -189,7 +189,7 @@ CONTRASTS = """(() => {
         if (element.matches("a, [tabindex]")) found.push([name, ratio(style.outlineColor, behind(element)), 3]);
     }
     return found;
-})()"""  # noqa: E501
+})()"""  # noqa: E501 - JavaScript
 
 
 @pytest.fixture(scope="module")

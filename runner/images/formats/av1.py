@@ -12,6 +12,7 @@ from contextlib import suppress
 from runner.errors import ImageUndecodableError
 
 _SEQUENCE_HEADER = 1  # OBU type
+_LAST_LEVEL_WITHOUT_TIER = 7  # 3.3
 _HAS_EXTENSION, _HAS_SIZE = 0x04, 0x02
 MOST_OBUS = 256  # of one image
 
@@ -97,7 +98,7 @@ def _skip_operating_points(bits: _Bits) -> None:
     delays = bits.read(1)
     for _ in range(bits.read(5) + 1):
         bits.read(12)
-        if bits.read(5) > 7:  # noqa: PLR2004 - levels above 3.3 have a tier
+        if bits.read(5) > _LAST_LEVEL_WITHOUT_TIER:
             bits.read(1)
         if delay_bits and bits.read(1):
             bits.read(2 * delay_bits + 1)

@@ -14,6 +14,7 @@ Box = tuple[bytes, int, int]  # type, start and end of the content
 MOST_ITEMS = 1024  # 200 megapixels in tiles of 512 pixels a side are fewer
 MOST_PARTS = 16  # of one item
 MOST_JOINED = 4096  # bytes of a track, or an item in several parts: the sequence header is at its start
+_WIDE_VERSION = 2  # of the box `iloc`: numbers of items have 32 bits
 _IN_ITEM_DATA = 1  # construction method of an item: in the `idat` box
 MOST_BOXES = 8192
 _AVIF = frozenset((b"avif", b"avis"))
@@ -141,7 +142,7 @@ class _File:
         """Yield start and end of the parts of each item (ISO/IEC 14496-12, 8.11.3)."""
         version, sizes, more = struct.unpack_from(">B3xBB", self._data, position)
         offset_size, length_size, base_size, index_size = sizes >> 4, sizes & 15, more >> 4, more & 15
-        wide = version == 2  # noqa: PLR2004 - 32-bit numbers of items
+        wide = version == _WIDE_VERSION
         count, position = self._number(position + 6, 4 if wide else 2)
         if count > MOST_ITEMS:
             raise ImageUndecodableError(f"an AVIF of more than {MOST_ITEMS} items")
