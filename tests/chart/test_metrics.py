@@ -133,7 +133,7 @@ class TestCommandsInThePod:
         )
         return done.returncode, done.stdout + done.stderr
 
-    def test_doctor_finds_everything(self, given: dict[str, str]) -> None:
+    def test_doctor_passes_every_check(self, given: dict[str, str]) -> None:
         code, printed = self.run(given, "doctor")
         assert code == 0, printed
 

@@ -112,7 +112,7 @@ def test_both_connect_with_a_user_an_awkward_password_and_a_database(tmp_path: P
         assert played({"redis": values}, tmp_path) == (1, 2)
 
 
-def test_both_connect_by_tls_with_a_private_authority_and_a_client_certificate(tmp_path: Path) -> None:
+def test_both_connect_over_tls_with_a_private_authority_and_a_client_certificate(tmp_path: Path) -> None:
     authority, clients = trustme.CA(), trustme.CA()
     certificate = clients.issue_cert("runner@example.org")
     with (
@@ -133,7 +133,7 @@ def test_both_connect_by_tls_with_a_private_authority_and_a_client_certificate(t
         assert played({"redis": values}, tmp_path) == (1, 2)
 
 
-def test_both_connect_by_sentinels_with_a_password_of_their_own(tmp_path: Path) -> None:
+def test_both_connect_through_sentinels_with_their_own_password(tmp_path: Path) -> None:
     with Sentinels(password=WITHOUT_QUOTES) as servers:
         values = {
             "mode": "sentinel",

@@ -161,7 +161,7 @@ class TestScaling:
             assert activation == [str(values.get("activationListLength", 0)), "0"], "a lease must always be recovered"
 
     @EVERY_CASE
-    def test_a_pod_takes_at_least_the_jobs_that_keda_reckons_per_pod(self, case: str) -> None:
+    def test_max_jobs_is_at_least_jobs_per_pod(self, case: str) -> None:
         objects = rendered(case)
         for name, item in scaled_jobs(objects).items():
             environment_of = environment(item["spec"]["jobTargetRef"]["template"], objects)
@@ -243,7 +243,7 @@ class TestJobs:
             "ephemeral-storage": "512Mi",
         }
 
-    def test_photos_that_have_lost_their_job_are_pushed_again_where_that_is_wanted(self) -> None:
+    def test_a_cronjob_pushes_photos_without_a_job_if_enabled(self) -> None:
         assert "faces-stuck" not in {item["metadata"]["name"] for item in rendered().of_kind("CronJob")}
         objects = rendered("everything")
         (cron,) = (item["spec"] for item in objects.of_kind("CronJob") if item["metadata"]["name"].endswith("-stuck"))
@@ -452,7 +452,7 @@ class TestGpu:
         assert "nodeSelector" not in pods["faces-sweep"]
 
     @pytest.mark.parametrize("place", ["common", "own"])
-    def test_the_cpu_may_take_over_where_a_value_says_so(self, place: str) -> None:
+    def test_a_value_allows_falling_back_to_the_cpu(self, place: str) -> None:
         said = {"RUNNER_PROVIDERS": "cuda,cpu"}
         process = {"gpu": {"count": 1}} | ({"settings": said} if place == "own" else {})
         values = {"queues": {"process": process}} | ({"settings": said} if place == "common" else {})
@@ -502,7 +502,7 @@ class TestSecurity:
             assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
             assert container["resources"]["limits"]["memory"]
 
-    def test_the_user_can_be_left_to_the_cluster(self) -> None:
+    def test_the_cluster_can_assign_the_user(self) -> None:
         for _, pod in rendered("openshift").pods():
             assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["spec"]["securityContext"])
 
@@ -619,7 +619,7 @@ class TestHook:
         assert annotations["helm.sh/hook-output-log-policy"] == "hook-failed"
 
     @pytest.mark.parametrize("case", ["platform", "sentinel", "everything"])
-    def test_its_way_through_the_network_comes_first(self, case: str) -> None:
+    def test_its_network_policy_is_created_first(self, case: str) -> None:
         """In a namespace that denies everything, the release's own policy would come too late."""
         objects = rendered(case)
         policy, job = objects.find("NetworkPolicy", "faces-migrate"), objects.find("Job", "faces-migrate")
@@ -636,7 +636,7 @@ class TestHook:
             port["port"] for port in release[1]["ports"] if port["port"] in (5432, 6432)
         ]
 
-    def test_a_drained_node_is_no_failed_attempt(self) -> None:
+    def test_a_drained_node_does_not_count_as_a_failed_attempt(self) -> None:
         evicted, _ = rendered().find("Job", "faces-migrate")["spec"]["podFailurePolicy"]["rules"]
         assert evicted["action"] == "Ignore"
         assert evicted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
@@ -664,7 +664,7 @@ class TestHook:
         changed = render(binaries.HELM_4, CASES["migration-job"] | {"image": {"tag": "2"}})
         assert changed.of_kind("Job")[0]["metadata"]["name"] != job["metadata"]["name"], "a Job cannot be changed"
 
-    def test_it_can_be_left_out(self) -> None:
+    def test_it_can_be_disabled(self) -> None:
         assert not rendered("one-list").of_kind("Job")
 
     def test_the_service_account_of_the_hook_has_the_same_annotations(self) -> None:
@@ -756,7 +756,7 @@ class TestRedis:
                 for trigger in item["spec"]["triggers"]:
                     assert trigger["metadata"]["addresses" if "nodes" in values else "address"] == addresses
 
-    def test_an_existing_authentication_is_used_instead_of_an_own_one(self) -> None:
+    def test_an_existing_authentication_is_used_instead_of_a_new_one(self) -> None:
         objects = rendered("existing-authentication")
         assert not objects.of_kind("ClusterTriggerAuthentication")
         reference = scaled_jobs(objects)["process"]["spec"]["triggers"][0]["authenticationRef"]
@@ -770,7 +770,7 @@ class TestRedis:
             environment(dict(objects.pods())["faces-process"], objects)["REDIS_URL"] == "redis://redis.party.svc:6379/0"
         )
 
-    def test_no_credential_appears_outside_of_secrets(self) -> None:
+    def test_no_credential_appears_outside_secrets(self) -> None:
         values = CASES["tls-inline"]
         hidden = [values["redis"]["auth"]["password"], values["redis"]["tls"]["privateKey"], values["database"]["url"]]
         for item in rendered("tls-inline").objects:

@@ -123,7 +123,7 @@ def test_a_guest_waits_and_no_job_starts(walk: Walk, redis: Any) -> None:
     assert walk.ends("SpottmeeGuestWaits")
 
 
-def test_a_run_without_a_model(walk: Walk, tmp_path: Path) -> None:
+def test_a_run_without_a_model_fires_an_alert(walk: Walk, tmp_path: Path) -> None:
     assert walk.service.command("run", "--model-dir", str(tmp_path)).code == 4
     assert walk.fires("SpottmeeRunsMisconfigured", reason="model")
     doctor, *_ = walk.follow("SpottmeeRunsMisconfigured")
@@ -196,7 +196,9 @@ def test_a_run_that_computes_on_the_cpu_in_a_gpu_queue(walk: Walk) -> None:
     assert walk.fires("SpottmeeGpuQueueOnCpu")
 
 
-def test_redis_and_then_the_exporter_are_away(walk: Walk, watched: Exporter, redis_server: EmbeddedRedis) -> None:
+def test_an_unreachable_redis_and_then_exporter_fire_alerts(
+    walk: Walk, watched: Exporter, redis_server: EmbeddedRedis
+) -> None:
     redis_server.kill()
     assert walk.fires("SpottmeeRedisDown")
     watched.process.kill()

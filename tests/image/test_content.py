@@ -140,7 +140,7 @@ def test_its_configuration_suits_a_restricted_job(config: dict[str, Any]) -> Non
     assert not [item for item in config["Env"] if item.startswith(("PIP_", "REDIS", "DATABASE"))]
 
 
-def test_its_labels_name_version_revision_flavour_and_pack(config: dict[str, Any]) -> None:
+def test_its_labels_contain_version_revision_flavour_and_pack(config: dict[str, Any]) -> None:
     labels = config["Labels"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert labels["org.opencontainers.image.title"] == "spottmee-worker"

@@ -46,7 +46,7 @@ def test_upload_match_delete_and_upload_again(service: Service, album: Album, im
     assert service.leftovers() == {}
 
 
-def test_a_photo_that_is_done_again_replaces_its_faces(service: Service, images: ImageServer) -> None:
+def test_a_photo_that_is_processed_again_replaces_its_faces(service: Service, images: ImageServer) -> None:
     photos = service.api.upload({"office.png": images.url("office.png")})
     photo_id = photos["office.png"]
     service.run()
@@ -78,7 +78,7 @@ def test_embeddings_are_normalised_and_say_where_the_faces_are(service: Service,
         assert all(x1 < x < x2 and y1 < y < y2 for x, y in landmarks[:3])  # eyes and nose
 
 
-def test_both_databases_can_be_two(
+def test_photos_and_embeddings_can_be_in_two_databases(
     service: Service, empty_database_url: str, album: Album, images: ImageServer
 ) -> None:
     apart = {"EMBEDDINGS_DATABASE_URL": empty_database_url}
@@ -95,7 +95,7 @@ def test_both_databases_can_be_two(
     assert service.faces(photos["office.png"]) == 0  # none in the API's own database
 
 
-def test_comparisons_go_before_photos(service: Service, album: Album, images: ImageServer) -> None:
+def test_comparisons_are_claimed_before_photos(service: Service, album: Album, images: ImageServer) -> None:
     photos = service.api.upload({"ready": images.url("姚明.jpg")})
     service.run()
     service.api.upload({f"{n}": images.url("姚明.jpg") for n in range(6)})
@@ -106,7 +106,7 @@ def test_comparisons_go_before_photos(service: Service, album: Album, images: Im
     assert service.leftovers() == {"process waiting": 4}
 
 
-def test_the_module_runs_as_the_command_does() -> None:
+def test_the_module_behaves_like_the_command() -> None:
     from runner import __version__
 
     done = subprocess.run(

@@ -121,7 +121,7 @@ def test_an_album_of_final_photos_is_answered_after_one_query(world: World, stat
     assert len(calls) == 1
 
 
-def test_photos_at_work_park_a_comparison_until_the_last_is_reported(world: World) -> None:
+def test_photos_in_progress_park_a_comparison_until_the_last_is_reported(world: World) -> None:
     world.photos("a", "b", "c")
     world.set_status("a", "READY")
     world.push("b", "c", "other")

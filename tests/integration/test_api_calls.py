@@ -177,7 +177,7 @@ def test_uploads_that_the_api_does_not_decode_fail_in_the_api(play: Play, kind: 
     assert play.service.leftovers() == {}
 
 
-def test_the_api_is_played_as_the_contract_says(play: Play) -> None:
+def test_the_simulated_api_follows_the_contract(play: Play) -> None:
     """What the stand-in does, and not the worker: otherwise the play would prove nothing."""
     redis, connection = play.service.redis, play.service.connection
     assert cleaned("my party (1).final.J P#G?") == "my_party_1_final.J P#G?"

@@ -96,7 +96,7 @@ def test_an_idle_run_sends_a_few_commands_a_second(redis: Redis) -> None:
     assert 2 <= counts[1] - counts[0] <= 3 * 3
 
 
-def test_an_idle_run_leaves_at_once_after_a_signal(redis: Redis) -> None:
+def test_an_idle_run_exits_at_once_after_a_signal(redis: Redis) -> None:
     bench = LoopBench(redis, RUNNER_IDLE_SECONDS="60")
     sent: list[float] = []
 
@@ -110,7 +110,7 @@ def test_an_idle_run_leaves_at_once_after_a_signal(redis: Redis) -> None:
     assert time.monotonic() - sent[0] < 0.25
 
 
-def test_a_run_whose_user_may_not_wait_polls_instead(redis: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_without_the_right_to_block_polls_instead(redis: Any, caplog: pytest.LogCaptureFixture) -> None:
     redis.execute_command("ACL", "SETUSER", "poller", "on", "nopass", "allkeys", "+@all", "-blmove")
     pool = redis.connection_pool.connection_kwargs
     limited = Redis(host=pool["host"], port=pool["port"], username="poller", password="", protocol=2)

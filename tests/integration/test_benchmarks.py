@@ -42,7 +42,7 @@ def test_both_workers_store_the_photo_and_the_table_and_the_file_say_the_same(tm
     assert limit["verdict"] == "met", f"this onnxruntime is slow at the recogniser: {limit}"
 
 
-def test_what_does_not_exist_is_refused_in_one_line() -> None:
+def test_unknown_parts_are_rejected_in_one_line() -> None:
     done = bench("--only", "everything")
     assert done.returncode == 2
     assert "invalid choice: 'everything'" in done.stderr
@@ -55,7 +55,7 @@ def servers() -> Iterator[World]:
         yield opened
 
 
-def test_the_yardstick_gives_the_answer_that_it_is_held_against(servers: World) -> None:
+def test_the_reference_gives_the_expected_answer(servers: World) -> None:
     servers.empty()
     album = comparison.fill(servers.connection, 40)
     wanted = comparison.vectors(120)[[0, 63]]

@@ -56,7 +56,7 @@ def test_scaled_jobs_that_are_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _asked("scaled-jobs-ready", monkeypatch) == {"party-compare READY, party-process READY"}
 
 
-def test_one_that_is_not_ready_is_named_with_kedas_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scaled_job_that_is_not_ready_is_reported_with_kedas_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     found = _asked("scaled-job-not-ready", monkeypatch)
     assert found
     for said in found:
@@ -71,13 +71,13 @@ def test_one_that_is_not_ready_is_named_with_kedas_own_reason(monkeypatch: pytes
         assert "party-compare" not in said
 
 
-def test_without_an_operator_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_operator_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (said,) = _asked("scaled-jobs-unseen", monkeypatch)
     for name in NAMES:
         assert f"{name} is not READY, because KEDA has not reconciled it: check that its operator is running" in said
 
 
-def test_a_scaled_job_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scaled_job_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         _readers("without-keda", monkeypatch),
         pytest.raises(CheckFailedError, match="KEDA or the ScaledJob is missing"),
@@ -85,7 +85,7 @@ def test_a_scaled_job_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> No
         check(open_reader(context=None, namespace="default"))
 
 
-def test_a_verdict_from_before_a_change_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_condition_from_before_a_change_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """READY stays in the status until KEDA has looked at the changed ScaledJob; a pause of the check lets it look."""
     with RecordedApi("scaled-jobs-ready") as api, RecordedApi("scaled-job-not-ready") as later:
         before = ServiceAccountReader("127.0.0.1", api.port, "recorded", "token", None)
@@ -116,7 +116,7 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def test_doctor_asks_where_a_cluster_is_named(service: Service) -> None:
+def test_doctor_checks_the_cluster_if_one_is_selected(service: Service) -> None:
     with RecordedApi("scaled-jobs-ready") as api, kubeconfig(api.port) as config:
         fine = service.command("doctor", "--json", "-n", "recorded", "--release", "party", KUBECONFIG=str(config))
     assert fine.code == 0, fine.errors
@@ -145,7 +145,7 @@ def test_doctor_asks_where_a_cluster_is_named(service: Service) -> None:
 class TestServiceAccount:
     """What a pod has: a mounted token, and the address of the API server in its environment."""
 
-    def test_it_reads_over_tls_with_the_mounted_authority(
+    def test_the_service_account_reader_uses_tls_with_the_mounted_authority(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         authority = trustme.CA()
@@ -158,7 +158,7 @@ class TestServiceAccount:
             with pytest.raises(ClusterError, match=r"cannot be reached from this pod \(SSLCertVerificationError\)"):
                 check(ServiceAccountReader.open(folder=tmp_path), names=NAMES)
 
-    def test_without_a_token_or_outside_a_pod_there_is_none(
+    def test_without_a_token_or_outside_a_pod_there_is_no_service_account_reader(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         self._mount(tmp_path, monkeypatch, trustme.CA().cert_pem.bytes(), 1)
@@ -169,7 +169,7 @@ class TestServiceAccount:
         with pytest.raises(NoClusterError, match="this process is not in a pod"):
             ServiceAccountReader.open(folder=tmp_path)
 
-    def test_a_right_that_is_missing_and_a_server_that_is_away_are_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_right_and_an_unreachable_server_are_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with (
             _readers("forbidden", monkeypatch) as (reader, _),
             pytest.raises(ClusterError, match=r"`list scaledjobs\.keda\.sh` is forbidden in namespace recorded"),

@@ -77,13 +77,15 @@ def test_the_job_is_the_template_with_one_payload(monkeypatch: pytest.MonkeyPatc
     assert spec["ttlSecondsAfterFinished"] > 0
 
 
-def test_a_job_that_is_buried(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_debug_run_reports_a_dead_lettered_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with _scene("debug-is-buried", monkeypatch):
         assert main(["debug", "--photo", "there", "--url", "file:///x", "-n", "recorded"]) == 5
     assert capsys.readouterr().out.startswith("dead_lettered: The image URL is not one that this runner may fetch")
 
 
-def test_kept_is_the_job_and_never_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_keeps_the_job_but_never_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:
     with _scene("debug-succeeds", monkeypatch) as api:
         main([*JOB, "--keep"])
         deleted = [path for method, path, _ in api.requests if method == "DELETE"]
@@ -128,7 +130,7 @@ def test_waiting_for_an_image_ends_in_time_and_cleans_up(
         ("unauthorized", "recorded", "rejects the credentials of context recorded: log in again"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_unsupported_arguments_are_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scene: str, namespace: str, sentence: str
 ) -> None:
     with _scene(scene, monkeypatch):
@@ -138,7 +140,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_forbidden_names_the_right_that_is_missing(
+def test_a_forbidden_request_names_the_missing_right(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with _scene("forbidden", monkeypatch):
@@ -150,7 +152,7 @@ def test_forbidden_names_the_right_that_is_missing(
     assert "`list jobs` is forbidden" in document["cluster_error"]["message"]
 
 
-def test_status_of_a_release(
+def test_status_shows_the_objects_of_a_release(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], redis_url: str
 ) -> None:
     monkeypatch.setenv("REDIS_URL", redis_url)
@@ -178,7 +180,7 @@ def test_status_without_keda_says_so(
     assert "KEDA is not installed in this cluster" in capsys.readouterr().out
 
 
-def test_an_api_server_that_is_away_is_named(
+def test_an_unreachable_api_server_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as probe:
@@ -207,7 +209,7 @@ def test_without_the_package_the_install_command_is_given(
     assert ("process" in output) == (command[0] == "status")  # the lists of Redis are shown all the same
 
 
-def test_a_context_that_does_not_exist(
+def test_an_unknown_context_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with kubeconfig(1) as config:
@@ -252,7 +254,7 @@ def test_an_invalid_payload_is_refused_before_anything_is_created(capsys: pytest
     )
 
 
-def test_a_log_that_cannot_be_had_costs_nothing_but_the_log(
+def test_a_lost_log_does_not_change_the_outcome(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RecordedApi("debug-succeeds") as api, kubeconfig(api.port) as config:
@@ -291,7 +293,9 @@ def test_an_interruption_at_any_moment_removes_what_was_created(monkeypatch: pyt
     assert deleted == [f"{run.name}-payload-0", run.name]
 
 
-def test_what_cannot_be_removed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_objects_that_cannot_be_removed_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with RecordedApi("debug-succeeds") as api, kubeconfig(api.port) as config:
         monkeypatch.setenv("KUBECONFIG", str(config))
         api.forget("propagationPolicy")
@@ -328,7 +332,7 @@ def test_exec_says_why_its_pod_did_not_start(
 
 
 @pytest.mark.parametrize("command", ["ls", "exec"])
-def test_exec_refuses_what_is_no_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exec_rejects_unknown_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["exec", "--", command, "-l"]) == 2
     assert f"'{command}' is not a command that can run in the cluster" in capsys.readouterr().err
 

@@ -34,7 +34,7 @@ def test_the_termination_message_is_the_summary(service: Service, tmp_path: Path
     assert line["photo"]
 
 
-def test_a_run_that_cannot_begin_leaves_its_reason_too(service: Service, tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_leaves_its_reason_too(service: Service, tmp_path: Path) -> None:
     message = tmp_path / "termination-log"
     ended = service.command("run", RUNNER_MODEL_DIR=str(tmp_path), RUNNER_TERMINATION_LOG=str(message), **PLACE)
     assert ended.code == 4
@@ -42,7 +42,7 @@ def test_a_run_that_cannot_begin_leaves_its_reason_too(service: Service, tmp_pat
     assert ended.lines(event="run ended", exit_code=4, pod=PLACE["POD_NAME"])
 
 
-def test_a_termination_message_that_cannot_be_written_costs_nothing_else(service: Service, tmp_path: Path) -> None:
+def test_a_termination_message_that_cannot_be_written_does_not_fail_the_run(service: Service, tmp_path: Path) -> None:
     ended = service.run(RUNNER_TERMINATION_LOG=str(tmp_path / "missing" / "log"), RUNNER_LOG_FORMAT="text")
     assert ended.summary["exit_reason"] == "empty"
     assert "cannot write" in ended.errors

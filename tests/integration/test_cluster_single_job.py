@@ -44,7 +44,7 @@ def _everything(service: Service) -> dict[str, object]:
     return {"redis": dumps, "statuses": service.api.statuses(), "faces": faces}
 
 
-def test_run_does_the_given_job_and_leaves_the_list_alone(
+def test_run_job_processes_the_given_job_and_does_not_touch_the_list(
     service: Service, images: ImageServer, tmp_path: Path
 ) -> None:
     photos = service.api.upload({PHOTO: images.url(PHOTO), "other": images.url("office.png")})
@@ -69,7 +69,7 @@ def test_a_given_comparison_is_answered(service: Service, album: Album, images: 
     assert service.api.result(job) == list(photos.values())
 
 
-def test_a_given_job_is_tried_again_as_often_as_any_other(service: Service, tmp_path: Path) -> None:
+def test_a_given_job_is_retried_as_often_as_any_other(service: Service, tmp_path: Path) -> None:
     with OddServer({}) as server:
         photos = service.api.upload({"x": server.url("status/503")})
         (tmp_path / "job").write_bytes(_pop(service.redis))
@@ -81,7 +81,7 @@ def test_a_given_job_is_tried_again_as_often_as_any_other(service: Service, tmp_
 
 
 @pytest.mark.parametrize("payload", [b"", b" \n"])
-def test_a_job_that_is_not_there_is_an_error_of_the_settings(service: Service, tmp_path: Path, payload: bytes) -> None:
+def test_a_missing_job_file_is_a_settings_error(service: Service, tmp_path: Path, payload: bytes) -> None:
     (tmp_path / "job").write_bytes(payload)
     assert service.command("run", "--job", str(tmp_path / "job")).code == 2
     missing = service.command("run", "--job", str(tmp_path / "missing"))
@@ -89,14 +89,14 @@ def test_a_job_that_is_not_there_is_an_error_of_the_settings(service: Service, t
     assert "No such file" in missing.errors
 
 
-def test_a_payload_that_is_no_job_is_buried_not_crashed_on(service: Service, tmp_path: Path) -> None:
+def test_an_invalid_payload_is_dead_lettered_and_does_not_crash_the_run(service: Service, tmp_path: Path) -> None:
     (tmp_path / "job").write_bytes(b'{"imageUrl": 5')
     ended = service.run("--job", str(tmp_path / "job"))
     assert ended.summary["dead_lettered"] == 1
     assert ended.lines(code="invalid_job")
 
 
-def test_a_photo_is_looked_at_locally_without_a_trace(service: Service, images: ImageServer, tmp_path: Path) -> None:
+def test_debugging_a_photo_locally_writes_nothing(service: Service, images: ImageServer, tmp_path: Path) -> None:
     photos = service.api.upload({PHOTO: images.url(PHOTO)})
     before = _everything(service)
     picture = tmp_path / "seen.png"
@@ -115,7 +115,7 @@ def test_a_photo_is_looked_at_locally_without_a_trace(service: Service, images: 
     assert stat.S_IMODE(picture.stat().st_mode) == 0o600
 
 
-def test_no_image_is_saved_unless_asked_for(
+def test_no_image_is_saved_unless_requested(
     service: Service, album: Album, images: ImageServer, tmp_path: Path
 ) -> None:
     photos = service.api.upload({PHOTO: images.url(PHOTO)})
@@ -139,7 +139,7 @@ def test_no_image_is_saved_unless_asked_for(
     assert [*home.rglob("*"), *scratch.rglob("*")] == []
 
 
-def test_a_comparison_is_made_locally_without_a_trace(
+def test_debugging_a_comparison_locally_writes_nothing(
     service: Service, album: Album, images: ImageServer, tmp_path: Path
 ) -> None:
     photos = service.api.upload({name: images.url(name) for name in (PHOTO, "office.png")})
@@ -240,7 +240,7 @@ def test_the_job_of_a_photo_is_found_waiting_leased_and_dead(service: Service, r
         ["--photo", "a"],
     ],
 )
-def test_wrong_arguments_are_told_in_one_line(service: Service, arguments: list[str]) -> None:
+def test_invalid_arguments_are_reported_in_one_line(service: Service, arguments: list[str]) -> None:
     ended = service.command("debug", *arguments, REDIS_URL="")
     assert ended.code == (5 if "--dry-run" in arguments else 2)
     assert "Traceback" not in ended.errors

@@ -33,7 +33,7 @@ def _status(service: Service, *arguments: str, **more: str) -> dict[str, Any]:
     return document
 
 
-def test_the_redis_half_stands_alone(service: Service, redis: Redis, tmp_path: Path) -> None:
+def test_the_redis_half_of_status_works_without_a_cluster(service: Service, redis: Redis, tmp_path: Path) -> None:
     push(redis, [b"%d" % number for number in range(9)])
     first, second = queue_of(redis, "job-a/pod-a/1"), queue_of(redis, "job-b/pod-b/1")
     leases = first.claim(2)
@@ -55,7 +55,7 @@ def test_the_redis_half_stands_alone(service: Service, redis: Redis, tmp_path: P
     assert "kubeconfig" in document["cluster_error"]["message"]
 
 
-def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) -> None:
+def test_status_prints_readable_text(service: Service, redis: Redis, tmp_path: Path) -> None:
     push(redis, [b"1", b"2"])
     ended = service.command("status", KUBECONFIG=str(tmp_path / "none"))
     lines = ended.output.splitlines()
@@ -77,7 +77,7 @@ def test_the_text_is_for_people(service: Service, redis: Redis, tmp_path: Path) 
     assert "KUBECONFIG" in lines[4]
 
 
-def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: Path) -> None:
+def test_an_unreachable_or_missing_redis_is_reported(service: Service, tmp_path: Path) -> None:
     none = str(tmp_path / "none")
     away = service.command(
         "status", REDIS_URL="redis://127.0.0.1:1/0", KUBECONFIG=none, RUNNER_CONNECT_TIMEOUT_SECONDS="0.1"
@@ -87,7 +87,7 @@ def test_a_redis_that_is_away_or_not_named_is_said(service: Service, tmp_path: P
     assert (unset.code, "REDIS_URL is missing" in unset.output) == (2, True)
 
 
-def test_a_cluster_that_was_asked_for_and_is_not_there_is_an_error(service: Service, tmp_path: Path) -> None:
+def test_a_requested_cluster_that_is_unreachable_is_an_error(service: Service, tmp_path: Path) -> None:
     ended = service.command("status", "--context", "nowhere", KUBECONFIG=str(tmp_path / "none"))
     assert ended.code == 6
     assert ended.output.startswith("QUEUE")
@@ -103,7 +103,7 @@ def test_watching_in_a_pipe_repeats_plain_lines(service: Service, tmp_path: Path
     assert all(set(document["queues"]) == {"compare", "process"} for document in seen)
 
 
-def test_watching_on_a_terminal_draws_over_itself(service: Service, redis: Redis, tmp_path: Path) -> None:
+def test_watching_on_a_terminal_redraws_in_place(service: Service, redis: Redis, tmp_path: Path) -> None:
     push(redis, [b"1"] * 7)
     leader, follower = os.openpty()
     command = [sys.executable, "-m", "runner", "status", "--watch", "--interval", "0.2"]
@@ -125,7 +125,7 @@ def test_watching_on_a_terminal_draws_over_itself(service: Service, redis: Redis
     assert "Traceback" not in screen
 
 
-def test_inspect_shows_what_a_run_holds(service: Service, redis: Redis) -> None:
+def test_inspect_shows_the_leases_of_a_run(service: Service, redis: Redis) -> None:
     with OddServer({"lake.jpg": jpeg(landscape(320, 200))}) as server:
         service.api.upload({f"{number}": server.url("hang") for number in range(3)})
         run = service.start("run", "--max-seconds", "100", RUNNER_OWNER="job-x", RUNNER_MAX_JOBS="7")
@@ -171,7 +171,7 @@ def test_inspect_without_a_run_says_where_to_look(service: Service) -> None:
         (["sh"], None),
     ],
 )
-def test_a_run_is_told_by_its_command_line(command: list[str], arguments: list[str] | None) -> None:
+def test_a_run_is_recognised_by_its_command_line(command: list[str], arguments: list[str] | None) -> None:
     assert run_arguments(command) == arguments
 
 

@@ -80,7 +80,7 @@ def test_every_match_is_the_expected_one(tmp_path: Path) -> None:
     assert page.tags["rect"] >= summary["faces"]
 
 
-def test_own_photos_need_no_expectation(tmp_path: Path) -> None:
+def test_own_photos_have_no_expected_results(tmp_path: Path) -> None:
     album = tmp_path / "my album"
     album.mkdir()
     (album / "group.jpg").write_bytes(sample_photos()["t1.jpg"].read_bytes())

@@ -124,7 +124,7 @@ def test_selfies_at_several_moments_of_an_upload_get_the_whole_answer(party: Par
     party.check()
 
 
-def test_every_selfie_is_computed_once_and_holds_no_pod_while_it_waits(party: Party) -> None:
+def test_every_selfie_is_computed_once_and_keeps_no_pod_while_it_waits(party: Party) -> None:
     party.server.delay = 0.4
     party.upload(40)
     guests = [party.guest(person) for person in ("Ada", "Ben", "Yao")]
@@ -167,7 +167,7 @@ def test_a_comparison_of_a_finished_album_does_not_wait(party: Party) -> None:
     assert len(party.service.api.result(guest) or []) == 2
 
 
-def test_photos_without_a_job_delay_an_answer_by_seconds_only(party: Party) -> None:
+def test_photos_without_a_job_delay_an_answer_by_only_seconds(party: Party) -> None:
     party.upload(8)
     party.service.run("--queues", "process")
     party.service.connection.execute("INSERT INTO \"Photo\" (id) VALUES ('lost by the API')")

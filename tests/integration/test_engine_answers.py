@@ -73,7 +73,7 @@ def everything() -> dict[str, Image]:
     return images
 
 
-def test_answers_are_insightfaces_one_by_one_and_in_batches(engine: Engine) -> None:
+def test_answers_equal_those_of_insightface_one_by_one_and_in_batches(engine: Engine) -> None:
     images = everything()
     answers = {name: expected(image) for name, image in images.items()}
     assert sum(len(faces) for faces in answers.values()) >= 80
@@ -102,7 +102,7 @@ def test_portable_graphs_give_the_same_answers() -> None:
             assert_same(expected(image), analyse(engine, image), name)
 
 
-def test_portable_graphs_hold_standard_operators_only() -> None:
+def test_portable_graphs_contain_only_standard_operators() -> None:
     for name in ("detector.onnx", "recogniser.onnx"):
         model = onnx.load(MODEL / name)
         assert {node.domain for node in model.graph.node} == {""}, name

@@ -121,7 +121,7 @@ def test_a_run_that_cannot_work_expires_comparisons_too(service: Service, queues
     assert where_selfies_are(redis) == set()
 
 
-def test_a_working_run_processes_old_comparisons(service: Service) -> None:
+def test_a_healthy_run_processes_old_comparisons(service: Service) -> None:
     redis: Any = service.redis
     push(redis, [comparison("c1")], "compare")
     expire_comparisons(redis)
@@ -131,7 +131,7 @@ def test_a_working_run_processes_old_comparisons(service: Service) -> None:
     assert not ended.lines(event="comparisons expired")
 
 
-def test_sweep_without_redis_says_so_and_with_one_that_is_away_sweeps_the_rest(service: Service) -> None:
+def test_sweep_reports_a_missing_or_unreachable_redis_and_sweeps_the_rest(service: Service) -> None:
     assert "set REDIS_URL" in service.command("sweep", REDIS_URL="").errors
     ended = service.command("sweep", REDIS_URL="redis://127.0.0.1:1", RUNNER_CONNECT_TIMEOUT_SECONDS="0")
     assert (ended.code, "faces were removed" in ended.output, "REDIS_URL" in ended.errors) == (75, True, True)

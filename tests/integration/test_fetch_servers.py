@@ -87,7 +87,7 @@ GOOD: dict[str, bytes | Exchange] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_an_image_is_read_however_it_is_sent(name: str) -> None:
+def test_an_image_is_read_with_every_transfer_encoding(name: str) -> None:
     with Web({"*": GOOD[name]}) as web:
         assert fetcher().fetch(web.url("/x")) == PICTURE
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import pty
 import socket
-import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +19,7 @@ from runner.store.schema import migrate
 from tests.support.queue_tools import push, queue_of
 from tests.support.run_tools import wait_for
 from tests.support.store_tools import faces, opened
+from tests.support.terminal import answered
 from tests.support.web import Web, ok
 
 if TYPE_CHECKING:
@@ -156,7 +153,7 @@ def test_every_copy_in_a_long_list_is_removed(service: Service) -> None:
     assert service.redis.lrange(keys.list_key("process"), 0, -1) == [job for job in jobs if b'"wanted"' not in job]
 
 
-def test_an_album_with_its_embeddings(service: Service, images: ImageServer) -> None:
+def test_an_album_is_removed_with_its_embeddings(service: Service, images: ImageServer) -> None:
     kept = service.api.upload({CLEO: images.url(CLEO)}, album_id="other")
     gone = service.api.upload({CLEO: images.url(CLEO)}, album_id="a1")
     service.run()
@@ -184,7 +181,7 @@ def test_embeddings_in_a_database_of_their_own_and_in_a_named_schema(service: Se
         assert embeddings.query("SELECT DISTINCT photo_id FROM {faces}.faces").fetchall() == [("p2",)]
 
 
-def test_a_run_stores_nothing_of_a_photo_that_is_forgotten_meanwhile(
+def test_a_run_stores_nothing_for_a_photo_that_is_forgotten_during_processing(
     service: Service, images: ImageServer, album: Album
 ) -> None:
     data = next(photo.data for photo in album.photos if photo.name == CLEO)
@@ -244,26 +241,15 @@ def test_a_late_initiated_is_all_that_is_left_of_a_forgotten_comparison(service:
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
-def test_it_asks_on_a_terminal(service: Service, answer: str, left: int) -> None:
+def test_forget_asks_for_confirmation_on_a_terminal(service: Service, answer: str, left: int) -> None:
     push(service.redis, [comparison_job("guest-1")], "compare")
-    master, terminal = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "runner", "forget", "--comparison", "guest-1"],
-        env=dict(service.environment),
-        stdin=terminal,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        os.write(master, answer.encode())
-        _, errors = process.communicate(timeout=60)
-    os.close(master)
-    os.close(terminal)
-    assert process.returncode == 0
+    code, errors = answered(["forget", "--comparison", "guest-1"], service.environment, answer)
+    assert code == 0
     assert b"Remove all data of comparison guest-1 permanently? [y/N]" in errors
     assert service.redis.llen(keys.list_key("compare")) == left
 
 
-def test_without_a_terminal_it_needs_a_yes(service: Service) -> None:
+def test_forget_requires_yes_without_a_terminal(service: Service) -> None:
     push(service.redis, [comparison_job("guest-1")], "compare")
     ended = service.command("forget", "--comparison", "guest-1")
     assert (ended.code, ended.output) == (2, "")
@@ -291,14 +277,14 @@ def test_the_text_names_what_was_removed_and_what_may_remain(service: Service) -
         ["--comparison", "\udcff"], ["--album", "a", "--nonsense"], ["--yes"],
     ],
 )  # fmt: skip
-def test_bad_input(service: Service, arguments: list[str]) -> None:
+def test_invalid_input_is_rejected(service: Service, arguments: list[str]) -> None:
     ended = service.command("forget", *arguments)
     assert (ended.code, ended.output) == (2, "")
     assert "Traceback" not in ended.errors
     assert ended.errors.splitlines()[-1].startswith("spottmee-worker")
 
 
-def test_servers_that_cannot_be_used(service: Service) -> None:
+def test_unusable_servers_are_reported(service: Service) -> None:
     away = {"RUNNER_CONNECT_TIMEOUT_SECONDS": "0.2"}
     push(service.redis, [photo_job("p1")])
     for more, code in (

@@ -37,7 +37,7 @@ def _ended_while_watching(service: Service) -> None:
 
 @pytest.mark.parametrize("answered", [_answered_unwatched, _ended_while_watching])
 @pytest.mark.parametrize("next_command", [("run", "--queues", "process"), ("run", "--queues", "compare"), ("sweep",)])
-def test_a_late_initiated_is_healed_by_whatever_comes_next(
+def test_a_late_initiated_is_repaired_by_the_next_run_or_sweep(
     service: Service, answered: Callable[[Service], None], next_command: tuple[str, ...]
 ) -> None:
     _push(service, _job())
@@ -49,7 +49,7 @@ def test_a_late_initiated_is_healed_by_whatever_comes_next(
     assert 0 < service.redis.ttl(keys.match_result(JOB)) <= 3600
 
 
-def test_an_initiated_during_a_run_of_photos_is_healed_at_its_end(service: Service) -> None:
+def test_an_initiated_during_a_run_of_photos_is_repaired_at_its_end(service: Service) -> None:
     _push(service, _job())
     _answered_unwatched(service)
     run = service.start("run", "--queues", "process", "--idle-seconds", "3", RUNNER_LOG_LEVEL="debug")
@@ -83,7 +83,7 @@ def test_photos_are_processed_where_the_answers_of_comparisons_cannot_be_read(se
         b'{"jobId":"guest","storedIds":["\xff"],"selfie":"aGVsbG8="}',
     ],
 )
-def test_invalid_json_that_shows_its_job_id_is_answered_empty(service: Service, payload: bytes) -> None:
+def test_invalid_json_with_a_readable_job_id_is_answered_empty(service: Service, payload: bytes) -> None:
     _push(service, payload)
     service.redis.set(keys.match_result(JOB), "INITIATED")
     ended = service.run()

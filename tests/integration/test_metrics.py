@@ -287,7 +287,7 @@ def test_an_unknown_path_names_those_that_exist(running: Exporter) -> None:
     assert "/metrics" in text
 
 
-def test_a_port_that_is_taken_is_said(running: Exporter, redis_url: str) -> None:
+def test_a_port_in_use_is_reported(running: Exporter, redis_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "runner", "metrics", "--port", str(running.port)],
         env={**os.environ, "REDIS_URL": redis_url},
@@ -432,7 +432,7 @@ def test_arrivals_and_history_are_bounded(redis: Any, sampler: Sampler) -> None:
     assert size < 200_000
 
 
-def test_an_entry_of_the_history_is_added_once_a_minute_whoever_looks(redis: Any, sampler: Sampler) -> None:
+def test_the_history_gets_one_entry_a_minute_from_all_samplers(redis: Any, sampler: Sampler) -> None:
     fill(redis)
     for one_sampler in (sampler, Sampler(redis, "process"), sampler):
         one_sampler.sample()
@@ -443,7 +443,7 @@ def test_an_entry_of_the_history_is_added_once_a_minute_whoever_looks(redis: Any
     assert len(sampler.history()) == 2
 
 
-def test_a_full_redis_is_looked_at_all_the_same(redis: Any, sampler: Sampler) -> None:
+def test_a_full_redis_can_still_be_sampled(redis: Any, sampler: Sampler) -> None:
     fill(redis)
     redis.config_set("maxmemory-policy", "noeviction")
     redis.config_set("maxmemory", 1)
@@ -466,7 +466,7 @@ def test_dead_letters_are_counted_by_code_as_they_come_and_go(redis: Any, sample
     assert sampler.sample().dead == {"image_missing": 1000, totals.OTHER: 1}
 
 
-def test_deferred_jobs_are_leases_that_nobody_holds(redis: Any, sampler: Sampler) -> None:
+def test_deferred_jobs_are_leases_without_an_owner(redis: Any, sampler: Sampler) -> None:
     push(redis, [b"a", b"b", b"c"])
     queue = queue_of(redis, "runner")
     first, second, _ = queue.claim(3)

@@ -143,7 +143,7 @@ def test_killed_runs_are_known_by_the_leases_that_they_left(filled: Exporter, re
     assert "2 of process expired while a run owned them" in filled.get("/")[2]
 
 
-def test_a_chart_leaves_out_the_time_in_which_nobody_looked() -> None:
+def test_a_chart_has_a_gap_where_nothing_was_sampled() -> None:
     points = [(60.0 * minute, 5.0) for minute in range(60) if not 20 < minute < 40]
     drawn = chart("Waiting", points, now=3600, seconds=3600, shape="area")
     assert drawn.count("<polyline") == 2
@@ -204,7 +204,7 @@ def address(running: Exporter) -> str:
     return f"http://127.0.0.1:{running.port}/"
 
 
-def test_everything_is_reached_by_tab_in_order_and_seen_to_have_the_focus(filled: Exporter, tab: Tab) -> None:
+def test_every_element_is_reached_by_tab_in_order_with_visible_focus(filled: Exporter, tab: Tab) -> None:
     for width in (1000, 390):
         tab.open(address(filled), width=width, height=844)
         names = []

@@ -181,7 +181,7 @@ def test_kill_9_during_an_outage_loses_nothing(storage: Storage, web: Web, photo
     assert storage.service.leftovers() == {}
 
 
-def test_one_bad_object_does_not_stop_its_server(storage: Storage, web: Web) -> None:
+def test_one_bad_object_does_not_pause_its_server(storage: Storage, web: Web) -> None:
     web.answers["/bad-0.jpg"] = UNAVAILABLE
     bad = storage.upload(1, web, "bad")[0]
     storage.play(2)

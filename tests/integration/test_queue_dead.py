@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import pty
 import random
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from demo.servers import EmbeddedRedis
 from runner.queue import keys
 from tests.support.queue_tools import places, push, queue_of
+from tests.support.terminal import answered
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -221,19 +221,9 @@ def test_purge_without_a_terminal_requires_yes(dead: Dead, redis: Redis, letters
 def test_purge_asks_on_a_terminal(
     redis: Redis, redis_url: str, letters: dict[str, list[str]], answer: str, left: int
 ) -> None:
-    master, terminal = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "runner", "dead", "purge", "--all"],
-        env={"PATH": os.environ["PATH"], "REDIS_URL": redis_url},
-        stdin=terminal,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        os.write(master, answer.encode())
-        _, errors = process.communicate(timeout=60)
-    os.close(master)
-    os.close(terminal)
-    assert process.returncode == 0
+    environment = {"PATH": os.environ["PATH"], "REDIS_URL": redis_url}
+    code, errors = answered(["dead", "purge", "--all"], environment, answer)
+    assert code == 0
     assert b"Delete 5 dead letters and their payloads permanently? [y/N]" in errors
     assert sum(len(places(redis, name).dead) for name in letters) == left
 
@@ -261,7 +251,7 @@ def test_bad_input_is_refused_without_a_traceback(
 
 
 @pytest.mark.parametrize("action", ["requeue", "purge"])
-def test_arguments_are_checked_before_redis_is_asked(dead: Dead, action: str) -> None:
+def test_arguments_are_checked_before_redis_is_queried(dead: Dead, action: str) -> None:
     for arguments in ([], ["--all", "some-id"], ["--all", "--code", "x"], ["some-id", "--older-than", "1s"]):
         assert dead(action, *arguments, url="redis://127.0.0.1:1").returncode == 2
 

@@ -84,7 +84,7 @@ def test_a_lost_lease_is_noticed_before_anything_is_stored(redis: Redis, clock: 
         assert heartbeat.still_owned(kept)
 
 
-def test_redis_is_asked_once_for_a_batch(redis: Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_is_queried_once_for_a_batch(redis: Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     push(redis, [b"%d" % number for number in range(8)])
     queue = queue_of(redis, "a")
     leases, calls = queue.claim(8), []
@@ -102,7 +102,7 @@ def test_redis_is_asked_once_for_a_batch(redis: Redis, clock: Clock, monkeypatch
         assert calls == [8]
 
 
-def test_without_its_thread_it_asks_redis_in_the_callers(redis: Redis, clock: Clock) -> None:
+def test_without_its_thread_the_heartbeat_queries_redis_in_the_caller(redis: Redis, clock: Clock) -> None:
     push(redis, [b"one"])
     queue = queue_of(redis, "a")
     (lease,) = queue.claim(1)

@@ -62,7 +62,7 @@ def test_expired_leases_come_before_the_list(redis: Redis) -> None:
     assert [lease.payload for lease in queue_of(redis, "b").claim(1)] == [b"old"]
 
 
-def test_a_late_settlement_counts_while_nobody_else_has_the_job(redis: Redis) -> None:
+def test_a_late_settlement_counts_while_no_other_runner_has_the_job(redis: Redis) -> None:
     push(redis, [b"one"])
     queue = queue_of(redis, "a")
     lease = queue.claim(1)[0]
@@ -365,7 +365,7 @@ def test_a_dead_letter_has_every_field(redis: Redis) -> None:
     }  # fmt: skip
 
 
-def test_the_repr_of_a_lease_holds_no_payload(redis: Redis) -> None:
+def test_the_repr_of_a_lease_contains_no_payload(redis: Redis) -> None:
     push(redis, [b"a selfie"])
     lease: Lease = queue_of(redis, "a").claim(1)[0]
     assert "selfie" not in repr(lease)

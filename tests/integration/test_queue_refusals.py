@@ -236,9 +236,7 @@ def test_an_operation_that_lacks_a_right_changes_nothing_and_names_the_right(
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_with_a_key_of_another_type_in_its_way_changes_nothing(
-    name: str, admin: Any, client: Redis
-) -> None:
+def test_an_operation_that_meets_a_key_of_another_type_changes_nothing(name: str, admin: Any, client: Redis) -> None:
     operation, _ = OPERATIONS[name]
     refused = set()
     for key in (
@@ -264,7 +262,7 @@ def test_an_operation_with_a_key_of_another_type_in_its_way_changes_nothing(
 
 @pytest.mark.parametrize("kind", sorted(set(WRONG_VALUES) - {"string"}))
 @pytest.mark.parametrize("name", ["claim", "acknowledge", "retry", "release", "dead_letter"])
-def test_a_remembered_answer_of_another_type_changes_nothing(name: str, kind: str, admin: Any, client: Redis) -> None:
+def test_a_stored_reply_of_another_type_changes_nothing(name: str, kind: str, admin: Any, client: Redis) -> None:
     scene = scene_of(admin)
     for owner in (OLDER, NEWER):
         admin.delete(keys.last(NAME, owner))
@@ -308,7 +306,7 @@ def _erase(client: Redis, admin: Any, *words: str) -> tuple[int, bool]:
     return search.erase(next(search.waiting()))
 
 
-def test_a_waiting_job_is_erased_with_one_more_right_also_on_a_full_redis(admin: Any, client: Redis) -> None:
+def test_a_waiting_job_is_erased_with_one_more_right_even_on_a_full_redis(admin: Any, client: Redis) -> None:
     scene = scene_of(admin)
     Expiry(admin, NAME).find()
     before, seen = scene.snapshot(), admin.get(keys.seen(NAME)).splitlines()

@@ -110,7 +110,7 @@ def test_a_stuck_photo_is_pushed_as_the_api_pushes_it(service: Service) -> None:
     assert service.redis.lrange(PROCESS, 0, -1) == [expected]
 
 
-def test_photos_with_a_job_anywhere_and_young_ones_are_left_alone(service: Service) -> None:
+def test_photos_with_a_job_and_young_photos_are_skipped(service: Service) -> None:
     add(service, "waiting", "leased", "put off", "released", "dead", "orphan", "orphan of a deleted row")
     add(service, "young", age="10 min")
     add(service, "of unknown reason", status="FAILED")
@@ -152,7 +152,9 @@ def test_photos_with_a_job_anywhere_and_young_ones_are_left_alone(service: Servi
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_chosen(service: Service, arguments: list[str], pushed: set[str], requeued: set[str]) -> None:
+def test_photos_are_selected_by_status_code_and_model(
+    service: Service, arguments: list[str], pushed: set[str], requeued: set[str]
+) -> None:
     add(service, "uploaded")
     add(service, "processing", status="PROCESSING", age="3h", album="a2")
     add(service, "missing", "slow", "failed", status="FAILED")
@@ -174,7 +176,7 @@ def test_what_is_chosen(service: Service, arguments: list[str], pushed: set[str]
         assert (json.loads(job)["id"] in requeued) == (b"signature" in job), "a dead letter keeps its payload"
 
 
-def test_photos_are_processed_in_the_end_and_then_left_alone(service: Service, images: ImageServer) -> None:
+def test_reprocessed_photos_are_processed_and_then_skipped(service: Service, images: ImageServer) -> None:
     photos = service.api.upload({name: images.url(name) for name in (CLEO, "office.png")})
     service.run()
     service.connection.execute("UPDATE faces SET model = 'older'")
@@ -189,7 +191,7 @@ def test_photos_are_processed_in_the_end_and_then_left_alone(service: Service, i
     assert reprocess(service, *arguments)["chosen"] == {"orphaned": 0, "failed": 0, "no_embeddings": 0}
 
 
-def test_a_photo_fails_for_a_while_and_is_processed_after_all(service: Service, album: Album) -> None:
+def test_a_photo_that_failed_temporarily_is_processed_after_all(service: Service, album: Album) -> None:
     files: dict[str, bytes] = {}
     data = next(photo.data for photo in album.photos if photo.name == CLEO)
     with OddServer(files) as server:
@@ -260,7 +262,7 @@ def test_it_can_be_stopped_at_any_time_and_started_again(service: Service, numbe
     assert sorted(waiting(service)) == ids
 
 
-def test_a_second_one_beside_the_first_is_refused(service: Service) -> None:
+def test_a_second_reprocess_at_the_same_time_is_refused(service: Service) -> None:
     add(service, *(f"p{number}" for number in range(20)))
     with service.start("reprocess", "--url", URL, "--max-waiting", "5", RUNNER_LEASE_SECONDS="3") as first:
         wait_for(lambda: service.redis.llen(PROCESS) == 5)
@@ -273,7 +275,7 @@ def test_a_second_one_beside_the_first_is_refused(service: Service) -> None:
     assert len(waiting(service)) == 5
 
 
-def test_one_that_was_frozen_pushes_nothing_after_another_has_taken_its_place(service: Service) -> None:
+def test_a_suspended_reprocess_pushes_nothing_after_another_took_the_lock(service: Service) -> None:
     ids = [f"p{number:02}" for number in range(20)]
     add(service, *ids)
     with service.start("reprocess", "--url", URL, "--max-waiting", "5", RUNNER_LEASE_SECONDS="1") as first:
@@ -328,7 +330,7 @@ def test_uploads_and_runs_at_the_same_time_get_no_photo_a_second_job(service: Se
 # What is said
 
 
-def test_the_text_of_a_dry_run(service: Service) -> None:
+def test_a_dry_run_prints_counts_and_an_estimate(service: Service) -> None:
     add(service, *(f"p{number}" for number in range(1300)))
     add(service, "failed", status="FAILED")
     ended = service.command("reprocess", "--dry-run")
@@ -403,7 +405,7 @@ def test_status_and_doctor_count_photos_without_embeddings_of_the_model(
     assert "spottmee-worker reprocess" not in service.command(command, **away).output
 
 
-def test_status_says_that_postgresql_is_away_and_shows_the_rest(service: Service, tmp_path: Path) -> None:
+def test_status_reports_an_unreachable_postgresql_and_shows_the_rest(service: Service, tmp_path: Path) -> None:
     away = {"KUBECONFIG": str(tmp_path / "none"), "RUNNER_CONNECT_TIMEOUT_SECONDS": "0.2"}
     ended = service.command("status", DATABASE_URL="postgresql://u:hunter2@127.0.0.1:1/x", **away)
     assert (ended.code, "WAITING" in ended.output, "photos: PostgreSQL" in ended.output) == (0, True, True)
@@ -433,7 +435,7 @@ def test_a_count_ends_when_its_time_is_up(service: Service) -> None:
         ["--limit", "-1"], ["--limit", "9" * 20], ["--album", ""], ["--album", "\udcff"], ["--model", "\udcff"], ["p1"],
     ],
 )  # fmt: skip
-def test_bad_input(service: Service, arguments: list[str]) -> None:
+def test_invalid_input_is_rejected(service: Service, arguments: list[str]) -> None:
     add(service, "p1")
     url = [] if "--url" in arguments else ["--url", URL]
     ended = service.command("reprocess", *url, *arguments)
@@ -452,7 +454,7 @@ def one_line(ended: Ended, code: int, *expected: str) -> None:
     assert "hunter2" not in ended.errors
 
 
-def test_settings_and_servers_that_cannot_be_used(service: Service, empty_database_url: str) -> None:
+def test_invalid_settings_and_unusable_servers_are_reported(service: Service, empty_database_url: str) -> None:
     add(service, "p1")
     away = {"RUNNER_CONNECT_TIMEOUT_SECONDS": "0.2"}
 

@@ -180,7 +180,7 @@ def test_all_missing_rights_are_named_at_once(limited: Limited, tmp_path: Path) 
     assert limited.doctor("run", tmp_path) == []
 
 
-def test_doctor_says_what_other_commands_lack(limited: Limited) -> None:
+def test_doctor_reports_rights_that_other_commands_lack(limited: Limited) -> None:
     limited.grant(RIGHTS["run"])
     ended = limited.service.command("doctor", "--json", DATABASE_URL=limited.url)
     assert ended.code == 0, ended.output

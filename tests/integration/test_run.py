@@ -73,7 +73,7 @@ def test_a_run_waits_for_idle_seconds_on_an_empty_list(service: Service, server:
     assert summary["duration_seconds"] >= 3
 
 
-def test_max_seconds_ends_the_claiming(service: Service) -> None:
+def test_a_run_stops_claiming_after_max_seconds(service: Service) -> None:
     started = time.monotonic()
     ended = service.run("--max-seconds", "1", "--idle-seconds", "60")
     assert ended.summary["exit_reason"] == "max_seconds"
@@ -124,7 +124,7 @@ def test_begun_jobs_finish_after_a_signal(service: Service, server: OddServer) -
 # How a run ends that cannot work
 
 
-def test_every_wrong_setting_is_named_at_once(service: Service) -> None:
+def test_all_invalid_settings_are_named_at_once(service: Service) -> None:
     ended = service.command(
         "run", "--max-jobs", "0", REDIS_URL="", DATABASE_URL="mysql://u:SECRET@h/d", RUNNER_QUEUES="all"
     )
@@ -152,7 +152,7 @@ def test_an_unreachable_server_is_a_temporary_failure(service: Service, variable
     assert "SECRET" not in ended.errors
 
 
-def test_a_missing_model_refuses_to_start(service: Service, server: OddServer, tmp_path: Path) -> None:
+def test_a_run_without_a_model_does_not_start(service: Service, server: OddServer, tmp_path: Path) -> None:
     service.api.upload({"lake": server.url("lake.jpg")})
     ended = service.command("run", "--model-dir", str(tmp_path))
     assert ended.code == 4
@@ -184,7 +184,7 @@ def test_a_run_that_cannot_work_says_so_and_waits_before_it_exits(
     assert process.returncode == code
 
 
-def test_a_run_that_found_its_server_away_does_not_wait(service: Service) -> None:
+def test_a_run_that_ends_for_an_unreachable_server_does_not_wait(service: Service) -> None:
     started = time.monotonic()
     url = f"redis://127.0.0.1:{_closed_port()}"
     ended = service.command("run", REDIS_URL=url, RUNNER_CONNECT_TIMEOUT_SECONDS="0", RUNNER_FAILURE_DELAY_SECONDS="60")

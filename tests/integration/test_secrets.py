@@ -269,7 +269,7 @@ def _fail(world: World) -> None:
         world.command("migrate, PostgreSQL refuses", "migrate", **wrong["PostgreSQL refuses"])
 
 
-def test_nothing_that_was_printed_holds_a_secret(spoken: World) -> None:
+def test_no_output_contains_a_secret(spoken: World) -> None:
     assert len(spoken.secrets) >= len(PASSWORDS) + 3
     assert sum(len(text) for text in spoken.said.values()) > 20_000
     found = [
@@ -282,7 +282,7 @@ def test_nothing_that_was_printed_holds_a_secret(spoken: World) -> None:
     assert found == []
 
 
-def test_the_search_finds_what_is_there(spoken: World) -> None:
+def test_the_search_for_secrets_finds_known_text(spoken: World) -> None:
     """Each secret is in use: it is in the environment of the commands, or in the payloads of the dead letters."""
     dead = [spoken.redis.get(key) or b"" for key in spoken.redis.keys("{*}:dead:payload:*")]
     used = " ".join([*spoken.environment.values(), PROXY_PASSWORD, *(str(payload) for payload in dead)])
@@ -291,12 +291,12 @@ def test_the_search_finds_what_is_there(spoken: World) -> None:
     assert set(unused) <= {"a selfie that matches", "a selfie that is no image"}
 
 
-def test_the_servers_do_ask_for_the_passwords(spoken: World) -> None:
+def test_the_servers_require_the_passwords(spoken: World) -> None:
     for name in ("Redis refuses", "PostgreSQL refuses"):
         assert spoken.said[f"run: {name}"].startswith("exit 75") or "exit 2" in spoken.said[f"run: {name}"][:7]
 
 
-def test_no_repr_holds_a_secret(spoken: World) -> None:
+def test_no_repr_contains_a_secret(spoken: World) -> None:
     environment = spoken.environment | {"RUNNER_FETCH_PROXY_URL": f"http://me:{PROXY_PASSWORD}@h:1"}
     loaded = settings.load(environment)
     selfie = spoken.hide("a selfie", os.urandom(900))

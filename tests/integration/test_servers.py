@@ -32,12 +32,12 @@ def test_data_survive_a_restart(tmp_path: Path) -> None:
             assert connection.execute("SHOW max_connections").fetchone() == ("11",)
 
 
-def test_a_port_in_use_is_told() -> None:
+def test_a_server_reports_a_port_in_use() -> None:
     with EmbeddedRedis() as first, pytest.raises(EmbeddedServerError, match="in use"), EmbeddedRedis(port=first.port):
         pass
 
 
-def test_what_cannot_be_entered_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_in_an_inaccessible_folder_are_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "_enterable", lambda _: False)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     first = postgres_binaries(NOBODY)
@@ -49,7 +49,7 @@ def test_what_cannot_be_entered_is_copied_once(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
-def test_a_strangers_copy_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_copy_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "_enterable", lambda _: False)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     copy = postgres_binaries(NOBODY).parents[2]

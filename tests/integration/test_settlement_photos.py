@@ -95,7 +95,7 @@ def dead_letters(redis: Redis) -> dict[str, tuple[str, int]]:
 
 
 @pytest.mark.parametrize("factor", UNSTORABLE_FACTORS)
-def test_photos_that_the_database_refuses_fail_alone_and_at_once(bench: PhotoBench, factor: float) -> None:
+def test_photos_that_the_database_rejects_fail_alone_and_at_once(bench: PhotoBench, factor: float) -> None:
     ids = [f"p{number}" for number in range(8)]
     add_photos(bench.runner.api, ids, "PROCESSING")
     add_photos(bench.runner.api, ["was ready"], "READY")
@@ -116,7 +116,7 @@ def test_photos_that_the_database_refuses_fail_alone_and_at_once(bench: PhotoBen
     assert stored_faces(bench.runner.faces) == [*((p, i) for p in good for i in range(2)), ("was ready", 0)]
 
 
-def test_a_refused_photo_whose_lease_is_lost_stays_as_it_is(bench: PhotoBench) -> None:
+def test_a_rejected_photo_whose_lease_is_lost_is_not_changed(bench: PhotoBench) -> None:
     add_photos(bench.runner.api, ["a", "b"], "PROCESSING")
     tasks = bench.computed({"a": [unstorable_face(3.0)], "b": faces(1)})
     pass_time(bench.redis, LEASE_SECONDS + 1)

@@ -93,7 +93,7 @@ def test_flags_override_values_and_values_override_the_chart(simulate: Simulate,
     assert setting["polling_interval"] == 1
 
 
-def test_a_csv_file_is_played(simulate: Simulate, tmp_path: Path) -> None:
+def test_arrivals_of_a_csv_file_are_simulated(simulate: Simulate, tmp_path: Path) -> None:
     file = tmp_path / "pushes.csv"
     file.write_text("seconds,jobs\n0,100\n3600,50\n", encoding="utf-8")
     document = document_of(simulate, "--csv", str(file))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.support.store_tools import Command
 
 
-def test_migrate(command: Command, empty_database_url: str) -> None:
+def test_migrate_creates_the_tables_once(command: Command, empty_database_url: str) -> None:
     code, _, error = command(["migrate", "--check"], empty_database_url)
     assert code == 3
     assert "spottmee-worker migrate" in error
@@ -26,7 +26,7 @@ def test_migrate(command: Command, empty_database_url: str) -> None:
     assert (code, json.loads(out)["version"]) == (0, 1)
 
 
-def test_migrate_into_the_schema_of_the_url(
+def test_migrate_uses_the_schema_of_the_url(
     command: Command, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBEDDINGS_DATABASE_URL", f"{empty_database_url}?schema=Its%20own&connection_limit=3")
@@ -36,14 +36,14 @@ def test_migrate_into_the_schema_of_the_url(
     assert tables == [("Its own",)]
 
 
-def test_missing_settings(command: Command) -> None:
+def test_missing_settings_are_reported(command: Command) -> None:
     for arguments in (["migrate"], ["sweep"], ["import-legacy", "--model", "m"]):
         code, out, error = command(arguments, None)
         assert (code, out) == (2, "")
         assert "DATABASE_URL" in error
 
 
-def test_servers_that_cannot_be_used(command: Command, database_url: str) -> None:
+def test_unusable_servers_are_reported(command: Command, database_url: str) -> None:
     secret = "hunter2"
     for url, expected in (
         (f"postgresql://u:{secret}@127.0.0.1:1/x", 75),
@@ -59,13 +59,13 @@ def test_servers_that_cannot_be_used(command: Command, database_url: str) -> Non
             assert len(error.splitlines()) == 1
 
 
-def test_a_database_that_is_not_the_apis(command: Command, empty_database_url: str) -> None:
+def test_a_database_without_the_apis_table_ends_every_command(command: Command, empty_database_url: str) -> None:
     code, _, error = command(["sweep"], empty_database_url)
     assert code == 2
     assert '"Photo"' in error
 
 
-def test_sweep_of_a_database_without_schema(command: Command, empty_database_url: str) -> None:
+def test_sweep_of_a_database_without_schema_exits_with_3(command: Command, empty_database_url: str) -> None:
     with opened(empty_database_url) as connection:
         from demo import api
 
@@ -75,7 +75,7 @@ def test_sweep_of_a_database_without_schema(command: Command, empty_database_url
     assert "spottmee-worker migrate" in error
 
 
-def test_sweep(command: Command, database_url: str) -> None:
+def test_sweep_removes_the_faces_of_deleted_photos(command: Command, database_url: str) -> None:
     with Runner(database_url, database_url) as runner:
         add_photos(runner.api, ["kept"])
         runner.embeddings.replace({"kept": faces(1), "deleted": faces(2)})
@@ -96,7 +96,7 @@ def test_sweep(command: Command, database_url: str) -> None:
         assert stored_faces(runner.faces) == []
 
 
-def test_import_legacy(command: Command, database_url: str) -> None:
+def test_import_legacy_imports_every_readable_row(command: Command, database_url: str) -> None:
     with Runner(database_url, database_url) as runner:
         assert command(["import-legacy", "--model", "w600k_mbf"], database_url)[0] == 2
         runner.faces.execute(LEGACY_TABLE)

@@ -203,7 +203,7 @@ def test_a_locked_table_delays_neither_migrate_nor_the_api(database_url: str) ->
         assert time.monotonic() - began < 6
 
 
-def test_faces_that_are_stored_while_their_photo_is_deleted_are_gone(connection: Session, database_url: str) -> None:
+def test_faces_stored_while_their_photo_is_deleted_are_removed(connection: Session, database_url: str) -> None:
     with Runner(database_url, database_url) as runner, opened(database_url) as owner:
         for number in range(30):
             (photo_id,) = ids = [f"race-{number}"]

@@ -61,7 +61,7 @@ def selfie(*found: Face) -> NDArray[np.float32]:
     return np.stack([face.embedding for face in found])
 
 
-def test_what_is_stored_is_what_was_found(store: EmbeddingStore) -> None:
+def test_stored_faces_equal_the_detected_faces(store: EmbeddingStore) -> None:
     found = faces(3)
     store.replace({"a": found})
     rows = store.connection.execute(
@@ -77,7 +77,7 @@ def test_what_is_stored_is_what_was_found(store: EmbeddingStore) -> None:
         assert recent
 
 
-def test_doing_a_photo_again_replaces_its_faces(store: EmbeddingStore) -> None:
+def test_processing_a_photo_again_replaces_its_faces(store: EmbeddingStore) -> None:
     store.replace({"a": faces(3), "b": faces(2, seed=1)})
     store.replace({"a": faces(1, seed=2)})
     assert stored_faces(store.connection) == [("a", 0), ("b", 0), ("b", 1)]
@@ -155,13 +155,13 @@ def test_no_score_exceeds_one(store: EmbeddingStore) -> None:
 
 
 @pytest.mark.parametrize("threshold", [-1.0, -2.0, 0.0, 1.0, 2.0, 1e300, -1e300])
-def test_any_threshold_is_taken_as_it_is(store: EmbeddingStore, threshold: float) -> None:
+def test_any_finite_threshold_is_accepted(store: EmbeddingStore, threshold: float) -> None:
     store.replace({"a": faces(1)})
     matched = store.match(selfie(*faces(1, seed=1)), ["a"], threshold).scores
     assert bool(matched) == (threshold < -0.2) or threshold == 0.0
 
 
-def test_a_vector_that_is_no_face_matches_nothing(store: EmbeddingStore) -> None:
+def test_a_vector_that_is_not_a_face_matches_nothing(store: EmbeddingStore) -> None:
     person = faces(1)[0]
     store.replace({"a": [person]})
     broken = np.zeros((4, 512), np.float32)
@@ -186,7 +186,7 @@ def test_the_database_refuses_embeddings_that_are_not_normalised(store: Embeddin
     assert store.connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_ids_are_compared_as_they_are(store: EmbeddingStore) -> None:
+def test_ids_are_compared_byte_by_byte(store: EmbeddingStore) -> None:
     people = faces(len(ODD_IDS), seed=9)
     store.replace({photo_id: [face] for photo_id, face in zip(ODD_IDS, people, strict=True)})
     for photo_id, face in zip(ODD_IDS, people, strict=True):

@@ -70,7 +70,7 @@ def test_importing_again_changes_nothing(runner: Runner) -> None:
     assert runner.faces.execute("SELECT * FROM faces ORDER BY face_index").fetchall() == before
 
 
-def test_what_a_runner_has_done_stands(runner: Runner) -> None:
+def test_faces_stored_by_a_runner_are_kept(runner: Runner) -> None:
     add_photos(runner.api, ["a", "b"])
     runner.store({"a": faces(1)})
     write(runner.faces, {f"{p}_{i}": faces(1, i)[0].embedding for p in "ab" for i in range(3)})
@@ -86,7 +86,7 @@ def test_a_runner_replaces_what_was_imported(runner: Runner) -> None:
     assert stored_faces(runner.faces) == [("a", 0)]
 
 
-def test_embeddings_deleted_photos_stay_behind(runner: Runner) -> None:
+def test_embeddings_of_deleted_photos_are_not_imported(runner: Runner) -> None:
     add_photos(runner.api, ["kept"])
     write(runner.faces, {"kept_0": faces(1)[0].embedding, "deleted_0": faces(1)[0].embedding})
     assert run(runner) == Imported(rows=2, imported=1, deleted_photos=1)
@@ -114,7 +114,7 @@ def test_only_the_first_unreadable_rows_are_named(runner: Runner) -> None:
     assert 0 < len(counts.unreadable) <= 20
 
 
-def test_gaps_in_the_old_tables_ids_are_no_end(runner: Runner) -> None:
+def test_gaps_in_the_old_tables_ids_do_not_end_the_import(runner: Runner) -> None:
     add_photos(runner.api, ["a"])
     write(runner.faces, {f"a_{i}": faces(1, i)[0].embedding for i in range(9)})
     runner.faces.execute("DELETE FROM face_embeddings WHERE id BETWEEN 3 AND 6")
@@ -204,7 +204,7 @@ def test_all_dirty_rows_together_do_not_stop_an_import(dirty: Runner) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 1000])
-def test_of_duplicate_names_the_first_row_is_imported(dirty: Runner, batch: int) -> None:
+def test_the_first_row_of_duplicate_names_is_imported(dirty: Runner, batch: int) -> None:
     first, second = (faces(1, seed)[0].embedding for seed in (1, 2))
     for row_id, name, embedding in ((1, "a_0", first), (2, "a_0", second), (3, "a_00", second), (4, "a_1", second)):
         add_row(dirty, row_id, name, str(embedding.tolist()))

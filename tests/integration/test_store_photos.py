@@ -59,7 +59,7 @@ def in_every_status(connection: Session) -> None:
         add_photos(connection, [f"was {status}"], status)
 
 
-def test_beginning_spares_what_has_succeeded(table: PhotoTable) -> None:
+def test_beginning_does_not_change_photos_that_have_succeeded(table: PhotoTable) -> None:
     in_every_status(table.connection)
     ids = [f"was {status}" for status in ALL]
     assert table.begin([*ids, *ids, "unknown"]) == set(ids)
@@ -78,7 +78,7 @@ def test_failure_never_replaces_success(table: PhotoTable, final: str) -> None:
     assert statuses(table.connection) == {f"was {status}": status if status in kept else final for status in ALL}
 
 
-def test_statuses_of_a_batch_are_written_each_as_its_own(table: PhotoTable) -> None:
+def test_each_photo_of_a_batch_gets_its_own_status(table: PhotoTable) -> None:
     ids = [f"p{number}" for number in range(3000)]
     add_photos(table.connection, ids)
     finals = [PhotoStatus.READY, PhotoStatus.NO_FACES_FOUND, PhotoStatus.FAILED]
@@ -89,7 +89,7 @@ def test_statuses_of_a_batch_are_written_each_as_its_own(table: PhotoTable) -> N
     assert table.finish({}) == {}
 
 
-def test_a_success_that_commits_while_begin_waits_is_spared(database_url: str, table: PhotoTable) -> None:
+def test_a_success_that_commits_while_begin_waits_is_kept(database_url: str, table: PhotoTable) -> None:
     add_photos(table.connection, ["a", "b"])
     with opened(database_url) as other:
         other.execute("BEGIN")
@@ -104,7 +104,7 @@ def test_a_success_that_commits_while_begin_waits_is_spared(database_url: str, t
         assert statuses(other) == {"a": "READY", "b": "PROCESSING"}
 
 
-def test_a_success_that_commits_while_a_failure_waits_is_spared(database_url: str, table: PhotoTable) -> None:
+def test_a_success_that_commits_while_a_failure_waits_is_kept(database_url: str, table: PhotoTable) -> None:
     add_photos(table.connection, ["a"])
     with opened(database_url) as other:
         other.execute("BEGIN")
@@ -186,7 +186,7 @@ def test_runners_with_the_same_photos_in_any_order_never_deadlock(runner: Runner
     assert {photo_id for photo_id, _ in stored_faces(runner.faces)} >= ready
 
 
-def test_every_outcome_ends_as_the_contract_says(runner: Runner) -> None:
+def test_every_outcome_gives_the_status_of_the_contract(runner: Runner) -> None:
     add_photos(runner.api, ["faces", "nobody", "broken"], "PROCESSING")
     not_stored = runner.store({"faces": faces(3), "nobody": [], "broken": None, "gone": faces(2), "gone too": None})
     assert not_stored == NotStored(gone=frozenset({"gone", "gone too"}))
@@ -194,7 +194,7 @@ def test_every_outcome_ends_as_the_contract_says(runner: Runner) -> None:
     assert stored_faces(runner.faces) == [("faces", 0), ("faces", 1), ("faces", 2)]
 
 
-def test_doing_it_twice_leaves_what_once_leaves(runner: Runner) -> None:
+def test_storing_twice_has_the_effect_of_storing_once(runner: Runner) -> None:
     add_photos(runner.api, ["a", "b"], "PROCESSING")
     outcomes = {"a": faces(3), "b": []}
     assert runner.store(outcomes) == runner.store(outcomes)
@@ -229,7 +229,7 @@ def test_nothing_is_touched_after_a_lost_lease(runner: Runner) -> None:
     assert stored_faces(runner.faces) == [("lost and gone", 0), ("mine", 0)]
 
 
-def test_ownership_is_asked_once_the_rows_are_locked(runner: Runner) -> None:
+def test_ownership_is_checked_after_the_rows_are_locked(runner: Runner) -> None:
     add_photos(runner.api, ["a"], "PROCESSING")
     locked = []
     with runner.another() as other:
@@ -244,7 +244,7 @@ def test_ownership_is_asked_once_the_rows_are_locked(runner: Runner) -> None:
     assert locked == ["a"]
 
 
-def test_a_failing_question_about_ownership_stores_nothing(runner: Runner) -> None:
+def test_a_failed_check_of_ownership_stores_nothing(runner: Runner) -> None:
     add_photos(runner.api, ["a"], "PROCESSING")
 
     def still_owned(_photo_id: str) -> bool:
@@ -257,7 +257,7 @@ def test_a_failing_question_about_ownership_stores_nothing(runner: Runner) -> No
 
 
 @pytest.mark.parametrize("factor", UNSTORABLE_FACTORS)
-def test_a_batch_that_the_database_refuses_is_not_stored_at_all(runner: Runner, factor: float) -> None:
+def test_a_batch_that_the_database_rejects_is_not_stored_at_all(runner: Runner, factor: float) -> None:
     add_photos(runner.api, ["a", "b", "c"], "PROCESSING")
     runner.embeddings.replace({"a": faces(1)})
     for outcomes in (
@@ -271,7 +271,7 @@ def test_a_batch_that_the_database_refuses_is_not_stored_at_all(runner: Runner, 
         assert stored_faces(runner.faces) == [("a", 0)]
 
 
-def test_ids_of_any_kind(runner: Runner) -> None:
+def test_ids_with_any_characters_are_stored(runner: Runner) -> None:
     ids = ["%", "_", "a_b", "{a,b}", 'q"uote', "back\\slash", "NULL", "été", "🎉", "x" * 256, "'; --", "%s", " "]
     add_photos(runner.api, ids)
     assert runner.photos.begin(ids) == set(ids)
@@ -280,7 +280,7 @@ def test_ids_of_any_kind(runner: Runner) -> None:
     assert {photo_id for photo_id, _ in stored_faces(runner.faces)} == set(ids)
 
 
-def test_a_batch_of_thousands(runner: Runner) -> None:
+def test_thousands_of_photos_are_stored_in_one_batch(runner: Runner) -> None:
     ids = [f"p{number}" for number in range(2000)]
     add_photos(runner.api, ids)
     found = faces(3)
@@ -299,7 +299,7 @@ def test_a_batch_is_begun_in_one_round_trip_and_stored_in_three(database_url: st
     assert (begun, stored) == (1, 3)
 
 
-def test_the_tables_may_lie_in_schemas_of_their_own(empty_database_url: str) -> None:
+def test_the_tables_may_be_in_separate_schemas(empty_database_url: str) -> None:
     api_url, faces_url = f"{empty_database_url}?schema=The%20API", f"{empty_database_url}?schema=faces"
     with opened(empty_database_url) as admin:
         admin.execute('CREATE SCHEMA "The API"; SET search_path = "The API"')
@@ -318,7 +318,7 @@ def test_a_database_without_the_apis_table_is_refused(empty_database_url: str) -
         PhotoTable(connection).check()
 
 
-def test_photos_that_row_security_hides_since_their_begin_keep_everything(database_url: str) -> None:
+def test_photos_hidden_by_row_security_after_begin_keep_their_faces(database_url: str) -> None:
     role = f"worker_{uuid.uuid4().hex}"
     with opened(database_url) as owner:
         add_photos(owner, ["one", "two"])

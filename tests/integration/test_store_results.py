@@ -156,7 +156,7 @@ def longest_run(redis: Redis) -> int:
     return wire.commands
 
 
-def test_the_words_and_the_answer_in_their_order(redis: Redis) -> None:
+def test_a_result_goes_from_initiated_to_processing_to_the_answer(redis: Redis) -> None:
     results = ResultStore(redis)
     initiate(redis)
     assert results.begin(JOB)
@@ -167,7 +167,7 @@ def test_the_words_and_the_answer_in_their_order(redis: Redis) -> None:
     assert detail(redis) == {**DETAIL, "initiated": True, "matched": MATCHED}
 
 
-def test_a_failure_is_an_empty_list_with_its_reason_beside_it(redis: Redis) -> None:
+def test_a_failure_is_an_empty_list_with_its_reason_in_the_detail(redis: Redis) -> None:
     results = ResultStore(redis)
     initiate(redis)
     results.begin(JOB)
@@ -176,7 +176,7 @@ def test_a_failure_is_an_empty_list_with_its_reason_beside_it(redis: Redis) -> N
     assert detail(redis)["error"] == FAILED["error"]
 
 
-def test_a_failure_without_a_beginning_is_answered_too(redis: Redis) -> None:
+def test_a_failure_before_processing_is_answered_too(redis: Redis) -> None:
     assert not ResultStore(redis).answer(JOB, [], FAILED)
     assert_answered(redis, [])
 
@@ -196,7 +196,7 @@ def test_a_failure_never_replaces_the_answer_of_an_earlier_attempt(redis: Redis)
     assert_answered(redis)
 
 
-def test_a_job_that_is_delivered_again_sends_nobody_back_to_waiting(redis: Redis) -> None:
+def test_a_redelivered_job_keeps_the_final_answer(redis: Redis) -> None:
     first, second = ResultStore(redis), ResultStore(redis)
     initiate(redis)
     first.begin(JOB)
@@ -207,7 +207,7 @@ def test_a_job_that_is_delivered_again_sends_nobody_back_to_waiting(redis: Redis
     assert_answered(redis, ["photo-2"])
 
 
-def test_the_answer_of_a_crashed_runner_is_given_at_once_to_who_waits(redis: Redis) -> None:
+def test_the_answer_of_a_crashed_runner_is_available_at_once(redis: Redis) -> None:
     first = ResultStore(redis)
     first.begin(JOB)
     first.answer(JOB, MATCHED, DETAIL)
@@ -216,7 +216,7 @@ def test_the_answer_of_a_crashed_runner_is_given_at_once_to_who_waits(redis: Red
     assert_answered(redis)
 
 
-def test_initiated_before_every_command_of_a_run(redis: Redis) -> None:
+def test_an_initiated_before_any_command_of_a_run_is_overwritten(redis: Redis) -> None:
     """One runner; the API's word falls before each of its commands in turn, or after the last."""
     longest = longest_run(redis)
     restored = 0
@@ -234,7 +234,7 @@ def test_initiated_before_every_command_of_a_run(redis: Redis) -> None:
     assert restored == 2  # before the last command, which only takes a note, and after it
 
 
-def test_initiated_at_every_moment_of_a_crash_and_a_takeover(redis: Redis) -> None:
+def test_an_initiated_at_any_moment_of_a_crash_and_a_takeover_is_overwritten(redis: Redis) -> None:
     """A runner ends before or after any of its commands; the API's word falls before, between or after all."""
     longest = longest_run(redis)
     crashes = 0
@@ -254,7 +254,7 @@ def test_initiated_at_every_moment_of_a_crash_and_a_takeover(redis: Redis) -> No
     assert crashes > longest * 2 * longest
 
 
-def test_initiated_at_every_moment_of_two_crashes(redis: Redis) -> None:
+def test_an_initiated_at_any_moment_of_two_crashes_is_overwritten(redis: Redis) -> None:
     """As before, with a second runner that crashes too, and a third whose comparison fails."""
     longest = longest_run(redis)
     for first, second, position in itertools.product(
@@ -284,7 +284,7 @@ def test_initiated_at_every_moment_of_two_crashes(redis: Redis) -> None:
             assert json.loads(found) == MATCHED, (first, second, position)
 
 
-def test_two_runners_with_the_same_job_at_once(redis: Redis) -> None:
+def test_two_runners_with_the_same_job_give_one_answer(redis: Redis) -> None:
     """All orders of the steps of a runner that lost its lease, of its successor, and of the API."""
     steps = 4
     answers = {"a": ["photo-1"], "b": ["photo-2"]}
@@ -341,7 +341,7 @@ def test_an_answer_that_a_failover_lost_is_restored(redis: Redis) -> None:
     assert_answered(redis)
 
 
-def test_nothing_but_the_words_is_ever_replaced_by_confirm_or_heal(redis: Redis) -> None:
+def test_confirm_and_restore_replace_only_initiated_and_processing(redis: Redis) -> None:
     results = ResultStore(redis)
     results.remember(JOB)
     for other in ("[]", '["x"]', "null", "something else"):
@@ -351,7 +351,7 @@ def test_nothing_but_the_words_is_ever_replaced_by_confirm_or_heal(redis: Redis)
         assert value(redis) == other.encode()
 
 
-def test_heal_leaves_a_job_that_another_runner_works_on(redis: Redis) -> None:
+def test_restore_skips_a_job_that_another_runner_is_processing(redis: Redis) -> None:
     results = ResultStore(redis)
     results.begin(JOB)
     results.remember(JOB)
@@ -362,7 +362,7 @@ def test_heal_leaves_a_job_that_another_runner_works_on(redis: Redis) -> None:
     assert value(redis) is None
 
 
-def test_heal_gives_an_empty_answer_where_the_answer_was_evicted(redis: Redis) -> None:
+def test_restore_writes_an_empty_answer_if_the_answer_was_evicted(redis: Redis) -> None:
     results = ResultStore(redis)
     compare(redis)
     redis.delete(keys.match_result_detail(JOB))
@@ -372,7 +372,7 @@ def test_heal_gives_an_empty_answer_where_the_answer_was_evicted(redis: Redis) -
     assert detail(redis)["error"]["code"] == "answer_lost"
 
 
-def test_what_is_unconfirmed_is_forgotten_with_its_answer(redis: Redis) -> None:
+def test_an_unconfirmed_entry_expires_with_its_answer(redis: Redis) -> None:
     compare(redis)
     expires = redis.zscore(keys.unconfirmed(), JOB)
     assert isinstance(expires, float)
@@ -384,7 +384,7 @@ def test_what_is_unconfirmed_is_forgotten_with_its_answer(redis: Redis) -> None:
     assert redis.zcard(keys.unconfirmed()) == 0
 
 
-def test_many_unconfirmed_answers_are_healed_together(redis: Redis) -> None:
+def test_many_unconfirmed_answers_are_restored_together(redis: Redis) -> None:
     results = ResultStore(redis)
     for number in range(300):
         results.answer(f"job-{number}", [f"photo-{number}"], DETAIL)
@@ -398,7 +398,7 @@ def test_many_unconfirmed_answers_are_healed_together(redis: Redis) -> None:
     assert redis.zcard(keys.unconfirmed()) == 100
 
 
-def test_the_watch_asks_at_its_own_pace_and_gives_up_in_time(redis: Redis) -> None:
+def test_the_watch_polls_at_its_own_pace_and_ends_in_time(redis: Redis) -> None:
     clock = Clock()
     wire = Wire(redis)
     watch = ResultWatch(ResultStore(wire.client), seconds=10, clock=clock)
@@ -424,7 +424,7 @@ def test_a_forgotten_answer_is_not_watched(redis: Redis) -> None:
     assert value(redis) is None
 
 
-def test_an_answer_of_20000_photos(redis: Redis) -> None:
+def test_an_answer_of_20000_photos_is_written(redis: Redis) -> None:
     matched = [f"{number:036d}" for number in range(20_000)]
     about = {**DETAIL, "scores": dict.fromkeys(matched, 0.612345)}
     compare(redis, matched, about)
@@ -433,7 +433,7 @@ def test_an_answer_of_20000_photos(redis: Redis) -> None:
     assert_answered(redis, matched)
 
 
-def test_a_result_of_another_type_does_not_keep_others_from_being_healed(redis: Redis) -> None:
+def test_a_result_of_another_type_does_not_prevent_restoring_others(redis: Redis) -> None:
     results = ResultStore(redis)
     for job_id in (JOB, "other"):
         results.answer(job_id, ["p1"], DETAIL)

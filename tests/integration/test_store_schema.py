@@ -18,7 +18,7 @@ MIGRATIONS = Path(str(resources.files("runner.store") / "migrations"))
 TABLES = "SELECT count(*) FROM pg_tables WHERE tablename = 'faces' AND schemaname = %s"
 
 
-def test_a_fresh_database_is_brought_to_the_newest_version_once(empty_database_url: str) -> None:
+def test_a_fresh_database_is_migrated_to_the_newest_version_once(empty_database_url: str) -> None:
     with opened(empty_database_url) as connection:
         with pytest.raises(SchemaError, match=r"spottmee-worker migrate.*has none"):
             schema.check(connection)
@@ -28,7 +28,7 @@ def test_a_fresh_database_is_brought_to_the_newest_version_once(empty_database_u
         assert schema.current_version(connection) == schema.migrations()[-1].version
 
 
-def test_the_table_is_the_one_that_was_promised(empty_database_url: str) -> None:
+def test_the_table_has_the_documented_columns(empty_database_url: str) -> None:
     with opened(empty_database_url) as connection:
         schema.migrate(connection)
         columns = connection.execute(
@@ -51,7 +51,7 @@ def test_the_table_is_the_one_that_was_promised(empty_database_url: str) -> None
     assert key == ("PRIMARY KEY (photo_id, model, face_index)",)
 
 
-def test_several_at_once_wait_for_each_other(empty_database_url: str) -> None:
+def test_concurrent_migrations_wait_for_each_other(empty_database_url: str) -> None:
     applied: list[list[str]] = []
 
     def migrate() -> None:
@@ -196,7 +196,7 @@ def test_two_schemas_of_one_database_are_independent(empty_database_url: str) ->
         assert connection.execute(TABLES, ("two",)).fetchone() == (1,)
 
 
-def test_a_role_that_may_not_create_the_extension_is_told_what_to_do(empty_database_url: str) -> None:
+def test_a_role_that_may_not_create_the_extension_gets_advice(empty_database_url: str) -> None:
     with opened(empty_database_url) as admin:
         admin.execute("DROP ROLE IF EXISTS spottmee_weak")
         admin.execute("CREATE ROLE spottmee_weak LOGIN")
@@ -232,7 +232,7 @@ def test_an_old_pgvector_is_refused(empty_database_url: str) -> None:
         "landmarks = '{{1,2},{1,2},{1,2},{1,2}}'",
     ],
 )
-def test_the_table_refuses_what_is_no_face(empty_database_url: str, change: str) -> None:
+def test_the_table_rejects_invalid_faces(empty_database_url: str, change: str) -> None:
     with opened(empty_database_url) as connection:
         schema.migrate(connection)
         connection.execute(

@@ -191,7 +191,7 @@ def test_embeddings_that_two_installations_shared_can_be_copied(command: Command
 
 
 @pytest.mark.usefixtures("production")
-def test_a_schema_that_existed_without_photos_gets_no_empty_table_unasked(
+def test_a_schema_without_photos_gets_no_table_by_default(
     command: Command, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(empty_database_url, "CREATE SCHEMA vectors")
@@ -252,7 +252,7 @@ def test_removing_one_installation_leaves_the_other(empty_database_url: str) -> 
     assert count(empty_database_url, "two") == 3
 
 
-def test_the_type_of_the_apis_table_may_lie_in_another_schema(empty_database_url: str) -> None:
+def test_the_type_of_the_apis_table_may_be_in_another_schema(empty_database_url: str) -> None:
     url = create(empty_database_url, "app")
     migrate(url)
     execute(empty_database_url, 'ALTER TYPE app."PhotoStatus" SET SCHEMA public')
@@ -261,7 +261,7 @@ def test_the_type_of_the_apis_table_may_lie_in_another_schema(empty_database_url
         assert set(statuses(connection).values()) == {"READY"}
 
 
-def test_a_connection_for_reading_alone_changes_nothing(empty_database_url: str) -> None:
+def test_a_read_only_connection_changes_nothing(empty_database_url: str) -> None:
     url = create(empty_database_url, "app")
     with opened(url) as connection:
         connection.read_only = True
@@ -288,9 +288,7 @@ def test_triggers_of_the_apis_table_see_the_schema_of_the_url(empty_database_url
         assert connection.execute("SELECT id FROM app.audit").fetchall() == [("a",)]
 
 
-def test_the_old_table_of_another_schema_is_imported_where_it_is_named(
-    command: Command, empty_database_url: str
-) -> None:
+def test_the_old_table_of_another_schema_is_imported_if_named(command: Command, empty_database_url: str) -> None:
     execute(empty_database_url, LEGACY_TABLE)
     app = create(empty_database_url, "app")
     migrate(app)

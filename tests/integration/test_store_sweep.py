@@ -44,7 +44,7 @@ def test_a_dry_run_counts_and_removes_nothing(runner: Runner) -> None:
     assert stored_faces(runner.faces) == before
 
 
-def test_where_every_photo_seems_deleted_nothing_is_removed_unasked(runner: Runner) -> None:
+def test_nothing_is_removed_by_default_if_every_photo_seems_deleted(runner: Runner) -> None:
     fill(runner, [], ["a", "b"])
     with pytest.raises(CheckFailedError, match=r"DATABASE_URL.*--force.*Nothing was removed"):
         sweep(runner.api, runner.faces)
@@ -55,7 +55,7 @@ def test_where_every_photo_seems_deleted_nothing_is_removed_unasked(runner: Runn
     assert sweep(runner.api, runner.faces) == Swept()
 
 
-def test_too_large_a_share_of_many_photos_is_not_removed_unasked(runner: Runner) -> None:
+def test_too_large_a_share_of_many_photos_is_not_removed_by_default(runner: Runner) -> None:
     fill(runner, [f"kept {number}" for number in range(200)], [f"gone {number}" for number in range(101)])
     with pytest.raises(CheckFailedError, match=r"101 of 301 photos .* more than 10% .* Nothing was removed"):
         sweep(runner.api, runner.faces)
@@ -88,7 +88,7 @@ def test_a_photo_that_comes_back_while_the_sweep_runs_keeps_its_new_faces(runner
     assert stored_faces(runner.faces) == [("back", 0), ("other", 0), ("other", 1)]
 
 
-def test_twenty_thousand_photos(runner: Runner) -> None:
+def test_twenty_thousand_photos_are_swept(runner: Runner) -> None:
     add_photos(runner.api, [f"p{number}" for number in range(0, 20_000, 2)])
     runner.faces.execute(
         "INSERT INTO faces (photo_id, model, face_index, embedding)"

@@ -59,7 +59,7 @@ def hostile(service: Service) -> Service:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_run_and_the_looks_at_its_dead_letters(hostile: Service, form: str, tmp_path: Path) -> None:
+def test_hostile_text_of_a_run_and_its_dead_letters_is_escaped(hostile: Service, form: str, tmp_path: Path) -> None:
     log = tmp_path / "termination"
     given = {"RUNNER_LOG_FORMAT": form, "RUNNER_LOG_LEVEL": "debug", "RUNNER_MAX_ATTEMPTS": "1",
              "RUNNER_RESULT_WATCH_SECONDS": "0", "RUNNER_TERMINATION_LOG": str(log),
@@ -88,7 +88,7 @@ def _letters(service: Service) -> list[dict[str, Any]]:
     return letters
 
 
-def test_a_look_at_the_lists_with_a_hostile_owner_and_letter(hostile: Service) -> None:
+def test_hostile_owners_and_dead_letters_are_escaped_in_lists(hostile: Service) -> None:
     queue = queue_of(hostile.redis, HOSTILE + "/x", max_attempts=3)
     lease, other, *_ = queue.claim(3)
     queue.dead_letter(other, HOSTILE, HOSTILE)
@@ -102,7 +102,7 @@ def test_a_look_at_the_lists_with_a_hostile_owner_and_letter(hostile: Service) -
         assert_safe(ended.output + ended.errors)
 
 
-def test_what_kubernetes_says(tmp_path: Path) -> None:
+def test_hostile_text_from_kubernetes_is_escaped(tmp_path: Path) -> None:
     """The objects of a cluster, as plain lines and as `status --watch` draws them."""
     meta = {"name": HOSTILE, "labels": {}, "creationTimestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     condition = {"type": "Ready", "status": "False", "reason": HOSTILE, "message": HOSTILE}
@@ -134,7 +134,7 @@ def test_a_message_about_arguments_never_repeats_a_payload(service: Service) -> 
         assert "one quoted argument" in ended.errors
 
 
-def test_what_libraries_log_is_not_printed() -> None:
+def test_log_lines_of_libraries_are_not_printed() -> None:
     program = (
         "import logging, sys, runner.cli\n"
         "runner.cli.main(['models', 'list'])\n"

@@ -76,7 +76,7 @@ SETTLEMENTS: dict[str, tuple[Callable[[LeaseQueue, Lease], object], str]] = {
 
 
 @pytest.mark.parametrize("name", SETTLEMENTS)
-def test_a_settlement_is_counted_once_although_its_reply_is_lost(
+def test_a_settlement_is_counted_once_even_if_its_reply_is_lost(
     name: str, redis: Redis, relay: Relay, lossy: Redis
 ) -> None:
     settle, field = SETTLEMENTS[name]
@@ -90,7 +90,7 @@ def test_a_settlement_is_counted_once_although_its_reply_is_lost(
     assert counted(redis) == {"taken": 1, "attempts": 1, field: 1}
 
 
-def test_who_has_lost_a_lease_counts_nothing(redis: Redis) -> None:
+def test_a_runner_that_lost_a_lease_counts_nothing(redis: Redis) -> None:
     push(redis, [b"job"])
     dead, heir = queue_of(redis, "dead"), queue_of(redis, "heir")
     (lost,) = dead.claim(1)
@@ -104,7 +104,7 @@ def test_who_has_lost_a_lease_counts_nothing(redis: Redis) -> None:
     assert counted(redis) == {"taken": 1, "attempts": 2, "leases_expired": 1, "jobs:succeeded:": 1}
 
 
-def test_what_is_carried_is_counted_once_although_replies_are_lost(redis: Any, relay: Relay, lossy: Redis) -> None:
+def test_pending_counts_are_counted_once_even_if_replies_are_lost(redis: Any, relay: Relay, lossy: Redis) -> None:
     queue = queue_of(lossy, "runner")
     run = RunTotals([queue])
     relay.lose_replies = 1
@@ -145,7 +145,7 @@ def test_expired_and_forgotten_jobs_end_in_the_totals(redis: Redis) -> None:
     }  # fmt: skip
 
 
-def test_a_damaged_field_starts_again_and_stops_no_work(redis: Redis) -> None:
+def test_a_malformed_counter_restarts_and_does_not_stop_work(redis: Redis) -> None:
     push(redis, [b"job"])
     redis.hset(keys.totals(NAME), "taken", "many")
     queue = queue_of(redis, "runner")

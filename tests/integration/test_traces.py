@@ -155,5 +155,5 @@ def test_a_missing_package_costs_a_warning(work: Work) -> None:
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_TRACES_EXPORTER": "none"}, False),
     ],
 )
-def test_traces_are_sent_only_if_asked_for(environment: dict[str, str], *, expected: bool) -> None:
+def test_traces_are_sent_only_if_enabled(environment: dict[str, str], *, expected: bool) -> None:
     assert (from_environment(environment) is not None) is expected

@@ -50,7 +50,7 @@ def _cases(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_repeats_a_part_of_a_password(
+def test_no_command_shows_a_part_of_a_password(
     name: str, surroundings: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cases = _cases(name)
@@ -102,7 +102,7 @@ class _Echo(socketserver.StreamRequestHandler):
 
 
 @pytest.mark.parametrize("command", ["run", "doctor", "sweep", "migrate", "status", "dead"])
-def test_a_server_that_repeats_the_password_is_not_repeated(command: str) -> None:
+def test_a_password_that_a_server_repeats_is_not_shown(command: str) -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f"127.0.0.1:{server.server_address[1]}"
@@ -126,7 +126,7 @@ def test_a_server_that_repeats_the_password_is_not_repeated(command: str) -> Non
      "ftp://u:S3cretPrefix@h/x.zip", "HTTPS://u:S3cretPrefix@h/x.zip", " https://u:S3cretPrefix@h/x.zip",
      "http://u:S3cretPrefix@[::1/x.zip", "http://u:S3cretPrefix\n@h/x.zip"],
 )  # fmt: skip
-def test_the_source_of_a_model_is_not_repeated(source: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_source_url_of_a_model_is_not_shown(source: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["models", "bake", "--pack", "buffalo_l", "--out", str(tmp_path / "x"), "--source", source]
     assert main([*arguments, "--sha256", "0" * 64]) in (2, 4)
     said = "".join(capfd.readouterr())

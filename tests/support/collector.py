@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from demo.images import Serving
 
-class Collector:
+
+class Collector(Serving):
     """Decodes every request to /v1/traces; answers with `status`, or after `delay` seconds. Use it with `with`."""
 
     def __init__(self, *, status: int = 200, delay: float = 0) -> None:
@@ -37,16 +37,6 @@ class Collector:
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     @property
     def spans(self) -> list[Any]:

@@ -38,16 +38,16 @@ def test_a_spread_shows_its_median_and_its_range() -> None:
         (Target("≤", 2.4), "NOT MET"),
     ],
 )
-def test_the_median_ratio_is_held_against_the_target(target: Target | None, verdict: str) -> None:
+def test_the_median_ratio_is_compared_with_the_target(target: Target | None, verdict: str) -> None:
     assert row(target=target).verdict == verdict
 
 
-def test_without_a_ratio_the_own_number_is_judged() -> None:
+def test_without_a_ratio_the_measured_value_is_judged() -> None:
     assert Row("part", "what", "MiB", OURS, target=Target("≤", 2)).verdict == "met"
     assert Row("part", "what", "MiB", OURS, target=Target("≤", 1.9)).verdict == "NOT MET"
 
 
-def test_numbers_have_three_digits_that_count() -> None:
+def test_numbers_have_three_significant_digits() -> None:
     assert [number(value) for value in (0.61234, 2.0, 45.67, 123.4, 12345.6)] == ["0.612", "2", "45.7", "123", "12,346"]
 
 
@@ -60,7 +60,7 @@ def test_the_table_is_markdown_with_every_row_and_its_verdict() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"target": Target("≥", 2.2), "note": "a note"}])
-def test_a_row_comes_back_from_its_document(more: dict[str, Any]) -> None:
+def test_a_row_survives_serialisation(more: dict[str, Any]) -> None:
     assert Row.of(row(**more).document()) == row(**more)
     alone = Row("part", "what", "MiB", OURS)
     assert Row.of(alone.document()) == alone

@@ -62,7 +62,7 @@ def test_a_command_imports_no_other_command() -> None:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_the_general_help_lists_every_command_whichever_was_typed(name: str) -> None:
+def test_the_general_help_lists_every_command_for_any_command(name: str) -> None:
     overview = cli._parser(())
     complete = cli._parser({name})
     assert list(_subcommands(complete)) == list(cli.COMMANDS)
@@ -77,7 +77,7 @@ def test_every_argument_of_a_command_has_help(name: str) -> None:
         assert without == [], parser.prog
 
 
-def test_a_mistyped_command_is_named_and_the_help_pointed_at(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_command_is_named_with_a_pointer_to_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["runn"])
     assert "error: 'runn' is not a command; spottmee-worker --help lists them" in capsys.readouterr().err

@@ -62,18 +62,18 @@ FAILED_SUMMARY = '{"claimed": 0, "exit_reason": "model", "exit_message": "It can
         (_pod("Failed", {"terminated": {"exitCode": 1, "reason": "Error"}}, reason="Evicted"), "Failed", "Evicted"),
     ],
 )
-def test_why_a_pod_is_as_it_is(pod: dict[str, Any], phase: str, reason: str) -> None:
+def test_the_reason_of_a_pods_state_is_shown(pod: dict[str, Any], phase: str, reason: str) -> None:
     state = pod_state(pod)
     assert (state.phase, state.reason, state.job, state.node) == (phase, reason, "party-process-abcde", "node-a")
 
 
-def test_a_pod_that_is_being_deleted() -> None:
+def test_a_pod_that_is_being_deleted_is_terminating() -> None:
     pod = _pod("Running", {"running": {}})
     pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert pod_state(pod).phase == "Terminating"
 
 
-def test_why_a_container_waits_is_told_whole() -> None:
+def test_the_full_reason_why_a_container_waits_is_shown() -> None:
     assert waiting_reason(_pod(conditions=[UNSCHEDULABLE])) == "Unschedulable: 0/3 nodes: Insufficient cpu"
     assert waiting_reason(_pod("Running", {"running": {}})) == ""
 
@@ -101,13 +101,13 @@ def test_why_a_container_waits_is_told_whole() -> None:
         ({"active": 1, "conditions": [{"type": "Suspended", "status": "False"}]}, "Running", ""),
     ],
 )
-def test_the_state_of_a_job(status: dict[str, Any], phase: str, reason: str) -> None:
+def test_the_phase_of_a_job_follows_its_conditions(status: dict[str, Any], phase: str, reason: str) -> None:
     state = job_state({"metadata": {"name": "j"}, "status": status})
     assert (state.phase, state.reason, state.age_seconds) == (phase, reason, None)
     assert state.finished is (phase == "Failed")
 
 
-def test_a_scaled_job_that_is_not_well_says_why() -> None:
+def test_a_scaled_job_that_is_not_ready_has_a_reason() -> None:
     conditions = [
         {"type": "Ready", "status": "False", "reason": "ScaledJobCheckFailed", "message": "no Redis"},
         {"type": "Active", "status": "False", "reason": "ScalerNotActive", "message": "idle"},
@@ -122,7 +122,7 @@ def test_a_scaled_job_that_is_not_well_says_why() -> None:
 
 
 @pytest.mark.parametrize("message", [None, "", "Traceback (most", "[1]", '{"other": 1}'])
-def test_what_is_no_summary_is_none(message: str | None) -> None:
+def test_an_invalid_termination_message_is_not_a_summary(message: str | None) -> None:
     assert summary({"message": message}) is None
     assert summary(None) is None
     assert summary({"message": '{"claimed": 3}'}) == {"claimed": 3}
@@ -131,7 +131,7 @@ def test_what_is_no_summary_is_none(message: str | None) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "-"), (0, "0s"), (59.9, "59s"), (192, "3m12s"), (18_130, "5h02m"), (273_600, "3d04h")]
 )
-def test_times_are_short(seconds: float | None, text: str) -> None:
+def test_durations_are_short(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -142,7 +142,7 @@ def _status() -> Status:
     return Status(queues=queues, cluster=cluster)
 
 
-def test_the_screen_says_what_the_lines_say() -> None:
+def test_the_screen_shows_the_same_as_the_lines() -> None:
     from rich.console import Console
 
     from runner.cli.live_status import draw
@@ -154,7 +154,7 @@ def test_the_screen_says_what_the_lines_say() -> None:
         assert word in "\n".join(lines(_status()))
 
 
-def test_the_screen_says_what_is_missing() -> None:
+def test_the_screen_shows_what_is_missing() -> None:
     from rich.console import Console
 
     from runner.cli.live_status import draw
@@ -168,7 +168,7 @@ def test_the_screen_says_what_is_missing() -> None:
     assert "no kubeconfig" in out.getvalue()
 
 
-def test_a_payload_beyond_all_bounds_is_not_sent() -> None:
+def test_a_payload_that_is_too_large_is_not_sent() -> None:
     assert [len(part) for part in split(b"x" * (PART_BYTES + 1))] == [PART_BYTES, 1]
     with pytest.raises(ClusterError, match="--local"):
         split(b"x" * (32 * 2**20 + 1))

@@ -16,7 +16,7 @@ _SENTENCE_END = re.compile(r"[.!?](?:\*\*)?\s+(?=[A-Z`*<])")
 
 CALLS = "integration/test_api_calls.py"
 PLAYED = f"{CALLS}::test_every_guest_gets_the_whole_answer_however_late_initiated_is"
-STAND_IN = f"{CALLS}::test_the_api_is_played_as_the_contract_says"
+STAND_IN = f"{CALLS}::test_the_simulated_api_follows_the_contract"
 REFUSED_UPLOADS = f"{CALLS}::test_uploads_that_the_api_does_not_decode_fail_in_the_api"
 ACCEPTANCE = "integration/test_acceptance.py"
 SELFIES = "integration/test_selfie_answers.py"
@@ -38,14 +38,14 @@ TOPOLOGIES = "integration/test_queue_topologies.py"
 # Anchor of a sentence, without c- → the tests that would fail if it were not true.
 CHECKED_BY: dict[str, tuple[str, ...]] = {
     "redis-url": (
-        "unit/test_queue_client.py::test_urls",
+        "unit/test_queue_client.py::test_every_form_of_url_is_parsed",
         f"{TOPOLOGIES}::test_standalone_with_a_password_and_a_database_number",
         f"{TOPOLOGIES}::test_the_protocol_works_on_redis_cluster",
         f"{TOPOLOGIES}::test_the_whole_protocol_and_a_failover",
     ),
     "database-url": (f"{PHOTOS}::test_a_database_without_the_apis_table_is_refused",),
     "embeddings-url": (
-        f"{ACCEPTANCE}::test_both_databases_can_be_two",
+        f"{ACCEPTANCE}::test_photos_and_embeddings_can_be_in_two_databases",
         f"{ACCEPTANCE}::test_upload_match_delete_and_upload_again",
     ),
     "prisma-url": ("unit/test_settings.py::test_a_prisma_url_is_split_into_what_libpq_takes_and_the_schema",),
@@ -53,7 +53,7 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
         "integration/test_store_schemas.py::test_a_second_schema_of_a_database_gets_tables_of_its_own",
         "integration/test_store_schemas.py::test_triggers_of_the_apis_table_see_the_schema_of_the_url",
     ),
-    "own-settings": ("unit/test_settings.py::test_defaults",),
+    "own-settings": ("unit/test_settings.py::test_settings_have_the_documented_defaults",),
     "head": ("integration/test_queue_protocol.py::test_a_claim_moves_jobs_and_counts_the_attempt", STAND_IN),
     "one-object": (f"{MESSAGES}::test_payloads_that_are_not_json_objects_are_rejected",),
     "process-list": (f"{MESSAGES}::test_a_process_job_of_the_api_is_decoded", STAND_IN),
@@ -86,20 +86,20 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
     "invalid-job": (f"{BAD}::test_invalid_process_payloads_are_dead_lettered_byte_for_byte",),
     "invalid-subject": (f"{BAD}::test_a_photo_whose_job_has_no_usable_url_fails", FAILED_COMPARISON),
     "initiated": (STAND_IN,),
-    "processing": (f"{RESULTS}::test_the_words_and_the_answer_in_their_order",),
-    "answer": (f"{RESULTS}::test_the_words_and_the_answer_in_their_order", THRESHOLDS),
+    "processing": (f"{RESULTS}::test_a_result_goes_from_initiated_to_processing_to_the_answer",),
+    "answer": (f"{RESULTS}::test_a_result_goes_from_initiated_to_processing_to_the_answer", THRESHOLDS),
     "detail-key": (f"{LATE}::test_no_key_of_a_comparison_can_be_read_as_the_result_of_another_job", DETAIL),
     "read": (STAND_IN, PLAYED),
     "array": (FAILED_COMPARISON,),
     "push-first": (STAND_IN,),
-    "overwritten": (f"{RESULTS}::test_initiated_before_every_command_of_a_run",),
+    "overwritten": (f"{RESULTS}::test_an_initiated_before_any_command_of_a_run_is_overwritten",),
     "ends-with-answer": (
-        f"{RESULTS}::test_initiated_before_every_command_of_a_run",
-        f"{RESULTS}::test_initiated_at_every_moment_of_two_crashes",
+        f"{RESULTS}::test_an_initiated_before_any_command_of_a_run_is_overwritten",
+        f"{RESULTS}::test_an_initiated_at_any_moment_of_two_crashes_is_overwritten",
         PLAYED,
     ),
-    "repaired": (f"{LATE}::test_a_late_initiated_is_healed_by_whatever_comes_next", PLAYED),
-    "too-late": (f"{RESULTS}::test_what_is_unconfirmed_is_forgotten_with_its_answer",),
+    "repaired": (f"{LATE}::test_a_late_initiated_is_repaired_by_the_next_run_or_sweep", PLAYED),
+    "too-late": (f"{RESULTS}::test_an_unconfirmed_entry_expires_with_its_answer",),
     "match": (
         f"{EMBEDDINGS}::test_a_photo_matches_only_strictly_above_the_threshold",
         f"{EMBEDDINGS}::test_the_best_pair_of_faces_counts",
@@ -107,14 +107,14 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
     "same-model": (f"{EMBEDDINGS}::test_other_models_are_neither_replaced_nor_compared",),
     "precision": (f"{EMBEDDINGS}::test_scores_agree_with_numpy_over_random_albums",),
     "waits": (
-        f"{ALBUM}::test_photos_at_work_park_a_comparison_until_the_last_is_reported",
+        f"{ALBUM}::test_photos_in_progress_park_a_comparison_until_the_last_is_reported",
         "integration/test_contract_detail.py::test_while_an_album_is_processed_the_value_stays_processing",
     ),
     "waiting-detail": (
         "integration/test_contract_detail.py::test_while_an_album_is_processed_the_value_stays_processing",
     ),
     "final": (
-        f"{RESULTS}::test_a_job_that_is_delivered_again_sends_nobody_back_to_waiting",
+        f"{RESULTS}::test_a_redelivered_job_keeps_the_final_answer",
         f"{RESULTS}::test_a_failure_never_replaces_the_answer_of_an_earlier_attempt",
     ),
     "detail-unread": (PLAYED,),
@@ -147,7 +147,7 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
         f"{ALBUM}::test_after_its_timeout_a_comparison_is_answered_with_photos_pending",
     ),
     "duration-ms": (DETAIL,),
-    "initiated-seen": (DETAIL, f"{RESULTS}::test_the_words_and_the_answer_in_their_order"),
+    "initiated-seen": (DETAIL, f"{RESULTS}::test_a_result_goes_from_initiated_to_processing_to_the_answer"),
     "error": (DETAIL, FAILED_COMPARISON),
     "columns": ("integration/test_contract_detail.py::test_a_run_needs_only_id_and_status_of_the_apis_table",),
     "created-at": (
@@ -157,9 +157,9 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
     "operator-columns": (
         "integration/test_reprocess.py::test_the_url_may_be_a_setting",
         "integration/test_reprocess.py::test_the_columns_are_named_when_one_is_unknown",
-        "integration/test_forget.py::test_an_album_with_its_embeddings",
+        "integration/test_forget.py::test_an_album_is_removed_with_its_embeddings",
     ),
-    "statuses": (SERVED, f"{PHOTOS}::test_every_outcome_ends_as_the_contract_says"),
+    "statuses": (SERVED, f"{PHOTOS}::test_every_outcome_gives_the_status_of_the_contract"),
     "deleted": (STAND_IN, PLAYED),
     "deleted-stores-nothing": (
         f"{BAD}::test_an_unknown_photo_stores_nothing_and_is_not_dead_lettered",
@@ -167,10 +167,10 @@ CHECKED_BY: dict[str, tuple[str, ...]] = {
     ),
     "deleted-embeddings": ("integration/test_store_deletion.py::test_four_deleted_albums_leave_nothing",),
     "success-is-final": (f"{PHOTOS}::test_failure_never_replaces_success",),
-    "failed-again": (f"{PHOTOS}::test_beginning_spares_what_has_succeeded",),
+    "failed-again": (f"{PHOTOS}::test_beginning_does_not_change_photos_that_have_succeeded",),
     "old-table": (f"{LEGACY}::test_rows_are_imported_normalised_and_comparable",),
-    "old-name": ("unit/test_store_legacy.py::test_every_name_that_was_written_is_read",),
-    "old-embedding": ("unit/test_store_legacy.py::test_every_embedding_that_was_written_is_read_and_normalised",),
+    "old-name": ("unit/test_store_legacy.py::test_every_written_name_can_be_parsed",),
+    "old-embedding": ("unit/test_store_legacy.py::test_every_written_embedding_can_be_parsed_and_is_normalised",),
     "imported": ("integration/test_moving_in.py::test_the_guide_leads_to_complete_answers_and_back",),
 }
 

@@ -23,5 +23,5 @@ from demo.scaler import ScaledJob, new_runners
         (0, 0, 3, 0),  # running Jobs are never taken back
     ],
 )
-def test_new_runners(waiting: int, in_flight: int, running: int, expected: int) -> None:
+def test_the_scaler_starts_runners_by_kedas_formula(waiting: int, in_flight: int, running: int, expected: int) -> None:
     assert new_runners(ScaledJob("process", 50, 10), waiting, in_flight, running) == expected

@@ -62,7 +62,7 @@ def test_prose_is_wrapped(page: Path) -> None:
     assert text == wrapped(text), "run `make docs`"
 
 
-def test_wrapping_leaves_code_and_tables_and_generated_parts_alone() -> None:
+def test_wrapping_does_not_change_code_tables_and_generated_parts() -> None:
     long = "word " * 30
     kept = f"```sh\n{long}\n```\n\n| {long} |\n\n<!-- settings: generated -->\n\n{long}\n\n<!-- /settings -->\n"
     assert wrapped(kept) == kept

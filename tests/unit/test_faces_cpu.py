@@ -58,7 +58,7 @@ def test_v2_mount_that_begins_at_the_group_of_the_container(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("group", ["0::/../../elsewhere\n", "0::/not/below/the/mount\n", "", "garbage\n0:\n"])
-def test_v2_group_outside_of_the_mount_falls_back_to_the_top(tmp_path: Path, group: str) -> None:
+def test_v2_group_outside_the_mount_falls_back_to_the_top(tmp_path: Path, group: str) -> None:
     root = tree(tmp_path, V2.format(root="/"), group, {"cpu.max": "300000 100000"})
     assert cpu_quota(root) == 3.0
 

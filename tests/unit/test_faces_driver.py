@@ -55,7 +55,7 @@ def test_the_path_of_the_container_runtime_comes_first(stand_in: Path, tmp_path:
     assert loaded([tmp_path], LD_LIBRARY_PATH=str(stand_in.parent)) == [DRIVER, "100"]
 
 
-def test_a_broken_driver_is_passed_over(stand_in: Path, tmp_path: Path) -> None:
+def test_a_broken_driver_is_skipped(stand_in: Path, tmp_path: Path) -> None:
     (tmp_path / DRIVER).write_bytes(b"not a library")
     assert loaded([tmp_path, stand_in.parent]) == [str(stand_in), "100"]
 

@@ -107,7 +107,7 @@ def test_landmarks_that_coincide_or_are_nan_give_a_black_crop(points: NDArray[np
     assert crop.sum() == 0
 
 
-def test_a_crop_is_black_outside_of_the_image() -> None:
+def test_a_crop_is_black_outside_the_image() -> None:
     image = np.full((60, 60, 3), 255, np.uint8)
     crop = alignment.aligned_crop(image, (alignment.TEMPLATE - 56).astype(np.float32))
     assert crop[80, 80].tolist() == [255, 255, 255]

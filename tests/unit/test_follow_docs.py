@@ -40,7 +40,7 @@ def test_a_placeholder_without_a_value_skips_the_block() -> None:
     assert (done.output, done.code) == ("no value for DEAD_ID, … (--set)", None)
 
 
-def test_what_the_cluster_has_already_is_left_out() -> None:
+def test_commands_for_existing_objects_are_skipped() -> None:
     done = followed("kind create cluster\ndocker build .\n")
     assert (done.output, done.code) == ("the cluster has it already", None)
 

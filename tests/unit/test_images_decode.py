@@ -599,7 +599,7 @@ def test_a_heic_is_turned_upright_by_its_own_properties(turn: int) -> None:
     assert _close(decoded(samples.heics()[f"orientation-{turn}"]), upright)
 
 
-def test_a_heic_of_tiles_is_put_together_and_turned() -> None:
+def test_a_tiled_heic_is_assembled_and_rotated() -> None:
     """iPhones store a grid of tiles, and its rotation."""
     assert _close(decoded(samples.heics()["grid"]), np.rot90(np.asarray(scene(128, 128))[..., ::-1]))
 
@@ -622,6 +622,6 @@ def test_a_heic_that_is_cut_off_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["GIF, animated", "TIFF, two pages", "AVIF, animated"])
-def test_of_several_frames_or_pages_the_first_is_decoded(name: str) -> None:
+def test_the_first_of_several_frames_or_pages_is_decoded(name: str) -> None:
     first = np.asarray(scene())[..., ::-1]
     assert float(np.abs(decoded(PHOTOS[name]).astype(int) - first).mean()) < 20

@@ -124,7 +124,7 @@ def test_decoding_reserves_memory_until_the_image_is_freed(monkeypatch: pytest.M
         _impatient(memory, monkeypatch)
 
 
-def test_decoding_that_fails_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_decoding_releases_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "KEPT_BYTES", 0)
     memory = PixelMemory(1)
     for _ in range(3):

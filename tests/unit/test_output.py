@@ -34,14 +34,14 @@ def test_every_dangerous_character_is_escaped(character: str) -> None:
     assert _is_safe(json_text({"id": character}))
 
 
-def test_what_people_read_stays_as_it_is() -> None:
+def test_printable_text_is_not_changed() -> None:
     text = "Zoë & Søren, фото №1, 写真, 🎉 'quoted' \\ 100 %.jpg"
     assert printable(text) == text
     assert text in json_text([text.replace("\\", "/")], ascii_only=False).replace("/", "\\")
 
 
 @given(ANYTHING)
-def test_no_text_leaves_anything_dangerous(text: str) -> None:
+def test_escaped_text_contains_nothing_dangerous(text: str) -> None:
     assert _is_safe(printable(text))
     printable(text).encode()
     written = json_text({text: text}, ascii_only=False)
@@ -50,7 +50,7 @@ def test_no_text_leaves_anything_dangerous(text: str) -> None:
 
 
 @given(ANYTHING, ANYTHING)
-def test_a_log_record_is_one_line_whatever_it_carries(event: str, value: str) -> None:
+def test_a_log_record_is_always_one_line(event: str, value: str) -> None:
     record = logging.makeLogRecord(
         {
             "levelno": 20,

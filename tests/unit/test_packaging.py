@@ -25,7 +25,7 @@ def _pins(lock: str) -> dict[str, set[str]]:
     return pins
 
 
-def test_the_wheel_brings_every_file_of_the_package(tmp_path: Path) -> None:
+def test_the_wheel_contains_every_file_of_the_package(tmp_path: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "runner"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     expected = {name for name in listed.splitlines() if (ROOT / name).exists()}
     assert {Path(name).suffix for name in expected} >= {".py", ".lua", ".sql", ".typed"}

@@ -29,7 +29,7 @@ def test_a_photo_with_an_empty_column_has_no_url(value: str | None) -> None:
         "https://u:hunter2@h/{a}", "https:///{a}", "https://h{a}", "https://h /{a}", "https://h/{a b}",
     ],
 )  # fmt: skip
-def test_what_is_not_a_template_is_refused_without_repeating_it(text: str) -> None:
+def test_an_invalid_template_is_rejected_without_repeating_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"brace|begin|column") as error:
         UrlTemplate.parse(text)
     assert "hunter2" not in str(error.value)

@@ -16,13 +16,13 @@ def count_to(total: int, shown: Counter) -> None:
     shown.close()
 
 
-def test_in_a_pipe_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_progress_is_shown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     count_to(50, counter("photos"))
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("has_rich", [True, False])
-def test_on_a_terminal_a_line_on_standard_error_is_written_over(
+def test_progress_on_a_terminal_is_redrawn_on_standard_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, has_rich: bool
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -43,16 +43,16 @@ def told(url: str) -> tuple[Any, ...]:
         ("redis+sentinel://:p@a/my%20main", ("sentinel", [("a", 26379)], "my main", 0, {"password": "p"})),
     ],
 )  # fmt: skip
-def test_urls(url: str, expected: tuple[Any, ...]) -> None:
+def test_every_form_of_url_is_parsed(url: str, expected: tuple[Any, ...]) -> None:
     assert told(url) == expected
 
 
-def test_a_socket() -> None:
+def test_a_unix_socket_url_is_parsed() -> None:
     address = parse_url("unix:///run/redis.sock?db=2")
     assert (address.kind, address.socket, address.database, address.hosts) == ("standalone", "/run/redis.sock", 2, [])
 
 
-def test_sentinels_have_credentials_of_their_own_and_the_same_tls(tmp_path: Path) -> None:
+def test_sentinels_have_their_own_credentials_and_the_same_tls(tmp_path: Path) -> None:
     authority = tmp_path / "ca.pem"
     authority.write_text("")
     url = f"rediss+sentinel://u:p@a/main?sentinel_username=s&sentinel_password=q&ssl_ca_certs={authority}"
@@ -88,7 +88,7 @@ def test_sentinels_have_credentials_of_their_own_and_the_same_tls(tmp_path: Path
         (f"rediss://u:{SECRET}@a?ssl_ca_certs=/nowhere/ca.pem", "ssl_ca_certs names a file that cannot be read"),
     ],
 )
-def test_urls_that_say_too_little_or_nonsense(url: str, message: str) -> None:
+def test_malformed_urls_are_rejected(url: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as refused:
         parse_url(url)
     assert SECRET not in str(refused.value)
@@ -135,7 +135,7 @@ NEITHER = [
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=str)
-def test_a_command_is_repeated_after_transient_errors(error: Exception, clock: Clock) -> None:
+def test_a_command_is_retried_after_transient_errors(error: Exception, clock: Clock) -> None:
     assert is_transient(error)
     assert not is_refusal(error)
     errors, reconnected = [error, error, error], []
@@ -151,7 +151,7 @@ def test_a_command_is_repeated_after_transient_errors(error: Exception, clock: C
 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=str)
-def test_a_refused_command_is_not_repeated(error: Exception) -> None:
+def test_a_refused_command_is_not_retried(error: Exception) -> None:
     assert is_refusal(error)
     assert not is_transient(error)
     calls = []
@@ -177,7 +177,7 @@ def test_an_error_that_becomes_a_refusal_ends_the_retries(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("error", [*NEITHER, ValueError("BUSY"), OSError("READONLY")], ids=str)
-def test_other_errors_are_raised_as_they_are(error: Exception) -> None:
+def test_other_errors_are_raised_unchanged(error: Exception) -> None:
     assert not is_transient(error)
     assert not is_refusal(error)
 
@@ -216,7 +216,7 @@ def test_a_password_that_the_server_repeats_is_removed(clock: Clock) -> None:
     assert SECRET not in str(caught.value)
 
 
-def test_a_reason_repeats_no_command() -> None:
+def test_a_reason_does_not_repeat_the_command() -> None:
     shown = reason(
         exceptions.ResponseError(f"unknown command 'HELLO', with args beginning with: '3' 'AUTH' '{SECRET}'")
     )

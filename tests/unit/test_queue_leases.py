@@ -12,7 +12,7 @@ from runner.queue.leases import HORIZON_SECONDS, Lease, backoff, owner_name
 from runner.settings import load
 
 
-def test_the_repr_of_a_lease_holds_no_payload() -> None:
+def test_the_repr_of_a_lease_contains_no_payload() -> None:
     lease = Lease("id-1", "compare", b"a selfie", 1, holder="owner#word", bytes=8)
     assert "selfie" not in repr(lease)
     assert "id-1" in repr(lease)

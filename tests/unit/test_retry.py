@@ -9,33 +9,20 @@ import pytest
 
 from runner.retry import RetryPolicy
 from tests.support.clock import Clock
-
-
-class Failing:
-    """An operation that fails with `failures`, one after the other, and then succeeds."""
-
-    def __init__(self, *failures: Exception) -> None:
-        self.failures = list(failures)
-        self.calls = 0
-
-    def __call__(self) -> str:
-        self.calls += 1
-        if self.failures:
-            raise self.failures.pop(0)
-        return "done"
+from tests.support.failing import Failing
 
 
 def policy(seconds: float) -> RetryPolicy:
     return RetryPolicy(seconds, lambda error: isinstance(error, ConnectionError))
 
 
-def test_what_succeeds_is_done_once(clock: Clock) -> None:
+def test_an_operation_that_succeeds_is_called_once(clock: Clock) -> None:
     operation = Failing()
     assert policy(30).call(operation) == "done"
     assert (operation.calls, clock.waits) == (1, [])
 
 
-def test_an_operation_is_repeated_until_it_succeeds(clock: Clock) -> None:
+def test_an_operation_is_retried_until_it_succeeds(clock: Clock) -> None:
     operation, prepared = Failing(*[ConnectionError() for _ in range(5)]), []
     assert policy(30).call(operation, before_retry=lambda: prepared.append(operation.calls)) == "done"
     assert (operation.calls, prepared) == (6, [1, 2, 3, 4, 5])

@@ -13,7 +13,7 @@ from runner.settings import Settings, load, postgres_conninfo
 MINIMAL = {"REDIS_URL": "redis://redis:6379", "DATABASE_URL": "postgresql://u:hidden@db/api"}
 
 
-def test_defaults() -> None:
+def test_settings_have_the_documented_defaults() -> None:
     settings = load(MINIMAL)
     assert settings.queues == ("compare", "process")
     assert (settings.max_jobs, settings.idle_seconds, settings.lease_seconds, settings.max_attempts) == (
@@ -32,7 +32,7 @@ def test_allowed_ports_are_read_as_ports_and_ranges() -> None:
     assert load(MINIMAL | {"RUNNER_ALLOWED_PORTS": "9000, 8000-8099,"}).allowed_ports == ((9000, 9000), (8000, 8099))
 
 
-def test_flags_come_before_the_environment() -> None:
+def test_flags_override_the_environment() -> None:
     settings = load(MINIMAL | {"RUNNER_MAX_JOBS": "7"}, {"max_jobs": "9", "queues": "process"})
     assert (settings.max_jobs, settings.queues) == (9, ("process",))
 
@@ -41,7 +41,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert load(MINIMAL | {"RUNNER_MAX_JOBS": " ", "EMBEDDINGS_DATABASE_URL": ""}).max_jobs == 50
 
 
-def test_one_message_names_every_fault() -> None:
+def test_one_message_names_every_invalid_setting() -> None:
     with pytest.raises(SettingsError) as caught:
         load({"DATABASE_URL": "mysql://u:hidden@db/x", "RUNNER_MAX_JOBS": "0", "RUNNER_IDLE_SECONDS": "soon"})
     message = str(caught.value)
@@ -66,12 +66,12 @@ def test_one_message_names_every_fault() -> None:
         ("RUNNER_ALLOWED_PORTS", "9000-8000"), ("RUNNER_ALLOWED_PORTS", "80-"), ("RUNNER_ALLOWED_PORTS", "-1"),
     ],
 )  # fmt: skip
-def test_nonsense_is_refused(name: str, value: str) -> None:
+def test_invalid_values_are_rejected(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         load(MINIMAL | {name: value})
 
 
-def test_no_secret_in_the_repr() -> None:
+def test_the_repr_of_settings_contains_no_secret() -> None:
     settings = load(MINIMAL | {"REDIS_URL": "redis://:hidden@redis", "RUNNER_FETCH_PROXY_URL": "http://u:hidden@proxy"})
     assert "hidden" not in repr(settings)
     assert isinstance(settings, Settings)
@@ -99,11 +99,11 @@ def test_a_prisma_url_is_split_into_what_libpq_takes_and_the_schema() -> None:
         ),
     ],
 )
-def test_credentials_of_their_own_come_before_those_in_the_url(url: str, given: dict[str, str], expected: str) -> None:
+def test_separate_credentials_override_those_in_the_url(url: str, given: dict[str, str], expected: str) -> None:
     assert load(MINIMAL | {"REDIS_URL": url} | given).redis_url == expected
 
 
-def test_a_password_of_its_own_comes_before_the_one_in_a_database_url() -> None:
+def test_a_separate_password_overrides_the_one_in_a_database_url() -> None:
     url, awkward = "postgresql://u:old@h0:5432,h1/api?schema=a&sslmode=require", "p@ss:w/ö#?&%40"
     settings = load(MINIMAL | {"DATABASE_URL": url, "DATABASE_PASSWORD": awkward})
     expected = "postgresql://u:p%40ss%3Aw%2F%C3%B6%23%3F%26%2540@h0:5432,h1/api?schema=a&sslmode=require"
@@ -119,7 +119,7 @@ def test_the_variable_that_an_embeddings_url_comes_from_is_known() -> None:
     assert load(MINIMAL | other).embeddings_variable == "EMBEDDINGS_DATABASE_URL"
 
 
-def test_no_password_of_its_own_in_the_repr() -> None:
+def test_the_repr_contains_no_separate_password() -> None:
     names = ("REDIS_PASSWORD", "REDIS_SENTINEL_PASSWORD", "DATABASE_PASSWORD", "EMBEDDINGS_DATABASE_PASSWORD")
     settings = load(MINIMAL | dict.fromkeys(names, "hidden"))
     assert "hidden" not in repr(settings)

@@ -100,7 +100,7 @@ def test_pods_share_the_cpus_of_a_node() -> None:
     assert played.done.max() == pytest.approx(25)
 
 
-def test_a_pod_without_room_waits_until_another_leaves() -> None:
+def test_a_pod_without_room_waits_until_another_exits() -> None:
     setting = replace(SMALL, max_jobs=10)
     played = play(burst(20), setting, replace(ROUND, node_cpus=1, reserved_cpus=0, nodes=1), offset=0)
     # cpu_limit 2 on one CPU: the start-up at full speed until 5, ten jobs at half speed until 25; then the second pod.
@@ -119,7 +119,7 @@ def test_warm_pods_take_jobs_at_once() -> None:
     assert done(at(3), setting) == [4]
 
 
-def test_a_pod_that_finds_no_job_leaves_when_no_job_is_in_flight_any_more() -> None:
+def test_a_pod_that_finds_no_job_exits_when_no_job_is_in_flight() -> None:
     # The first pod works from 3 to 7 and to 11; KEDA's second, of 5, can claim nothing at 8, and looks every 0.5 s.
     setting = replace(SMALL, jobs_per_pod=1, polling_interval=5)
     played = play(at(0, 1), setting, replace(ROUND, throughput=0.25, start_up=1), offset=0)
@@ -128,7 +128,7 @@ def test_a_pod_that_finds_no_job_leaves_when_no_job_is_in_flight_any_more() -> N
     assert played.left.tolist() == [11, 11]
 
 
-def test_a_pod_that_has_worked_leaves_while_others_work() -> None:
+def test_a_pod_that_has_worked_exits_while_others_work() -> None:
     played = play(burst(11), SMALL, ROUND, offset=0)  # the eleventh job is done from 10 to 11, by one of two pods
     assert played.left.tolist() == [11, 10]
 
@@ -199,7 +199,7 @@ def test_the_cheapest_setting_within_the_target_is_recommended() -> None:
     assert recommend(outcomes, 0.1) == (quick, Criterion.MISSED)
 
 
-def test_a_burst_is_played_for_several_moments_between_two_polls() -> None:
+def test_a_burst_is_simulated_for_several_moments_between_two_polls() -> None:
     (outcome,) = simulate(burst(1), [SMALL], ROUND, lambda _: None)
     assert outcome.plays == 10
     assert outcome.p50 == pytest.approx(5 + 6)  # half an interval, and what follows
@@ -213,7 +213,7 @@ def test_a_day_follows_its_curve() -> None:
     assert (day(100, seed=1).seconds != day(100, seed=2).seconds).any()
 
 
-def test_a_csv_file_says_how_many_jobs_come_when(tmp_path: Path) -> None:
+def test_a_csv_file_gives_the_number_of_jobs_per_second(tmp_path: Path) -> None:
     file = tmp_path / "pushes.csv"
     file.write_text("\ufeffseconds,jobs\n\n20.5,1\n10,2\n11,0\n", encoding="utf-8")
     assert from_csv(file).seconds.tolist() == [0, 0, 10.5]

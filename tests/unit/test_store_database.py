@@ -8,6 +8,7 @@ from psycopg import errors
 
 from runner.errors import DatabaseUnreachableError, SettingsError
 from runner.store.database import Database, connect, is_transient, reason, retrying
+from tests.support.failing import Failing
 
 TRANSIENT = [
     errors.DeadlockDetected,
@@ -43,60 +44,46 @@ PERMANENT = [
 
 
 @pytest.mark.parametrize("kind", TRANSIENT)
-def test_passing_failures_are_transient(kind: type[psycopg.Error]) -> None:
+def test_temporary_failures_are_transient(kind: type[psycopg.Error]) -> None:
     assert is_transient(kind("…"))
 
 
 @pytest.mark.parametrize("kind", PERMANENT)
-def test_failures_that_stay_are_not_transient(kind: type[psycopg.Error]) -> None:
+def test_permanent_failures_are_not_transient(kind: type[psycopg.Error]) -> None:
     assert not is_transient(kind("…"))
-
-
-class Failing:
-    """Work that fails as told, then succeeds."""
-
-    def __init__(self, *failures: psycopg.Error) -> None:
-        self.failures = list(failures)
-        self.calls = 0
-
-    def __call__(self) -> str:
-        self.calls += 1
-        if self.failures:
-            raise self.failures.pop(0)
-        return "done"
 
 
 def unused_database(variable: str = "DATABASE_URL") -> Database:
     return Database("postgresql://localhost/x", application_name="test", variable=variable)
 
 
-def test_work_is_repeated_until_it_succeeds() -> None:
+def test_work_is_retried_until_it_succeeds() -> None:
     work = Failing(errors.DeadlockDetected(), errors.SerializationFailure(), errors.OperationalError())
     assert retrying(work, [unused_database()], seconds=30) == "done"
     assert work.calls == 4
 
 
-def test_work_that_succeeds_is_done_once() -> None:
+def test_work_that_succeeds_is_called_once() -> None:
     work = Failing()
     assert retrying(work, [unused_database()], seconds=30) == "done"
     assert work.calls == 1
 
 
-def test_lasting_failures_are_not_repeated() -> None:
+def test_permanent_failures_are_not_retried() -> None:
     work = Failing(errors.UniqueViolation())
     with pytest.raises(errors.UniqueViolation):
         retrying(work, [unused_database()], seconds=30)
     assert work.calls == 1
 
 
-def test_a_lasting_failure_after_a_passing_one_comes_out() -> None:
+def test_a_permanent_failure_after_a_transient_one_is_raised() -> None:
     work = Failing(errors.DeadlockDetected(), errors.UniqueViolation())
     with pytest.raises(errors.UniqueViolation):
         retrying(work, [unused_database()], seconds=30)
     assert work.calls == 2
 
 
-def test_a_statement_that_the_server_refuses_is_a_fault_of_the_setup() -> None:
+def test_a_statement_that_the_server_refuses_is_a_settings_error() -> None:
     work = Failing(errors.InsufficientPrivilege())
     with pytest.raises(SettingsError, match="EMBEDDINGS_DATABASE_URL"):
         retrying(work, [unused_database("EMBEDDINGS_DATABASE_URL")], seconds=30)
@@ -124,7 +111,7 @@ def test_the_time_for_retries_is_bounded_and_every_variable_named() -> None:
         "postgresql://user:hunter2/@localhost:1/x",
     ],
 )
-def test_no_message_repeats_a_password(url: str) -> None:
+def test_no_message_contains_a_password(url: str) -> None:
     with pytest.raises((SettingsError, DatabaseUnreachableError)) as caught:
         connect(url, seconds=0, application_name="test", variable="SOME_URL")
     assert "hunter2" not in str(caught.value)
@@ -141,7 +128,7 @@ def test_parameters_of_prisma_are_accepted() -> None:
     Database(url, application_name="test", variable="DATABASE_URL").close()
 
 
-def test_what_a_refusing_server_says_is_kept_and_what_the_client_quotes_is_not() -> None:
+def test_messages_of_the_server_are_kept_without_quotations_of_the_client() -> None:
     refused = errors.OperationalError('connection failed: connection to server at "h", port 1 failed: FATAL:  too many')
     assert reason(refused) == "too many"
     unresolved = errors.OperationalError("failed to resolve host 'ss@word': [Errno -2] Name or service not known")

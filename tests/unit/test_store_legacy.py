@@ -36,12 +36,12 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 @given(st.text(min_size=1), st.integers(0, 32767))
-def test_every_name_that_was_written_is_read(photo_id: str, index: int) -> None:
+def test_every_written_name_can_be_parsed(photo_id: str, index: int) -> None:
     assert parse_name(f"{photo_id}_{index}") == (photo_id, index)
 
 
 @given(st.integers(0, 2**32), st.floats(1e-20, 1e20))
-def test_every_embedding_that_was_written_is_read_and_normalised(seed: int, scale: float) -> None:
+def test_every_written_embedding_can_be_parsed_and_is_normalised(seed: int, scale: float) -> None:
     values = (np.random.default_rng(seed).standard_normal(512) * scale).tolist()
     embedding = parse_embedding(str(values))
     assert embedding.shape == (512,)
