@@ -217,8 +217,8 @@ class EmbeddedRedis(EmbeddedServer):
 
     def _answers(self) -> bool:
         # Read from its log, not by connecting: if the port was taken meanwhile, another server would answer.
-        said = self.log.read_bytes()[self._log_start :]
-        return b"Ready to accept connections" in said or b"Sentinel ID is" in said
+        log_text = self.log.read_bytes()[self._log_start :]
+        return b"Ready to accept connections" in log_text or b"Sentinel ID is" in log_text
 
 
 class EmbeddedPostgres(EmbeddedServer):

@@ -146,14 +146,14 @@ def _type(parse: Callable[[str], object]) -> dict[str, Any]:
     try:
         parse("\0")
     except ValueError as error:
-        said = str(error)
-        if numbers := re.fullmatch(r"must be a (whole number|number of seconds) from (\S+) to (\S+)", said):
+        message = str(error)
+        if numbers := re.fullmatch(r"must be a (whole number|number of seconds) from (\S+) to (\S+)", message):
             kind, low, high = numbers.groups()
             limits = {"minimum": json.loads(low), "maximum": json.loads(high)}
             return {"type": "integer" if kind == "whole number" else "number", **limits}
-        if words := re.fullmatch(r"must be one of (.+)", said):
+        if words := re.fullmatch(r"must be one of (.+)", message):
             return {"type": "string", "enum": words[1].split(", ")}
-        if said == "must be true or false":
+        if message == "must be true or false":
             return {"type": "boolean"}
     return {"type": "string"}
 

@@ -40,7 +40,7 @@ def job_error_table() -> str:
     """Return the table of the errors of a single job, from their classes."""
     rows = ["| code | message | retried | dead letter |", "|---|---|---|---|"]
     for kind in _leaves(errors.JobError):
-        retried, dead = ("yes" if said else "no" for said in (kind.transient, kind.is_fault))
+        retried, dead = ("yes" if message else "no" for message in (kind.transient, kind.is_fault))
         rows.append(f"| `{kind.code}` | {_cell(' '.join((inspect.getdoc(kind) or '').split()))} | {retried} | {dead} |")
     return "\n".join(rows)
 

@@ -453,9 +453,9 @@ class TestGpu:
 
     @pytest.mark.parametrize("place", ["common", "own"])
     def test_a_value_allows_falling_back_to_the_cpu(self, place: str) -> None:
-        said = {"RUNNER_PROVIDERS": "cuda,cpu"}
-        process = {"gpu": {"count": 1}} | ({"settings": said} if place == "own" else {})
-        values = {"queues": {"process": process}} | ({"settings": said} if place == "common" else {})
+        provider = {"RUNNER_PROVIDERS": "cuda,cpu"}
+        process = {"gpu": {"count": 1}} | ({"settings": provider} if place == "own" else {})
+        values = {"queues": {"process": process}} | ({"settings": provider} if place == "common" else {})
         objects = render(binaries.HELM_4, values)
         (pod,) = (pod for name, pod in objects.pods() if name == "faces-process")
         assert environment(pod, objects)["RUNNER_PROVIDERS"] == "cuda,cpu"

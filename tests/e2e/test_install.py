@@ -107,8 +107,8 @@ def test_every_object_passes_strict_validation_and_pod_security(
     site.kubectl("--namespace", namespace, "create", "serviceaccount", f"{release}-test")
     for tool in (KUBECTL_OLD, KUBECTL):
         strictly = ("--dry-run=server", "--validate=strict", "--warnings-as-errors", "--namespace", namespace)
-        said = site._run([str(ensure(tool)), "apply", *strictly, "-f", "-"], check=True, text=rendered)
-        assert "party-debug" in said
+        output = site._run([str(ensure(tool)), "apply", *strictly, "-f", "-"], check=True, text=rendered)
+        assert "party-debug" in output
 
 
 def test_the_server_accepts_the_documented_role(site: Site, namespace: str) -> None:

@@ -17,12 +17,12 @@ def test_missing_secrets_and_keys_are_named(site: Site, namespace: str, values: 
     redis = values["redis"] | {"auth": {"enabled": True, "existingSecret": "redis"}}
     own = values | {"checkCluster": True, "database": {}, "redis": redis}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "30s")
-    said = site.helm(*install, tool=helm, values=own, check=False)
-    assert f"the Secret party is missing: kubectl --namespace {namespace} create secret generic party" in said
-    assert "the Secret redis is missing" in said
+    output = site.helm(*install, tool=helm, values=own, check=False)
+    assert f"the Secret party is missing: kubectl --namespace {namespace} create secret generic party" in output
+    assert "the Secret redis is missing" in output
     site.kubectl("--namespace", namespace, "create", "secret", "generic", "party", "--from-literal=OTHER=1")
-    said = site.helm(*install, tool=helm, values=own, check=False)
-    assert "the Secret party has no key DATABASE_URL: add it" in said
+    output = site.helm(*install, tool=helm, values=own, check=False)
+    assert "the Secret party has no key DATABASE_URL: add it" in output
     assert site.get("scaledjobs,configmaps", "--namespace", namespace, "--selector", "app.kubernetes.io/name") == []
     without = own | {"checkCluster": False, "migration": {"mode": "none"}}
     assert "STATUS: deployed" in site.helm(*install, tool=helm, values=without)
@@ -37,9 +37,9 @@ def test_missing_classes_are_named_unless_the_chart_creates_them(
     process = values["queues"]["process"] | {"priorityClassName": name, "gpu": gpu, "image": {"tag": "gpu"}}
     own = values | {"checkCluster": True, "queues": values["queues"] | {"process": process}}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--timeout", "2m")
-    said = site.helm(*install, tool=helm, values=own, check=False)
-    assert f'queues.process.priorityClassName is "{name}", and there is no such PriorityClass in this cluster' in said
-    assert f'runtimeClassName is "{namespace}-nvidia", and there is no such RuntimeClass in this cluster' in said
+    output = site.helm(*install, tool=helm, values=own, check=False)
+    assert f'queues.process.priorityClassName is "{name}", and there is no such PriorityClass in this cluster' in output
+    assert f'runtimeClassName is "{namespace}-nvidia", and there is no such RuntimeClass in this cluster' in output
 
     created = values | {"queues": own["queues"] | {"process": process | {"gpu": {"count": 0}}}}
     created["priorityClasses"] = [{"name": name, "value": -10, "preemptionPolicy": "Never"}]
@@ -67,9 +67,9 @@ def test_the_check_of_the_cluster_gets_objects_by_name_and_needs_no_list_permiss
     monkeypatch.setenv("HELM_DRIVER", "configmap")
     own = values | {"checkCluster": True, "database": {}, "redis": {"host": "redis"}}
     install = ("install", "party", str(CHART), "--namespace", namespace, "--dry-run=server")
-    said = site.helm(*install, "--kube-as-user=installer", tool=helm, values=own)
-    assert f"redis.{namespace}.svc:6379" in said
-    assert f"There is no Service redis in {namespace} yet" in said
+    output = site.helm(*install, "--kube-as-user=installer", tool=helm, values=own)
+    assert f"redis.{namespace}.svc:6379" in output
+    assert f"There is no Service redis in {namespace} yet" in output
     own["database"] = {"existingSecret": "other"}
-    said = site.helm(*install, "--kube-as-user=installer", tool=helm, values=own, check=False)
-    assert "the Secret other is missing" in said
+    output = site.helm(*install, "--kube-as-user=installer", tool=helm, values=own, check=False)
+    assert "the Secret other is missing" in output

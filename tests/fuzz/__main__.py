@@ -53,8 +53,8 @@ def _arguments() -> argparse.Namespace:
 
 def _line(row: dict[str, object]) -> str:
     outcomes = row["outcomes"]
-    told = ", ".join(f"{word} {count}" for word, count in outcomes.items()) if isinstance(outcomes, dict) else ""
-    return f"{row['target']}: {row['inputs']} inputs in {row['seconds']} s, {row['failures']} failures ({told})\n"
+    details = ", ".join(f"{word} {count}" for word, count in outcomes.items()) if isinstance(outcomes, dict) else ""
+    return f"{row['target']}: {row['inputs']} inputs in {row['seconds']} s, {row['failures']} failures ({details})\n"
 
 
 def _guided(target: Target, arguments: argparse.Namespace) -> int:
@@ -79,8 +79,10 @@ def _guided(target: Target, arguments: argparse.Namespace) -> int:
                 stdout=output, stderr=output, check=False, env=os.environ | {"PYTHONPATH": os.curdir},
             )  # fmt: skip
         kept = len(list(Path(folder).iterdir()))
-    told = "no failures" if done.returncode == 0 else f"ended with {done.returncode}: see {log}"
-    print(f"{target.name}, guided: {arguments.inputs} inputs in {time.monotonic() - began:.1f} s, {kept} kept, {told}")
+    details = "no failures" if done.returncode == 0 else f"ended with {done.returncode}: see {log}"
+    print(
+        f"{target.name}, guided: {arguments.inputs} inputs in {time.monotonic() - began:.1f} s, {kept} kept, {details}"
+    )
     return int(done.returncode != 0)
 
 

@@ -60,8 +60,8 @@ def _one_child(name: str, seed: int, span: tuple[int, int], *, folder: Path, out
     window = folder / "input"
     window.write_bytes(_HEAD.pack(_STARTING, 0).ljust(_SPACE, b"\0"))
     command = [sys.executable, "-m", "tests.fuzz.campaign", name, str(seed), *map(str, span), str(folder)]
-    with (folder / "said").open("wb") as said:
-        child = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+    with (folder / "output").open("wb") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
         with window.open("r+b") as file, mmap.mmap(file.fileno(), _SPACE) as view:
             stalled = _watch(child, view)
             at, length = _HEAD.unpack_from(view)
@@ -77,8 +77,8 @@ def _one_child(name: str, seed: int, span: tuple[int, int], *, folder: Path, out
     keep.mkdir(parents=True, exist_ok=True)
     found = keep / f"{name.rpartition(':')[2]}-{seed}-{at}"
     found.write_bytes(last)
-    told = (folder / "said").read_text(errors="replace")[-3000:]
-    outcome.failures.append(f"{name} input {at} of seed {seed} {why}; it is in {found}\n{told}")
+    last_output = (folder / "output").read_text(errors="replace")[-3000:]
+    outcome.failures.append(f"{name} input {at} of seed {seed} {why}; it is in {found}\n{last_output}")
     return int(at) + 1
 
 

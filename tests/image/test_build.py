@@ -101,15 +101,15 @@ def test_a_local_folder_with_genuine_files_can_be_the_pack(engine: Engine, files
 def test_an_invalid_argument_fails_the_build_with_the_reason(
     engine: Engine, variables: dict[str, str], message: str
 ) -> None:
-    said = ""
+    output = ""
     for _ in range(3):  # with chroot isolation, buildah sometimes loses the last lines of a program that fails at once
         done = engine.build(image=f"{IMAGE}-wrong", **variables)
         assert done.returncode != 0
-        said += done.stderr + done.stdout
-        if message in said:
+        output += done.stderr + done.stdout
+        if message in output:
             break
-    assert message in said
-    assert "Traceback" not in said
+    assert message in output
+    assert "Traceback" not in output
 
 
 def test_the_build_context_contains_only_the_sources(engine: Engine, tmp_path: Path) -> None:

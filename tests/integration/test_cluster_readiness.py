@@ -39,42 +39,42 @@ def _readers(scene: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Reade
         assert api.unknown == []
 
 
-def _asked(scene: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def _results(scene: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Return what is said, by both readers, about ScaledJobs that are named and about those of a release."""
-    said = set()
+    message = set()
     with _readers(scene, monkeypatch) as readers:
         for reader in readers:
             for names in (NAMES, ()):
                 try:
-                    said.add(check(reader, names=names, release=None if names else "party"))
+                    message.add(check(reader, names=names, release=None if names else "party"))
                 except CheckFailedError as error:
-                    said.add(error.detail)
-    return said
+                    message.add(error.detail)
+    return message
 
 
 def test_scaled_jobs_that_are_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _asked("scaled-jobs-ready", monkeypatch) == {"party-compare READY, party-process READY"}
+    assert _results("scaled-jobs-ready", monkeypatch) == {"party-compare READY, party-process READY"}
 
 
 def test_a_scaled_job_that_is_not_ready_is_reported_with_kedas_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = _asked("scaled-job-not-ready", monkeypatch)
+    found = _results("scaled-job-not-ready", monkeypatch)
     assert found
-    for said in found:
+    for message in found:
         # Its condition turns between two words, and neither says what the resolver answered.
         assert re.match(
-            r"party-process is not READY, so KEDA starts no Job for it \((ScaledJobCheckFailed|TriggerError): ", said
+            r"party-process is not READY, so KEDA starts no Job for it \((ScaledJobCheckFailed|TriggerError): ", message
         )
-        assert "lookup redis" in said
-        assert "no such host" in said
-        assert "KEDA's operator must reach Redis at redis:6379" in said
-        assert "kubectl --namespace recorded describe scaledjob party-process" in said
-        assert "party-compare" not in said
+        assert "lookup redis" in message
+        assert "no such host" in message
+        assert "KEDA's operator must reach Redis at redis:6379" in message
+        assert "kubectl --namespace recorded describe scaledjob party-process" in message
+        assert "party-compare" not in message
 
 
 def test_a_missing_operator_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    (said,) = _asked("scaled-jobs-unseen", monkeypatch)
+    (message,) = _results("scaled-jobs-unseen", monkeypatch)
     for name in NAMES:
-        assert f"{name} is not READY, because KEDA has not reconciled it: check that its operator is running" in said
+        assert f"{name} is not READY, because KEDA has not reconciled it: check that its operator is running" in message
 
 
 def test_a_missing_scaled_job_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,9 +118,9 @@ def test_waiting_for_an_image_ends_in_time_and_cleans_up(
         arguments = ["debug", "--photo", "there", "--url", "file:///x", "-n", "recorded", "--timeout", "1"]
         assert main(arguments) == 6
         assert sum(method == "DELETE" for method, _, _ in api.requests) == 2
-    told = capsys.readouterr().err
-    assert told.count("waiting: ImagePullBackOff") == 1
-    assert "--timeout" in told
+    errors = capsys.readouterr().err
+    assert errors.count("waiting: ImagePullBackOff") == 1
+    assert "--timeout" in errors
 
 
 @pytest.mark.parametrize(

@@ -174,13 +174,13 @@ def test_a_local_comparison_says_why_each_photo_matches_or_not(
     assert ended.code == 0, ended.errors
     lines = [line.strip() for line in ended.output.splitlines()]
     assert "1 of 4 photos match: 2 have embeddings of this model, and the threshold is 0.45" in lines
-    said = {line.split()[-1]: line for line in lines if line.split()[-1] in (*photos.values(), "unknown")}
-    similarity, verdict, difference, _ = said[photos[PHOTO]].split()
+    line_of = {line.split()[-1]: line for line in lines if line.split()[-1] in (*photos.values(), "unknown")}
+    similarity, verdict, difference, _ = line_of[photos[PHOTO]].split()
     assert verdict == "match"
     assert float(similarity) - 0.45 == pytest.approx(float(difference), abs=1e-3)
-    assert re.match(r"-?0\.\d{4} +no match +-0\.\d{4} ", said[photos["office.png"]])
+    assert re.match(r"-?0\.\d{4} +no match +-0\.\d{4} ", line_of[photos["office.png"]])
     for photo in (photos["the lake.jpg"], "unknown"):
-        assert "no match  no embeddings of this model" in said[photo]
+        assert "no match  no embeddings of this model" in line_of[photo]
 
 
 def test_debug_says_why_a_job_fails(service: Service, tmp_path: Path) -> None:

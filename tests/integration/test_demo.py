@@ -96,7 +96,7 @@ def test_own_photos_have_no_expected_results(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--album", "nowhere"], "ALBUM=nowhere is not a folder"),
         (["--album", "."], "contains no image"),
@@ -106,12 +106,12 @@ def test_own_photos_have_no_expected_results(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_are_refused(
-    tmp_path: Path, arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, errors = _demo(*arguments)
     assert code == 2
-    assert told in errors
+    assert message in errors
     assert "Traceback" not in errors
 
 

@@ -89,8 +89,8 @@ def test_answers_do_not_depend_on_threads_or_batch_size(threads: int, batch_size
     images = samples()
     answers = {name: expected(image) for name, image in images.items()}
     with Engine.open(MODEL, threads=threads, batch_size=batch_size) as engine:
-        asked = [(name, engine.submit(partial(itself, image))) for _ in range(2) for name, image in images.items()]
-        for name, future in asked:
+        submitted = [(name, engine.submit(partial(itself, image))) for _ in range(2) for name, image in images.items()]
+        for name, future in submitted:
             assert_same(answers[name], future.result(), f"{name}, {threads} threads, {batch_size} crops")
 
 

@@ -138,18 +138,18 @@ def test_sweep_reports_a_missing_or_unreachable_redis_and_sweeps_the_rest(servic
 
 
 def test_only_leases_without_a_live_holder_expire(redis: Redis) -> None:
-    push(redis, [comparison("held"), comparison("dead"), comparison("young")], "compare")
+    push(redis, [comparison("renewed"), comparison("dead"), comparison("young")], "compare")
     queue = queue_of(redis, "a", name="compare")
-    held, dead = queue.claim(2)
+    renewed, dead = queue.claim(2)
     later(redis, HOUR)
-    queue.renew([held])
+    queue.renew([renewed])
     (young,) = [lease for lease in queue_of(redis, "b", name="compare").claim(2) if lease.id != dead.id]
     later(redis, 60)
-    queue.renew([held])
+    queue.renew([renewed])
     assert expire_comparisons(redis) == 1
     assert [letter.attempts for letter in DeadLetters(redis, "compare").all()] == [2]
-    assert {lease.id for lease in queue.leased()} == {held.id, young.id}
-    assert queue.acknowledge(held) is True
+    assert {lease.id for lease in queue.leased()} == {renewed.id, young.id}
+    assert queue.acknowledge(renewed) is True
 
 
 def test_jobs_keep_their_age_across_claims_and_pushes(redis: Redis) -> None:

@@ -102,12 +102,12 @@ def test_dns_rebinding_does_not_change_the_address_that_was_checked(
     turns = iter([["127.0.0.2"], ["127.0.0.1"], ["127.0.0.1"]])
     before = internal.connections
     listener = socket.create_server(("127.0.0.2", internal.port))
-    with listener, names(monkeypatch, {"rebind.test": lambda: next(turns)}) as asked:
+    with listener, names(monkeypatch, {"rebind.test": lambda: next(turns)}) as requested:
         with pytest.raises(FetchError):  # no response comes, and the address is not replaced by another
             fetcher(total=0.6, first_byte=0.3).fetch(f"http://rebind.test:{internal.port}/x.jpg")
         with listener.accept()[0] as accepted:
             assert accepted.recv(64).startswith(b"GET /x.jpg HTTP/1.1\r\nHost: rebind.test")
-    assert asked == ["rebind.test"]
+    assert requested == ["rebind.test"]
     assert internal.connections == before
 
 
@@ -146,10 +146,10 @@ def test_entries_of_the_allow_list_must_be_hosts(host: str) -> None:
 @pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700:4700::1111]", "images.test"])
 @pytest.mark.parametrize("port", [22, 25, 6379, 8080, 65535])
 def test_ports_other_than_those_of_the_web_are_refused(host: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with names(monkeypatch, {"images.test": ["8.8.8.8"]}) as asked:
+    with names(monkeypatch, {"images.test": ["8.8.8.8"]}) as requested:
         with pytest.raises(ForbiddenUrlError, match=f"at port {port}: image servers may use 80, 443 and RUNNER_ALLOW"):
             fetcher(private=False, ports=(), proxy="http://127.0.0.1:9").fetch(f"http://{host}:{port}/x.jpg")
-        assert asked == []  # refused before the name is looked up
+        assert requested == []  # refused before the name is looked up
 
 
 def test_a_listed_port_is_allowed_and_its_neighbours_are_not() -> None:
@@ -219,18 +219,18 @@ def test_a_redirect_to_itself_is_refused_after_three_requests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("location", "asked"),
+    ("location", "requested"),
     [
         ("b.jpg", "/a/b.jpg"), ("/b.jpg", "/b.jpg"), ("./b", "/a/b"), ("../b", "/b"), ("?q=1", "/a/x?q=1"),
         ("/two words", "/two%20words"), ("/two%20words", "/two%20words"), ("/фото", "/%D1%84%D0%BE%D1%82%D0%BE"),
         ("/b?X-Goog-Signature=a%2Fb", "/b?X-Goog-Signature=a%2Fb"), ("/b#fragment", "/b"), ("/\xff", "/%C3%BF"),
     ],
 )  # fmt: skip
-def test_the_location_of_a_redirect_is_resolved_against_the_url(location: str, asked: str) -> None:
-    answers = {"/a/x": redirect(location.encode().decode("latin-1")), asked: ok()}
+def test_the_location_of_a_redirect_is_resolved_against_the_url(location: str, requested: str) -> None:
+    answers = {"/a/x": redirect(location.encode().decode("latin-1")), requested: ok()}
     with Web(answers) as web:
         assert fetcher().fetch(web.url("/a/x")) == PICTURE
-        assert web.requests[-1] == f"GET {asked} HTTP/1.1"
+        assert web.requests[-1] == f"GET {requested} HTTP/1.1"
 
 
 def test_a_redirect_without_a_location_is_a_missing_image() -> None:
@@ -281,10 +281,10 @@ def test_proxy_variables_of_the_environment_are_ignored(monkeypatch: pytest.Monk
 
 def test_a_proxy_connects_to_the_checked_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with Web({"*": ok()}, address="127.0.0.9") as web, Web({"*": tunnel}) as proxy:
-        with names(monkeypatch, {"images.test": ["127.0.0.9"], "proxy.test": ["127.0.0.1"]}) as asked:
+        with names(monkeypatch, {"images.test": ["127.0.0.9"], "proxy.test": ["127.0.0.1"]}) as requested:
             through = fetcher(proxy=f"http://me:pass%40word@proxy.test:{proxy.port}")
             assert through.fetch(web.url("/a b", "images.test")) == PICTURE
-        assert asked == ["images.test", "proxy.test"]
+        assert requested == ["images.test", "proxy.test"]
         assert proxy.requests == [f"CONNECT 127.0.0.9:{web.port} HTTP/1.1"]
         assert "\r\nProxy-Authorization: Basic bWU6cGFzc0B3b3Jk\r\n" in proxy.heads[0]
         assert web.requests == ["GET /a%20b HTTP/1.1"]

@@ -185,17 +185,17 @@ def test_a_run_stores_nothing_for_a_photo_that_is_forgotten_during_processing(
     service: Service, images: ImageServer, album: Album
 ) -> None:
     data = next(photo.data for photo in album.photos if photo.name == CLEO)
-    asked, forgotten = threading.Event(), threading.Event()
+    checked, forgotten = threading.Event(), threading.Event()
 
     def slow(connection: socket.socket, _: str) -> None:
-        asked.set()
+        checked.set()
         forgotten.wait(60)
         connection.sendall(ok(data))
 
     with Web({"/slow": slow}) as web:
         photos = service.api.upload({"slow": web.url("/slow"), "quick": images.url(CLEO)})
         run = service.start("run", RUNNER_FETCH_READ_TIMEOUT_SECONDS="60", RUNNER_FETCH_TIMEOUT_SECONDS="60")
-        assert asked.wait(60)
+        assert checked.wait(60)
         ended = service.command("forget", "--photo", photos["slow"], "--yes", "--json")
         assert removed(ended)["leases"] == 1
         assert json.loads(ended.output)["interrupted_runs"] == 1

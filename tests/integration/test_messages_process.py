@@ -78,10 +78,10 @@ def test_an_early_interrupt_ends_every_command_without_a_traceback(service: Serv
         time.sleep(milliseconds / 1000)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-        said = [line for line in errors.splitlines() if not line.startswith("import time:")]
-        assert "Traceback" not in errors, (command, milliseconds, said)
+        shown = [line for line in errors.splitlines() if not line.startswith("import time:")]
+        assert "Traceback" not in errors, (command, milliseconds, shown)
         # Once a finished Python gives up its signal handlers, an interrupt kills it: a shell shows that as 130 as well.
-        assert process.returncode in (0, 2, 130, -signal.SIGINT), (command, milliseconds, said)
+        assert process.returncode in (0, 2, 130, -signal.SIGINT), (command, milliseconds, shown)
 
 
 def test_an_old_python_is_named() -> None:

@@ -14,10 +14,10 @@ from demo.servers import EmbeddedRedis
 from runner.cli import main
 from tests.support.redis_topologies import Cluster, Relay, Sentinels, server_context
 
-Said = tuple[int, str, float]
+Result = tuple[int, str, float]
 
 
-def _status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> Said:
+def _status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> Result:
     """Return the exit code of a command, what it said, and how long it took."""
     monkeypatch.setenv("REDIS_URL", url)
     monkeypatch.setenv("RUNNER_CONNECT_TIMEOUT_SECONDS", "1")
@@ -40,10 +40,10 @@ def test_a_command_that_the_acl_refuses_is_named(
 ) -> None:
     redis.execute_command("ACL", "SETUSER", "limited", f"-{command}")
     url = limited.rsplit("/", 1)[0] + ("/1" if command == "select" else "/0?protocol=3")
-    said = _status(request.getfixturevalue("monkeypatch"), request.getfixturevalue("capsys"), url)
-    assert said[0] == code, said  # HELLO is not needed
-    assert code == 0 or f"grant +{command}" in said[1]
-    assert len(said[1].splitlines()) == 1
+    result = _status(request.getfixturevalue("monkeypatch"), request.getfixturevalue("capsys"), url)
+    assert result[0] == code, result  # HELLO is not needed
+    assert code == 0 or f"grant +{command}" in result[1]
+    assert len(result[1].splitlines()) == 1
 
 
 def test_a_command_that_the_server_does_not_have_is_explained(

@@ -90,9 +90,9 @@ def test_redis_is_queried_once_for_a_batch(redis: Redis, clock: Clock, monkeypat
     leases, calls = queue.claim(8), []
     renew = queue.renew
 
-    def counted(held: list[Lease]) -> list[Lease]:
-        calls.append(len(held))
-        return renew(held)
+    def counted(leases: list[Lease]) -> list[Lease]:
+        calls.append(len(leases))
+        return renew(leases)
 
     monkeypatch.setattr(queue, "renew", counted)
     with Heartbeat([queue], clock=clock) as heartbeat:

@@ -103,7 +103,7 @@ class Process:
     place: str
     queue: LeaseQueue
     heartbeat: Heartbeat
-    held: list[tuple[Lease, Job]] = field(default_factory=list)
+    owned: list[tuple[Lease, Job]] = field(default_factory=list)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -222,7 +222,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert lease.holder.startswith(f"{process.queue.owner}#")
         assert lease.holder != job.holder
         job.holder, job.due, job.uncounted = lease.holder, self.now + LEASE, False
-        process.held.append((lease, job))
+        process.owned.append((lease, job))
 
     @rule(number=st.integers(0, 2))
     def beat(self, number: int) -> None:
@@ -232,7 +232,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _renewed(self, process: Process) -> None:
         """The model of a heartbeat: it renews the leases that the process has not lost."""
-        for lease, job in process.held:
+        for lease, job in process.owned:
             if self._owns(lease, job):
                 job.due = self.now + LEASE
 
@@ -246,7 +246,7 @@ class QueueMachine(RuleBasedStateMachine):
                     job.due = min(job.due, self.now)
         process.queue.take_over()
 
-    @precondition(lambda self: self._all_held())
+    @precondition(lambda self: self._all_owned())
     @rule(which=WHICH)
     def store(self, which: int) -> None:
         """Something is stored if and only if the heartbeat says that the lease is still ours."""
@@ -261,7 +261,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert self._owns(lease, job), "something is stored after the lease was lost"
             job.stored += 1
 
-    @precondition(lambda self: self._all_held())
+    @precondition(lambda self: self._all_owned())
     @rule(which=WHICH, twice=st.booleans())
     def acknowledge(self, which: int, twice: bool) -> None:
         process, lease, job = self._pick(which)
@@ -269,7 +269,7 @@ class QueueMachine(RuleBasedStateMachine):
             job.place, job.photos = "done", set()
             self.totals["jobs:succeeded:"] += 1
 
-    @precondition(lambda self: self._all_held())
+    @precondition(lambda self: self._all_owned())
     @rule(which=WHICH, delay=st.sampled_from(DELAYS), twice=st.booleans())
     def retry(self, which: int, delay: float, twice: bool) -> None:
         process, lease, job = self._pick(which)
@@ -277,7 +277,7 @@ class QueueMachine(RuleBasedStateMachine):
             job.due, job.uncounted = self.now + delay, False
             self.totals["retries:fetch_failed"] += 1
 
-    @precondition(lambda self: self._all_held())
+    @precondition(lambda self: self._all_owned())
     @rule(which=WHICH, twice=st.booleans())
     def release(self, which: int, twice: bool) -> None:
         process, lease, job = self._pick(which)
@@ -285,7 +285,7 @@ class QueueMachine(RuleBasedStateMachine):
             job.due, job.uncounted = self.now, True
             self.totals["releases:released"] += 1
 
-    @precondition(lambda self: self._all_held())
+    @precondition(lambda self: self._all_owned())
     @rule(which=WHICH, delay=st.sampled_from(DELAYS), twice=st.booleans())
     def defer(self, which: int, delay: float, twice: bool) -> None:
         process, lease, job = self._pick(which)
@@ -295,7 +295,7 @@ class QueueMachine(RuleBasedStateMachine):
             job.due, job.uncounted, job.state = self.now + delay, True, state
             self.totals["releases:album_pending"] += 1
 
-    @precondition(lambda self: self._all_held())
+    @precondition(lambda self: self._all_owned())
     @rule(which=WHICH, photos=st.sets(PHOTOS, min_size=1), seconds=st.sampled_from(TIMEOUTS), twice=st.booleans())
     def announce(self, which: int, photos: set[str], seconds: float, twice: bool) -> None:
         _, lease, job = self._pick(which)
@@ -306,7 +306,7 @@ class QueueMachine(RuleBasedStateMachine):
         if done:
             job.photos, job.until = set(photos), job.since + seconds
 
-    @precondition(lambda self: self._all_held())
+    @precondition(lambda self: self._all_owned())
     @rule(which=WHICH, twice=st.booleans())
     def park(self, which: int, twice: bool) -> None:
         process, lease, job = self._pick(which)
@@ -320,7 +320,7 @@ class QueueMachine(RuleBasedStateMachine):
         if expected is Parked.WOKEN:
             return
         process.heartbeat.remove(lease)
-        process.held.remove((lease, job))
+        process.owned.remove((lease, job))
         if expected is Parked.DONE:
             job.place, job.holder, job.uncounted, job.state = "parked", "", True, state
             self.totals["releases:album_pending"] += 1
@@ -348,7 +348,7 @@ class QueueMachine(RuleBasedStateMachine):
         job.place, job.due = "leased", self.now
         return {job.lease_id}
 
-    @precondition(lambda self: self._all_held())
+    @precondition(lambda self: self._all_owned())
     @rule(which=WHICH, twice=st.booleans())
     def dead_letter(self, which: int, twice: bool) -> None:
         process, lease, job = self._pick(which)
@@ -366,7 +366,7 @@ class QueueMachine(RuleBasedStateMachine):
         note(f"{lease.id} by {process.queue.owner}: {done}")
         assert done is owned, "who holds the lease settles it, and nobody else"
         process.heartbeat.remove(lease)
-        process.held.remove((lease, job))
+        process.owned.remove((lease, job))
         if owned:
             job.holder = ""
         return owned
@@ -465,7 +465,7 @@ class QueueMachine(RuleBasedStateMachine):
         for process in [*self.processes, *self.zombies]:
             for entry in process.heartbeat._leases.values():
                 if self.local < entry.until:
-                    job = next(job for lease, job in process.held if lease == entry.lease)
+                    job = next(job for lease, job in process.owned if lease == entry.lease)
                     assert self._owns(entry.lease, job)
 
     def teardown(self) -> None:
@@ -493,13 +493,13 @@ class QueueMachine(RuleBasedStateMachine):
     def _dead(self) -> list[Job]:
         return [job for job in self.jobs if job.place == "dead"]
 
-    def _all_held(self) -> list[tuple[Process, Lease, Job]]:
+    def _all_owned(self) -> list[tuple[Process, Lease, Job]]:
         every = [*self.processes, *self.zombies]
-        return [(process, lease, job) for process in every for lease, job in process.held]
+        return [(process, lease, job) for process in every for lease, job in process.owned]
 
     def _pick(self, which: int) -> tuple[Process, Lease, Job]:
-        held = self._all_held()
-        return held[which % len(held)]
+        owned = self._all_owned()
+        return owned[which % len(owned)]
 
     @staticmethod
     def _owns(lease: Lease, job: Job) -> bool:

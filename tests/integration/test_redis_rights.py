@@ -104,9 +104,9 @@ def test_a_command_needs_each_documented_right_and_no_other(
         limited.grant(documented - {right})
         assert limited.lacking(command) == {right}
         *_, ended = _call(limited, scene, forked, command)
-        said = ended.errors + ended.output
-        assert right in " ".join(re.findall(r"grant ([^(]+)\(", said)).split(), (right, said)
-        assert "Traceback" not in said
-        assert ended.code == (0 if right in OPTIONAL else 2), (right, said)
+        printed = ended.errors + ended.output
+        assert right in " ".join(re.findall(r"grant ([^(]+)\(", printed)).split(), (right, printed)
+        assert "Traceback" not in printed
+        assert ended.code == (0 if right in OPTIONAL else 2), (right, printed)
         if right not in OPTIONAL:
             assert len(scene.lost()) <= REMOVED.get(command, 0), right

@@ -59,7 +59,7 @@ def payload(photo_id: str) -> bytes:
     return json.dumps({"imageUrl": f"https://h/{photo_id}?signature=hunter2", "id": photo_id}).encode()
 
 
-def bury(redis: Redis, photo_id: str, reason: str) -> None:
+def add_dead_letter(redis: Redis, photo_id: str, reason: str) -> None:
     queue = queue_of(redis, "other/pod/1")
     push(redis, [payload(photo_id)])
     (lease,) = queue.claim(1)
@@ -114,7 +114,7 @@ def test_photos_with_a_job_and_young_photos_are_skipped(service: Service) -> Non
     add(service, "waiting", "leased", "put off", "released", "dead", "orphan", "orphan of a deleted row")
     add(service, "young", age="10 min")
     add(service, "of unknown reason", status="FAILED")
-    bury(service.redis, "dead", "image_missing")
+    add_dead_letter(service.redis, "dead", "image_missing")
     queue = queue_of(service.redis, "other/pod/1")
     push(service.redis, map(payload, ["leased", "put off", "released"]))
     _, put_off, released = queue.claim(3)
@@ -162,8 +162,8 @@ def test_photos_are_selected_by_status_code_and_model(
     add(service, "nobody", status="NO_FACES_FOUND")
     embed(service, "old model", "older")
     embed(service, "current", MODEL)
-    bury(service.redis, "missing", "image_missing")
-    bury(service.redis, "slow", "fetch_timeout")
+    add_dead_letter(service.redis, "missing", "image_missing")
+    add_dead_letter(service.redis, "slow", "fetch_timeout")
     dry = reprocess(service, "--dry-run", *arguments)
     assert (dry["pushed"], dry["requeued"], waiting(service)) == (0, 0, [])
     done = reprocess(service, *arguments)
@@ -249,7 +249,7 @@ def test_it_can_be_stopped_at_any_time_and_started_again(service: Service, numbe
     add(service, *ids[:20])
     add(service, *ids[20:], status="FAILED")
     for photo_id in ids[20:]:
-        bury(service.redis, photo_id, "fetch_failed")
+        add_dead_letter(service.redis, photo_id, "fetch_failed")
     first = service.start("reprocess", "--url", URL, "--max-waiting", "25", RUNNER_LEASE_SECONDS="2")
     wait_for(lambda: service.redis.llen(PROCESS) == 25)
     first.send_signal(number)
@@ -294,7 +294,7 @@ def test_an_operator_may_requeue_dead_letters_at_the_same_time(service: Service)
     ids = [f"p{number:03}" for number in range(60)]
     add(service, *ids, status="FAILED")
     for photo_id in ids:
-        bury(service.redis, photo_id, "fetch_failed")
+        add_dead_letter(service.redis, photo_id, "fetch_failed")
     with (
         service.start("reprocess", "--url", URL, "--code", "fetch_failed", "--code", "unknown") as one,
         service.start("dead", "requeue", "--all") as other,

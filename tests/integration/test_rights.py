@@ -244,8 +244,8 @@ def test_migrate_without_one_right_changes_nothing(limited: Limited, tmp_path: P
     assert ("doctor --for migrate" if code == 3 else "GRANT USAGE ON SCHEMA") in ended.errors
     assert _objects(limited.service.connection) == before
     settings = load({"REDIS_URL": limited.service.environment["REDIS_URL"], **names})
-    said = " ".join(str(one.error) for one in run_checks(settings, None, ("migrate",)) if "embedd" in one.name)
-    assert named in said.replace('"', "")
+    errors = " ".join(str(one.error) for one in run_checks(settings, None, ("migrate",)) if "embedd" in one.name)
+    assert named in errors.replace('"', "")
 
 
 def test_doctor_says_that_a_table_is_missing_and_not_a_right(service: Service) -> None:

@@ -73,10 +73,10 @@ def test_a_client_encoding_set_elsewhere_is_ignored(service: Service, images: Im
     photo_id = IDS["UTF8"]
     service.connection.execute('INSERT INTO "Photo" (id) VALUES (%s)', (photo_id,))
     service.redis.rpush(PROCESS_LIST, json.dumps({"id": photo_id, "imageUrl": images.url(PHOTO)}))
-    asked = (
+    variables = (
         {"DATABASE_URL": service.environment["DATABASE_URL"] + "&client_encoding=SQL_ASCII"}
         if where == "URL"
         else {"PGCLIENTENCODING": "SQL_ASCII"}
     )
-    ended = service.command("run", "--queues", "process", **asked)
+    ended = service.command("run", "--queues", "process", **variables)
     assert (ended.code, ended.summary["photos"], service.status(photo_id)) == (0, 1, "READY"), ended.errors

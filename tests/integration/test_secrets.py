@@ -56,7 +56,7 @@ class World:
     environment: dict[str, str]
     connection: psycopg.Connection
     secrets: dict[str, list[str]] = field(default_factory=dict)
-    said: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
 
     def command(self, name: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a command and keep all that it prints under `name`."""
@@ -69,7 +69,7 @@ class World:
             check=False,
             timeout=100,
         )
-        self.said[name] = f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        self.outputs[name] = f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     def hide(self, name: str, data: bytes) -> str:
@@ -205,7 +205,7 @@ def spoken(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
             assert done.returncode == 0, done.stderr[-2000:]
             assert words <= {word for word in words if word in done.stderr}
             assert '"succeeded"' in done.stdout
-            world.said[f"termination log, {form}"] = death_notice.read_text()
+            world.outputs[f"termination log, {form}"] = death_notice.read_text()
         world.api.upload({"behind a proxy": server.url(f"/ada.jpg{SIGNED}")})
         proxied = {"RUNNER_FETCH_PROXY_URL": f"http://me:{PROXY_PASSWORD}@127.0.0.1:1"}
         world.command("run behind a proxy that is down", "run", **proxied)
@@ -232,7 +232,7 @@ def _look(world: World) -> None:
         assert done.returncode == 0, done.stderr
         assert "image_missing" in done.stdout
     for key in world.redis.keys("face_embeddings:detail:*"):
-        world.said[str(key)] = str(world.redis.get(key))
+        world.outputs[str(key)] = str(world.redis.get(key))
 
 
 def _fail(world: World) -> None:
@@ -271,10 +271,10 @@ def _fail(world: World) -> None:
 
 def test_no_output_contains_a_secret(spoken: World) -> None:
     assert len(spoken.secrets) >= len(PASSWORDS) + 3
-    assert sum(len(text) for text in spoken.said.values()) > 20_000
+    assert sum(len(text) for text in spoken.outputs.values()) > 20_000
     found = [
         f"{name}: {text[max(0, text.index(part) - 60) : text.index(part) + 60]!r}"
-        for name, text in spoken.said.items()
+        for name, text in spoken.outputs.items()
         for parts in spoken.secrets.values()
         for part in parts
         if part in text
@@ -293,7 +293,7 @@ def test_the_search_for_secrets_finds_known_text(spoken: World) -> None:
 
 def test_the_servers_require_the_passwords(spoken: World) -> None:
     for name in ("Redis refuses", "PostgreSQL refuses"):
-        assert spoken.said[f"run: {name}"].startswith("exit 75") or "exit 2" in spoken.said[f"run: {name}"][:7]
+        assert spoken.outputs[f"run: {name}"].startswith("exit 75") or "exit 2" in spoken.outputs[f"run: {name}"][:7]
 
 
 def test_no_repr_contains_a_secret(spoken: World) -> None:
@@ -315,8 +315,8 @@ def test_no_repr_contains_a_secret(spoken: World) -> None:
         loaded, decode_process(process), decode_compare(compare), *leases, Fetcher.from_settings(loaded),
         Proxy.from_url(loaded.fetch_proxy_url), *_errors(selfie),
     ]  # fmt: skip
-    said = " ".join(f"{thing!r} {thing}" for thing in things)
-    assert [part for parts in spoken.secrets.values() for part in parts if part in said] == []
+    outputs = " ".join(f"{thing!r} {thing}" for thing in things)
+    assert [part for parts in spoken.secrets.values() for part in parts if part in outputs] == []
 
 
 def _errors(selfie: str) -> list[Exception]:
@@ -342,5 +342,5 @@ def _errors(selfie: str) -> list[Exception]:
 
 
 def test_a_termination_log_is_written(spoken: World, tmp_path: Path) -> None:
-    assert json.loads(spoken.said["termination log, json"])["claimed"] > 20
+    assert json.loads(spoken.outputs["termination log, json"])["claimed"] > 20
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ def _bad(error: Exception) -> Callable[[AnyTask], Exception | None]:
 
 
 def test_a_job_that_cannot_be_begun_does_not_affect_others(bench: SettlementBench) -> None:
-    tasks = bench.held(b"a", b"bad", b"c")
+    tasks = bench.leased(b"a", b"bad", b"c")
     bench.handler.refuse = _bad(ValueError("secret"))
     bench.settlement.begin(tasks)
     assert [type(task.error) for task in tasks] == [type(None), UnexpectedJobError, type(None)]
@@ -44,7 +44,7 @@ def test_a_job_that_cannot_be_begun_does_not_affect_others(bench: SettlementBenc
 
 
 def test_a_job_that_cannot_be_stored_is_retried_and_the_others_succeed(bench: SettlementBench) -> None:
-    tasks = bench.held(b"a", b"bad", b"c")
+    tasks = bench.leased(b"a", b"bad", b"c")
     bench.handler.refuse = _bad(ValueError())
     bench.settlement.conclude(tasks)
     assert bench.outcomes() == {"succeeded": 2, "retried": 1}
@@ -53,7 +53,7 @@ def test_a_job_that_cannot_be_stored_is_retried_and_the_others_succeed(bench: Se
 
 
 def test_at_its_last_attempt_a_job_is_stored_as_failed_and_dead_lettered(bench: SettlementBench) -> None:
-    tasks = bench.held(b"a", b"bad", attempt=3)
+    tasks = bench.leased(b"a", b"bad", attempt=3)
     bench.handler.refuse = lambda task: ValueError() if task.lease.payload == b"bad" and task.error is None else None
     bench.settlement.conclude(tasks)
     assert bench.outcomes() == {"succeeded": 1, "dead_lettered": 1}
@@ -62,7 +62,7 @@ def test_at_its_last_attempt_a_job_is_stored_as_failed_and_dead_lettered(bench: 
 
 
 def test_a_job_that_cannot_be_stored_as_failed_is_still_dead_lettered(bench: SettlementBench) -> None:
-    tasks = bench.held(b"bad", attempt=3)
+    tasks = bench.leased(b"bad", attempt=3)
     bench.handler.refuse = _bad(ValueError())
     bench.settlement.conclude(tasks)
     assert bench.outcomes() == {"dead_lettered": 1}
@@ -82,7 +82,7 @@ def test_a_job_that_cannot_be_stored_as_failed_is_still_dead_lettered(bench: Set
 def test_a_failure_is_retried_or_dead_lettered_by_its_error(
     bench: SettlementBench, error: JobError, attempt: int, outcomes: dict[str, int], dead: dict[str, int]
 ) -> None:
-    (task,) = bench.held(b"job", attempt=attempt)
+    (task,) = bench.leased(b"job", attempt=attempt)
     task.error = error
     bench.settlement.conclude([task])
     assert bench.outcomes() == outcomes
@@ -91,7 +91,7 @@ def test_a_failure_is_retried_or_dead_lettered_by_its_error(
 
 
 def test_a_gone_photo_is_not_a_success_and_adds_no_faces(bench: SettlementBench) -> None:
-    (task,) = bench.held(b"job")
+    (task,) = bench.leased(b"job")
     task.faces, task.error = [None, None], PhotoGoneError()  # type: ignore[list-item]  # only their number matters
     bench.settlement.conclude([task])
     summary = bench.summary.document()
@@ -102,7 +102,7 @@ def test_a_gone_photo_is_not_a_success_and_adds_no_faces(bench: SettlementBench)
 
 
 def test_a_job_that_has_killed_its_runners_is_not_begun_again(bench: SettlementBench) -> None:
-    (task,) = bench.held(b"job", attempt=4)
+    (task,) = bench.leased(b"job", attempt=4)
     bench.settlement.begin([task])
     assert bench.handler.batches == []
     assert task.error is not None
@@ -110,7 +110,7 @@ def test_a_job_that_has_killed_its_runners_is_not_begun_again(bench: SettlementB
 
 
 def test_after_an_error_that_ends_the_run_every_job_can_be_released(bench: SettlementBench) -> None:
-    tasks = bench.held(b"a", b"b", b"c", b"d")
+    tasks = bench.leased(b"a", b"b", b"c", b"d")
     bench.handler.unconfirmed = True
     bench.settlement.conclude(tasks[:1])  # a watched answer is done: its lease is not released
     bench.handler.refuse = lambda _: DatabaseUnreachableError("gone")
@@ -126,7 +126,7 @@ def test_after_an_error_that_ends_the_run_every_job_can_be_released(bench: Settl
 
 
 def test_a_job_that_another_runner_has_claimed_ends_as_lost_unchanged(bench: SettlementBench) -> None:
-    tasks = bench.held(b"a", b"b", b"c")
+    tasks = bench.leased(b"a", b"b", b"c")
     pass_time(bench.redis, LEASE_SECONDS + 1)
     assert len(queue_of(bench.redis, "there/1").claim(3)) == 3
     tasks[1].error, tasks[2].error = FetchError("500"), ImageMissingError()
@@ -137,7 +137,7 @@ def test_a_job_that_another_runner_has_claimed_ends_as_lost_unchanged(bench: Set
 
 
 def test_a_task_whose_lease_is_known_to_be_lost_is_dropped(bench: SettlementBench) -> None:
-    kept, lost = bench.held(b"a", b"b")
+    kept, lost = bench.leased(b"a", b"b")
     pass_time(bench.redis, LEASE_SECONDS + 1)
     while queue_of(bench.redis, "there/1").claim(1)[0].payload != b"b":
         pass
@@ -149,7 +149,7 @@ def test_a_task_whose_lease_is_known_to_be_lost_is_dropped(bench: SettlementBenc
 
 def test_a_job_released_by_another_thread_still_ends_once(bench: SettlementBench) -> None:
     for round_ in range(20):
-        tasks = bench.held(*(f"{round_}-{number}".encode() for number in range(8)))
+        tasks = bench.leased(*(f"{round_}-{number}".encode() for number in range(8)))
         giving = threading.Thread(target=bench.settlement.abandon)
         giving.start()
         bench.settlement.conclude(tasks)
@@ -160,7 +160,7 @@ def test_a_job_released_by_another_thread_still_ends_once(bench: SettlementBench
 
 
 def test_due_retries_of_its_own_are_counted_once(bench: SettlementBench) -> None:
-    tasks = bench.held(b"a", b"b")
+    tasks = bench.leased(b"a", b"b")
     for task in tasks:
         task.error = FetchError("500")
     bench.settlement.conclude(tasks)

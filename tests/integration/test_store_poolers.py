@@ -218,11 +218,11 @@ def test_statement_mode_is_refused(
         with service.connection:
             ended = service.command(*arguments)
     assert ended.code == 2
-    said = ended.output + ended.errors
-    assert "DATABASE_URL" in said
-    assert "statement mode" in said
-    assert "pool_mode = transaction" in said
-    assert "Traceback" not in said
+    reported = ended.output + ended.errors
+    assert "DATABASE_URL" in reported
+    assert "statement mode" in reported
+    assert "pool_mode = transaction" in reported
+    assert "Traceback" not in reported
 
 
 def test_statement_mode_is_named_where_a_connection_is_opened(postgres_server: EmbeddedPostgres, direct: str) -> None:

@@ -154,7 +154,7 @@ def test_a_defect_is_one_line_without_its_message(
 
     monkeypatch.setattr(settings, "load", fail)
     assert cli.main(["dead", "list"]) == 1
-    said = capfd.readouterr().err
-    assert "S3cret" not in said
-    assert len(said.splitlines()) == 1
-    assert "ValueError" in said
+    shown = capfd.readouterr().err
+    assert "S3cret" not in shown
+    assert len(shown.splitlines()) == 1
+    assert "ValueError" in shown

@@ -60,10 +60,10 @@ def test_no_command_shows_a_part_of_a_password(
         surroundings.setenv(name, url)
         command = COMMANDS[name][number % len(COMMANDS[name])]
         codes.add(main(command))
-        said = "".join(capfd.readouterr())
-        leaks += [(command, url, said) for canary in settings_urls.CANARIES if canary in said]
-        assert "Traceback" not in said, (command, url, said)
-        assert name in said or command[0] == "debug", (command, url, said)
+        shown = "".join(capfd.readouterr())
+        leaks += [(command, url, shown) for canary in settings_urls.CANARIES if canary in shown]
+        assert "Traceback" not in shown, (command, url, shown)
+        assert name in shown or command[0] == "debug", (command, url, shown)
     assert leaks == []
     assert codes <= {2, 5, 75}
     assert 2 in codes
@@ -79,11 +79,11 @@ def test_an_unencoded_character_is_named_as_the_cause(name: str, special: str) -
         done = subprocess.run(
             [sys.executable, "-m", "runner", command], env=environment, capture_output=True, text=True, check=False
         )
-        said = done.stdout + done.stderr
-        assert done.returncode == 2, said
-        assert "S3cret" not in said
-        assert f"{name} is malformed" in said
-        assert "%-encoded" in said
+        shown = done.stdout + done.stderr
+        assert done.returncode == 2, shown
+        assert "S3cret" not in shown
+        assert f"{name} is malformed" in shown
+        assert "%-encoded" in shown
 
 
 class _Echo(socketserver.StreamRequestHandler):
@@ -129,6 +129,6 @@ def test_a_password_that_a_server_repeats_is_not_shown(command: str) -> None:
 def test_the_source_url_of_a_model_is_not_shown(source: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["models", "bake", "--pack", "buffalo_l", "--out", str(tmp_path / "x"), "--source", source]
     assert main([*arguments, "--sha256", "0" * 64]) in (2, 4)
-    said = "".join(capfd.readouterr())
-    assert "S3cret" not in said
-    assert "--source" in said
+    shown = "".join(capfd.readouterr())
+    assert "S3cret" not in shown
+    assert "--source" in shown

@@ -178,12 +178,12 @@ def names(
     Only names use the table; the system still parses addresses, in any notation.
     """
     real = socket.getaddrinfo
-    asked: list[str] = []
+    requested: list[str] = []
 
     def getaddrinfo(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
         if not re.search("[a-z]", str(host)) or str(host).startswith("0x") or ":" in str(host):
             return real(host, port, *args, **kwargs)
-        asked.append(host)
+        requested.append(host)
         addresses = table.get(host)
         if addresses is None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -192,7 +192,7 @@ def names(
 
     with monkeypatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", getaddrinfo)
-        yield asked
+        yield requested
 
 
 def fetcher(

@@ -112,7 +112,7 @@ class SettlementBench:
             summary=self.summary,
         )
 
-    def held(self, *payloads: bytes, attempt: int = 1) -> list[AnyTask]:
+    def leased(self, *payloads: bytes, attempt: int = 1) -> list[AnyTask]:
         """Push the payloads and claim them, with this attempt count."""
         push(self.redis, payloads)
         for _ in range(attempt - 1):

@@ -17,7 +17,7 @@ from tests.support.clock import Clock
 SECRET = "hunter2"
 
 
-def told(url: str) -> tuple[Any, ...]:
+def fields_of(url: str) -> tuple[Any, ...]:
     address = parse_url(url)
     return (address.kind, address.hosts, address.master, address.database, address.options)
 
@@ -44,7 +44,7 @@ def told(url: str) -> tuple[Any, ...]:
     ],
 )  # fmt: skip
 def test_every_form_of_url_is_parsed(url: str, expected: tuple[Any, ...]) -> None:
-    assert told(url) == expected
+    assert fields_of(url) == expected
 
 
 def test_a_unix_socket_url_is_parsed() -> None:
