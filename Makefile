@@ -46,7 +46,7 @@ demo: setup ## Run the whole service on real photos and write a report (ALBUM=fo
 
 .PHONY: test
 test: setup ## Run the tests, long campaigns shortened; image-test and e2e are apart (WORKERS=1: one after the other)
-	@# tests/support/scheduling.py: which folders are apart; each file stays on one process.
+	@# tests/support/scheduling.py: which folders are apart, and what stays together on one process.
 	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 .PHONY: check

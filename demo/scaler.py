@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Scaler:
         folder: Path,
         polling_seconds: float = 0.5,
         command: Sequence[str] = (sys.executable, "-m", "runner"),
+        start: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen,
     ) -> None:
         self.redis = redis
         self._jobs = jobs
@@ -69,6 +70,7 @@ class Scaler:
         self._folder = folder
         self._polling_seconds = polling_seconds
         self._command = tuple(command)
+        self._start_process = start
         self._next_poll = 0.0
         self.runners: list[Runner] = []
 
@@ -118,14 +120,14 @@ class Scaler:
             *self._command, "run", "--queues", job.queue, "--max-jobs", str(job.jobs_per_runner),
         ]  # fmt: skip
         with log.open("wb") as errors, log.with_suffix(".out").open("wb") as output:
-            process = subprocess.Popen(
+            process = self._start_process(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
                 env=self.environment,
                 start_new_session=True,  # only the demonstration handles Ctrl-C
-                preexec_fn=die_with_parent(),  # noqa: PLW1509 - the only way to set PDEATHSIG
+                preexec_fn=die_with_parent(),
             )
         return Runner(job.queue, process, log, time.monotonic())
 

@@ -21,14 +21,14 @@ from xdist.remote import Producer
 from demo import api
 from demo.album import Album, sample_album
 from demo.images import ImageServer
-from demo.servers import EmbeddedPostgres, EmbeddedRedis
+from demo.servers import TEMPLATE, EmbeddedPostgres, EmbeddedRedis
 from runner.bake.samples import sample_images
 from runner.cli import main
 from runner.store import schema
 from tests.support.clock import Clock
 from tests.support.run_tools import Service
 from tests.support.run_tools import service as a_service
-from tests.support.scheduling import LongFirst, apart, place
+from tests.support.scheduling import Arranged, apart, arrange, scope
 from tests.support.store_tools import Command, opened
 
 _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$)", re.IGNORECASE)
@@ -47,12 +47,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: place(item.nodeid))
+    places = arrange(item.nodeid for item in items)
+    items.sort(key=lambda item: places[scope(item.nodeid)])
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LongFirst | None:
-    return LongFirst(config, log) if config.getoption("dist") == "loadfile" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Arranged | None:
+    return Arranged(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,6 +68,15 @@ def _stripped_environment() -> None:
     """Remove the settings of the person who runs the tests."""
     for name in [name for name in os.environ if _OURS.match(name)]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _databases_are_copied(tmp_path_factory: pytest.TempPathFactory, _stripped_environment: None) -> None:
+    """Let all PostgreSQL servers of all processes of this session be copies of the first, which initdb has created."""
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    os.environ[TEMPLATE] = str(session / "postgres")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from runner.queue import keys
+from tests.support import forked
 from tests.support.queue_tools import NAME, push, queue_of
 from tools import binaries
 from tools.render import Object, Rendered, cases, environment, render
@@ -123,8 +122,8 @@ class TestCommandsInThePod:
         return environment(pod_of(objects), objects) | fields | {"PATH": os.environ["PATH"], "HOME": "/"}
 
     def run(self, given: dict[str, str], *arguments: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", *arguments],
+        done = forked.run(
+            [*arguments],
             env=given,
             capture_output=True,
             text=True,

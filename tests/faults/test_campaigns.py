@@ -11,7 +11,7 @@ from tests.faults.pictures import Kind, kinds
 from tests.integration.pgbouncer import needed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pictures() -> Mapping[str, Kind]:
     return kinds()
 

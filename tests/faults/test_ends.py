@@ -60,10 +60,10 @@ def photos(world: World) -> Iterator[list[str]]:
         gate.set(State.OPEN)
 
 
-def run(world: World, fault: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def run(world: World, fault: Mapping[str, str] | None = None, *, fresh: bool = False) -> subprocess.Popen[str]:
     # Enough time for the last resort to release all leases, where 0.7 s is too little: on a machine that is busy.
     more = {"FAULT_RELEASE_SECONDS": "5", **(fault or {})}
-    return world.command("run", "--queues", "process", "--max-jobs", "100", fault=more)
+    return world.command("run", "--queues", "process", "--max-jobs", "100", fault=more, fresh=fresh)
 
 
 def begun(world: World, photos: list[str]) -> bool:
@@ -96,7 +96,7 @@ def until(condition: Callable[[], object], process: subprocess.Popen[str]) -> No
 @pytest.mark.usefixtures("photos")
 def test_sigterm_during_startup_loses_no_job(world: World) -> None:
     for after in range(20, 900, 110):  # milliseconds
-        process = run(world)
+        process = run(world, fresh=True)
         time.sleep(after / 1000)
         process.terminate()
         ended = end(process, DRAIN_SECONDS + REST_SECONDS)

@@ -29,13 +29,17 @@ from runner.queue import keys
 from tests.faults.gate import Gate
 from tests.faults.pictures import SELFIE, Kind, PictureServer
 from tests.integration.pgbouncer import PgBouncer
+from tests.support.forked import Fork
 
 # What a run needs (docs/reference/rights.md).
 RIGHTS = (
     'SELECT ON "Photo"', 'UPDATE (status) ON "Photo"', "SELECT ON spottmee_schema", "SELECT ON faces",
     "INSERT ON faces", "DELETE ON faces",
 )  # fmt: skip
-LAUNCHER = Path(__file__).with_name("crashing_runner.py")
+# The program that injects faults: in a fork, or in a process whose imports are made under its limits of memory.
+FORKED = "tests.faults.crashing_runner"
+FRESH = (sys.executable, str(Path(__file__).with_name("crashing_runner.py")))
+LIMITS = {"FAULT_MEMORY", "FAULT_ADDRESS_SPACE"}
 TURN_SECONDS = 0.05
 REFERENCE = 12  # photos that selfies are compared with, stored before the fault
 
@@ -156,6 +160,7 @@ class World:
         self._command("migrate")
         if setup.limited:
             self._limit()
+        forked = not LIMITS & setup.fault.keys()
         scaled = [ScaledJob(name, setup.jobs_per_runner, setup.max_runners) for name in ("compare", "process")]
         self.scaler = Scaler(
             self.redis,
@@ -163,7 +168,8 @@ class World:
             environment={**self.environment, **self.fault, **setup.fault},
             folder=self.folder,
             polling_seconds=0.4,
-            command=(sys.executable, str(LAUNCHER)),
+            command=(FORKED,) if forked else FRESH,
+            start=Fork if forked else subprocess.Popen,
         )
         stack.callback(self.scaler.stop)
 
@@ -200,11 +206,14 @@ class World:
             time.sleep(TURN_SECONDS)
         return Replica(server, client)
 
-    def command(self, *arguments: str, fault: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a runner independently of the scaler."""
-        command = [sys.executable, str(LAUNCHER), *arguments]
+    def command(
+        self, *arguments: str, fault: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> subprocess.Popen[str]:
+        """Start a runner independently of the scaler; a `fresh` one imports everything itself."""
+        start: Callable[..., subprocess.Popen[str]] = subprocess.Popen if fresh else Fork
         environment = {**self.environment, **self.fault, **(fault or {})}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [*(FRESH if fresh else (FORKED,)), *arguments]
+        return start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def _command(self, *arguments: str) -> None:
         process = self.command(*arguments)

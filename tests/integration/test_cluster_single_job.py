@@ -6,8 +6,6 @@ import base64
 import json
 import re
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.support import forked
 from tests.support.odd_server import OddServer
 
 if TYPE_CHECKING:
@@ -129,8 +128,8 @@ def test_no_image_is_saved_unless_requested(
         ["--photo", "p", "--url", images.url(PHOTO)],
         ["--job", json.dumps({**comparison, "selfie": selfie})],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", "debug", "--local", "--json", *arguments],
+        done = forked.run(
+            ["debug", "--local", "--json", *arguments],
             env={**service.environment, "TMPDIR": str(scratch), "HOME": str(home)},
             cwd=home, capture_output=True, text=True, check=True,
         )  # fmt: skip

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ import pytest
 
 from demo.album import jpeg, landscape
 from runner.cli.inspect import run_arguments, settings_of
+from tests.support.forked import Fork
 from tests.support.odd_server import OddServer
 from tests.support.queue_tools import push, queue_of
 
@@ -106,9 +105,9 @@ def test_watching_in_a_pipe_repeats_plain_lines(service: Service, tmp_path: Path
 def test_watching_on_a_terminal_redraws_in_place(service: Service, redis: Redis, tmp_path: Path) -> None:
     push(redis, [b"1"] * 7)
     leader, follower = os.openpty()
-    command = [sys.executable, "-m", "runner", "status", "--watch", "--interval", "0.2"]
+    command = ["runner.cli", "status", "--watch", "--interval", "0.2"]
     environment = {**service.environment, "KUBECONFIG": str(tmp_path / "none"), "TERM": "xterm", "COLUMNS": "120"}
-    with subprocess.Popen(command, env=environment, stdout=follower, stderr=follower) as process:
+    with Fork(command, env=environment, stdout=follower, stderr=follower) as process:
         os.close(follower)
         screen = ""
         while screen.count("Waiting") < 3:

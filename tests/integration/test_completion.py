@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runner.cli.completion import SHELLS
+from tests.support import forked
 
 # What zsh lists on TAB, seen from outside: a shell in a pseudo-terminal. Each step waits for what the last one prints.
 ZSH = """
@@ -30,9 +30,7 @@ print -r -- "$listed$rest"
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("completion")
     for shell in SHELLS:
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", "completion", shell], capture_output=True, text=True, check=False
-        )
+        done = forked.run(["completion", shell], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         (folder / f"_spottmee-worker{'' if shell == 'zsh' else '.' + shell}").write_text(done.stdout)
     return folder

@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 from demo.album import Album, jpeg, landscape
 from demo.pairs import write_pairs
 from runner.cli import main
+from tests.support import forked
 from tests.support.shared_files import SHARED_PHOTOS
 from tools.prose import ROOT
 
@@ -235,8 +235,8 @@ def test_the_report_is_one_private_page_with_plots_and_pictures(
 
 def test_progress_is_shown_on_a_terminal_alone(people: Path) -> None:
     reader, writer = pty.openpty()
-    command = [sys.executable, "-m", "runner", "evaluate", str(people), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, text=True, timeout=120, check=True)
+    command = ["evaluate", str(people), "--json"]
+    done = forked.run(command, stdout=subprocess.PIPE, stderr=writer, text=True, timeout=120, check=True)
     os.close(writer)
     shown = os.read(reader, 100_000).decode(errors="replace")
     os.close(reader)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from runner.queue.client import connect
 from runner.queue.samples import HISTORY_SECONDS, Sampler
 from runner.settings import load
 from tests.integration.test_queue_self_test import WORDS
+from tests.support import forked
+from tests.support.forked import Fork
 from tests.support.queue_tools import closing_clients, pass_time, push, queue_of
 from tests.support.run_tools import Service
 
@@ -76,9 +78,10 @@ def one(samples: Samples, name: str, **labels: str) -> float:
 
 
 @contextmanager
-def exporter(redis_url: str, *arguments: str) -> Iterator[Exporter]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runner", "metrics", "--port", "0", *arguments],
+def exporter(redis_url: str, *arguments: str, fresh: bool = False) -> Iterator[Exporter]:
+    start: Callable[..., subprocess.Popen[str]] = subprocess.Popen if fresh else Fork
+    process = start(
+        [*([sys.executable, "-m", "runner"] if fresh else ["runner.cli"]), "metrics", "--port", "0", *arguments],
         env={**os.environ, "REDIS_URL": redis_url, "RUNNER_LOG_FORMAT": "json"},
         stderr=subprocess.PIPE,
         text=True,
@@ -101,8 +104,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
 
 
 def once(redis_url: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "runner", "metrics", "--once"],
+    done = forked.run(
+        ["metrics", "--once"],
         env={**os.environ, "REDIS_URL": redis_url, "RUNNER_LOG_FORMAT": "json"},
         capture_output=True,
         text=True,
@@ -287,8 +290,8 @@ def test_an_unknown_path_names_those_that_exist(running: Exporter) -> None:
 
 
 def test_a_port_in_use_is_reported(running: Exporter, redis_url: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "runner", "metrics", "--port", str(running.port)],
+    done = forked.run(
+        ["metrics", "--port", str(running.port)],
         env={**os.environ, "REDIS_URL": redis_url},
         capture_output=True,
         text=True,
@@ -344,7 +347,7 @@ def test_a_scrape_of_full_queues_takes_less_than_20_ms(
 
 
 def test_the_process_stays_small(busy: Any, redis_url: str) -> None:
-    with exporter(redis_url) as running:
+    with exporter(redis_url, fresh=True) as running:  # a fork has the memory of everything else that was imported
         for _ in range(5):
             running.samples()
             running.get("/")

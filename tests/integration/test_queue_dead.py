@@ -7,7 +7,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ import pytest
 
 from demo.servers import EmbeddedRedis
 from runner.queue import keys
+from tests.support import forked
+from tests.support.forked import Fork
 from tests.support.queue_tools import places, push, queue_of
 from tests.support.terminal import answered
 
@@ -40,8 +41,8 @@ def dead(redis_url: str) -> Dead:
 
     def run(*arguments: str, url: str = redis_url, **more: str) -> subprocess.CompletedProcess[bytes]:
         environment = {"PATH": os.environ["PATH"], "REDIS_URL": url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "1", **more}
-        return subprocess.run(
-            [sys.executable, "-m", "runner", "dead", *arguments],
+        return forked.run(
+            ["dead", *arguments],
             env={name: value for name, value in environment.items() if value},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -279,8 +280,8 @@ def test_a_closed_pipe_is_not_an_error(redis: Redis, redis_url: str) -> None:
     queue = queue_of(redis, "a")
     for lease in queue.claim(3000):
         queue.dead_letter(lease, "invalid_job", "x" * 200)
-    with subprocess.Popen(
-        [sys.executable, "-m", "runner", "dead", "list", "--limit", "0"],
+    with Fork(
+        ["runner.cli", "dead", "list", "--limit", "0"],
         env={"PATH": os.environ["PATH"], "REDIS_URL": redis_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

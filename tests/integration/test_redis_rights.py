@@ -10,7 +10,6 @@ import pytest
 
 from runner import forget
 from runner.queue import rights
-from tests.support.forked import Forked
 from tests.support.redis_rights import COMPARISON, PHOTO, Limited, Scene
 from tests.support.run_tools import Ended, Service
 
@@ -52,12 +51,6 @@ OPTIONAL = {"+blmove"}
 REMOVED = {"forget": 3, "dead purge": 1}  # jobs that a command removes from Redis at most, when it is told to
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[Forked]:
-    with Forked() as found:
-        yield found
-
-
 @pytest.fixture
 def scene(service: Service) -> Scene:
     return Scene(service)
@@ -70,13 +63,13 @@ def limited(service: Service) -> Iterator[Limited]:
     found.remove()
 
 
-def _call(limited: Limited, scene: Scene, forked: Forked, command: str) -> list[Ended]:
+def _call(limited: Limited, scene: Scene, command: str) -> list[Ended]:
     """Return the results of the command's calls, up to the first that fails."""
     ended = []
     for call in CALLS[command]:
         arguments = tuple(scene.dead_id if word == "ID" else word for word in call)
         in_fork = arguments[0] in ("run", "metrics")
-        ended.append(limited.forked(forked, *arguments) if in_fork else limited.command(*arguments))
+        ended.append(limited.forked(*arguments) if in_fork else limited.command(*arguments))
         if ended[-1].code:
             break
     return ended
@@ -90,20 +83,20 @@ def test_the_page_lists_the_rights_that_doctor_tries() -> None:
 
 @pytest.mark.parametrize("command", CALLS)
 def test_a_command_needs_each_documented_right_and_no_other(
-    command: str, scene: Scene, limited: Limited, forked: Forked, monkeypatch: pytest.MonkeyPatch
+    command: str, scene: Scene, limited: Limited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forget, "SETTLE_SECONDS", 0)  # there is no run to wait for
     documented = set(DOCUMENTED[command].split())
     limited.grant(documented)
     assert limited.lacking(command) == set()
-    for ended in _call(limited, scene, forked, command):
+    for ended in _call(limited, scene, command):
         assert ended.code == 0, ended.errors
         assert "grant" not in ended.output + ended.errors.replace("grant +publish", "")
     for right in sorted(documented - RARE.get(command, set())):
         scene.restore()
         limited.grant(documented - {right})
         assert limited.lacking(command) == {right}
-        *_, ended = _call(limited, scene, forked, command)
+        *_, ended = _call(limited, scene, command)
         printed = ended.errors + ended.output
         assert right in " ".join(re.findall(r"grant ([^(]+)\(", printed)).split(), (right, printed)
         assert "Traceback" not in printed

@@ -8,7 +8,6 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from runner.settings import load
 from runner.store.embeddings import EmbeddingStore
 from runner.store.schema import migrate
 from runner.store.unprocessed import count_missing
+from tests.support.forked import Fork
 from tests.support.odd_server import OddServer
 from tests.support.queue_tools import push, queue_of
 from tests.support.run_tools import wait_for
@@ -366,8 +366,8 @@ def test_a_bar_is_drawn_on_a_terminal(service: Service) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    with subprocess.Popen(
-        [sys.executable, "-m", "runner", "reprocess", "--url", URL],
+    with Fork(
+        ["runner.cli", "reprocess", "--url", URL],
         env={**service.environment, "TERM": "xterm"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from runner.images.connection import Proxy
 from runner.images.fetch import Fetcher
 from runner.queue.leases import LeaseQueue
 from runner.worker.messages import decode_compare, decode_process
+from tests.support import forked
 from tests.support.web import Exchange, Web, flood, hang, ok
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class World:
 
     def command(self, name: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a command and keep all that it prints under `name`."""
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", *arguments],
+        done = forked.run(
+            [*arguments],
             env=self.environment | more,
             capture_output=True,
             text=True,

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from runner.cli import main
+from tests.support import forked
 
 Simulate = Callable[..., tuple[int, str, str]]
 
@@ -137,8 +137,8 @@ def test_a_values_file_without_yaml_says_what_to_install(simulate: Simulate, mon
 
 def test_progress_is_shown_on_a_terminal() -> None:
     primary, secondary = pty.openpty()
-    command = [sys.executable, "-m", "runner", "simulate", "--burst", "10", "--sweep", "--json"]
-    done = subprocess.run(command, stderr=secondary, stdout=subprocess.DEVNULL, check=True, timeout=120)
+    command = ["simulate", "--burst", "10", "--sweep", "--json"]
+    done = forked.run(command, stderr=secondary, stdout=subprocess.DEVNULL, check=True, timeout=120)
     os.close(secondary)
     shown = os.read(primary, 65_536).decode()
     os.close(primary)

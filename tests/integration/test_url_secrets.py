@@ -6,8 +6,6 @@ import json
 import os
 import socket
 import socketserver
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from runner.cli import main
 from tests.fuzz import settings_urls
 from tests.fuzz.campaign import make_input
 from tests.fuzz.targets import TARGETS
+from tests.support import forked
 
 # Every command that reads one of the settings, in the order in which they are tried with each of them.
 _COMPARISON = json.dumps({"jobId": "j", "storedIds": ["a"], "selfie": "AAAA"})
@@ -76,9 +75,7 @@ def test_an_unencoded_character_is_named_as_the_cause(name: str, special: str) -
     url = f"{settings_urls.VARIABLES[name][0]}://user:S3cretPrefix{special}S3cretSuffix@127.0.0.1:1/0"
     environment = {**os.environ, **FIRST, name: url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "0", "RUNNER_LOG_LEVEL": "debug"}
     for command in ("run", "doctor"):
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", command], env=environment, capture_output=True, text=True, check=False
-        )
+        done = forked.run([command], env=environment, capture_output=True, text=True, check=False)
         shown = done.stdout + done.stderr
         assert done.returncode == 2, shown
         assert "S3cret" not in shown
@@ -106,8 +103,8 @@ def test_a_password_that_a_server_repeats_is_not_shown(command: str) -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f"127.0.0.1:{server.server_address[1]}"
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", command, *(["list"] if command == "dead" else [])],
+        done = forked.run(
+            [command, *(["list"] if command == "dead" else [])],
             env={**os.environ, "REDIS_URL": f"redis://:S3cret%2FPrefix@{place}",
                  "DATABASE_URL": f"postgresql://u:S3cret%2FPrefix@{place}/x?sslmode=disable",
                  "RUNNER_CONNECT_TIMEOUT_SECONDS": "0", "KUBECONFIG": "/dev/null"},

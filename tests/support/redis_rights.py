@@ -15,7 +15,6 @@ from runner.queue.parking import Parking
 from runner.queue.self_test import SelfTest
 from runner.settings import load
 from runner.store.results import ResultStore
-from tests.support.forked import Forked
 from tests.support.queue_tools import pass_time, push, queue_of
 from tests.support.run_tools import Ended, Service
 
@@ -149,16 +148,15 @@ class Limited:
     def command(self, *arguments: str) -> Ended:
         return self._service.command(*arguments, REDIS_URL=self.url, RUNNER_CONNECT_TIMEOUT_SECONDS="1")
 
-    def forked(self, forked: Forked, *arguments: str) -> Ended:
+    def forked(self, *arguments: str) -> Ended:
         """Run a command that must not run in this process."""
-        environment = {
-            **self._service.environment,
-            "REDIS_URL": self.url,
-            "RUNNER_CONNECT_TIMEOUT_SECONDS": "1",
-            "RUNNER_FAILURE_DELAY_SECONDS": "0",
-            "RUNNER_MAX_ATTEMPTS": "2",
-        }
-        return forked.command(arguments, environment)
+        return self._service.forked(
+            *arguments,
+            REDIS_URL=self.url,
+            RUNNER_CONNECT_TIMEOUT_SECONDS="1",
+            RUNNER_FAILURE_DELAY_SECONDS="0",
+            RUNNER_MAX_ATTEMPTS="2",
+        )
 
     def lacking(self, command: str) -> set[str]:
         """Return what doctor says that this user lacks for a command."""

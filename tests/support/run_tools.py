@@ -20,6 +20,7 @@ from redis import Redis
 
 from demo.api import Api
 from runner.cli import main
+from tests.support.forked import Fork, forkable
 
 RUN_SECONDS = 240
 # Commands that leave nothing behind in their process: no model, no threads, no logging. A process of its own would take
@@ -65,14 +66,20 @@ class Service:
         """Run `spottmee-worker` with these arguments and additional environment variables; return the result."""
         if arguments[:1] and arguments[0] in IN_THIS_PROCESS:
             return _called(arguments, {**self.environment, **more})
+        return self.forked(*arguments, **more)
+
+    def forked(self, *arguments: str, **more: str) -> Ended:
+        """Do the same in another process for each command."""
         process = self.start(*arguments, **more)
         output, errors = process.communicate(timeout=RUN_SECONDS)
         return Ended(process.returncode, output, errors)
 
     def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
-        """Start `spottmee-worker` and return its process."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "runner", *arguments],
+        """Start `spottmee-worker` and return its process: a fork where that makes no difference."""
+        start: Callable[..., subprocess.Popen[str]] = Fork if forkable(more) else subprocess.Popen
+        program = ["runner.cli"] if forkable(more) else [sys.executable, "-m", "runner"]
+        return start(
+            [*program, *arguments],
             env={**self.environment, **more},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
