@@ -127,7 +127,8 @@ def test_watching_on_a_terminal_redraws_in_place(service: Service, redis: Redis,
 def test_inspect_shows_the_leases_of_a_run(service: Service, redis: Redis) -> None:
     with OddServer({"lake.jpg": jpeg(landscape(320, 200))}) as server:
         service.api.upload({f"{number}": server.url("hang") for number in range(3)})
-        run = service.start("run", "--max-seconds", "100", RUNNER_OWNER="job-x", RUNNER_MAX_JOBS="7")
+        # `inspect` reads the command line and the environment that a process was started with.
+        run = service.start_fresh("run", "--max-seconds", "100", RUNNER_OWNER="job-x", RUNNER_MAX_JOBS="7")
         try:
             deadline = time.monotonic() + 60
             while int(redis.zcard("{face_embeddings:process}:leases")) < 3:

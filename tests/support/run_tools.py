@@ -75,11 +75,20 @@ class Service:
         return Ended(process.returncode, output, errors)
 
     def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
-        """Start `spottmee-worker` and return its process: a fork where that makes no difference."""
-        start: Callable[..., subprocess.Popen[str]] = Fork if forkable(more) else subprocess.Popen
-        program = ["runner.cli"] if forkable(more) else [sys.executable, "-m", "runner"]
+        """Start `spottmee-worker` and return its process: a fork, where that makes no difference."""
+        if forkable(more):
+            return self._started(Fork, ["runner.cli", *arguments], more)
+        return self.start_fresh(*arguments, **more)
+
+    def start_fresh(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start `spottmee-worker` as a new Python and return its process."""
+        return self._started(subprocess.Popen, [sys.executable, "-m", "runner", *arguments], more)
+
+    def _started(
+        self, start: Callable[..., subprocess.Popen[str]], command: Sequence[str], more: Mapping[str, str]
+    ) -> subprocess.Popen[str]:
         return start(
-            [*program, *arguments],
+            command,
             env={**self.environment, **more},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
