@@ -45,7 +45,7 @@ demo: setup ## Run the whole service on real photos and write a report (ALBUM=fo
 	@$(BIN)/python -m demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
 
 .PHONY: test
-test: setup ## Run the tests, long campaigns shortened; image-test and e2e are apart (WORKERS=1: one after the other)
+test: setup ## Run the tests but image-test and e2e, long campaigns shortened (under 6 minutes on 2 cores; WORKERS=n)
 	@# tests/support/scheduling.py: which folders are apart, and what stays together on one process.
 	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
@@ -54,7 +54,7 @@ check: lint ## Lint, types and unit tests: what to run before each commit (under
 	@$(BIN)/python -m pytest $(SPREAD) -q tests/unit
 
 .PHONY: coverage
-coverage: setup ## Run the tests and show the branch coverage of runner/, in its processes too: coverage-out/index.html
+coverage: setup ## Run the tests and show the branch coverage of runner/, which must be 95 %: coverage-out/index.html
 	@$(BIN)/python -m pytest $(SPREAD) --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
 
 .PHONY: e2e

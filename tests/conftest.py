@@ -21,7 +21,7 @@ from xdist.remote import Producer
 from demo import api
 from demo.album import Album, sample_album
 from demo.images import ImageServer
-from demo.servers import TEMPLATE, EmbeddedPostgres, EmbeddedRedis
+from demo.servers import TEMPLATES, EmbeddedPostgres, EmbeddedRedis
 from runner.bake.samples import sample_images
 from runner.cli import main
 from runner.store import schema
@@ -76,7 +76,7 @@ def _databases_are_copied(tmp_path_factory: pytest.TempPathFactory, _stripped_en
     session = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         session = session.parent
-    os.environ[TEMPLATE] = str(session / "postgres")
+    os.environ[TEMPLATES] = str(session)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import inspect
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -32,6 +34,8 @@ MODULES = (
 # What Python and the libraries read when they start, and a fork does not read again.
 READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "OPENBLAS_", "OMP_", "OPENCV_", "MALLOC_", "OTEL_", "SSL_")
 _REQUEST_BYTES = 1 << 20
+_EXECUTE_CHILD = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,16 +44,17 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Fork(subprocess.Popen[Any]):
     """A process like any other `Popen`, but forked; the first of its arguments is the module whose `main` it calls."""
 
-    def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
-        """Replace `fork` and `exec`. `rest` are the other parameters of this method of `Popen`."""
-        cwd, environment, pipes, new_session = rest[4], rest[5], rest[9:15], rest[20]
+    def _execute_child(self, *arguments: Any) -> None:
+        """Replace `fork` and `exec`."""
+        given = _EXECUTE_CHILD.bind(self, *arguments).arguments
+        directory = None if given["cwd"] is None else os.fspath(given["cwd"])
+        environment = dict(os.environ if given["env"] is None else given["env"])
+        request = [os.getpid(), list(given["args"]), environment, directory, given["start_new_session"]]
         with Path(os.devnull).open("r+b") as nothing:
-            files = [nothing.fileno() if file == -1 else file for file in (pipes[0], pipes[3], pipes[5])]
-            directory = None if cwd is None else os.fspath(cwd)
-            request = [list(args), dict(os.environ if environment is None else environment), directory, new_session]
-            self.pid = _parent().fork([os.getpid(), *request], files)
+            files = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+            self.pid = _parent().fork(request, [nothing.fileno() if file == -1 else file for file in files])
         self._child_created = True
-        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+        self._close_pipe_fds(*(given[name] for name in _PIPES))  # type: ignore[attr-defined]
 
 
 def run(
@@ -180,6 +185,7 @@ def _become(
         os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # TMPDIR may be another
     sys.argv = arguments
     try:
         code: Any = importlib.import_module(arguments[0]).main()
