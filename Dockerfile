@@ -6,13 +6,19 @@
 # BASE is any Debian or Ubuntu with python3 3.11 or newer and its venv module. Pin it by digest where you build for
 # production: --build-arg BASE=python:3.12-slim-bookworm@sha256:… (`docker buildx imagetools inspect` shows it).
 ARG BASE=python:3.12-slim-bookworm
+# The same base for the machine that builds, where BASE has but the architecture that is built for. All that takes long
+# runs there: another architecture's packages are only unpacked, and its pack is baked without graphs for one processor.
+ARG BUILD_BASE=${BASE}
 # Which onnxruntime: cpu, or gpu (with the CUDA and cuDNN libraries; needs the NVIDIA container toolkit to run).
 ARG FLAVOUR=cpu
 
-# A model pack from this computer: --build-context pack=FOLDER takes the place of this empty stage.
+# Named before any stage for another platform, after which buildah would look for this one on that platform too.
+FROM ${BASE} AS base
+
+# A model pack from elsewhere: --build-context pack=FOLDER or pack=docker-image://… takes the place of this empty stage.
 FROM scratch AS pack
 
-FROM ${BASE} AS tools
+FROM --platform=${BUILDPLATFORM} ${BUILD_BASE} AS tools
 ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
     PIP_NO_DEPS=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 # A constant: a commit that changes no file of a layer leaves its digest. (A wheel cannot be older than 1980.)
@@ -38,12 +44,15 @@ ARG FLAVOUR
 ARG PACK=buffalo_sc
 ARG PACK_SOURCE=
 ARG PACK_SHA256=
+ARG TARGETARCH
 COPY --from=pack / /pack/
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     source="${PACK_SOURCE}"; if [ -z "${source}" ] && [ -n "$(ls /pack)" ]; then source=/pack; fi; \
-    plain=; if [ "${FLAVOUR}" = gpu ]; then plain=--plain; fi; \
-    XDG_CACHE_HOME=/tmp/cache /opt/build/bin/python -m runner models bake ${plain:+"${plain}"} \
+    own="$(dpkg --print-architecture)"; \
+    form=; if [ "${TARGETARCH:-${own}}" != "${own}" ]; then form=--portable; fi; \
+    if [ "${FLAVOUR}" = gpu ]; then form=--plain; fi; \
+    XDG_CACHE_HOME=/tmp/cache /opt/build/bin/python -m runner models bake ${form:+"${form}"} \
         --pack "${PACK}" --source "${source}" --sha256 "${PACK_SHA256}" --out /model
 COPY docker/finish.py docker/
 RUN python3 docker/finish.py model /model
@@ -51,12 +60,21 @@ RUN python3 docker/finish.py model /model
 # What a run imports: no pip, no InsightFace, no demonstration. CUDA's libraries, where there are any, stand apart.
 FROM tools AS packages
 ARG FLAVOUR
+ARG TARGETARCH
 RUN python3 -m venv --without-pip /opt/spottmee-worker
 COPY requirements/run-${FLAVOUR}.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
-    /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet --no-compile \
-        --require-hashes --only-binary :all: -r "requirements/run-${FLAVOUR}.txt"
+    set -- --quiet --no-compile --require-hashes --only-binary :all: -r "requirements/run-${FLAVOUR}.txt"; \
+    if [ "${TARGETARCH:-$(dpkg --print-architecture)}" = "$(dpkg --print-architecture)" ]; then \
+        /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install "$@"; \
+    else \
+        machine=x86_64; if [ "${TARGETARCH}" = arm64 ]; then machine=aarch64; fi; \
+        for minor in $(seq 17 "$(python3 -c 'import platform; print(platform.libc_ver()[1].split(".")[1])')"); do \
+            set -- "$@" --platform "manylinux_2_${minor}_${machine}"; \
+        done; \
+        /opt/build/bin/pip install "$@" --target /opt/spottmee-worker/lib/python3*/site-packages; \
+    fi
 COPY docker/finish.py docker/
 RUN python3 docker/finish.py packages /opt/spottmee-worker --cuda /cuda
 
@@ -68,7 +86,7 @@ RUN /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet 
     && python3 docker/finish.py code /code/opt/spottmee-worker --root /code
 
 # One layer for each thing that changes at a pace of its own, the slowest first: a release pulls the last alone.
-FROM ${BASE} AS run
+FROM base AS run
 # Python's own modules are compiled too: slim images bring none, and a read-only file system never would keep them.
 # Nothing here needs another user's rights, so no program gives them.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash \

@@ -149,10 +149,15 @@ faults: setup ## Inject every fault into runs of hundreds of jobs, in half an ho
 IMAGE ?= spottmee-worker
 BASE ?= python:3.12-slim-bookworm
 FLAVOUR ?= cpu
+# The pack's original files: a folder, an image that holds them (docker-image://HOST/NAME@sha256:…), or the URL of an archive.
 PACK_SOURCE ?=
 PACK_SHA256 ?=
-# linux/arm64, say: built under emulation where the kernel has it (qemu-user-static), or on a machine of that kind.
+PACK_CONTEXT := $(if $(filter docker-image://%,$(PACK_SOURCE)),$(PACK_SOURCE),$(if $(PACK_SOURCE),$(patsubst %/.,%,$(wildcard $(PACK_SOURCE)/.))))
+# linux/arm64, say. Another architecture than this machine's needs qemu-user-static for a few short steps, and where BASE has but one
+# architecture, BUILD_BASE: the same for this machine. buildah has no BUILDPLATFORM of its own.
 PLATFORM ?=
+BUILD_BASE ?=
+OWN_PLATFORM := linux/$(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 DATE := 315532800
 BUILD ?= $(if $(shell docker version --format '{{.Server.Version}}' 2>/dev/null),docker build,buildah build --isolation chroot --network host --layers --timestamp $(DATE))
@@ -162,7 +167,9 @@ BUILD_FLAGS ?=
 image: ## Build the image IMAGE from BASE, with FLAVOUR=cpu|gpu and the model pack PACK
 	$(if $(filter cpu gpu,$(FLAVOUR)),,$(error FLAVOUR is $(FLAVOUR): it must be cpu or gpu))
 	$(BUILD) $(BUILD_FLAGS) $(if $(PLATFORM),--platform $(PLATFORM)) --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg FLAVOUR=$(FLAVOUR) \
-		--build-arg PACK=$(PACK) --build-arg PACK_SOURCE='$(PACK_SOURCE)' --build-arg PACK_SHA256=$(PACK_SHA256) \
+		$(if $(BUILD_BASE),--build-arg BUILD_BASE=$(BUILD_BASE)) $(if $(findstring buildah,$(BUILD)),--build-arg BUILDPLATFORM=$(OWN_PLATFORM)) \
+		--build-arg PACK=$(PACK) --build-arg PACK_SHA256=$(PACK_SHA256) \
+		$(if $(PACK_CONTEXT),--build-context pack=$(PACK_CONTEXT),--build-arg PACK_SOURCE='$(PACK_SOURCE)') \
 		--build-arg SOURCE_DATE_EPOCH=$(DATE) \
 		--label org.opencontainers.image.version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' runner/__init__.py) \
 		--label org.opencontainers.image.revision=$(REVISION) .

@@ -11,6 +11,7 @@ import pytest
 
 from runner.bake.sources import wheel_folder
 from tools.image_base import IMAGE, ROOT, Engine
+from tools.release.registry import local_registry
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]
 
@@ -68,25 +69,57 @@ def test_the_revision_is_current_even_if_every_layer_is_cached(engine: Engine) -
     engine.podman("rmi", f"{IMAGE}-revision")
 
 
-@pytest.mark.usefixtures("image")
-def test_a_local_folder_with_genuine_files_can_be_the_pack(engine: Engine, filesystem: Path, tmp_path: Path) -> None:
-    baked = f"{IMAGE}-pack"
+@pytest.fixture
+def originals(tmp_path: Path) -> Path:
+    """Return a folder with the original files of the default pack, and nothing else."""
+    folder = tmp_path / "originals"
+    folder.mkdir()
     for path in wheel_folder().glob("*.onnx"):
-        shutil.copy(path, tmp_path)
-    done = engine.build("--target=bake", f"--build-context=pack={tmp_path}", image=baked)
-    assert done.returncode == 0, done.stderr[-3000:]
-    mounted = Path(engine.podman("image", "mount", baked))
+        shutil.copy(path, folder)
+    return folder
+
+
+def _assert_same_pack(engine: Engine, filesystem: Path, image: str) -> None:
+    """Check that the bake stage `image` holds the pack of the image at `filesystem`, and remove it."""
+    mounted = Path(engine.podman("image", "mount", image))
     theirs = filesystem / "opt/spottmee-worker/share/spottmee-worker/model"
     for name in (f"{role}.{kind}" for role in ("detector", "recogniser") for kind in ("onnx", "weights")):
         assert (mounted / "model" / name).read_bytes() == (theirs / name).read_bytes()
-    engine.podman("image", "unmount", baked)
-    engine.podman("rmi", baked)
+    engine.podman("image", "unmount", image)
+    engine.podman("rmi", image)
 
-    with (tmp_path / "w600k_mbf.onnx").open("ab") as file:
+
+@pytest.mark.usefixtures("image")
+def test_a_local_folder_with_genuine_files_can_be_the_pack(engine: Engine, filesystem: Path, originals: Path) -> None:
+    baked = f"{IMAGE}-pack"
+    done = engine.build("--target=bake", image=baked, PACK_SOURCE=str(originals))
+    assert done.returncode == 0, done.stderr[-3000:]
+    _assert_same_pack(engine, filesystem, baked)
+
+    with (originals / "w600k_mbf.onnx").open("ab") as file:
         file.write(b"\0")
-    done = engine.build("--target=bake", f"--build-context=pack={tmp_path}", image=baked)
+    done = engine.build("--target=bake", image=baked, PACK_SOURCE=str(originals))
     assert done.returncode != 0
     assert "w600k_mbf.onnx is a different file" in done.stderr + done.stdout
+
+
+@pytest.mark.usefixtures("image")
+def test_an_image_in_a_registry_can_be_the_pack(
+    engine: Engine, filesystem: Path, originals: Path, tmp_path: Path
+) -> None:
+    """By its digest, as docs/how-to/image.md shows it."""
+    baked, data = f"{IMAGE}-pack", tmp_path / "registry"
+    data.mkdir()
+    with local_registry(data) as registry:
+        name = f"{registry.address}/packs/buffalo_sc"
+        (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY *.onnx /\n")
+        engine.buildah("build", f"--file={tmp_path / 'Dockerfile'}", f"--tag={name}", str(originals))
+        engine.buildah("push", "--tls-verify=false", f"--digestfile={tmp_path / 'digest'}", name)
+        engine.podman("rmi", name)
+        pinned = f"docker-image://{name}@{(tmp_path / 'digest').read_text()}"
+        done = engine.build("--target=bake", "--tls-verify=false", image=baked, PACK_SOURCE=pinned)
+    assert done.returncode == 0, done.stderr[-3000:]
+    _assert_same_pack(engine, filesystem, baked)
 
 
 @pytest.mark.usefixtures("image")

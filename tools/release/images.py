@@ -61,6 +61,7 @@ def build_image(engine: Engine, source: Source, variant: Variant, *, no_cache: b
         *(["--no-cache"] if no_cache else []),
         image=name,
         BASE=base,
+        BUILD_BASE=engine.make_base(),
         FLAVOUR=variant.flavour,
         PLATFORM=variant.platform,
         REVISION=source.commit,
