@@ -129,7 +129,7 @@ class TestNames:
             assert selector.items() <= pod["metadata"]["labels"].items()
 
 
-# A pod whose node does not respond is given up after this time instead of five minutes.
+# A pod on a node that does not respond is evicted after this time instead of five minutes.
 GIVEN_UP = [
     {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
     for taint in ("not-ready", "unreachable")
@@ -656,7 +656,7 @@ class TestHook:
         (job,) = objects.of_kind("Job")
         assert job["metadata"]["annotations"] == {"argocd.argoproj.io/sync-wave": "1"}
         assert re.fullmatch(r"faces-migrate-[0-9a-f]{8}", job["metadata"]["name"])
-        assert "ttlSecondsAfterFinished" not in job["spec"], "a GitOps controller would create it again, for ever"
+        assert "ttlSecondsAfterFinished" not in job["spec"], "a GitOps controller would create it again forever"
         spec = job["spec"]["template"]["spec"]
         assert spec["serviceAccountName"] == "faces"
         assert variables({"spec": spec})["DATABASE_URL"]["valueFrom"]["secretKeyRef"]["name"] == "faces-inline"
@@ -804,7 +804,7 @@ def notes(case: str) -> str:
 @EVERY_CASE
 def test_the_notes_contain_only_valid_commands(case: str) -> None:
     printed = notes(case)
-    for action in ("Check", "Watch", "Pause", "Go on", "Requeue"):
+    for action in ("Check", "Watch", "Pause", "Resume", "Requeue"):
         assert re.search(rf"^{action}  ", printed, re.MULTILINE)
     commands = [line.partition("spottmee-worker ")[2] for line in printed.splitlines() if "  spottmee-worker " in line]
     operator = "dead" if case == "openshift" else "exec"

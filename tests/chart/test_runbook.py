@@ -1,4 +1,4 @@
-"""The runbook is walked: each fault is caused for real, Prometheus fires its alert, and its section's commands work.
+"""Follows the runbook: each fault is really caused, Prometheus fires its alert, and its section's commands work.
 
 Alerts on the series of KEDA and kube-state-metrics need a cluster; promtool has their series (`test_alerts.py`).
 """

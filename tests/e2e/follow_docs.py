@@ -1,4 +1,4 @@
-"""Types the commands of the documentation on a given cluster, in order, and reports which ones fail.
+"""Runs the commands of the documentation on a given cluster, in order, and reports which ones fail.
 
     python -m tests.e2e.follow_docs --set NAMESPACE=party --set RELEASE=faces [--as-reader] [PAGE…]
 

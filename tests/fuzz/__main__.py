@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: payloads, images, settings, texts and URLs in numbers, and what became of them."""
+"""`python -m tests.fuzz`: fuzz payloads, images, settings, texts and URLs, and print the outcomes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ STALLED_SECONDS = 30.0  # for one input, on a machine that others use too
 START_SECONDS = 120.0  # until the first input, for imports, and after the last
 MOST_KIB = 1_000_000  # of memory, far above what the largest image that is allowed here needs
 MOST_FAILURES = 10
-_HEAD = struct.Struct("<QQ")  # number of the input at work, and its length
+_HEAD = struct.Struct("<QQ")  # number of the current input, and its length
 _SPACE = 4_000_000
 _STARTING, _ENDING = 2**64 - 1, 2**64 - 2  # in place of a number
 

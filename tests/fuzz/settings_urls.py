@@ -1,4 +1,4 @@
-"""URLs of settings with a password in them that somebody forgot to encode, or put in the wrong place."""
+"""URLs of settings with a password that is not encoded, or in the wrong place."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def generate(random: Random) -> bytes:
 
 
 def mutate(random: Random, data: bytes) -> bytes:
-    """Return another input: what is put together from pieces has more to say than single characters."""
+    """Return another input, assembled from pieces, which finds more than single characters do."""
     return generate(random) if random.random() < 0.9 else data
 
 

@@ -42,7 +42,7 @@ MOST_PIXELS = 1_000_000
 MOST_BYTES = 1_000_000
 _PATH = re.compile(r"/[!-~]*")
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
-# Refusals of ours: OpenCV would make something of these.
+# Our own rejections: OpenCV would decode these.
 _STRICTER = (
     "too early",
     "of more than",
@@ -152,7 +152,7 @@ def check_url(data: bytes) -> str:
 
 
 def _resolved(host: str) -> str:
-    """Resolve `host` with SSRF protection, where it is an address in any spelling: no name server is asked."""
+    """Resolve `host` with SSRF protection, if it is an address in any spelling, without querying a name server."""
     try:
         numeric = socket.getaddrinfo(host, 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
@@ -170,7 +170,7 @@ def _resolved(host: str) -> str:
 
 
 def _check_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    """Check an address that was allowed by other means than those of `ssrf`."""
+    """Check an allowed address independently of `ssrf`."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in ipaddress.IPv6Network("64:ff9b::/96"):
@@ -204,7 +204,7 @@ def check_setting(data: bytes) -> str:
 
 
 def check_text(data: bytes) -> str:
-    """Log it, tell it in an error, and put it into a table: one line each, which controls no terminal."""
+    """Put it into a log, an error and a table: one line each, which does not control a terminal."""
     text = data.decode("utf-8", "surrogateescape")
     fields = {"msg": "photo", "levelno": logging.INFO, "photo": text, "error": FetchError(text).document()}
     record = logging.makeLogRecord(fields)

@@ -1,4 +1,4 @@
-"""Texts from outside as they end up in a log, a table or an error, with what a terminal obeys or a reader misreads."""
+"""Texts from outside, as in a log, a table or an error, with characters that control terminals or mislead readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the image contains, and what it must not contain, read from its unpacked file system."""
+"""What the image contains and must not contain, checked in its unpacked file system."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ query_wait_timeout = 30
 
 
 def needed() -> None:
-    """Skip the test where PgBouncer is missing, and say so."""
+    """Skip the test with a message if PgBouncer is missing."""
     if PROGRAM is None:
         pytest.skip("needs pgbouncer (Debian's package pgbouncer; .ci/run installs it)")
 
@@ -45,7 +45,7 @@ class PgBouncer(EmbeddedServer):
         self._upstream, self._mode, self._size = upstream, mode, size
 
     def url(self, url: str) -> str:
-        """Return `url` led through this pooler."""
+        """Return `url` with this pooler in place of the server."""
         return re.sub(r":\d+/", f":{self.port}/", url, count=1)
 
     def _start(self) -> None:
@@ -64,5 +64,5 @@ class PgBouncer(EmbeddedServer):
         self._wait(self._answers)
 
     def _answers(self) -> bool:
-        # By its log, not by asking: on a port that was taken meanwhile, another server would answer.
+        # Read from its log, not by connecting: if the port was taken in the meantime, another server would answer.
         return b"process up" in self.log.read_bytes()[self._log_start :]

@@ -1,4 +1,4 @@
-"""The service as its users see it: upload, match, delete, upload again, through the command line alone."""
+"""The service as its users see it: upload, match, delete, upload again, only through the command line."""
 
 from __future__ import annotations
 

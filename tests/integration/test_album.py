@@ -32,7 +32,7 @@ TIMEOUT = 600.0
 
 
 class Hooked:
-    """Passes everything on, and calls `before` ahead of each call that goes to a server."""
+    """Forwards everything, and calls `before` before each call to a server."""
 
     def __init__(self, target: Any, before: Callable[[], None]) -> None:
         self._target = target

@@ -72,7 +72,7 @@ class Play:
         return str(photo["id"])
 
     def arrive(self, person: str, initiated_delay: float) -> None:
-        """Let a guest send a selfie now, in a thread: the response comes only after INITIATED."""
+        """Let a guest send a selfie in a thread, because the response comes only after INITIATED."""
         selfie = next(selfie for selfie in self.album.selfies if selfie.person == person)
         guest = Guest(selfie, initiated_delay)
         self.guests.append(guest)
@@ -112,7 +112,7 @@ class Play:
             time.sleep(0.05)
 
     def finish(self) -> None:
-        """Let everything happen that is under way."""
+        """Let everything in progress finish."""
         self.until(lambda: not any(thread.is_alive() for thread in self._threads) and self.scaler.idle())
 
     def is_answered_and_settled(self, job: str) -> bool:
@@ -178,7 +178,7 @@ def test_uploads_that_the_api_does_not_decode_fail_in_the_api(play: Play, kind: 
 
 
 def test_the_simulated_api_follows_the_contract(play: Play) -> None:
-    """What the stand-in does, and not the worker: otherwise the play would prove nothing."""
+    """Checks the stand-in, not the worker: otherwise the other tests would prove nothing."""
     redis, connection = play.service.redis, play.service.connection
     assert cleaned("my party (1).final.J P#G?") == "my_party_1_final.J P#G?"
     assert play.client.call("GET", "comparisons", "unknown")[0] == 404

@@ -1,4 +1,4 @@
-"""`make bench` in small: that it measures and tells, not how quick anything is."""
+"""`make bench` on a small scale: that it measures and reports, not how fast anything is."""
 
 from __future__ import annotations
 

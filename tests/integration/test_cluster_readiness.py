@@ -40,7 +40,7 @@ def _readers(scene: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Reade
 
 
 def _results(scene: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Return what is said, by both readers, about ScaledJobs that are named and about those of a release."""
+    """Return what both readers report about named ScaledJobs and about those of a release."""
     message = set()
     with _readers(scene, monkeypatch) as readers:
         for reader in readers:
@@ -60,7 +60,7 @@ def test_a_scaled_job_that_is_not_ready_is_reported_with_kedas_reason(monkeypatc
     found = _results("scaled-job-not-ready", monkeypatch)
     assert found
     for message in found:
-        # Its condition turns between two words, and neither says what the resolver answered.
+        # Its condition alternates between two reasons, neither of which has the resolver's answer.
         assert re.match(
             r"party-process is not READY, so KEDA starts no Job for it \((ScaledJobCheckFailed|TriggerError): ", message
         )

@@ -206,7 +206,7 @@ def test_without_the_package_the_install_command_is_given(
     assert process.returncode == 6
     assert "pip install kubernetes" in output + errors
     assert "Traceback" not in errors
-    assert ("process" in output) == (command[0] == "status")  # the lists of Redis are shown all the same
+    assert ("process" in output) == (command[0] == "status")  # the lists in Redis are still shown
 
 
 def test_an_unknown_context_is_reported(

@@ -1,4 +1,4 @@
-"""What a run leaves for Kubernetes' people: its termination message, its exit code, its log lines."""
+"""What a run reports to operators of Kubernetes: its termination message, its exit code, its log lines."""
 
 from __future__ import annotations
 

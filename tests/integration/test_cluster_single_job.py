@@ -1,4 +1,4 @@
-"""One job alone: `run --job`, and `debug --local`, which leaves no trace on any server."""
+"""A single job: `run --job`, and `debug --local`, which writes to no server."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_given_job_is_retried_as_often_as_any_other(service: Service, tmp_path
         assert len(server.requests) == 3
     assert (ended.summary["claimed"], ended.summary["retried"], ended.summary["dead_lettered"]) == (3, 2, 1)
     assert service.status(photos["x"]) == "FAILED"
-    assert service.leftovers() == {}  # no dead letter: the job never was in the list
+    assert service.leftovers() == {}  # no dead letter, because the job was never in the list
 
 
 @pytest.mark.parametrize("payload", [b"", b" \n"])

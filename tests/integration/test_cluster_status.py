@@ -1,4 +1,4 @@
-"""`status` without a cluster, and `inspect` beside a run."""
+"""`status` without a cluster, and `inspect` of an active run."""
 
 from __future__ import annotations
 

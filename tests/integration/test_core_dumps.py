@@ -64,7 +64,7 @@ def test_a_run_that_crashes_leaves_no_core_dump(
 
 
 def test_the_crash_of_another_process_does_leave_one(tmp_path: Path) -> None:
-    """What the test above does not find can be found here."""
+    """Shows that the test above would find a core dump."""
     if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
         pytest.skip("this machine allows no core dumps at all")
     with subprocess.Popen(SLEEPER, cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=_unlimited) as process:  # noqa: PLW1509 - as above
@@ -75,7 +75,7 @@ def test_the_crash_of_another_process_does_leave_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["dead", "list"], ["debug", "--local", "--job", "{}"], ["status"], ["doctor"]])
 def test_no_command_is_dumpable(command: list[str]) -> None:
-    """Also where the node pipes core dumps to a program, which no limit keeps from being written."""
+    """Even if the node pipes core dumps to a program, which resource limits do not prevent."""
     program = (
         "import ctypes, resource, runner.cli\n"
         f"runner.cli.main({command!r})\n"

@@ -1,4 +1,4 @@
-"""`make demo`: its verdict, its files, and that nothing keeps running, however it ends."""
+"""`make demo`: its verdict, its files, and that no process is left, however it ends."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _started_by(marker: str) -> list[int]:
         try:
             if folder.name.isdigit() and marker.encode() in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
-        except OSError:  # gone meanwhile, or not ours
+        except OSError:  # ended in the meantime, or not ours
             continue
     return [pid for pid in found if pid != os.getpid()]
 
@@ -75,7 +75,7 @@ def test_every_match_is_the_expected_one(tmp_path: Path) -> None:
     page.feed((tmp_path / "report.html").read_text("utf-8"))
     assert page.fetched == []  # self-contained
     pictures = summary["photos"] - 2 + len(summary["selfies"]) + sum(len(m) for m in summary["selfies"].values())
-    assert page.tags["img"] == pictures  # two photos of the album are no images
+    assert page.tags["img"] == pictures  # two photos of the album are not images
     assert page.tags["figure"] == pictures + 2
     assert page.tags["rect"] >= summary["faces"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 RUNNABLE = [page for page in PAGES if script(page)]
-# What a page promises that its commands show.
+# What the commands of a page must show, according to its text.
 SHOWN = {
     "CONTRIBUTING.md": ("make faults",),
     "docs/explanation/fault-injection.md": ("kill-random",),
@@ -84,7 +84,7 @@ def dead_id(redis: Redis) -> str:
 
 @pytest.fixture
 def reader(checkout: Path, photo: bytes, redis_url: str, dead_id: str, empty_database_url: str) -> Iterator[Reader]:
-    """A reader with both servers, a photo to fetch, a dead letter, and no cluster."""
+    """A reader with both servers, a photo to fetch and a dead letter, but no cluster."""
     environment = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "HOME": str(checkout),

@@ -36,7 +36,7 @@ def server(pictures: dict[str, Kind]) -> Iterator[PictureServer]:
 
 
 class Party:
-    """An album that is being uploaded, guests who arrive meanwhile, and runs started by KEDA's formula."""
+    """An album that is being uploaded, guests who arrive during the upload, and runs started by KEDA's formula."""
 
     def __init__(self, service: Service, pictures: dict[str, Kind], server: PictureServer, folder: Path) -> None:
         self.service = service
@@ -70,7 +70,7 @@ class Party:
         return job_id
 
     def play(self, seconds: float) -> None:
-        """Let the runs work for some time."""
+        """Let the runs work for a while."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.step()

@@ -1,4 +1,4 @@
-"""The engine gives InsightFace's answers: for all photos at hand, images of any size, and any way of calling it."""
+"""The engine gives InsightFace's answers: for all available photos, images of any size, and any way of calling it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def album() -> dict[str, Image]:
 
 
 def shared() -> dict[str, Path]:
-    """Return the real photographs beside the repository, where there are any."""
+    """Return the real photographs beside the repository, if there are any."""
     return {path.name: path for path in sorted(SHARED_PHOTOS.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS}
 
 

@@ -66,7 +66,7 @@ def document_of(output: str) -> dict[str, Any]:
 def test_every_two_photos_of_a_folder_are_compared(evaluate: Evaluate, people: Path) -> None:
     code, out, err = evaluate(people, "--json", "--worst", "3")
     document = document_of(out)
-    assert (code, err) == (0, "")  # nothing but the result in a pipe
+    assert (code, err) == (0, "")  # only the result in a pipe
     assert (document["photos"], document["people"]) == (6, 4)
     assert document["pairs"] == {"same": 2, "different": 13, "left_out": 0}
     assert document["faces"] == "one"

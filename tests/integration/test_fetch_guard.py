@@ -1,4 +1,4 @@
-"""SSRF protection: hostile URLs, names and redirects do not reach the real servers that they lead to."""
+"""SSRF protection: hostile URLs, names and redirects do not reach the real servers that they point to."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_the_target_of_a_redirect_is_checked_like_a_url(
     with Web({"/x": answer}, address="127.0.0.2") as web, names(monkeypatch, table):
         with pytest.raises((ForbiddenUrlError, FetchError)) as caught:
             fetcher(private=False, hosts=("images.test",)).fetch(web.url("/x", "images.test"))
-        # A backslash is a part of the path: the request goes to the host before it, which has no such file.
+        # A backslash is part of the path: the request goes to the host before it, which has no such file.
         assert isinstance(caught.value, ForbiddenUrlError) or "@" in location
         assert web.requests[0] == "GET /x HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""What image servers do wrong, with a real server for each: an image in time, or a typed error."""
+"""Misbehaving image servers, with a real server for each: an image in time, or a typed error."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_a_request_on_a_connection_that_closes_is_sent_once_more() -> None:
 
 
 def test_a_response_without_a_request_is_not_used() -> None:
-    """What a server sends ahead on a kept connection is not taken for the response to the next request."""
+    """Data that a server sends early on a kept connection is not taken as the response to the next request."""
 
     def with_a_second(connection: socket.socket, _request: str) -> None:
         connection.sendall(ok())
@@ -419,7 +419,7 @@ def _plain_text(connection: socket.socket) -> None:
 
 
 def _dripping_handshake(connection: socket.socket) -> None:
-    # A handshake record that announces 16 KiB, a byte of it now and then.
+    # A handshake record that announces 16 KiB, sent byte by byte with pauses.
     connection.sendall(b"\x16\x03\x03\x40\x00")
     while True:
         connection.sendall(b"\x02")

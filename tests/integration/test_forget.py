@@ -1,4 +1,4 @@
-"""`spottmee-worker forget`, on real servers: jobs wherever they are, embeddings, answers, and runs at work."""
+"""`spottmee-worker forget`, on real servers: jobs in every state, embeddings, answers, and active runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def comparison_job(job_id: str, *, last: bool = False) -> bytes:
 
 
 def scatter(service: Service, name: str, make: Callable[[str], bytes], *ids: str) -> None:
-    """Put one job of each id into the list, under a lease, put off, and among the dead letters."""
+    """Create jobs that are waiting, leased, deferred and dead-lettered, one per id."""
     queue = queue_of(service.redis, "other/pod/1", name=name)
     for identifier in ids:
         push(service.redis, [make(identifier)] * 3, name)
@@ -109,7 +109,7 @@ def test_a_comparison_is_removed_wherever_its_job_is(service: Service, last: boo
     for key in (keys.match_result("guest-1"), keys.match_result_detail("guest-1"), keys.match_result("guest-2")):
         service.redis.set(key, "[]")
     service.redis.zadd(keys.unconfirmed(), {"guest-1": 2**40, "guest-2": 2**40})
-    assert expire_comparisons(service.redis) == 0  # which notes when the waiting jobs were first seen
+    assert expire_comparisons(service.redis) == 0  # which records when the waiting jobs were first seen
     before: Any = service.redis.get(keys.seen("compare"))
     ended = service.command("forget", "--comparison", "guest-1", "--yes", "--json", DATABASE_URL="")
     assert removed(ended) == {"waiting_jobs": 1, "leases": 2, "dead_letters": 1, "results": 2}
@@ -123,7 +123,7 @@ def test_a_comparison_is_removed_wherever_its_job_is(service: Service, last: boo
 
 
 def parked(service: Service, job_id: str, photo_id: str) -> None:
-    """Have a comparison wait for a photo."""
+    """Let a comparison wait for a photo."""
     queue = queue_of(service.redis, "other/pod/1", name="compare")
     push(service.redis, [comparison_job(job_id)], "compare")
     (lease,) = queue.claim(1)

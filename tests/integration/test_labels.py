@@ -1,4 +1,4 @@
-"""The labelled photographs beside the checkout, where they are present: face counts and matches hold exactly."""
+"""The labelled photographs beside the checkout, if they are present: face counts and matches are exact."""
 
 from __future__ import annotations
 

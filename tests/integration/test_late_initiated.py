@@ -1,4 +1,4 @@
-"""An answer is final: what the API overwrites with a late INITIATED is restored, whatever works next."""
+"""An answer is final: one that the API overwrites with a late INITIATED is restored by the next run or sweep."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PAGE = ROOT / "docs/how-to/logs.md"
 ORIGIN = {"POD_NAME": "pod-1", "JOB_NAME": "job-1", "NODE_NAME": "node-1"}
-# What a collector of logs adds.
+# Fields that a log collector adds.
 STREAM_LABELS = {"namespace", "container"}
 
 Query = Callable[[str], list[Any]]
@@ -44,7 +44,7 @@ def log(service: Service, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def query(log: Path) -> Query:
-    """Return what the page's query about something gives for the log."""
+    """Return the output of the page's query about a topic for the log."""
     if shutil.which("jq") is None:
         pytest.skip("jq is not installed (tests/integration/apt.txt)")
     commands = [block.text for block in shell_blocks(PAGE) if block.text.startswith("jq ")]

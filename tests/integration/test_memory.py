@@ -1,4 +1,4 @@
-"""The peak memory of a whole run on photos as phones take them."""
+"""The peak memory of a whole run on photos of phones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said about a PostgreSQL that cannot be used: what is wrong, with which variable, and what to do."""
+"""Messages about an unusable PostgreSQL: what is wrong, with which variable, and what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def authority() -> trustme.CA:
 
 
 class TlsRelay(Relay):
-    """Forwards to a server of PostgreSQL, and speaks TLS with the client in the way of its protocol."""
+    """Forwards to a server of PostgreSQL, and uses TLS with the client as its protocol requires."""
 
     def _serve(self, client: socket.socket) -> None:
         if client.recv(8) != struct.pack("!ii", 8, 80877103):  # SSLRequest

@@ -1,4 +1,4 @@
-"""Odd surroundings of the process: standard output, signals, optimised bytecode, old Python, misspelt variables."""
+"""Unusual environments of the process: standard output, signals, optimised bytecode, old Python, misspelt variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said about a Redis that cannot be used: what is wrong and what to do; the exit code."""
+"""Messages about an unusable Redis: what is wrong, what to do, and the exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Result = tuple[int, str, float]
 
 
 def _status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> Result:
-    """Return the exit code of a command, what it said, and how long it took."""
+    """Return the exit code of a command, its messages, and its duration."""
     monkeypatch.setenv("REDIS_URL", url)
     monkeypatch.setenv("RUNNER_CONNECT_TIMEOUT_SECONDS", "1")
     start = time.monotonic()

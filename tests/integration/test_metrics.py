@@ -1,4 +1,4 @@
-"""`spottmee-worker metrics`: what it exposes, how it answers, and what it survives."""
+"""`spottmee-worker metrics`: what it exposes, how it responds, and which outages it survives."""
 
 from __future__ import annotations
 
@@ -489,7 +489,7 @@ def test_the_documented_rights_suffice(redis: Any, redis_url: str) -> None:
     assert len(sampler.history()) == 1
     code, text, errors = once(url)
     assert code == 0, errors
-    assert "spottmee_redis_memory" not in text  # +info is one right more
+    assert "spottmee_redis_memory" not in text  # +info is an additional right
     redis.execute_command("ACL", "DELUSER", WORDS[1])
 
 

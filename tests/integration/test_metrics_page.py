@@ -30,7 +30,7 @@ SECRETS = ("SELFIE-BYTES", "signature=topsecret", "alice@example.com", "storage.
 
 @pytest.fixture
 def filled(redis: Any, redis_url: str) -> Iterator[Exporter]:
-    """Jobs in every state, whose payloads hold what must never be shown."""
+    """Jobs in every state, whose payloads contain what must never be shown."""
     for name in ("process", "compare"):
         payload = {
             "id": "photo-id-1",
@@ -67,7 +67,7 @@ def test_the_page_shows_the_queues_the_runners_the_runs_and_what_to_do(filled: E
     for shown in ("pod-process", "pod-compare", "max_jobs", "2 started; ended: 1 empty; 1 active or killed"):
         assert shown in text
     assert "<code>spottmee-worker dead requeue --queue process --code image_missing</code>" in text
-    assert "--code expired" not in text  # whose payload is gone
+    assert "--code expired" not in text  # whose payload has expired
     assert "<title>3 waiting, 4 dead letters" in text
 
 

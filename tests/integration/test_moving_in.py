@@ -1,4 +1,4 @@
-"""The guide for moving in, walked: the replaced worker's data, its losses, this worker, and the way back."""
+"""The migration guide, step by step: the replaced worker's data, its losses, this worker, and the rollback."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STUCK, WAITING, DELETED = "Hal + Ben.jpg", "team.jpg", "Dan and Eve.png"
 
 
 class OldWorker:
-    """What the replaced worker leaves behind, and how it reads it."""
+    """The data of the replaced worker, and how that worker reads it."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection
@@ -92,7 +92,7 @@ def test_the_guide_leads_to_complete_answers_and_back(
     for name in (*DONE, DELETED):
         old.store(photos[name], data[name])
     api.delete(photos[DELETED])
-    redis.delete("face_embeddings:process")  # the old worker has taken all, and lost one
+    redis.delete("face_embeddings:process")  # the old worker has taken all jobs, and lost one
     redis.rpush("face_embeddings:process", json.dumps({"id": photos[WAITING], "imageUrl": images.url(WAITING)}))
     before = old.rows()
     early = api.compare(album.selfies[0].data, list(photos.values()))  # sent while no worker runs
@@ -124,7 +124,7 @@ def test_the_guide_leads_to_complete_answers_and_back(
 
     check, back, drop = (block.text.encode() for block in blocks(PAGE) if block.language == "sql")
     assert connection.execute(check).fetchone() == (0,)
-    assert old.rows() == before  # the way back is open all the time
+    assert old.rows() == before  # a rollback is possible at any time
     connection.execute(back)
     after = old.rows()
     assert {name: after[name] for name in before} == before

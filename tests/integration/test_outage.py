@@ -102,7 +102,7 @@ def test_503_for_20_seconds_costs_no_photo(storage: Storage, web: Web, photo: by
     storage.finish()
     assert storage.statuses() == {"READY": 53}
     assert storage.service.leftovers() == {}
-    # The probe asks after 0.25 to 0.5 s, then up to twice as long, and at last every 2 to 4 s.
+    # The probe is tried after 0.25 to 0.5 s, then with up to twice the delay, and finally every 2 to 4 s.
     assert sent <= 3 * BEFORE_A_RUN_KNOWS + 12, "the failing server is not hammered"
     assert most == 1, "one run waits for the server"
     assert runs <= 15, "KEDA would start one Job after the other"

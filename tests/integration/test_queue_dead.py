@@ -1,4 +1,4 @@
-"""`spottmee-worker dead`, as a person and as a script would use it: by its command line, on a real server."""
+"""`spottmee-worker dead`, as a person or a script would use it: through its command line, on a real server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compare_payload(number: int) -> bytes:
 
 @pytest.fixture
 def dead(redis_url: str) -> Dead:
-    """Run `spottmee-worker dead …` and return what came of it. Never with a terminal."""
+    """Run `spottmee-worker dead …` without a terminal, and return the result."""
 
     def run(*arguments: str, url: str = redis_url, **more: str) -> subprocess.CompletedProcess[bytes]:
         environment = {"PATH": os.environ["PATH"], "REDIS_URL": url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "1", **more}
@@ -55,7 +55,7 @@ def dead(redis_url: str) -> Dead:
 
 @pytest.fixture
 def letters(redis: Redis) -> dict[str, list[str]]:
-    """Three letters of processing and two of comparing, buried 100 s apart; their ids, the oldest first."""
+    """Three dead letters of photos and two of comparisons, created 100 s apart; their ids, oldest first."""
     found = {}
     for name, make, reasons in (
         ("process", process_payload, ["image_missing", "fetch_timeout", "image_missing"]),
@@ -90,7 +90,7 @@ def test_list_prints_a_table(dead: Dead, letters: dict[str, list[str]]) -> None:
     assert (
         dead("list", "--queue", "process", "--limit", "1").stdout.decode().splitlines()[1].split()[0]
         == (letters["process"][-1])
-    ), "the newest first"
+    ), "newest first"
 
 
 def test_list_prints_json(dead: Dead, letters: dict[str, list[str]]) -> None:
@@ -181,7 +181,7 @@ def test_requeue_by_filter_or_all_appends_every_match(dead: Dead, redis: Redis, 
     assert (dry.returncode, dry.stdout) == (0, b"2 of 2 dead letters would be requeued\n")
     assert len(places(redis).dead) == 3
     assert dead("requeue", "--code", "image_missing", "--limit", "1").stdout == b"1 of 1 dead letters requeued\n"
-    assert places(redis).waiting == [process_payload(0)], "the oldest first"
+    assert places(redis).waiting == [process_payload(0)], "oldest first"
     assert dead("requeue", "--all", "--queue", "process").stdout == b"2 of 2 dead letters requeued\n"
     assert places(redis).dead == {}
     assert len(places(redis, "compare").dead) == len(letters["compare"])
@@ -295,7 +295,7 @@ def test_a_closed_pipe_is_not_an_error(redis: Redis, redis_url: str) -> None:
 
 
 def test_dead_letters_are_requeued_safely_while_runners_work(dead: Dead, redis: Redis) -> None:
-    """Letters are put back while two runners bury and finish: every job is somewhere, and none twice."""
+    """Dead letters are requeued while two runners dead-letter and finish jobs: every job exists exactly once."""
     payloads = [b"job-%d" % number for number in range(300)]
     push(redis, payloads)
     finished: list[bytes] = []

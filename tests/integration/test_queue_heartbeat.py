@@ -69,7 +69,7 @@ def test_a_removed_lease_expires(redis: Redis) -> None:
 
 
 def test_a_lost_lease_is_noticed_before_anything_is_stored(redis: Redis, clock: Clock) -> None:
-    """Redis' clock is set forward and another runner claims: by the local clock the lease would still be ours."""
+    """Redis' clock is set forward and another runner claims: by the local clock it would not be lost yet."""
     push(redis, [b"one", b"two"])
     queue = queue_of(redis, "a")
     lost, kept = queue.claim(2)
@@ -167,7 +167,7 @@ class TestRedisAway:
             assert heartbeat.still_owned(lease)
             confirmed = time.monotonic()
             relay.cut_off()
-            assert heartbeat.still_owned(lease), "for now nobody else can have it"
+            assert heartbeat.still_owned(lease), "no other runner can have it yet"
             while heartbeat.still_owned(lease):
                 assert time.monotonic() < confirmed + 4.0, "it has to count as lost by then"
                 time.sleep(0.01)

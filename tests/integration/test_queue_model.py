@@ -58,7 +58,7 @@ STEP_COUNT = int(os.environ.get("SPOTTMEE_QUEUE_STEPS", "40"))
 
 
 class Twice:
-    """A client that sends scripts twice on request, as after a lost reply."""
+    """A client that sends scripts twice if requested, as after a lost reply."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -123,12 +123,12 @@ class QueueMachine(RuleBasedStateMachine):
         self.numbers = iter(range(10**9))
         self.processes = [self._process(place) for place in PLACES]
         self.zombies: list[Process] = []
-        self.parking = Parking(self.client, NAME)  # type: ignore[arg-type]  # it passes everything on
-        self.letters = DeadLetters(self.client, NAME)  # type: ignore[arg-type]  # it passes everything on
+        self.parking = Parking(self.client, NAME)  # type: ignore[arg-type]  # it forwards everything
+        self.letters = DeadLetters(self.client, NAME)  # type: ignore[arg-type]  # it forwards everything
 
     def _process(self, place: str) -> Process:
         owner = f"{place}/{next(self.numbers)}"
-        queue = queue_of(self.client, owner, lease_seconds=LEASE, max_attempts=MAX_ATTEMPTS)  # type: ignore[arg-type]  # it passes everything on
+        queue = queue_of(self.client, owner, lease_seconds=LEASE, max_attempts=MAX_ATTEMPTS)  # type: ignore[arg-type]  # it forwards everything
         return Process(place, queue, Heartbeat([queue], clock=lambda: self.local))
 
     # Events around the runners
@@ -249,14 +249,14 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._all_owned())
     @rule(which=WHICH)
     def store(self, which: int) -> None:
-        """Something is stored if and only if the heartbeat says that the lease is still ours."""
+        """Something is stored if and only if the heartbeat says that the process still owns the lease."""
         process, lease, job = self._pick(which)
         self.local += 0.1
         known = (lease.id, lease.holder) in process.heartbeat._leases
         owned = process.heartbeat.still_owned(lease)
         note(f"store {lease.id} by {process.queue.owner}: {owned}")
         if known:
-            self._renewed(process)  # it has asked Redis, for all its leases
+            self._renewed(process)  # it has queried Redis, for all its leases
         if owned:
             assert self._owns(lease, job), "something is stored after the lease was lost"
             job.stored += 1
@@ -364,7 +364,7 @@ class QueueMachine(RuleBasedStateMachine):
         done = settle()
         self.client.twice = False
         note(f"{lease.id} by {process.queue.owner}: {done}")
-        assert done is owned, "who holds the lease settles it, and nobody else"
+        assert done is owned, "only the holder of the lease settles it"
         process.heartbeat.remove(lease)
         process.owned.remove((lease, job))
         if owned:

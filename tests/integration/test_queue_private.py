@@ -31,7 +31,7 @@ def test_a_given_job_is_leased_retried_and_acknowledged_like_any_other(redis: Re
         (lease,) = queue.claim(5)
         assert (lease.queue, lease.payload, lease.attempts) == (NAME, b"payload", 1)
         assert queue_of(redis, "another/1").claim(5) == []
-        assert queue_of(redis, "another/1").counts().in_flight == 0  # KEDA counts nothing either
+        assert queue_of(redis, "another/1").counts().in_flight == 0  # KEDA does not count anything either
         assert queue.retry(lease, 0, "again")
         (again,) = queue.claim(5)
         assert again.attempts == 2
@@ -73,7 +73,7 @@ def test_a_signal_drops_the_given_job(service: Service, tmp_path: Path) -> None:
     while not any(b":leases" in key for key in _private_keys(service.redis)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(1)  # refused, and waiting for its retry by now
+    time.sleep(1)  # refused, and by now waiting for its retry
     os.kill(process.pid, signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

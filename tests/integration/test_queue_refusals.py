@@ -119,7 +119,7 @@ class Scene:
         pipeline.execute()
 
     def snapshot(self) -> dict[str, object]:
-        """Return every key with its value, without the remembered answers."""
+        """Return every key with its value, without the stored replies."""
         read: dict[str, Callable[[Any], object]] = {
             "string": self.admin.get,
             "list": lambda key: self.admin.lrange(key, 0, -1),
@@ -189,7 +189,7 @@ OPERATIONS: dict[str, tuple[Callable[[Redis, Scene], object], object]] = {
     "leased": (lambda client, _: len(queue_of(client, NEWER).leased()), 5),
     "dead_letters": (lambda client, _: len(list(DeadLetters(client, NAME).all())), 1),
 }
-# The rights that each operation needs at least, so that a test in which nothing is refused cannot pass.
+# The minimum rights of each operation, so that a test in which nothing is refused cannot pass.
 NEEDED = {
     "claim": {"+time", "+zrem", "+zadd", "+hdel", "+hset", "+hget", "+hmget", "+set", "+get", "+lpop", "+llen"},
     "renew": {"+time", "+zrem", "+zadd", "+hget"},

@@ -177,7 +177,7 @@ def test_the_acl_line_of_the_documentation_suffices_and_is_needed() -> None:
             except (SettingsError, RedisRefusedError) as refused:
                 assert "Redis" in str(refused)  # noqa: PT017 - most of the loop raises it
             admin.execute_command("ACL", "SETUSER", words[1], granted)
-        # Without it an answer is written all the same, and only its message is missing.
+        # Without it an answer is still written, and only its message is missing.
         assert idle == ["+publish"], "granted, and not needed"
 
 

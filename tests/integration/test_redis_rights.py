@@ -37,8 +37,8 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "status": [("status",)],
     "metrics": [("metrics", "--once")],
 }
-# Rights for what happens rarely, which these calls succeed without: a test of the operations takes each of them away
-# (test_queue_refusals), and doctor names them.
+# Rights that are needed only rarely, without which these calls succeed: test_queue_refusals removes each of them, and
+# doctor names them.
 RARE = {
     "run": {"+sadd", "+srem", "+lindex", "+lrange", "+del", "+rpush"},
     "sweep": {"+del"},
@@ -48,7 +48,7 @@ RARE = {
 }
 # Without it an idle run polls, and says so in its log.
 OPTIONAL = {"+blmove"}
-REMOVED = {"forget": 3, "dead purge": 1}  # jobs that a command removes from Redis at most, when it is told to
+REMOVED = {"forget": 3, "dead purge": 1}  # jobs that a command removes from Redis at most, on request
 
 
 @pytest.fixture

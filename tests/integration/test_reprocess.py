@@ -1,4 +1,4 @@
-"""`spottmee-worker reprocess`, on real servers: what is chosen, what is not, and that no photo gets a second job."""
+"""`spottmee-worker reprocess`, on real servers: which photos are selected, and that none gets a second job."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PROCESS = keys.list_key("process")
 
 
 def add(service: Service, *ids: str, status: str = "UPLOADED", age: str = "1h", album: str = "a1") -> None:
-    """Add rows that were uploaded some time ago, each with a name of its own."""
+    """Add rows that were uploaded some time ago, each with its own name."""
     with service.connection.cursor() as cursor:
         cursor.executemany(
             'INSERT INTO "Photo" (id, album_id, normalized_name, status, created_at) VALUES (%s, %s, %s,'
@@ -98,7 +98,7 @@ def drain(service: Service, until: Callable[[], object]) -> list[str]:
     return taken
 
 
-# What is chosen
+# Selection
 
 
 def test_a_stuck_photo_is_pushed_as_the_api_pushes_it(service: Service) -> None:
@@ -202,7 +202,7 @@ def test_a_photo_that_failed_temporarily_is_processed_after_all(service: Service
         document = reprocess(service, "--older-than", "0s")
         assert (document["requeued"], document["chosen"]["failed"]) == (1, 1)
         service.redis.delete(PROCESS)
-        # Its dead letter is gone with the job; nobody knows any more why it failed.
+        # Its dead letter is gone with the job, and with it the reason why it failed.
         assert reprocess(service, "--older-than", "0s")["skipped"]["unknown_code"] == 1
         url = server.url("{normalized_name}")
         assert reprocess(service, "--older-than", "0s", "--code", "unknown", "--url", url)["pushed"] == 1
@@ -221,7 +221,7 @@ def test_embeddings_may_be_in_a_database_of_their_own(service: Service, empty_da
     assert waiting(service) == ["p2"]
 
 
-# Never twice
+# No photo gets a second job
 
 
 def test_no_more_jobs_wait_than_allowed(service: Service) -> None:
@@ -327,7 +327,7 @@ def test_uploads_and_runs_at_the_same_time_get_no_photo_a_second_job(service: Se
     assert service.leftovers() == {}
 
 
-# What is said
+# Output
 
 
 def test_a_dry_run_prints_counts_and_an_estimate(service: Service) -> None:
@@ -423,7 +423,7 @@ def test_a_count_ends_when_its_time_is_up(service: Service) -> None:
         assert (found.count, found.complete) == (3, True)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

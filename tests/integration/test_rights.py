@@ -59,7 +59,7 @@ LESS = [(command, right) for command, rights in RIGHTS.items() for right in righ
 
 @dataclass(frozen=True, slots=True)
 class Limited:
-    """The service, and a role that has the rights that it is given."""
+    """The service, and a role with chosen rights."""
 
     service: Service
     role: str
@@ -76,7 +76,7 @@ class Limited:
             self.sql(f"GRANT {privilege} ON {place} TO {self.role}")
 
     def command(self, name: str) -> Ended:
-        """Run the command; in this process where that is possible, which takes a tenth of the time."""
+        """Run the command, in this process if possible, which takes a tenth of the time."""
         if name == "run":
             return self.service.command("run", DATABASE_URL=self.url)
         environment = {**self.service.environment, "DATABASE_URL": self.url}

@@ -121,7 +121,7 @@ def test_begun_jobs_finish_after_a_signal(service: Service, server: OddServer) -
     assert service.leftovers() == {}
 
 
-# How a run ends that cannot work
+# How a run that cannot work ends
 
 
 def test_all_invalid_settings_are_named_at_once(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""Bad input: each ends in the state of the contract, with one clear log line, and harms no other job."""
+"""Invalid input gives the state of the contract, one clear log line, and does not harm other jobs."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_thresholds_are_strict_and_duplicate_ids_are_removed(service: Service, s
         _compare(service, job if threshold is ... else {**job, "threshold": threshold})
     service.run()
     answers = {name: service.api.result(name) for name in thresholds}
-    both = [grey, ada]  # in the order of storedIds, each once
+    both = [grey, ada]  # in the order of storedIds, without duplicates
     assert answers == {"null": both, "missing": both, "-1": both, "2": [], "0.5": both, "whole": []}
     assert service.api.detail("null")["threshold"] == 0.5
     detail = service.api.detail("0.5")

@@ -1,4 +1,4 @@
-"""Databases of other encodings than UTF-8: ids come back as they were sent, and every job ends as in a UTF-8 one."""
+"""Databases in encodings other than UTF-8: ids are unchanged, and every job ends as with UTF-8."""
 
 from __future__ import annotations
 

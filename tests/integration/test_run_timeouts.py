@@ -1,4 +1,4 @@
-"""Lock and statement timeouts of PostgreSQL: the job that meets one is retried and dead-lettered, the others go on."""
+"""Lock and statement timeouts of PostgreSQL: a job that hits one is retried and dead-lettered, others continue."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _upload(service: Service, server: OddServer, count: int) -> list[str]:
 
 
 def _dead(ended: Ended) -> list[tuple[str, str, int]]:
-    """Return what became a dead letter: its id, the reason, and its attempts."""
+    """Return for each dead letter its id, error code and attempts."""
     return [
         (line.get("photo", line.get("comparison", "")), line["error"]["code"], line["attempt"])
         for line in ended.lines(outcome="dead_lettered")

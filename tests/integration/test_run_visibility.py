@@ -101,7 +101,7 @@ def _counts(ended: Ended) -> dict[str, Any]:
 
 
 def _stopped(ended: Ended, released: int, because: str) -> None:
-    """Check that the run released its jobs, and said why."""
+    """Check that the run released its jobs, and reported why."""
     assert _counts(ended) == {"code": INVISIBLE, "released": released}, ended.errors
     assert ended.summary["exit_reason"] == PhotosInvisibleError.code
     (line,) = ended.lines(event="run ended")
@@ -417,7 +417,7 @@ COPY = (
     'ALTER TABLE "Photo" RENAME TO "Original"; CREATE TABLE "Photo" (LIKE "Original" INCLUDING ALL);'
     """INSERT INTO "Photo" (id, status) VALUES ('another', 'READY')"""
 )
-# What happens, what undoes it, and what the run says.
+# The event, its reversal, and the message of the run.
 CHANGES = {
     "the table renamed": ('ALTER TABLE "Photo" RENAME TO "Original"', 'ALTER TABLE "Original" RENAME TO "Photo"', 2),
     "the table replaced by another": (COPY, 'DROP TABLE "Photo"; ALTER TABLE "Original" RENAME TO "Photo"', INVISIBLE),

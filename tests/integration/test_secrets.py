@@ -1,4 +1,4 @@
-"""No secret is ever printed: a service whose every password, signature and selfie is known, and all that it says.
+"""No secret is ever printed: checks all output of a service whose every password, signature and selfie is known.
 
 Runs, failures of every kind and every command that looks at jobs, at debug level, in both formats. Each secret is
 looked for as it is, percent-encoded, in base64 and in hexadecimal, and in every part that is long enough to tell.
@@ -48,7 +48,7 @@ PASSWORDS = (REDIS_PASSWORD, API_PASSWORD, FACES_PASSWORD, PROXY_PASSWORD, USER_
 
 @dataclass
 class World:
-    """The service, and everything that it has said so far."""
+    """The service, and all its output so far."""
 
     redis_server: EmbeddedRedis
     redis: Redis
@@ -59,7 +59,7 @@ class World:
     outputs: dict[str, str] = field(default_factory=dict)
 
     def command(self, name: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command and keep all that it prints under `name`."""
+        """Run a command and store its output under `name`."""
         done = forked.run(
             [*arguments],
             env=self.environment | more,
@@ -177,7 +177,7 @@ def _push(world: World, server: Web, ada: bytes) -> set[str]:
 
 @pytest.fixture(scope="module")
 def spoken(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Everything is done once; the tests look at what was said."""
+    """Everything is run once; the tests check the output."""
     source, box = PEOPLE["Ada"]
     ada = jpeg(portrait(sample_images()[source], box))
     large = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (30_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0" + b"\0" * 50
@@ -215,7 +215,7 @@ def spoken(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def _look(world: World) -> None:
-    """Let every command that looks at jobs and servers say what it says."""
+    """Run every command that reads jobs and servers."""
     assert world.command("doctor", "doctor").returncode in (0, 5)
     world.command("doctor --json", "doctor", "--json")
     world.command("sweep", "sweep")
@@ -236,7 +236,7 @@ def _look(world: World) -> None:
 
 
 def _fail(world: World) -> None:
-    """Let servers refuse and stay away, and settings be wrong."""
+    """Run commands with refusing and unreachable servers, and with invalid settings."""
     environment = world.environment
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -287,7 +287,7 @@ def test_the_search_for_secrets_finds_known_text(spoken: World) -> None:
     dead = [spoken.redis.get(key) or b"" for key in spoken.redis.keys("{*}:dead:payload:*")]
     used = " ".join([*spoken.environment.values(), PROXY_PASSWORD, *(str(payload) for payload in dead)])
     unused = [name for name, parts in spoken.secrets.items() if not any(part in used for part in parts)]
-    # Nothing is left of a job that was done, or that can never succeed.
+    # Nothing is left of a job that has ended, or that can never succeed.
     assert set(unused) <= {"a selfie that matches", "a selfie that is no image"}
 
 
@@ -320,7 +320,7 @@ def test_no_repr_contains_a_secret(spoken: World) -> None:
 
 
 def _errors(selfie: str) -> list[Exception]:
-    """Return errors of every way to be given a secret that is wrong."""
+    """Return an error for every way to pass an invalid secret."""
     caught: list[Exception] = []
     fetcher = Fetcher.from_settings(settings.load({"REDIS_URL": "redis://h", "DATABASE_URL": "postgresql://h/d"}))
     attempts: list[Callable[[], object]] = [

@@ -86,7 +86,7 @@ def test_each_failure_of_a_selfie_has_its_code_and_keeps_no_payload(service: Ser
 
 def test_the_payload_of_a_comparison_that_may_succeed_later_is_kept(service: Service) -> None:
     service.redis.rpush(COMPARE, json.dumps({"jobId": "j", "storedIds": ["a"], "selfie": "aaaa"}))
-    for number in range(3):  # runs that die with the job
+    for number in range(3):  # runs that die while they process the job
         assert len(queue_of(service.redis, f"dead-{number}", name="compare").claim(1, in_flight=0)) == 1
         pass_time(service.redis, LEASE_SECONDS + 1, "compare")
     service.run("--queues", "compare")

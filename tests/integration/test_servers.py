@@ -1,4 +1,4 @@
-"""The embedded servers: where PostgreSQL's programs are run from, and what a stop leaves."""
+"""The embedded servers: where PostgreSQL's programs are run, and that a stop leaves nothing."""
 
 from __future__ import annotations
 

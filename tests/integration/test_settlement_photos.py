@@ -1,4 +1,4 @@
-"""Photos that PostgreSQL refuses, settled by the real handler on real servers."""
+"""Photos that PostgreSQL rejects, settled by the real handler on real servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ATTEMPTS = 3
 
 
 class PhotoBench:
-    """The settlement of photos, and a `runner` beside it that sees the same tables."""
+    """The settlement of photos, and a `runner` with access to the same tables."""
 
     def __init__(self, redis: Redis, runner: Runner) -> None:
         self.redis, self.runner = redis, runner

@@ -1,4 +1,4 @@
-"""`spottmee-worker simulate` as it is typed: tables, JSON, the report, and what it refuses."""
+"""`spottmee-worker simulate` on the command line: tables, JSON, the report, and what it rejects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of the store: output, exit codes, and what they say when something is wrong."""
+"""The commands of the store: output, exit codes, and error messages."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_an_unknown_model_is_not_imported(command: Command, database_url: str, m
         code, out, error = command(["import-legacy", "--model", model], database_url)
         assert (code, out) == (2, "")
         assert message in error
-        runner.store({"a": faces(1)})  # by a run with a pack of its own
+        runner.store({"a": faces(1)})  # by a run with another pack
         assert command(["import-legacy", "--model", MODEL], database_url)[0] == 0
 
 

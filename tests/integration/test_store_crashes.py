@@ -33,7 +33,7 @@ MOST_STEPS = 60
 
 @pytest.fixture(params=["one connection", "two connections"])
 def direct(request: pytest.FixtureRequest, database_url: str) -> Iterator[Runner]:
-    """A runner beside the proxy, which also looks after the data."""
+    """A runner that bypasses the proxy, and prepares and checks the data."""
     faces_url = database_url if request.param == "one connection" else f"{database_url}?schema=public"
     with Runner(database_url, faces_url) as runner:
         yield runner
@@ -55,7 +55,7 @@ def prepare(direct: Runner) -> None:
     direct.api.execute('TRUNCATE "Photo"; TRUNCATE faces')
     add_photos(direct.api, ["three", "nobody", "broken", "again"], "PROCESSING")
     add_photos(direct.api, ["was ready"], "READY")
-    # What runners before this one have left: done, half done, and done for a photo that is deleted since.
+    # Data of earlier runners: complete, incomplete, and of a photo that has been deleted since.
     direct.embeddings.replace({"was ready": faces(2), "again": faces(3), "broken": faces(1), "gone": faces(1)})
 
 
@@ -64,7 +64,7 @@ def breaking(at: int, how: Verdict) -> Callable[[int], Verdict]:
 
 
 def breaks(runner: Runner) -> bool:
-    """Store, and return whether that met a broken connection, which is a failure that passes."""
+    """Store, and return whether that failed because of a broken connection, which must be a transient error."""
     try:
         stored = runner.store(OUTCOMES)
     except psycopg.Error as error:
@@ -86,7 +86,7 @@ def wait_until_alone(connection: Connection) -> None:
         if row == (0,):
             return
         threading.Event().wait(0.002)
-    raise AssertionError("a broken connection is still at work")
+    raise AssertionError("a broken connection is still active")
 
 
 def broken_attempts(direct: Runner, proxy: Proxy, how: Verdict) -> Iterator[None]:
@@ -106,12 +106,12 @@ def broken_attempts(direct: Runner, proxy: Proxy, how: Verdict) -> Iterator[None
 def test_a_connection_that_breaks_at_any_step_leaves_nothing_half_done(
     direct: Runner, proxy: Proxy, how: Verdict
 ) -> None:
-    """Each step in turn is lost, or its reply is; then the job is delivered again."""
+    """Each step or its reply is lost in turn; then the job is delivered again."""
     attempts = 0
     for _ in broken_attempts(direct, proxy, how):
         attempts += 1
         between, stored = statuses(direct.api), stored_faces(direct.faces)
-        # READY says that all faces are there, and only those: also when it was written by an attempt that broke.
+        # READY means that exactly all faces are stored, even if an attempt that broke has written it.
         assert between["three"] in {"PROCESSING", "READY"}
         complete = [("three", index) for index in range(3)]
         assert [face for face in stored if face[0] == "three"] in ([], complete)
@@ -126,7 +126,7 @@ def test_a_connection_that_breaks_at_any_step_leaves_nothing_half_done(
 
 @pytest.mark.parametrize("how", [Verdict.LOSE_REQUEST, Verdict.LOSE_REPLY])
 def test_a_run_gets_over_a_connection_that_breaks_at_any_step(direct: Runner, proxy: Proxy, how: Verdict) -> None:
-    """The same, seen by the run itself, at every third step: it connects again and nobody notices."""
+    """The same for a run, at every third step: it reconnects and succeeds."""
     api_url, faces_url = urls(direct, proxy)
     environment = {
         "REDIS_URL": "redis://unused",
@@ -154,7 +154,7 @@ def test_a_run_gets_over_a_connection_that_breaks_at_any_step(direct: Runner, pr
 
 
 def test_a_photo_that_is_deleted_at_any_step_leaves_no_faces(direct: Runner, proxy: Proxy) -> None:
-    """The API deletes a photo before each step in turn, waiting for the row's lock where it must."""
+    """The API deletes a photo before each step in turn, waiting for the row's lock if necessary."""
     seen = set()
     for at in range(1, MOST_STEPS):
         prepare(direct)
@@ -182,7 +182,7 @@ def test_a_photo_that_is_deleted_at_any_step_leaves_no_faces(direct: Runner, pro
         if was_gone:
             assert "three" not in left
         else:
-            # It was deleted after it had been stored: the sweep is there for these, and a later attempt too.
+            # It was deleted after it had been stored: the sweep removes its faces, or a later attempt does.
             assert sweep(direct.api, direct.faces).deleted_photos == (1 if "three" in left else 0)
         assert {photo_id for photo_id, _ in stored_faces(direct.faces)} == {"again", "was ready"}
     else:
@@ -205,7 +205,7 @@ def test_a_photo_that_is_deleted_between_a_crash_and_the_next_delivery_leaves_no
 
 
 def test_a_connection_that_is_lost_while_the_caller_fails_is_closed(database_url: str) -> None:
-    """Otherwise what follows would be taken for a part of the transaction that was never ended."""
+    """Otherwise later statements would join the transaction that was never ended."""
     with opened(database_url) as connection, opened(database_url) as other:
         with pytest.raises(KeyError):
             fail_without_server(connection, other)
@@ -220,7 +220,7 @@ def fail_without_server(connection: Session, other: Session) -> None:
 
 
 def test_a_server_that_is_read_only_by_default_is_not_written_to() -> None:
-    """Read-only as the default of the server holds, also for connections that were there before."""
+    """The server's default of read-only also applies to existing connections."""
     with EmbeddedPostgres() as server, opened(server.url) as connection, opened(server.url) as admin:
         connection.query("CREATE TABLE written (id text)")
         for mode in ("on", "off"):

@@ -1,4 +1,4 @@
-"""Deleted means gone: four albums that the API deletes leave no embeddings, in one database and in two."""
+"""Four albums that the API deletes leave no embeddings, in one database and in two."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _left(connection: Session) -> int:
 
 
 def _delete_albums(service: Service, photos: dict[str, list[str]]) -> None:
-    """Delete each album in another of the ways that the API and its owners have."""
+    """Delete each album in a different way that the API and its owners have."""
     connection = service.connection
     first, second, third, fourth = photos.values()
     for photo_id in first:
@@ -180,7 +180,7 @@ def test_a_missing_right_is_named_and_leaves_the_rest_to_the_sweep(
             for _ in range(2):
                 code, out, _ = command(["migrate", "--json"], url)
                 assert (code, json.loads(out)["deletion"]) == (0, "trigger")
-            # Embeddings and photos over two URLs that lead to one database.
+            # Embeddings and photos over two URLs of one database.
             monkeypatch.setenv("EMBEDDINGS_DATABASE_URL", url)
             assert json.loads(command(["migrate", "--json"], empty_database_url)[1])["deletion"] == "trigger"
         finally:

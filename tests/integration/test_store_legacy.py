@@ -1,4 +1,4 @@
-"""Bringing the table of the replaced worker over, on a real server."""
+"""Importing the table of the replaced worker, on a real server."""
 
 from __future__ import annotations
 

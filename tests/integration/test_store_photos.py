@@ -154,7 +154,7 @@ def test_a_locked_row_stays_until_the_transaction_ends(database_url: str, table:
             assert table.lock(["a", "b", "c", "a"]) == {"a": PhotoStatus.READY, "b": PhotoStatus.READY}
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 other.execute("DELETE FROM \"Photo\" WHERE id = 'a'")
-            # The API's own foreign keys and reads are not in the way.
+            # The API's own foreign keys and reads are not blocked.
             other.execute("SELECT * FROM \"Photo\" WHERE id = 'a' FOR KEY SHARE")
         other.execute("DELETE FROM \"Photo\" WHERE id = 'a'")
         assert table.lock(["a"]) == {}
@@ -290,7 +290,7 @@ def test_thousands_of_photos_are_stored_in_one_batch(runner: Runner) -> None:
 
 
 def test_a_batch_is_begun_in_one_round_trip_and_stored_in_three(database_url: str, tmp_path: Path) -> None:
-    """The limits of a transaction go along with its first statement: locks, then what was found, then COMMIT."""
+    """The limits of a transaction are sent with its first statement: locks, then the faces, then COMMIT."""
     ids = [f"p{number}" for number in range(8)]
     with Runner(database_url, database_url) as runner:
         add_photos(runner.api, ids)

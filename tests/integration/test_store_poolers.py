@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from demo.servers import EmbeddedPostgres
     from runner.store.session import Session
 
-# What another client of the pool sets for its session; the server shows the values as they are written here.
+# Session settings of another client of the pool, as the server shows them.
 NEIGHBOURS = {
     "search_path": "other",
     "statement_timeout": "700ms",

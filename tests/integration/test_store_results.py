@@ -217,7 +217,7 @@ def test_the_answer_of_a_crashed_runner_is_available_at_once(redis: Redis) -> No
 
 
 def test_an_initiated_before_any_command_of_a_run_is_overwritten(redis: Redis) -> None:
-    """One runner; the API's word falls before each of its commands in turn, or after the last."""
+    """One runner; the API writes INITIATED before each of its commands in turn, or after the last."""
     longest = longest_run(redis)
     restored = 0
     for position in range(1, longest + 2):
@@ -225,17 +225,17 @@ def test_an_initiated_before_any_command_of_a_run_is_overwritten(redis: Redis) -
         api = Api(redis, position)
         compare(Wire(redis, api).client)
         api.finish()
-        if value(redis) == b"INITIATED":  # it came after the runner's last look: the next run heals it
+        if value(redis) == b"INITIATED":  # it came after the runner's last check: the next run repairs it
             assert ResultStore(redis).restore() == [JOB], position
             restored += 1
         assert_answered(redis)
         assert ResultStore(redis).restore() == []
         assert_answered(redis)
-    assert restored == 2  # before the last command, which only takes a note, and after it
+    assert restored == 2  # before the last command, which only records the answer, and after it
 
 
 def test_an_initiated_at_any_moment_of_a_crash_and_a_takeover_is_overwritten(redis: Redis) -> None:
-    """A runner ends before or after any of its commands; the API's word falls before, between or after all."""
+    """A runner ends before or after any of its commands; INITIATED is written before, between or after all."""
     longest = longest_run(redis)
     crashes = 0
     for where, moment, position in itertools.product(

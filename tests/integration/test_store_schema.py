@@ -88,7 +88,7 @@ def _release(folder: Path, *headers: str) -> Path:
 def test_two_releases_on_one_database_are_upgraded_one_after_the_other(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that is still old goes on working, unless a migration says that it cannot."""
+    """The older release continues to work, unless a migration says that it cannot."""
     first = schema.migrations()[-1].version
     old = _release(tmp_path / "old")
     new = _release(tmp_path / "new", f"-- compatible-from: {first}\n")

@@ -1,4 +1,4 @@
-"""Schemas that a URL names: each is an installation of its own, and no other one takes its place."""
+"""Schemas that a URL names: each is a separate installation, and none is substituted for another."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def fill(url: str, prefix: str = "photo", count: int = 6) -> None:
 
 
 def count(database_url: str, name: str) -> int:
-    """Return how many faces the schema `name` holds."""
+    """Return how many faces the schema `name` contains."""
     with psycopg.connect(database_url) as connection:
         row = connection.execute(f'SELECT count(*) FROM "{name}".faces'.encode()).fetchone()
     assert row is not None
@@ -150,7 +150,7 @@ def store_faces(connection: psycopg.Connection, ids: list[str]) -> None:
 
 
 def statements_in(message: str) -> str:
-    """Return the SQL that a message tells to execute."""
+    """Return the SQL that a message says to execute."""
     found = re.search(r"(?:ALTER TABLE|INSERT INTO).*?;(?: ALTER TABLE.*?;)?", message)
     assert found is not None, message
     return found[0]

@@ -74,7 +74,7 @@ def test_a_photo_that_comes_back_while_the_sweep_runs_keeps_its_new_faces(runner
     fill(runner, ["other"], ["back", "away"])
 
     class Slow:
-        """The API's connection, with an upload right after the question which photos exist."""
+        """The API's connection, with an upload right after the query for existing photos."""
 
         def query(self, *args: object) -> object:
             answer = runner.api.query(*args).fetchall()  # type: ignore[arg-type]  # passed through

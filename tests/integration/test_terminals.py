@@ -1,4 +1,4 @@
-"""Ids, owners and names from outside, hostile ones, through every command that shows them."""
+"""Hostile ids, owners and names from outside, through every command that shows them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def assert_safe(text: str, *, shows: bool = True) -> None:
     bad = {ascii(one) for one in text if one != "\n" and unicodedata.category(one) in {"Cc", "Cf", "Cs", "Zl", "Zp"}}
     assert bad == set()
     assert not any(line.lstrip().startswith("FORGED") for line in text.splitlines())
-    assert not shows or "FORGED" in text, "nothing of the id was shown: the test looks at nothing"
+    assert not shows or "FORGED" in text, "the id was not shown: the test checks nothing"
 
 
 @pytest.fixture

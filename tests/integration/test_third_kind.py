@@ -1,4 +1,4 @@
-"""A third kind of job, defined in this file alone, goes the whole way from its queue to a dead letter."""
+"""A third kind of job, defined only in this file, goes the whole way from its queue to a dead letter."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ FIRST = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgresql://127
 
 @pytest.fixture
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Settings with which a command is done at once: nothing is waited for, no cluster is found."""
+    """Settings with which a command ends at once: it waits for nothing and finds no cluster."""
     for name, value in {**FIRST, "RUNNER_CONNECT_TIMEOUT_SECONDS": "0", "KUBECONFIG": str(tmp_path / "none"),
                         "RUNNER_FETCH_CONNECT_TIMEOUT_SECONDS": "0.2",
                         "RUNNER_FETCH_TIMEOUT_SECONDS": "0.5"}.items():  # fmt: skip

@@ -2,7 +2,7 @@
 
 It serves clients and, in the place of Google's storage, the uploaded files. Order and timing of its calls are those of
 the API: a row is added before its job is pushed, and a comparison is pushed before `INITIATED` is written, which may
-take as long as the server is told. Its clients get the job's id only after that.
+take a configurable time. Its clients get the job's id only after that.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Tab:
         self._socket.close()
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """Return the result of a command; events that come before it are noted."""
+        """Return the result of a command; earlier events are recorded."""
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters}
         self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
@@ -64,7 +64,7 @@ class Tab:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Wait until the page that the block leads to is complete."""
+        """Wait until the page that the block opens is complete."""
         self._loaded = False
         yield
         while not self._loaded:

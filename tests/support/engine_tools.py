@@ -46,7 +46,7 @@ def forget() -> None:
 
 
 def expected(image: Image) -> list[Any]:
-    """Return the faces that InsightFace itself finds; it is asked once for each image."""
+    """Return the faces that InsightFace itself finds; results are cached per image."""
     key = (image.shape, hashlib.sha256(image.tobytes()).hexdigest())
     if key not in _EXPECTED:
         _EXPECTED[key] = proof.reference_faces(reference(), image)

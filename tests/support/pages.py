@@ -52,7 +52,7 @@ def script(page: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Whoever follows a page: a folder like a checkout, an environment, and what the placeholders stand for."""
+    """The reader of a page: a folder like a checkout, an environment, and the values of the placeholders."""
 
     folder: Path
     environment: dict[str, str]
@@ -70,7 +70,7 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # what a page leaves in the background is ended with its shell
+            start_new_session=True,  # background processes of a page are ended with its shell
         )
         timed_out = ""
         try:

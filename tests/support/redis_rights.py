@@ -64,7 +64,7 @@ class Scene:
         return sorted(found)
 
     def lost(self) -> set[bytes]:
-        """Return the jobs that are nowhere any more, except comparisons that were answered."""
+        """Return the jobs that no longer exist, except answered comparisons."""
         missing = set(self.jobs) - set(self.payloads())
         return {payload for payload in missing if not self._answered(json.loads(payload).get("jobId"))}
 
@@ -159,7 +159,7 @@ class Limited:
         )
 
     def lacking(self, command: str) -> set[str]:
-        """Return what doctor says that this user lacks for a command."""
+        """Return the rights that this user lacks for a command, according to doctor."""
         settings = load({"REDIS_URL": self.url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "1"}, required=())
         try:
             with client.opened(settings) as redis:

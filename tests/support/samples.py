@@ -1,4 +1,4 @@
-"""Images of every supported kind: small, and with something to see in every corner."""
+"""Images of every supported kind: small, with distinct content in every corner."""
 
 from __future__ import annotations
 

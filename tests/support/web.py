@@ -207,7 +207,7 @@ def fetcher(
     proxy: str = "",
     authorities: Path | None = None,
 ) -> Fetcher:
-    """Return a fetcher with limits that a test has time for, for every port. `closed_fetchers` closes it."""
+    """Return a fetcher with limits short enough for a test, for every port. `closed_fetchers` closes it."""
     made = Fetcher(
         FetchLimits(connect, first_byte, total, most),
         allow_private=private,

@@ -1,4 +1,4 @@
-"""What is read out of Kubernetes' objects, and how it is shown."""
+"""What is read from Kubernetes objects, and how it is shown."""
 
 from __future__ import annotations
 

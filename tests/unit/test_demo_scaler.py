@@ -1,4 +1,4 @@
-"""KEDA's formula in small."""
+"""KEDA's formula in the demonstration's scaler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from demo.scaler import ScaledJob, new_runners
         (51, 0, 0, 2),
         (200, 0, 0, 4),
         (150, 50, 4, 0),  # claimed work keeps counting: nothing more is started for it
-        (0, 8, 0, 1),  # what a dead runner held starts the one that takes it over
+        (0, 8, 0, 1),  # leases of a dead runner start the one that takes them over
         (0, 8, 1, 0),
         (5000, 0, 0, 10),  # the limit
         (5000, 0, 10, 0),

@@ -1,4 +1,4 @@
-"""What the documentation says is what there is: generated parts, links, files, commands, values."""
+"""The documentation matches the code: generated parts, links, files, commands, values."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if shell_blocks(page)], ids=name_of)
 def test_commands_on_a_page_are_understood(page: Path) -> None:
-    """Also where they cannot run here: the worker's own parser takes them, and make has the targets."""
+    """Even if they cannot run here: the worker's own parser accepts them, and make has the targets."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     parser = cli._parser()
     for block in shell_blocks(page):

@@ -379,7 +379,7 @@ def test_standard_exif_is_read_without_opencv() -> None:
     assert headers.read(jpeg()).orientation == 1
 
 
-# Files that are not what they seem
+# Files of other formats than they seem
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `pip install` brings, and that the locks agree with each other."""
+"""What `pip install` installs, and that the locks agree with each other."""
 
 from __future__ import annotations
 

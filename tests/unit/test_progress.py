@@ -1,4 +1,4 @@
-"""Progress of a command: on a terminal alone, with and without rich."""
+"""Progress of a command: only on a terminal, with and without rich."""
 
 from __future__ import annotations
 

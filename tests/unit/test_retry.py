@@ -1,4 +1,4 @@
-"""The retry policy: what is repeated, for how long, and how long the waits are."""
+"""The retry policy: what is retried, for how long, and with which delays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: every wrong one named in one message, and no secret in it."""
+"""Settings: one message names every invalid one, and contains no secret."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from runner.worker.shutdown import Stop, StoppedEarlyError
 
 
 class Calls(list[str]):
-    """The reasons given to the last resort; `heard` is set with the first."""
+    """Records the reasons passed to the last resort; `heard` is set with the first."""
 
     def __init__(self) -> None:
         super().__init__()

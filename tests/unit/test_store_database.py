@@ -1,4 +1,4 @@
-"""Which failures of PostgreSQL pass, what is repeated, and what a message may say."""
+"""Which PostgreSQL errors are transient, what is retried, and what a message may contain."""
 
 from __future__ import annotations
 

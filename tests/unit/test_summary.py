@@ -1,4 +1,4 @@
-"""The summary adds up, whatever has happened."""
+"""The counts of the summary always add up."""
 
 from __future__ import annotations
 
