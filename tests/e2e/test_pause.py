@@ -26,7 +26,7 @@ def test_a_paused_list_starts_no_job_until_it_is_resumed(
     printed = site.helm("install", "party", str(CHART), *where, values=values)
     commands = {
         action: shlex.split(command)
-        for action, command in re.findall(r"^(Pause|Go on) +kubectl (.+)$", printed, re.MULTILINE)
+        for action, command in re.findall(r"^(Pause|Resume) +kubectl (.+)$", printed, re.MULTILINE)
     }
     site.kubectl(*commands["Pause"])
     wait(
@@ -41,7 +41,7 @@ def test_a_paused_list_starts_no_job_until_it_is_resumed(
     process = ("--namespace", namespace, "--selector", "app.kubernetes.io/component=process")
     assert site.get("jobs", *process) == []
     assert backends.leftovers() == {"process waiting": 1}
-    site.kubectl(*commands["Go on"])
+    site.kubectl(*commands["Resume"])
     wait(lambda: site.get("jobs", *process) and not backends.leftovers(), "the paused job to be processed")
     site.helm("uninstall", "party", "--namespace", namespace)
 
