@@ -15,6 +15,7 @@ import pytest
 
 from demo.scaler import ScaledJob, Scaler
 from tests.faults.pictures import kinds
+from tests.support.forked import Fork
 from tests.support.web import Web, hang, ok
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Storage:
             environment={**service.environment, **QUICK, **more},
             folder=folder,
             polling_seconds=0.4,
+            command=("runner.cli",),
+            start=Fork,
         )
 
     def upload(self, count: int, web: Web, name: str = "photo") -> list[str]:
