@@ -56,7 +56,7 @@ def _zsh(folder: Path, typed: str, expected: str) -> str:
 
 
 def _run(shell: str, text: str) -> str:
-    done = subprocess.run([shell, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([shell, "-c", text], capture_output=True, text=True, timeout=120, check=False)
     return done.stdout
 
 
