@@ -17,7 +17,7 @@ from redis import Redis
 
 from demo.servers import free_port
 from tests.chart.test_alerts import WITH_EXPORTER, queries, rendered
-from tests.integration.test_metrics import exporter
+from tests.integration.test_metrics import exporter, once
 from tests.support.queue_tools import push, queue_of
 
 PATIENCE_SECONDS = 60.0
@@ -111,6 +111,13 @@ def test_a_burst_is_scraped_and_every_query_is_answered(redis: Redis, redis_url:
         answered = {text: server.query(_filled(text)) for text in queries() if not text.startswith("label_values")}
         assert len(answered) > 20
         assert sum(bool(rows) for rows in answered.values()) > len(answered) / 2
+
+
+def test_promtool_finds_no_fault_in_names_units_and_help(redis_url: str) -> None:
+    code, text, _ = once(redis_url)
+    assert (code, text.count("# HELP") > 25) == (0, True)
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def _rules(server: Prometheus) -> list[dict[str, Any]]:
