@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -111,6 +112,20 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "spottmee-worker"
     sys_version = ""
+
+    def handle_one_request(self) -> None:
+        """Answer the next request, or disconnect a client that takes too long in all, however steadily it sends."""
+        timer = threading.Timer(2 * REQUEST_SECONDS, self._disconnect)  # as long idle, and as long for the request
+        timer.daemon = True
+        timer.start()
+        try:
+            super().handle_one_request()
+        finally:
+            timer.cancel()
+
+    def _disconnect(self) -> None:
+        with suppress(OSError):  # it has left
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         self._answer(with_body=True)

@@ -7,11 +7,13 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from demo.servers import EmbeddedRedis
 from runner.cli.metrics import routes
 from runner.metrics import catalogue, reader
+from runner.metrics.server import MOST_REQUESTS, Response, Server
 from runner.queue import keys, totals
 from runner.queue.client import connect
 from runner.queue.samples import HISTORY_SECONDS, Sampler
@@ -31,7 +34,7 @@ from tests.integration.test_queue_self_test import WORDS
 from tests.support import forked
 from tests.support.forked import Fork
 from tests.support.queue_tools import closing_clients, pass_time, push, queue_of
-from tests.support.run_tools import Service
+from tests.support.run_tools import Service, wait_for
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -281,6 +284,30 @@ def test_every_response_forbids_embedding_sniffing_and_caching(running: Exporter
         assert headers["cache-control"] == "no-store"
         assert "access-control-allow-origin" not in headers
         assert "python" not in headers["server"].lower()
+
+
+def test_clients_that_send_slowly_cannot_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.metrics.server.REQUEST_SECONDS", 0.4)
+    server = Server("127.0.0.1", 0, {"/": lambda _query, _accept: Response(b"ok")})
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MOST_REQUESTS)]
+
+    def answered() -> bool:
+        for one in slow:  # always in time for the next byte, and never done
+            with suppress(OSError):
+                one.send(b"G")
+        with suppress(OSError), closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)) as client:
+            client.request("GET", "/")
+            return client.getresponse().read() == b"ok"
+        return False
+
+    try:
+        wait_for(answered, 20)
+    finally:
+        server.shutdown()
+        server.server_close()
+        for one in slow:
+            one.close()
 
 
 def test_an_unknown_path_names_those_that_exist(running: Exporter) -> None:
