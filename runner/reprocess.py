@@ -115,7 +115,7 @@ class _Step:
     """One photo to push: by its dead letter, or by a payload."""
 
     cause: Cause
-    letter_id: str | None
+    dead_letter_id: str | None
     payload: bytes = field(default=b"", repr=False)
 
 
@@ -142,7 +142,7 @@ class Reprocessing:
         self._connect_seconds = connect_seconds
         self._lock_seconds = lock_seconds
         self._pusher = Pusher(redis, PHOTO.queue, seconds=lock_seconds)
-        self._letters = DeadLetters(redis, PHOTO.queue)
+        self._dead_letters = DeadLetters(redis, PHOTO.queue)
         self._renewed = 0.0
         self._busy: set[str] = set()
         self._dead: dict[str, tuple[str, str]] = {}
@@ -200,7 +200,7 @@ class Reprocessing:
             if not isinstance(photo_id, str):
                 continue
             if isinstance(job, Dead):
-                self._dead[photo_id] = job.letter.id, job.letter.code  # the newest comes last
+                self._dead[photo_id] = job.dead_letter.id, job.dead_letter.code  # the newest comes last
             else:
                 self._busy.add(photo_id)
 
@@ -242,8 +242,8 @@ class Reprocessing:
             return Skipped.HAS_JOB
         cause = _CAUSES[photo.status]
         if photo.id in self._dead:
-            letter_id, reason = self._dead[photo.id]
-            return _Step(cause, letter_id) if reason in self._choice.reasons else Skipped.OTHER_CODE
+            dead_letter_id, reason = self._dead[photo.id]
+            return _Step(cause, dead_letter_id) if reason in self._choice.reasons else Skipped.OTHER_CODE
         if cause is Cause.FAILED and UNKNOWN_REASON not in self._choice.reasons:
             return Skipped.UNKNOWN_CODE
         if self._template is None:  # a dry run can count without it
@@ -263,8 +263,8 @@ class Reprocessing:
             if left == 0:
                 break
             left -= 1
-            if step.letter_id is not None:
-                self._requeue(step.letter_id, progress)
+            if step.dead_letter_id is not None:
+                self._requeue(step.dead_letter_id, progress)
             else:
                 batch.append(step.payload)
             if len(batch) == BATCH:
@@ -282,7 +282,7 @@ class Reprocessing:
             if payloads:
                 time.sleep(self._pause())
 
-    def _requeue(self, letter_id: str, progress: Progress) -> None:
+    def _requeue(self, dead_letter_id: str, progress: Progress) -> None:
         """Requeue a dead letter, in one atomic step, so that no other process can do the same."""
         while self._waiting() >= self._choice.max_waiting:
             self._pusher.keep()
@@ -290,7 +290,7 @@ class Reprocessing:
             progress.update(self.report.done, self._waiting())
             time.sleep(self._pause())
         self._keep()
-        if self._letters.requeue(letter_id) is Requeued.DONE:
+        if self._dead_letters.requeue(dead_letter_id) is Requeued.DONE:
             self.report.requeued += 1
         else:
             self.report.skipped[Skipped.MOVED] += 1

@@ -140,19 +140,19 @@ def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
 def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, DeadLetter]]:
     """Return the dead letters that match the filters, oldest first."""
     found = [
-        (queue, letter)
+        (queue, dead_letter)
         for queue in queues
-        for letter in queue.all(newer_than=args.newer_than, older_than=args.older_than or 0.0)
-        if not args.code or letter.code in args.code
+        for dead_letter in queue.all(newer_than=args.newer_than, older_than=args.older_than or 0.0)
+        if not args.code or dead_letter.code in args.code
     ]
     return sorted(found, key=lambda pair: pair[1].dead_lettered_at)
 
 
-def _find(queues: Sequence[DeadLetters], letter_id: str) -> tuple[DeadLetters, DeadLetter] | None:
+def _find(queues: Sequence[DeadLetters], dead_letter_id: str) -> tuple[DeadLetters, DeadLetter] | None:
     for queue in queues:
-        letter = queue.get(letter_id)
-        if letter is not None:
-            return queue, letter
+        dead_letter = queue.get(dead_letter_id)
+        if dead_letter is not None:
+            return queue, dead_letter
     return None
 
 
@@ -161,10 +161,10 @@ def _list(args: argparse.Namespace) -> int:
         found = _matching(queues, args)
         newest = found[::-1][: args.limit or None]
         if args.json:
-            _print_json([_document(queue, letter) for queue, letter in newest])
+            _print_json([_document(queue, dead_letter) for queue, dead_letter in newest])
             return 0
-        _print_table([letter for _, letter in newest])
-    reasons = Counter(letter.code for _, letter in found)
+        _print_table([dead_letter for _, dead_letter in newest])
+    reasons = Counter(dead_letter.code for _, dead_letter in found)
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
     cut = f"; the newest {len(newest)} are shown (--limit 0 shows all)" if len(newest) < len(found) else ""
     output.problem(f"dead letters: {counts}{cut}")
@@ -177,20 +177,20 @@ def _show(args: argparse.Namespace) -> int:
     documents: list[dict[str, Any]] = []
     missing: list[str] = []
     with _open() as queues:
-        for letter_id in args.ids:
-            found = _find(queues, letter_id)
+        for dead_letter_id in args.ids:
+            found = _find(queues, dead_letter_id)
             if found is None:
-                missing.append(letter_id)
+                missing.append(dead_letter_id)
                 continue
-            queue, letter = found
-            payload = queue.payload(letter_id)
+            queue, dead_letter = found
+            payload = queue.payload(dead_letter_id)
             if args.payload:
                 if payload is None:
-                    raise CheckFailedError(f"the payload of dead letter {letter_id} has expired")
-                _write_payload(letter, payload)
+                    raise CheckFailedError(f"the payload of dead letter {dead_letter_id} has expired")
+                _write_payload(dead_letter, payload)
                 return 0
             redacted = None if payload is None else shown(payload)
-            documents.append(_document(queue, letter) | {"payload": redacted})
+            documents.append(_document(queue, dead_letter) | {"payload": redacted})
     if args.json:
         _print_json(documents)
     else:
@@ -203,12 +203,12 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_payload(letter: DeadLetter, payload: bytes) -> None:
-    if KINDS[letter.queue].private or may_hold_selfie(payload):
-        raise UsageError(f"the payload of dead letter {letter.id} may contain a selfie: it is never printed")
+def _write_payload(dead_letter: DeadLetter, payload: bytes) -> None:
+    if KINDS[dead_letter.queue].private or may_hold_selfie(payload):
+        raise UsageError(f"the payload of dead letter {dead_letter.id} may contain a selfie: it is never printed")
     if sys.stdout.isatty() and not payload.decode(errors="replace").isprintable():
         raise UsageError(
-            f"the payload of dead letter {letter.id} contains control characters: redirect it to a file or a pipe"
+            f"the payload of dead letter {dead_letter.id} contains control characters: redirect it to a file or a pipe"
         )
     sys.stdout.buffer.write(payload)
     sys.stdout.flush()
@@ -219,10 +219,10 @@ def _requeue(args: argparse.Namespace) -> int:
     with _open(args.queue) as queues:
         chosen, absent = _chosen(queues, args)
         outcomes = dict.fromkeys(absent, "not_found")
-        for queue, letter in chosen:
-            kept = queue.payload_seconds(letter.id) is not None
-            outcome = (Requeued.DONE if kept else Requeued.EXPIRED) if args.dry_run else queue.requeue(letter.id)
-            outcomes[letter.id] = outcome.value
+        for queue, dead_letter in chosen:
+            kept = queue.payload_seconds(dead_letter.id) is not None
+            outcome = (Requeued.DONE if kept else Requeued.EXPIRED) if args.dry_run else queue.requeue(dead_letter.id)
+            outcomes[dead_letter.id] = outcome.value
     return _report(args, outcomes, "requeued")
 
 
@@ -234,9 +234,9 @@ def _purge(args: argparse.Namespace) -> int:
             output.problem("nothing was deleted")
             return 0
         outcomes = dict.fromkeys(absent, "not_found")
-        for queue, letter in chosen:
-            done = args.dry_run or queue.purge(letter.id)
-            outcomes[letter.id] = "purged" if done else "not_found"
+        for queue, dead_letter in chosen:
+            done = args.dry_run or queue.purge(dead_letter.id)
+            outcomes[dead_letter.id] = "purged" if done else "not_found"
     return _report(args, outcomes, "purged")
 
 
@@ -246,9 +246,9 @@ def _chosen(
     """Return the dead letters to act on, oldest first, and the ids that do not exist."""
     if not args.ids:
         return _matching(queues, args)[: args.limit or None], []
-    found = {letter_id: _find(queues, letter_id) for letter_id in dict.fromkeys(args.ids)}
+    found = {dead_letter_id: _find(queues, dead_letter_id) for dead_letter_id in dict.fromkeys(args.ids)}
     chosen = sorted((pair for pair in found.values() if pair is not None), key=lambda pair: pair[1].dead_lettered_at)
-    return chosen[: args.limit or None], [letter_id for letter_id, pair in found.items() if pair is None]
+    return chosen[: args.limit or None], [dead_letter_id for dead_letter_id, pair in found.items() if pair is None]
 
 
 def _check_choice(args: argparse.Namespace) -> None:
@@ -269,7 +269,7 @@ def _confirmed(count: int) -> bool:
 
 
 def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> int:
-    failed = {letter_id: what for letter_id, what in outcomes.items() if what != wanted}
+    failed = {dead_letter_id: what for dead_letter_id, what in outcomes.items() if what != wanted}
     done = len(outcomes) - len(failed)
     if args.json:
         _print_json({wanted: done, "dry_run": args.dry_run, "dead_letters": outcomes})
@@ -279,22 +279,22 @@ def _report(args: argparse.Namespace, outcomes: dict[str, str], wanted: str) -> 
     if not failed:
         return 0
     causes = {"not_found": "no such dead letter", "expired": "its payload has expired"}
-    for letter_id, what in failed.items():
-        output.problem(f"{letter_id}: {causes[what]}")
+    for dead_letter_id, what in failed.items():
+        output.problem(f"{dead_letter_id}: {causes[what]}")
     raise CheckFailedError(f"{len(failed)} dead letters could not be {wanted}")
 
 
-def _document(queue: DeadLetters, letter: DeadLetter) -> dict[str, Any]:
-    seconds = queue.payload_seconds(letter.id)
+def _document(queue: DeadLetters, dead_letter: DeadLetter) -> dict[str, Any]:
+    seconds = queue.payload_seconds(dead_letter.id)
     return {
-        "id": letter.id,
-        "queue": letter.queue,
-        "error": {"code": letter.code, "message": letter.message},
-        "attempts": letter.attempts,
-        "runner": letter.runner,
-        "bytes": letter.bytes,
-        "claimed_at": _moment(letter.claimed_at),
-        "dead_lettered_at": _moment(letter.dead_lettered_at),
+        "id": dead_letter.id,
+        "queue": dead_letter.queue,
+        "error": {"code": dead_letter.code, "message": dead_letter.message},
+        "attempts": dead_letter.attempts,
+        "runner": dead_letter.runner,
+        "bytes": dead_letter.bytes,
+        "claimed_at": _moment(dead_letter.claimed_at),
+        "dead_lettered_at": _moment(dead_letter.dead_lettered_at),
         "payload_expires_in_seconds": None if seconds is None else round(seconds),
     }
 
@@ -307,13 +307,13 @@ def _print_json(document: Any) -> None:
     output.document(document, indent=2 if sys.stdout.isatty() else None)
 
 
-def _print_table(letters: Sequence[DeadLetter]) -> None:
-    if not letters:
+def _print_table(dead_letters: Sequence[DeadLetter]) -> None:
+    if not dead_letters:
         return
     rows = [("ID", "QUEUE", "CODE", "ATTEMPTS", "FAILED", "BYTES", "MESSAGE")]
     rows += [
         (one.id, one.queue, one.code, str(one.attempts), _moment(one.dead_lettered_at), str(one.bytes), one.message)
-        for one in letters
+        for one in dead_letters
     ]
     screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in columns(rows):

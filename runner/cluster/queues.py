@@ -64,16 +64,18 @@ def leases_of(redis: Redis, settings: Settings, owner: str) -> list[Leased]:
     return [lease for queue in queues for lease in queue.leased(_MOST_LEASES) if lease.owner.startswith(f"{owner}/")]
 
 
-def payload_of_dead_letter(redis: Redis, letter_id: str) -> bytes:
+def payload_of_dead_letter(redis: Redis, dead_letter_id: str) -> bytes:
     """Return the payload of a dead letter. Raises `CheckFailedError` if it no longer has one."""
     for name in KINDS:
-        letters = DeadLetters(redis, name)
-        payload = letters.payload(letter_id)
+        dead_letters = DeadLetters(redis, name)
+        payload = dead_letters.payload(dead_letter_id)
         if payload is not None:
             return payload
-        if letters.get(letter_id) is not None:
-            raise CheckFailedError(f"the payload of dead letter {letter_id} has expired: a selfie is kept for an hour")
-    raise CheckFailedError(f"there is no dead letter {letter_id}: `spottmee-worker dead list` shows all ids")
+        if dead_letters.get(dead_letter_id) is not None:
+            raise CheckFailedError(
+                f"the payload of dead letter {dead_letter_id} has expired: a selfie is kept for an hour"
+            )
+    raise CheckFailedError(f"there is no dead letter {dead_letter_id}: `spottmee-worker dead list` shows all ids")
 
 
 def payload_of_photo(redis: Redis, photo_id: str) -> bytes:

@@ -62,59 +62,62 @@ class DeadLetters:
         script, size, low, seen = Script(self._client, "dead_letters"), _PAGE, "0", set[str]()
         while True:
             rows = script(self._keys, [low, round(kept * 1000), round(older_than * 1000), size])
-            fresh = [letter for letter in (self._letter(*row) for row in rows) if letter.id not in seen]
-            seen.update(letter.id for letter in fresh)
+            fresh = [
+                dead_letter for dead_letter in (self._dead_letter(*row) for row in rows) if dead_letter.id not in seen
+            ]
+            seen.update(dead_letter.id for dead_letter in fresh)
             yield from fresh
             if len(rows) < size:
                 return
             low = rows[-1][2].decode()  # by time, not by index: some may be purged in the meantime
             size = size if fresh else 2 * size  # more than a page from one millisecond
 
-    def get(self, letter_id: str) -> DeadLetter | None:
+    def get(self, dead_letter_id: str) -> DeadLetter | None:
         """Return one dead letter, or None if there is none with this id."""
         with refusals(f"reading {keys.dead_index(self.name)} and {keys.dead(self.name)}"):
-            moment = self._client.zscore(keys.dead_index(self.name), letter_id)
-            text = self._client.hget(keys.dead(self.name), letter_id)
+            moment = self._client.zscore(keys.dead_index(self.name), dead_letter_id)
+            text = self._client.hget(keys.dead(self.name), dead_letter_id)
         if moment is None or not isinstance(text, bytes):
             return None
-        return self._letter(letter_id.encode(), text, moment)
+        return self._dead_letter(dead_letter_id.encode(), text, moment)
 
-    def payload(self, letter_id: str) -> bytes | None:
+    def payload(self, dead_letter_id: str) -> bytes | None:
         """Return the payload as the API pushed it, byte for byte, or None if it has expired."""
-        key = keys.dead_payload(self.name, letter_id)
+        key = keys.dead_payload(self.name, dead_letter_id)
         with refusals(f"reading {key}"):
             found = self._client.get(key)
         return found if isinstance(found, bytes) else None
 
-    def payload_seconds(self, letter_id: str) -> float | None:
+    def payload_seconds(self, dead_letter_id: str) -> float | None:
         """Return for how many more seconds the payload is kept, or None if it has expired."""
-        milliseconds = int(self._client.pttl(keys.dead_payload(self.name, letter_id)))
+        milliseconds = int(self._client.pttl(keys.dead_payload(self.name, dead_letter_id)))
         return milliseconds / 1000 if milliseconds > 0 else None
 
-    def requeue(self, letter_id: str) -> Requeued:
+    def requeue(self, dead_letter_id: str) -> Requeued:
         """Append the job to its list as a new job, and delete the dead letter."""
         done = Script(self._client, "requeue")(
             [
                 keys.list_key(self.name),
                 *self._keys,
-                keys.dead_payload(self.name, letter_id),
+                keys.dead_payload(self.name, dead_letter_id),
                 self._last,
                 keys.totals(self.name),
             ],
-            [secrets.token_hex(8), letter_id],
+            [secrets.token_hex(8), dead_letter_id],
         )
         return {1: Requeued.DONE, 0: Requeued.ABSENT, -1: Requeued.EXPIRED}[int(done)]
 
-    def purge(self, letter_id: str) -> bool:
+    def purge(self, dead_letter_id: str) -> bool:
         """Delete the dead letter and its payload; False if there is none with this id."""
         done = Script(self._client, "purge")(
-            [*self._keys, keys.dead_payload(self.name, letter_id), self._last], [secrets.token_hex(8), letter_id]
+            [*self._keys, keys.dead_payload(self.name, dead_letter_id), self._last],
+            [secrets.token_hex(8), dead_letter_id],
         )
         return bool(done)
 
-    def _letter(self, raw_id: bytes, text: bytes, buried: bytes | float) -> DeadLetter:
-        since, _, letter = text.partition(b" ")
-        document = json.loads(letter)
+    def _dead_letter(self, raw_id: bytes, text: bytes, buried: bytes | float) -> DeadLetter:
+        since, _, dead_letter = text.partition(b" ")
+        document = json.loads(dead_letter)
         error = document.get("error", {})
         return DeadLetter(
             id=raw_id.decode(),

@@ -66,11 +66,11 @@ class Expiry:
         ]
 
     def remove(self, job: Overdue, reason: str, detail: str) -> bool:
-        """Dead-letter the job, without its payload; False if it was claimed meanwhile."""
-        letter_id = job.lease_id or f"{secrets.token_hex(8)}-0"
-        letter = {
-            "id": letter_id, "queue": self.name, "error": {"code": reason, "message": detail}, "attempts": job.attempts,
-            "runner": self._owner, "bytes": job.bytes,
+        """Dead-letter the job, without its payload; False if it was claimed in the meantime."""
+        dead_letter_id = job.lease_id or f"{secrets.token_hex(8)}-0"
+        dead_letter = {
+            "id": dead_letter_id, "queue": self.name, "error": {"code": reason, "message": detail},
+            "attempts": job.attempts, "runner": self._owner, "bytes": job.bytes,
         }  # fmt: skip
         done = Script(self._client, "expire")(
             [
@@ -78,7 +78,7 @@ class Expiry:
                 self.last, keys.dead(self.name), keys.dead_index(self.name), keys.totals(self.name),
             ],
             [
-                secrets.token_hex(8), job.lease_id, job.sha1, letter_id, f"{job.since} {json.dumps(letter)}",
+                secrets.token_hex(8), job.lease_id, job.sha1, dead_letter_id, f"{job.since} {json.dumps(dead_letter)}",
                 totals.encode({totals.job_field(totals.DEAD_LETTERED, reason): 1}),
             ],
         )  # fmt: skip

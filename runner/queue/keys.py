@@ -69,9 +69,9 @@ def dead_index(name: str) -> str:
     return _side(name, "dead:index")
 
 
-def dead_payload(name: str, letter_id: str) -> str:
+def dead_payload(name: str, dead_letter_id: str) -> str:
     """Return the key with the payload of a dead letter, which expires."""
-    return _side(name, f"dead:payload:{letter_id}")
+    return _side(name, f"dead:payload:{dead_letter_id}")
 
 
 def totals(name: str) -> str:

@@ -295,7 +295,7 @@ class LeaseQueue:
 
         Without `keep_selfie`, a payload that may hold one is deleted at once.
         """
-        letter = {
+        dead_letter = {
             "id": lease.id,
             "queue": self.name,
             "error": {"code": reason, "message": detail[:DETAIL_LENGTH]},
@@ -311,7 +311,7 @@ class LeaseQueue:
                 self._parked, keys.pending(self.list_name, lease.id), self._totals,
             ],
             [
-                _request_id(), lease.id, lease.holder, json.dumps(letter), _milliseconds(seconds),
+                _request_id(), lease.id, lease.holder, json.dumps(dead_letter), _milliseconds(seconds),
                 _milliseconds(DEAD_LETTER_SECONDS),
                 totals.encode(_with(tally, totals.job_field(totals.DEAD_LETTERED, reason))),
             ],

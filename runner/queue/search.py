@@ -55,7 +55,7 @@ class Claimed(Job):
 class Dead(Job):
     """The job of a dead letter."""
 
-    letter: DeadLetter
+    dead_letter: DeadLetter
 
 
 class JobSearch:
@@ -64,7 +64,7 @@ class JobSearch:
     def __init__(self, client: Redis, name: str) -> None:
         self.name = name
         self._client = client
-        self._letters = DeadLetters(client, name)
+        self._dead_letters = DeadLetters(client, name)
         self._queue = LeaseQueue(client, name, owner="onlooker", lease_seconds=0, max_attempts=0)
 
     def all(self) -> Iterator[Job]:
@@ -104,17 +104,17 @@ class JobSearch:
 
     def dead(self) -> Iterator[Dead]:
         """Yield the dead letters whose payload is still kept."""
-        for letter in self._letters.all():
-            payload = self._letters.payload(letter.id)
+        for dead_letter in self._dead_letters.all():
+            payload = self._dead_letters.payload(dead_letter.id)
             if payload is not None:
-                yield Dead(payload[:BEGINNING_BYTES], len(payload), letter)
+                yield Dead(payload[:BEGINNING_BYTES], len(payload), dead_letter)
 
     def payload(self, job: Job) -> bytes | None:
         """Return the complete payload of a job, or None if it has ended or moved in the meantime."""
         if not job.truncated:
             return job.beginning
         if isinstance(job, Dead):
-            return self._letters.payload(job.letter.id)
+            return self._dead_letters.payload(job.dead_letter.id)
         client: Any = self._client
         with refusals(f"reading {keys.list_key(self.name)} and {keys.claimed(self.name)}"):
             if isinstance(job, Claimed):
@@ -136,12 +136,12 @@ class JobSearch:
                 )
                 return int(removed), False
             case Claimed():
-                held = [
+                touched = [
                     keys.leases(self.name), keys.claimed(self.name), keys.parked(self.name),
                     keys.pending(self.name, job.lease_id), keys.totals(self.name),
                 ]  # fmt: skip
-                outcome = int(Script(self._client, "revoke")(held, [job.lease_id, totals.encode({_FORGOTTEN: 1})]))
+                outcome = int(Script(self._client, "revoke")(touched, [job.lease_id, totals.encode({_FORGOTTEN: 1})]))
                 return min(outcome, 1), outcome > 1
             case Dead():
-                return int(self._letters.purge(job.letter.id)), False
+                return int(self._dead_letters.purge(job.dead_letter.id)), False
         raise TypeError(type(job))

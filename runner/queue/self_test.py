@@ -122,7 +122,9 @@ class SelfTest:
         self._created.append(expiry.last)
         self._expect("expire", [expiry.remove(job, "doctor", "") for job in expiry.find()] == [True])
         self._expire()
-        self._expect("purge", [self._dead_letters.purge(letter.id) for letter in self._dead_letters.all()] == [True])
+        self._expect(
+            "purge", [self._dead_letters.purge(dead_letter.id) for dead_letter in self._dead_letters.all()] == [True]
+        )
         totals_now = read_totals(self._redis, self.name)
         self._expect("totals", (totals_now[totals.TAKEN], totals_now[totals.REQUEUES]) == (7, 1))
         self._newer.end_run('{"doctor": true}')

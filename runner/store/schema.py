@@ -159,7 +159,7 @@ def _apply_next(connection: Session, *, new: bool) -> str | None:
     with connection.unlimited():
         # The lock is the transaction's own: it also holds behind PgBouncer.
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        connection.locate()  # another process may have migrated meanwhile
+        connection.locate()  # another process may have migrated in the meantime
         have = current_version(connection)
         if have >= known[-1].version:
             check(connection)
