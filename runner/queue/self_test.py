@@ -106,14 +106,7 @@ class SelfTest:
         self._expect("take_over", self._newer.take_over() == 1)
         rest = self._newer.claim(len(pushed))
         self._expect("claim", len(rest) == len(pushed) - 1)  # without the purged one
-        parking = Parking(self._redis, self.name)
-        waiting = rest.pop()
-        self._created += [keys.parked(self.name), keys.pending(self.name, waiting.id)]
-        self._expect("announce", parking.announce(waiting, ["doctor"], LIFETIME_SECONDS))
-        self._expect("park", self._newer.park(waiting, "doctor", b"doctor") is Parked.DONE)
-        self._expire()
-        self._expect("wake", parking.photos_done(["doctor"]) == [waiting.id])
-        rest += self._newer.claim(1)
+        rest += self._play_parking(rest.pop())
         self._play_outage(rest)
         self._expect("acknowledge", self._newer.acknowledge_many(rest) == set())
         self._redis.rpush(self._list, b"doctor")
@@ -130,6 +123,16 @@ class SelfTest:
         self._newer.end_run('{"doctor": true}')
         counts = self._newer.counts()
         self._expect("counts", (counts.waiting, counts.in_flight, counts.dead_letters) == (0, 0, 0))
+
+    def _play_parking(self, waiting: Lease) -> list[Lease]:
+        """Park a job, wake it, and claim it again."""
+        parking = Parking(self._redis, self.name)
+        self._created += [keys.parked(self.name), keys.pending(self.name, waiting.id)]
+        self._expect("announce", parking.announce(waiting, ["doctor"], LIFETIME_SECONDS))
+        self._expect("park", self._newer.park(waiting, "doctor", b"doctor") is Parked.DONE)
+        self._expire()
+        self._expect("wake", parking.photos_done(["doctor"]) == [waiting.id])
+        return self._newer.claim(1)
 
     def _play_outage(self, leases: list[Lease]) -> None:
         """Let two jobs wait for an image server, one as its probe, and claim them again when it answers."""

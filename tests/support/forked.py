@@ -34,7 +34,7 @@ MODULES = (
 # What Python and the libraries read when they start, and a fork does not read again.
 READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "OPENBLAS_", "OMP_", "OPENCV_", "MALLOC_", "OTEL_", "SSL_")
 _REQUEST_BYTES = 1 << 20
-_EXECUTE_CHILD = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
+_EXECUTE_CHILD = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]  # private
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -54,7 +54,7 @@ class Fork(subprocess.Popen[Any]):
             files = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
             self.pid = _parent().fork(request, [nothing.fileno() if file == -1 else file for file in files])
         self._child_created = True
-        self._close_pipe_fds(*(given[name] for name in _PIPES))  # type: ignore[attr-defined]
+        self._close_pipe_fds(*(given[name] for name in _PIPES))  # type: ignore[attr-defined]  # private
 
 
 def run(
@@ -177,8 +177,8 @@ def _become(
         os.close(file)
     # The old ones believe that their files are what they were before.
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a number, kept open
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - as long as the process
     if new_session:
         os.setsid()
     if directory:
