@@ -193,7 +193,7 @@ release: setup tools ## Build packages, images, chart, SBOMs and checksums of VE
 
 .PHONY: release-test
 release-test: setup tools ## Rehearse a release twice and install from its registry (as root; RELEASE_IMAGES)
-	@RELEASE_IMAGES='$(or $(RELEASE_IMAGES),cpu-amd64)' $(BIN)/python -m pytest --timeout 3600 tests/image/test_release.py
+	@RELEASE_IMAGES='$(or $(RELEASE_IMAGES),cpu-amd64$(shell arch-test arm64 >/dev/null 2>&1 && echo ' cpu-arm64'))' $(BIN)/python -m pytest --timeout 3600 tests/image/test_release.py
 
 # onnxruntime asks for sympy (86 MB with mpmath) and packaging for tools that no run uses, and pi-heif for Pillow (22 MB), which its
 # compiled module does not need: the image goes without.
