@@ -5,7 +5,7 @@ These variables make `make e2e` use an existing cluster, in which the tests inst
     E2E_KUBECONFIG     a kubeconfig; its current context is used
     E2E_IMAGE          the worker's image, REPOSITORY:TAG, which the nodes can pull or already have
     E2E_HOST           an address of this machine that pods can reach, to serve the photos (kind: 172.18.0.1)
-    E2E_REDIS_URL      an empty Redis that pods, KEDA and this machine can reach
+    E2E_REDIS_URL      an empty Redis that pods, KEDA and this machine can reach; each test deletes everything in it
     E2E_DATABASE_URL   a PostgreSQL with pgvector and the API's table, likewise; each test deletes its photos first
     E2E_DRAIN=1        permit draining a node (it is uncordoned afterwards)
     E2E_NETWORK_POLICY=1   the cluster's network plug-in enforces NetworkPolicy: test the chart's policy too

@@ -148,8 +148,11 @@ def test_ctrl_c_removes_the_debug_job(site: Site, namespace: str, values: dict[s
 
 
 def test_without_a_template_or_permissions_debug_says_what_to_do(
-    site: Site, namespace: str, release: str, tmp_path: Path
+    site: Site, namespace: str, release: str, backends: Backends, tmp_path: Path
 ) -> None:
+    backends.connection.execute(
+        'INSERT INTO "Photo" (id) VALUES (gen_random_uuid()::text)'
+    )  # an empty table is suspicious
     job = ("debug", "--photo", "x", "--url", "http://x/y.jpg")
     absent = site.worker(*job, "-n", "default")
     assert (absent.returncode, "debug.enabled" in absent.stderr) == (6, True)
@@ -174,7 +177,8 @@ def test_without_a_template_or_permissions_debug_says_what_to_do(
         "the permissions of the service account",
     )
     allowed = site.worker(*job, "-n", namespace, KUBECONFIG=kubeconfig)
-    assert allowed.returncode == 0, allowed.stderr
+    assert allowed.returncode == 5, allowed.stderr  # the job ran: its photo is not in the table
+    assert "photo_gone" in allowed.stderr
     assert release
 
 
@@ -209,7 +213,7 @@ def test_dry_run_prints_a_valid_object_without_its_payload(site: Site, namespace
     assert done.returncode == 0, done.stderr
     job, secret = json.loads(done.stdout)["items"]
     assert "secret/y" not in done.stdout
-    assert list(secret["data"].values()) == ["<46 bytes, not shown: it may hold a selfie>"]
+    assert list(secret["data"].values()) == ["<46 bytes, not shown: it may contain a selfie>"]
     output = site.kubectl(
         "create", "--dry-run=server", "--validate=strict", "-n", namespace, "-f", "-", text=json.dumps(job)
     )
