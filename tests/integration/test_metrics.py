@@ -96,8 +96,8 @@ def exporter(redis_url: str, *arguments: str, fresh: bool = False) -> Iterator[E
         assert found, line + process.stderr.read()
         yield Exporter(process, int(found[1]))
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()  # not kill: coverage is written at the end
+        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
