@@ -344,6 +344,17 @@ def busy(redis: Any) -> Any:
     return redis
 
 
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Measure without the tracing of `make coverage`, which triples the time."""
+    tracing = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracing)
+
+
 def test_a_scrape_of_full_queues_takes_less_than_20_ms(
     busy: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,9 +371,11 @@ def test_a_scrape_of_full_queues_takes_less_than_20_ms(
         found = by_name(parse_openmetrics(scrape("", OPEN_METRICS["Accept"]).body.decode()))  # type: ignore[no-untyped-call]  # of a library
         mine, redis = [], []
         for _ in range(25):
-            started, before = time.thread_time(), redis_seconds()
-            scrape("", OPEN_METRICS["Accept"])
-            mine.append(time.thread_time() - started)
+            before = redis_seconds()
+            with untraced():
+                started = time.thread_time()
+                scrape("", OPEN_METRICS["Accept"])
+                mine.append(time.thread_time() - started)
             redis.append(redis_seconds() - before)
     finally:
         looked.stop()
