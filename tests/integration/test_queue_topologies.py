@@ -184,7 +184,7 @@ def test_the_acl_line_of_the_documentation_suffices_and_is_needed() -> None:
 def granted_besides(place: str) -> list[str]:
     """Return the documented additional rights for a database number, a cluster or a sentinel."""
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
-    found = re.search(rf"{place}[^`;.]* ((?:`[^`]+`[ ,]*)+)", page.partition("More for:")[2])
+    found = re.search(rf"{place}[^`;.]*((?:`[^`]+`[ ,]*)+)", page.partition("Additional rights are needed for")[2])
     assert found, f"docs/reference/redis-keys.md says nothing about {place}"
     return found[1].replace("`", " ").split()
 
@@ -277,7 +277,7 @@ def play_operator(client: Any) -> None:
 def test_forget_and_reprocess_in_a_cluster_with_the_documented_rights(cluster: Cluster) -> None:
     words = acl_line(PAGE.read_text(encoding="utf-8")).split()
     for node in cluster.nodes:
-        rights = [*granted_besides("cluster"), *granted_besides("forget")]
+        rights = [*granted_besides("cluster"), *granted_besides("`forget`")]
         opened(node).execute_command("ACL", "SETUSER", "operator", *words[2:], *rights)
     play_operator(connect(settings_of(cluster.url.replace("://", f"://operator:{words[3].removeprefix('>')}@"))))
 

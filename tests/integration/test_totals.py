@@ -185,7 +185,7 @@ def test_a_run_counts_its_jobs_their_stages_and_itself(service: Service) -> None
     assert (found[totals.RUNS_STARTED], found["runs:empty"], found["providers:cpu"]) == (2, 2, 2)
     assert (guests[totals.RUNS_STARTED], guests["runs:empty"], guests["providers:cpu"]) == (1, 1, 1)
     assert sum(totals.buckets(found, totals.START_UP)) == 2
-    assert 0.2 < totals.sum_seconds(found, totals.START_UP) / 2 < 60
+    assert 0.02 < totals.sum_seconds(found, totals.START_UP) / 2 < 60  # from a fork, nothing is imported
 
 
 def test_a_photo_that_was_ready_before_does_not_count_as_waiting_since_its_upload(service: Service) -> None:
