@@ -59,7 +59,8 @@ SELECT names,
               FROM unnest(names) WITH ORDINALITY AS place (name, position)) AS found
          WHERE status IS NOT NULL ORDER BY position LIMIT 1),
        (SELECT name FROM unnest(names) WITH ORDINALITY AS place (name, position)
-         WHERE to_regclass(format('%I.spottmee_schema', name)) IS NOT NULL ORDER BY position LIMIT 1)
+         WHERE to_regclass(format('%I.spottmee_schema', name)) IS NOT NULL ORDER BY position LIMIT 1),
+       pg_backend_pid()
   FROM (SELECT CASE WHEN {named}::text IS NULL THEN current_schemas(false)::text[]
                     ELSE ARRAY[{named}::text] END AS names) AS path
 """
@@ -128,6 +129,7 @@ class Session(psycopg.Connection[TupleRow]):
     _schemas: Schemas
     _settings: sql.Composed
     _inside = False
+    _is_pooled = False
 
     @property
     def schemas(self) -> Schemas:
@@ -164,7 +166,8 @@ class Session(psycopg.Connection[TupleRow]):
             if outermost and not self.closed:
                 self.rollback()
         assert row is not None  # noqa: S101 - a SELECT from one row returns one row
-        path, vector, photos, faces = row
+        path, vector, photos, faces, process = row
+        self._is_pooled = process != self.info.backend_pid  # a pooler in between has told a number of its own
         first = path[0] if path else "public"
         table, status, dated = photos or (first, first, "false")
         self._schemas = Schemas(
@@ -204,6 +207,9 @@ class Session(psycopg.Connection[TupleRow]):
         Statements are sent when a result is first read, and at the end: BEGIN, the settings, a statement and COMMIT
         are one round trip. Results may be read afterwards. An error may be raised by a later statement than the one
         that caused it.
+
+        Behind a pooler, COMMIT has a round trip of its own: PgBouncer 1.18 (Debian 12) sometimes does not free the
+        server after a transaction that ends in a pipeline, and then other clients of the pool wait for it.
         """
         if self._inside or self.pgconn.transaction_status != TransactionStatus.IDLE:
             yield
@@ -215,6 +221,9 @@ class Session(psycopg.Connection[TupleRow]):
                     self.execute(statement)
                 self.execute(self._settings)
                 yield
+                if not self._is_pooled:
+                    self.execute("COMMIT")
+            if self._is_pooled:
                 self.execute("COMMIT")
         except BaseException:
             try:
