@@ -167,7 +167,7 @@ class Session(psycopg.Connection[TupleRow]):
                 self.rollback()
         assert row is not None  # noqa: S101 - a SELECT from one row returns one row
         path, vector, photos, faces, process = row
-        self._is_pooled = process != self.info.backend_pid  # a pooler in between has told a number of its own
+        self._is_pooled = process != self.info.backend_pid  # a pooler reports a number of its own
         first = path[0] if path else "public"
         table, status, dated = photos or (first, first, "false")
         self._schemas = Schemas(
