@@ -11,8 +11,8 @@ PACK ?= buffalo_sc
 MODEL := $(VENV)/share/spottmee-worker/model
 INSTALLED := $(VENV)/.installed
 BAKED := $(MODEL)/manifest.json
-# Processes that the tests are spread over. Much of a test is waiting for servers, so a few more than cores pay.
-WORKERS ?= 4
+# Processes that the tests are spread over. Half of a test is waiting for servers, so more than cores pay.
+WORKERS ?= 6
 SPREAD := --numprocesses $(WORKERS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Compiled once: each process that collects the tests needs 4 s for it.

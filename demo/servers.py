@@ -39,6 +39,8 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 STALE_PREFIX = "spottmee-server-"
 # The variable that names a folder in which the first server keeps a copy of its new data directory for the others.
 TEMPLATES = "SPOTTMEE_POSTGRES_TEMPLATES"
+# The variable that names the folder for the servers' own folders, instead of the temporary folder.
+FOLDER = "SPOTTMEE_SERVERS_FOLDER"
 
 
 class EmbeddedServerError(RunnerError):
@@ -54,9 +56,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _folder() -> str:
+    """Return the folder for the servers' own folders."""
+    return os.environ.get(FOLDER) or tempfile.gettempdir()
+
+
 def remove_stale_folders() -> None:
-    """Remove the folders that servers of killed processes left in the temporary folder."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{STALE_PREFIX}*"):
+    """Remove the folders that servers of killed processes have left."""
+    for folder in Path(_folder()).glob(f"{STALE_PREFIX}*"):
         owner = folder.name.removeprefix(STALE_PREFIX).partition("-")[0]
         if owner.isdigit() and not Path("/proc", owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +77,7 @@ class EmbeddedServer:
     def __init__(self, directory: Path | None, port: int) -> None:
         self._own_directory = directory is None
         self.directory = (
-            Path(tempfile.mkdtemp(prefix=f"{STALE_PREFIX}{os.getpid()}-{self.name}-"))
+            Path(tempfile.mkdtemp(prefix=f"{STALE_PREFIX}{os.getpid()}-{self.name}-", dir=_folder()))
             if directory is None
             else directory
         )

@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import resource
+import shutil
 import signal
 import uuid
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from xdist.remote import Producer
 from demo import api
 from demo.album import Album, sample_album
 from demo.images import ImageServer
-from demo.servers import TEMPLATES, EmbeddedPostgres, EmbeddedRedis
+from demo.servers import FOLDER, TEMPLATES, EmbeddedPostgres, EmbeddedRedis, remove_stale_folders
 from runner.bake.samples import sample_images
 from runner.cli import main
 from runner.store import schema
@@ -35,6 +36,8 @@ _OURS = re.compile(r"^(RUNNER_|REDIS_|DATABASE_URL|EMBEDDINGS_|PG|KUBE|.*_proxy$
 
 
 KEPT_BYTES = 50 << 20
+# Where Linux keeps files in memory, and how much of it must be free for the servers of all processes.
+IN_MEMORY, FREE_BYTES = Path("/dev/shm"), 4 << 30
 
 # The duration of one example depends on the machine and its load, not on the code.
 hypothesis.settings.register_profile("ours", deadline=None)
@@ -49,6 +52,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = arrange(item.nodeid for item in items)
     items.sort(key=lambda item: places[scope(item.nodeid)])
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector ignore the tests, which stay: it would traverse them all over again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -68,6 +77,16 @@ def _stripped_environment() -> None:
     """Remove the settings of the person who runs the tests."""
     for name in [name for name in os.environ if _OURS.match(name)]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _servers_are_in_memory(_stripped_environment: None) -> Iterator[None]:
+    """Keep the servers' data in memory if there is enough: a database has 300 files, which are slow to create."""
+    if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free >= FREE_BYTES:
+        os.environ[FOLDER] = str(IN_MEMORY)
+    remove_stale_folders()
+    yield
+    remove_stale_folders()
 
 
 @pytest.fixture(autouse=True, scope="session")

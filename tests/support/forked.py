@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import inspect
 import json
@@ -128,6 +129,7 @@ def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     for name in MODULES:
         importlib.import_module(name)
+    gc.freeze()  # the collector of a fork would copy every page that it marks
     while True:
         message, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 3)
         if not message:
