@@ -7,7 +7,8 @@ with kubectl, helm and spottmee-worker from PATH and the cluster of KUBECONFIG. 
 marker ends in `; exits with N`, end with that exit code. `--set OLD=NEW` replaces text of the
 pages; NEW may be a shell expression, such as $(kubectl …). A block with a placeholder without a value is skipped.
 `--as-reader` uses an account that has only the Role of docs/how-to/debugging.md, for the pages that say that it
-suffices. `--transcript FILE` writes the commands with their output as Markdown.
+suffices. `--transcript FILE` writes the commands with their output as Markdown. Of the runbook, the commands in its
+sentences are run as well.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.e2e.roles import role
 from tests.support.pages import Block, name_of, shell_blocks
 from tools.prose import ROOT
 
+RUNBOOK = "docs/how-to/runbook.md"
 PAGES = (
     "docs/tutorial/kind.md",
     "docs/how-to/kubernetes.md",
@@ -35,6 +37,7 @@ PAGES = (
     "docs/how-to/single-job.md",
     "docs/how-to/gitops.md",
     "docs/how-to/upgrading.md",
+    RUNBOOK,
 )
 # Those whose reader has the Role of debugging.md, and is no administrator.
 FOR_READERS = ("docs/how-to/debugging.md", "docs/how-to/single-job.md")
@@ -43,7 +46,14 @@ REASON = re.compile(r"needs a cluster(?:; exits with (?P<code>\d+))?")
 PROVIDED = re.compile(r"^(kind|docker) |kedacore/keda")
 ENDLESS = re.compile(r"--watch\b|--follow\b")
 ENDLESS_SECONDS, SECONDS = 15, 300
-_PLACEHOLDERS = re.compile(r"\b(?:[A-Z]+_ID|IMAGE_URL|NAMESPACE|RELEASE|REGISTRY|POD)\b|…")
+_PLACEHOLDERS = re.compile(
+    r"\b(?:[A-Z]+_ID|IMAGE_URL|NAMESPACE|RELEASE|REGISTRY|POD)\b|…"
+    r"|(?<=[ /])(?:CODE|COMMAND|ID|JOB|NODE|TEMPLATE)(?=\s|$)"
+)
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"`((?:kubectl|spottmee-worker)\s[^`]+)`")
+# Where the runbook's commands run that name no cluster, as it says.
+IN_METRICS_POD = "kubectl --namespace NAMESPACE exec deploy/RELEASE-metrics -- "
 _TIMED_OUT = 124
 READER = "docs-reader"
 DEFAULTS = {
@@ -117,6 +127,17 @@ def blocks_of(pages: Iterable[str]) -> Iterator[Block]:
     """Yield the blocks that need a cluster, page by page."""
     for page in pages:
         yield from (block for block in shell_blocks(ROOT / page) if REASON.fullmatch(block.reason or ""))
+        if page == RUNBOOK:
+            yield from sentence_blocks(ROOT / page)
+
+
+def sentence_blocks(page: Path) -> Iterator[Block]:
+    """Yield each command that stands in a sentence of a page."""
+    for found in _COMMAND.findall(_FENCED.sub("", page.read_text(encoding="utf-8"))):
+        command = " ".join(found.split())
+        if command.startswith("spottmee-worker") and "--namespace" not in command:
+            command = IN_METRICS_POD + command
+        yield Block(page, "sh", f"{command}\n", "needs a cluster")
 
 
 def reader(namespace: str, folder: Path) -> Path:

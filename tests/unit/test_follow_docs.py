@@ -58,3 +58,16 @@ def test_every_page_has_commands_for_a_cluster_and_the_transcript_shows_them(tmp
         assert all((block.reason or "").startswith("needs a cluster") for block in found)
     text = follow_docs.transcript([followed("echo seen\n")])
     assert "```console\necho seen\n---\nseen\n```" in text
+
+
+def test_the_commands_in_sentences_of_the_runbook_run_in_the_metrics_pod_unless_they_name_the_cluster() -> None:
+    commands = [block.text for block in follow_docs.sentence_blocks(ROOT / follow_docs.RUNBOOK)]
+    assert f"{follow_docs.IN_METRICS_POD}spottmee-worker sweep\n" in commands
+    assert "spottmee-worker status --namespace NAMESPACE --release RELEASE\n" in commands
+    assert "kubectl --namespace NAMESPACE logs job/JOB\n" in commands
+    assert not any("`" in command for command in commands)
+
+
+def test_a_runbook_command_without_values_is_skipped() -> None:
+    done = followed("kubectl --namespace NAMESPACE logs job/JOB\n", NAMESPACE="party")
+    assert (done.output, done.code) == ("no value for JOB (--set)", None)
