@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def bake(
         files = original / detector_name, original / known.recogniser
         manifest = _bake_graphs(known, *files, baked, plain=plain, tuned=not (plain or portable))
         _write_manifest(baked, manifest)
-        manifest = replace(manifest, proof=prove(baked, original))
+        manifest = manifest._replace(proof=prove(baked, original))
         _write_manifest(baked, manifest)
         sources.replace_folder(baked, out)
     return manifest

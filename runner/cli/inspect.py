@@ -44,7 +44,7 @@ class RunView:
 
     def document(self) -> dict[str, object]:
         """Return what is printed with --json."""
-        return {**asdict(self), "leases": [asdict(lease) for lease in self.leases]}
+        return {**asdict(self), "leases": [lease._asdict() for lease in self.leases]}
 
     def lines(self) -> Iterator[str]:
         """Yield the view as plain text."""

@@ -8,9 +8,8 @@ import json
 import mmap
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -29,8 +28,7 @@ OUTPUTS_WITHOUT_HEADS = 2 * LEVELS  # scores and feature maps
 _ADVICE = "bake it again: spottmee-worker models bake --pack NAME --out DIR"
 
 
-@dataclass(frozen=True, slots=True)
-class GraphFiles:
+class GraphFiles(NamedTuple):
     """An ONNX file and its external data, which the ONNX file names and onnxruntime maps into memory.
 
     Inside the ONNX file the weights would be parsed, all 14 MB of them: 17 ms of CPU time at every start. `weights`
@@ -43,8 +41,7 @@ class GraphFiles:
     weights_sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class PackedGraph:
+class PackedGraph(NamedTuple):
     """One network of a pack: a portable variant for any CPU, and one tuned for CPUs like the baking machine's.
 
     `heads` is a NumPy file with the matrices that `bake.passes.detector_heads` extracted, empty where there are none.
@@ -61,9 +58,13 @@ class PackedGraph:
     mean: float
     deviation: float
 
+    def document(self) -> dict[str, object]:
+        """Return the part of manifest.json that describes this network."""
+        tuned = self.tuned._asdict() if self.tuned else None
+        return {**self._asdict(), "portable": self.portable._asdict(), "tuned": tuned}
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+
+class Manifest(NamedTuple):
     """The content of manifest.json; its keys are the names of the fields.
 
     `model` names the embedding space: embeddings of different models are never compared. `form` is "quick" after
@@ -84,7 +85,8 @@ class Manifest:
 
     def text(self) -> str:
         """Return the content of manifest.json."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+        graphs = {"detector": self.detector.document(), "recogniser": self.recogniser.document()}
+        return json.dumps({"format": FORMAT, **self._asdict(), **graphs}, indent=2) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:

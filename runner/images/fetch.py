@@ -13,10 +13,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import quote, urljoin
 
 from runner.errors import (
@@ -44,8 +43,7 @@ _HEADERS = {"User-Agent": "spottmee-worker", "Accept": "image/*", "Accept-Encodi
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 
-@dataclass(frozen=True, slots=True)
-class FetchLimits:
+class FetchLimits(NamedTuple):
     """Seconds for connecting, for the first byte and every pause after it, and in total; bytes of a body."""
 
     connect_seconds: float

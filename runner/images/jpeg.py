@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from runner.errors import ImageUndecodableError
 from runner.images.header import DECODING_BYTES, Header, check_size
@@ -42,8 +42,7 @@ MOST_SCANNED_PIXELS = 5 * 10**9  # of all scans together: 23 scans of the larges
 Segment = tuple[int, int, int]  # marker, start and end of the content
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(NamedTuple):
     marker: int
     height: int
     width: int

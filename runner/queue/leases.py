@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import zip_longest
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from runner.queue import keys, totals
@@ -73,8 +73,7 @@ class Lease:
         return len(self.payload) < self.bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """The jobs of a list. `next_expiry_seconds` is None without leases, and 0 if one has expired.
 
     `in_flight` includes retries that are not due yet. `parked` counts the comparisons that wait for their album, or the
@@ -97,8 +96,7 @@ class Parked(Enum):
     LOST = "lost"  # the lease belongs to another claim
 
 
-@dataclass(frozen=True, slots=True)
-class Leased:
+class Leased(NamedTuple):
     """A lease as seen by others. `owner` is empty after a retry or a release, whose reason is `reason`.
 
     `expires_in_seconds` is negative if it has expired; `age_seconds` is the time since the job left the list.
