@@ -1,7 +1,7 @@
 {{/*
-The name of everything: the release's. At most 46 characters, so that every suffix fits: a CronJob's name has at most
-52 (-debug), and a ScaledJob's with KEDA's -xxxxx behind it at most 63 (-process). A longer name is cut, and ends in a
-hash of the whole: two long names never become one.
+The name of every object: that of the release. At most 46 characters, so that every suffix fits: a CronJob's name may
+have 52 (-debug), and a ScaledJob's, with KEDA's suffix -xxxxx, 63 (-process). A longer name is truncated and ends in a
+hash of the full name, so that two long names never collide.
 */}}
 {{- define "spottmee-worker.fullname" -}}
 {{- $name := .Values.fullnameOverride | default .Release.Name -}}
@@ -12,7 +12,7 @@ hash of the whole: two long names never become one.
 {{- end -}}
 {{- end -}}
 
-{{/* Labels by which a part of this release is found. Takes root and component. */}}
+{{/* Labels that select a component of this release. Takes root and component. */}}
 {{- define "spottmee-worker.selectorLabels" -}}
 app.kubernetes.io/name: spottmee-worker
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
@@ -21,7 +21,7 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* Labels by which the chart and other tools select an object. Takes root and component, as labels does. */}}
+{{/* Labels by which the chart and other tools select an object. Takes the same as labels. */}}
 {{- define "spottmee-worker.ownLabels" -}}
 {{- $own := include "spottmee-worker.selectorLabels" . | fromYaml -}}
 {{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
@@ -36,8 +36,8 @@ app.kubernetes.io/component: {{ . }}
 {{- end -}}
 
 {{/*
-Metadata of an object. Takes root, component (as labels does), name or the suffix of the release's, and its own
-annotations.
+Metadata of an object. Takes root, component (like labels), name (or suffix, which is appended to the release's name),
+and the object's own annotations.
 */}}
 {{- define "spottmee-worker.metadata" -}}
 name: {{ .name | default (printf "%s%s" (include "spottmee-worker.fullname" .root) (.suffix | default "")) | quote }}
@@ -50,14 +50,14 @@ annotations:
 {{- end -}}
 
 {{/*
-What prevents KEDA from starting Jobs, as far as the cluster shows it when the notes are rendered, which is before an
-install or upgrade: Services that the values name, and READY of the ScaledJobs that are there already.
+Warnings about what prevents KEDA from starting Jobs. The notes are rendered before an install or upgrade, so this can
+only check whether the Services named in the values exist, and whether existing ScaledJobs are READY.
 */}}
 {{- define "spottmee-worker.notReady" -}}
 {{- if and .Values.checkCluster (include "spottmee-worker.hasCluster" .) -}}
 {{- range include "spottmee-worker.redis.hosts" . | fromYamlArray | uniq -}}
 {{- if and (not (contains "." .)) (not (lookup "v1" "Service" $.Release.Namespace .)) }}
-WARNING   There is no Service {{ . }} in {{ $.Release.Namespace }} yet: neither KEDA nor the pods find Redis. Create it, or name
+WARNING   There is no Service {{ . }} in {{ $.Release.Namespace }} yet: neither KEDA nor the pods can find Redis. Create it, or name
           another (--set redis.host=NAME.NAMESPACE.svc).
 {{ end -}}
 {{- end -}}
@@ -72,27 +72,27 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 {{- end -}}
 {{- end -}}
 
-{{/* Metadata of an object of the Prometheus operator, or for Grafana. Takes what metadata takes, and labels of its own. */}}
+{{/* Metadata of an object for the Prometheus operator or Grafana. Takes the same as metadata, and additional labels. */}}
 {{- define "spottmee-worker.monitoringMetadata" -}}
 {{- $metadata := include "spottmee-worker.metadata" . | fromYaml -}}
 {{- $_ := set $metadata "labels" (merge $metadata.labels .labels) -}}
 {{- toYaml $metadata -}}
 {{- end -}}
 
-{{/* The names of the lists that this release serves. */}}
+{{/* The names of the queues that this release serves. */}}
 {{- define "spottmee-worker.enabledQueues" -}}
 {{- $names := list -}}
 {{- range $name, $queue := .Values.queues }}{{ if $queue.enabled }}{{ $names = append $names $name }}{{ end }}{{ end -}}
 {{- toYaml $names -}}
 {{- end -}}
 
-{{/* Metadata of what the pod of helm test needs, which exists only during the test. Takes root and component. */}}
+{{/* Metadata of the objects that the pod of `helm test` needs, and that exist only during the test. Takes root and component. */}}
 {{- define "spottmee-worker.testMetadata" -}}
 {{- $hook := dict "helm.sh/hook" "test" "helm.sh/hook-weight" "-10" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
 {{- include "spottmee-worker.metadata" (merge (dict "suffix" "-test" "annotations" $hook) .) -}}
 {{- end -}}
 
-{{/* The image. Takes root, and queue: the values of a list, whose own image comes first. */}}
+{{/* The image. Takes root, and queue: the values of a queue, whose own image takes precedence. */}}
 {{- define "spottmee-worker.image" -}}
 {{- $common := .root.Values.image -}}
 {{- $own := .queue.image | default dict -}}
@@ -107,7 +107,7 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 {{- printf "%s:%s%s" $repository $tag (empty $digest | ternary "" (printf "@%s" $digest)) -}}
 {{- end -}}
 
-{{/* Which of a version's images a pod runs: cpu or gpu. Takes queue. */}}
+{{/* Which image of a version a pod runs: cpu or gpu. Takes queue. */}}
 {{- define "spottmee-worker.flavour" -}}
 {{- empty (int .queue.gpu.count) | ternary "cpu" "gpu" -}}
 {{- end -}}
@@ -130,8 +130,8 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 {{- end -}}
 
 {{/*
-The name of the Secret that holds something. Takes root, inline (the value itself, where the chart holds it), existing
-(the name that the values give), and copy (the suffix of the chart's Secret: a hook has its own).
+The name of the Secret that holds a value. Takes root, inline (the value itself, if the chart stores it), existing (the
+Secret named in the values), and copy (the suffix of the chart's own Secret: a hook has a separate one).
 */}}
 {{- define "spottmee-worker.secretName" -}}
 {{- if .inline -}}
@@ -141,7 +141,7 @@ The name of the Secret that holds something. Takes root, inline (the value itsel
 {{- end -}}
 {{- end -}}
 
-{{/* The values that the chart itself stores in a Secret, as its stringData. Takes root, and migration: only those. */}}
+{{/* The values that the chart itself stores in a Secret, as stringData. Takes root, and migration: only what it needs. */}}
 {{- define "spottmee-worker.inlineSecrets" -}}
 {{- $values := .root.Values -}}
 {{- $secrets := dict -}}
@@ -157,7 +157,7 @@ The name of the Secret that holds something. Takes root, inline (the value itsel
 {{- if $secrets }}{{ toYaml $secrets }}{{ end -}}
 {{- end -}}
 
-{{/* A setting as the environment has it: YAML's numbers are floats to helm, and 33554432 must not become 3.3e+07. */}}
+{{/* A setting as an environment variable. Helm reads YAML numbers as floats, and 33554432 must not become 3.3e+07. */}}
 {{- define "spottmee-worker.setting" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
 {{- end -}}

@@ -1,6 +1,6 @@
-{{/* The pods: what all of them have in common, and what a list adds. */}}
+{{/* The pods: what all of them have in common, and what a queue adds. */}}
 
-{{/* Metadata of a pod. Takes root, component, queue (the values of a list, or of `plainQueue`), and own annotations. */}}
+{{/* Metadata of a pod. Takes root, component, queue (the values of a queue, or of `plainQueue`), and annotations. */}}
 {{- define "spottmee-worker.podMetadata" -}}
 {{- $values := .root.Values -}}
 labels:
@@ -12,15 +12,15 @@ annotations:
 {{- end -}}
 
 {{/*
-The values of a pod that serves no list, in the form of a list's: no GPU and no placement but that of every pod. Takes
-queue (the list that the others come from) and resources.
+The values of a pod that serves no queue, in the form of a queue's values: without a GPU, and with the common placement
+only. Takes queue (the queue that the other values come from) and resources.
 */}}
 {{- define "spottmee-worker.plainQueue" -}}
 {{- $plain := dict "gpu" (dict "count" 0) "idleSeconds" 0 "failureDelaySeconds" 0 "settings" dict "podLabels" dict "podAnnotations" dict "resources" .resources -}}
 {{- toYaml (merge $plain (pick .queue "maxJobs" "maxSeconds" "shutdownSeconds" "terminationGracePeriodSeconds" "activeDeadlineSeconds" "ttlSecondsAfterFinished")) -}}
 {{- end -}}
 
-{{/* Fields of every pod: Pod Security "restricted", no links to services. Takes what runPod takes. */}}
+{{/* Fields of every pod: Pod Security "restricted", no service links. Takes the same as runPod. */}}
 {{- define "spottmee-worker.podSecurity" -}}
 enableServiceLinks: false
 restartPolicy: {{ empty .service | ternary "Never" "Always" }}
@@ -37,7 +37,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* The two database URLs, and passwords where the URLs are written here. Takes root and copy, as secretName does. */}}
+{{/* The two database URLs, and the passwords if the chart writes the URLs. Takes root and copy, like secretName. */}}
 {{- define "spottmee-worker.databaseEnv" -}}
 {{- $prefixes := dict "database" "DATABASE" "embeddingsDatabase" "EMBEDDINGS_DATABASE" -}}
 {{- range $name, $prefix := $prefixes }}
@@ -58,7 +58,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* A URL from its parts, without the password, which is a setting of its own. Takes the values of a database. */}}
+{{/* A URL from its parts, without the password, which is a separate setting. Takes the values of a database. */}}
 {{- define "spottmee-worker.databaseUrl" -}}
 {{- $query := list -}}
 {{- range $name, $value := .parameters }}{{ $query = append $query (printf "%s=%s" $name ($value | toString | urlquery)) }}{{ end -}}
@@ -67,7 +67,7 @@ imagePullSecrets:
 {{- if $query }}?{{ join "&" $query }}{{ end -}}
 {{- end -}}
 
-{{/* Authorities that the values name: a list of volume, file, and source (Secret or ConfigMap, as a volume has it). */}}
+{{/* Volumes of the certificate authorities in the values: a list of name, and configMap or secret. */}}
 {{- define "spottmee-worker.authorities" -}}
 {{- $found := list -}}
 {{- range $name, $authority := .Values.authorities -}}
@@ -80,7 +80,7 @@ imagePullSecrets:
 {{- toYaml $found -}}
 {{- end -}}
 
-{{/* Where the authorities are, for libpq and for the worker. Takes the root. */}}
+{{/* Paths of the certificate authorities, for libpq and for the worker. Takes the root. */}}
 {{- define "spottmee-worker.authorityEnv" -}}
 {{- $authorities := .Values.authorities -}}
 {{- range include "spottmee-worker.authorities" . | fromYamlArray }}
@@ -96,7 +96,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* The identity of this pod, for the log and for the leases (a replacement pod of the Job takes them over). */}}
+{{/* The pod's identity, for logs and leases: a replacement pod of the same Job takes over the leases. Takes job. */}}
 {{- define "spottmee-worker.placeEnv" -}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
@@ -110,7 +110,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Redis, and the limits of a run. Non-secret settings of Redis are in the ConfigMap. Takes what runPod takes. */}}
+{{/* Redis's secrets, and the limits of a run. Non-secret Redis settings are in the ConfigMap. Takes the same as runPod. */}}
 {{- define "spottmee-worker.runEnv" -}}
 {{- range include "spottmee-worker.redis.secrets" .root | fromYamlArray }}
 {{- if .variable }}
@@ -138,8 +138,9 @@ imagePullSecrets:
 {{- end -}}
 
 {{/*
-Settings as variables: those of this pod, of its list, and for a GPU the provider that must not be replaced by the CPU.
-A migration runs before the ConfigMap is there, so it gets the common ones here too. Takes what runPod takes.
+Settings as variables: those of this pod and of its queue, and with a GPU the provider, so that a run does not fall back
+to the CPU. A migration runs before the ConfigMap exists, so it gets the common settings here too. Takes the same as
+runPod.
 */}}
 {{- define "spottmee-worker.settingsEnv" -}}
 {{- $common := .root.Values.settings -}}
@@ -147,7 +148,7 @@ A migration runs before the ConfigMap is there, so it gets the common ones here 
 {{- if and (int .queue.gpu.count) (not (hasKey $common "RUNNER_PROVIDERS")) }}{{ $settings = merge $settings (dict "RUNNER_PROVIDERS" "cuda") }}{{ end -}}
 {{- if .migration }}{{ $settings = merge $settings $common }}{{ end -}}
 {{- if int .queue.gpu.count }}
-# GKE mounts the driver here; the worker finds it by itself, and the driver its other libraries by this.
+# GKE mounts the driver here. The worker finds it on its own; the driver finds its other libraries by this variable.
 - name: LD_LIBRARY_PATH
   value: /usr/local/nvidia/lib64:/usr/local/nvidia/lib
 {{- end }}
@@ -157,7 +158,7 @@ A migration runs before the ConfigMap is there, so it gets the common ones here 
 {{- end }}
 {{- end -}}
 
-{{/* Where a pod runs. Takes root and queue. */}}
+{{/* Placement of a pod. Takes root and queue. */}}
 {{- define "spottmee-worker.placement" -}}
 {{- $values := .root.Values -}}
 {{- $architectures := get $values.image.architectures (include "spottmee-worker.flavour" .) -}}
@@ -192,7 +193,7 @@ runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* The RuntimeClass of a pod: for GPUs theirs, which a sandbox could not replace. Takes root and queue. */}}
+{{/* The RuntimeClass of a pod: with GPUs only gpu.runtimeClassName, because a sandbox cannot use them. Takes root and queue. */}}
 {{- define "spottmee-worker.runtimeClass" -}}
 {{- if int .queue.gpu.count -}}
 {{- .queue.gpu.runtimeClassName -}}
@@ -201,7 +202,7 @@ runtimeClassName: {{ . | quote }}
 {{- end -}}
 {{- end -}}
 
-{{/* The resources of a list, its GPUs among the limits. */}}
+{{/* The resources of a queue, with its GPUs among the limits. */}}
 {{- define "spottmee-worker.resources" -}}
 {{- $resources := deepCopy .resources -}}
 {{- if int .gpu.count -}}
@@ -212,11 +213,11 @@ runtimeClassName: {{ . | quote }}
 {{- end -}}
 
 {{/*
-The pod of a command. Takes root, component (its label), queue (the values of a list, or of `plainQueue`), args (of
-spottmee-worker), and optionally queues (RUNNER_QUEUES), job (whether a Job owns it), settings (variables that come
-before all others), account (a ServiceAccount of its own), token (whether that is mounted), migration (needs the
-databases alone, and not the ConfigMap), copy (as secretName does), service (further fields of a container that runs
-forever), and redisOnly (needs no database).
+The pod of a command. Takes root, component (its label), queue (the values of a queue, or of `plainQueue`), args (of
+spottmee-worker), and optionally queues (RUNNER_QUEUES), job (whether a Job owns it), settings (variables that take
+precedence over other settings), account (a ServiceAccount of its own), token (whether its token is mounted), migration
+(needs only the databases, and no ConfigMap), copy (like secretName), service (additional fields of a long-running
+container), and redisOnly (needs no database).
 */}}
 {{- define "spottmee-worker.runPod" -}}
 {{- $root := .root -}}
@@ -313,7 +314,7 @@ volumes:
 {{- end }}
 {{- end -}}
 
-{{/* The Job template of a CronJob. Takes what runPod takes, and backoffLimit and activeDeadlineSeconds. */}}
+{{/* The Job template of a CronJob. Takes the same as runPod, and backoffLimit and activeDeadlineSeconds. */}}
 {{- define "spottmee-worker.jobTemplate" -}}
 metadata:
   {{- omit (include "spottmee-worker.metadata" . | fromYaml) "name" | toYaml | nindent 2 }}
@@ -329,17 +330,17 @@ spec:
 {{- end -}}
 
 {{/*
-How a Job reacts to the end of its pod. The exit codes are the worker's (docs/reference/exit-codes.md). Takes migration.
+How a Job reacts to a failed pod. The exit codes are the worker's (docs/reference/exit-codes.md). Takes migration.
 */}}
 {{- define "spottmee-worker.podFailurePolicy" -}}
 rules:
-  # A drained node or a preemption does not count as a failed attempt. KEDA has started another Job instead.
+  # A drained node or a preemption: a migration tries again; for a run, KEDA has already started another Job.
   - action: {{ .migration | default false | ternary "Ignore" "FailJob" }}
     onPodConditions:
       - type: DisruptionTarget
         status: "True"
-  # Settings (2), schema (3) or model (4) are wrong, or the database shows no photo of the jobs (7): another pod would
-  # fail in the same way.
+  # The settings (2), schema (3) or model (4) are wrong, or no photo of the jobs is visible in the database (7): another
+  # pod would fail in the same way.
   - action: FailJob
     onExitCodes:
       containerName: runner

@@ -1,12 +1,12 @@
 {{/*
-Redis, from one set of values: the runner's REDIS_URL and KEDA's triggers are both rendered only here.
-KEDA's names are those of its redis, redis-sentinel and redis-cluster scalers
+Redis, from one set of values: both the runner's REDIS_URL and KEDA's triggers are rendered here, and nowhere else.
+The names of KEDA's fields are those of its redis, redis-sentinel and redis-cluster scalers
 (https://keda.sh/docs/latest/scalers/redis-lists/).
 */}}
 
 {{/*
-A host name that pods and KEDA's operator resolve alike. A name without a dot is a Service of the release's namespace;
-the operator would look it up in its own. Takes root and host.
+A host name that resolves to the same host for the pods and for KEDA's operator. A name without a dot is a Service of the
+release's namespace; the operator would look it up in its own namespace. Takes root and host.
 */}}
 {{- define "spottmee-worker.redis.resolvable" -}}
 {{- if contains "." .host -}}{{ .host }}{{- else -}}{{ printf "%s.%s.svc" .host .root.Release.Namespace }}{{- end -}}
@@ -48,7 +48,7 @@ the operator would look it up in its own. Takes root and host.
 {{- end -}}
 {{- end -}}
 
-{{/* Which of the three certificates there are, as key in the Secret → name of the file. */}}
+{{/* The TLS files that are configured: file name → key in the Secret. */}}
 {{- define "spottmee-worker.redis.certificates" -}}
 {{- $tls := .Values.redis.tls -}}
 {{- $files := dict -}}
@@ -65,7 +65,7 @@ the operator would look it up in its own. Takes root and host.
 {{- include "spottmee-worker.secretName" (dict "root" . "inline" (or $tls.ca $tls.certificate $tls.privateKey) "existing" $tls.existingSecret) -}}
 {{- end -}}
 
-{{/* REDIS_URL. It contains no secret: user and password are separate settings, so their characters cannot break it. */}}
+{{/* REDIS_URL. It contains no secret: user and password are separate settings, so that they need no escaping. */}}
 {{- define "spottmee-worker.redis.url" -}}
 {{- $redis := .Values.redis -}}
 {{- $kind := eq $redis.mode "standalone" | ternary "" (printf "+%s" $redis.mode) -}}
@@ -82,7 +82,7 @@ the operator would look it up in its own. Takes root and host.
 {{- if $query }}?{{ join "&" $query }}{{ end -}}
 {{- end -}}
 
-{{/* The non-secret part of Redis's credentials, as environment variables. KEDA reads them there too. */}}
+{{/* The non-secret settings of Redis, as environment variables, where KEDA reads them too. */}}
 {{- define "spottmee-worker.redis.plainEnv" -}}
 REDIS_URL: {{ include "spottmee-worker.redis.url" . | quote }}
 {{- with .Values.redis.username }}
@@ -121,7 +121,7 @@ Parameters of certificates have no variable: their files are mounted.
 {{- toYaml $found -}}
 {{- end -}}
 
-{{/* Name of the TriggerAuthentication or ClusterTriggerAuthentication; empty where Redis needs none. */}}
+{{/* Name of the TriggerAuthentication or ClusterTriggerAuthentication; empty if Redis needs none. */}}
 {{- define "spottmee-worker.redis.authentication" -}}
 {{- $authentication := .Values.keda.authentication -}}
 {{- if $authentication.existing -}}
@@ -132,7 +132,7 @@ Parameters of certificates have no variable: their files are mounted.
 {{- end -}}
 {{- end -}}
 
-{{/* One trigger. Takes root, key (of Redis), length, and activation. KEDA counts the elements of lists and of sorted sets alike. */}}
+{{/* One trigger. Takes root, key (in Redis), length, and activation. KEDA counts the elements of lists and of sorted sets. */}}
 {{- define "spottmee-worker.redis.trigger" -}}
 {{- $redis := .root.Values.redis -}}
 type: {{ eq $redis.mode "standalone" | ternary "redis" (printf "redis-%s" $redis.mode) }}

@@ -1,10 +1,10 @@
 {{/*
-The alerts, each as a map of alert, expr, for, severity, summary and description; its runbook section has its name.
-KEDA's series have their ScaledJob's namespace in `namespace`, or in `exported_namespace` where Prometheus does not
+The alerts, each a map of alert, expr, for, severity and summary. An alert's section in the runbook has the same name.
+KEDA's series have the namespace of their ScaledJob in `namespace`, or in `exported_namespace` if Prometheus does not
 honour labels.
 */}}
 
-{{/* From the series of KEDA and kube-state-metrics alone. Takes the root. */}}
+{{/* Alerts on the series of KEDA and kube-state-metrics only. Takes the root. */}}
 {{- define "spottmee-worker.rules.cluster" -}}
 {{- $name := include "spottmee-worker.fullname" . -}}
 {{- $queues := include "spottmee-worker.enabledQueues" . | fromYamlArray | join "|" -}}
@@ -21,14 +21,14 @@ honour labels.
   for: 1m
   severity: critical
   summary: |-
-    KEDA cannot read Redis for {{`{{ $labels.scaledJob }}`}}, so it starts no Job.
+    KEDA cannot read Redis for {{`{{ $labels.scaledJob }}`}}, so it starts no Jobs.
 - alert: SpottmeeKedaDown
   expr: |-
     kube_deployment_status_replicas_available{deployment="keda-operator"} == 0
   for: 1m
   severity: critical
   summary: |-
-    KEDA's operator does not run, so no Job starts.
+    No pod of KEDA's operator is available, so no Jobs are started.
 - alert: SpottmeeNoJobStarts
   expr: |-
     {{- if .Values.metrics.enabled }}
@@ -45,21 +45,21 @@ honour labels.
   for: {{ int $rules.podSeconds }}s
   severity: critical
   summary: |-
-    Jobs wait in the queue {{`{{ $labels.queue }}`}}, and no Kubernetes Job works on it.
+    Jobs are waiting in the queue {{`{{ $labels.queue }}`}}, but it has no active Kubernetes Job.
 - alert: SpottmeePodPending
   expr: |-
     sum by (pod) (kube_pod_status_phase{ {{- $pods -}} ,phase="Pending"}) > 0
   for: {{ int $rules.podSeconds }}s
   severity: critical
   summary: |-
-    The pod {{`{{ $labels.pod }}`}} does not start, and KEDA counts it as one that works.
+    The pod {{`{{ $labels.pod }}`}} is pending, and KEDA counts its Job as active.
 - alert: SpottmeePodTerminating
   expr: |-
     time() - max by (pod) (kube_pod_deletion_timestamp{ {{- $pods -}} }) > {{ int $rules.podSeconds }}
   for: 1m
   severity: warning
   summary: |-
-    The pod {{`{{ $labels.pod }}`}} does not end. Another Job does its work, but its own counts in maxReplicas until it has ended.
+    The pod {{`{{ $labels.pod }}`}} does not terminate. Another Job does its work, but its own Job counts towards maxReplicas until it ends.
 - alert: SpottmeeJobsFailing
   expr: |-
     count by (queue) (label_replace(
@@ -82,7 +82,7 @@ honour labels.
   for: 30m
   severity: warning
   summary: |-
-    The sweep fails, so embeddings of deleted photos stay.
+    The sweep keeps failing, so embeddings of deleted photos are not removed.
 {{- end }}
 {{- end -}}
 
@@ -91,7 +91,7 @@ honour labels.
 namespace="{{ .Release.Namespace }}",job="{{ include "spottmee-worker.fullname" . }}-metrics"
 {{- end -}}
 
-{{/* From the series of the exporter. Takes the root. */}}
+{{/* Alerts on the exporter's series. Takes the root. */}}
 {{- define "spottmee-worker.rules.exporter" -}}
 {{- $series := include "spottmee-worker.rules.series" . -}}
 {{- $rules := .Values.metrics.rules -}}
@@ -101,14 +101,14 @@ namespace="{{ .Release.Namespace }}",job="{{ include "spottmee-worker.fullname" 
   for: 5m
   severity: warning
   summary: |-
-    No metrics arrive, so the alerts that need them are blind.
+    The exporter's metrics are missing, so alerts that depend on them cannot fire.
 - alert: SpottmeeRedisDown
   expr: |-
     max(spottmee_redis_up{ {{- $series -}} }) == 0
   for: 1m
   severity: critical
   summary: |-
-    Redis does not answer the exporter.
+    The exporter cannot reach Redis.
 {{- if .Values.queues.compare.enabled }}
 - alert: SpottmeeGuestWaits
   expr: |-
@@ -116,7 +116,7 @@ namespace="{{ .Release.Namespace }}",job="{{ include "spottmee-worker.fullname" 
   for: 0s
   severity: critical
   summary: |-
-    A guest has waited for {{`{{ $value | humanizeDuration }}`}}, and no run has claimed the comparison.
+    A guest has been waiting for {{`{{ $value | humanizeDuration }}`}}, and no run has claimed the comparison.
 {{- end }}
 - alert: SpottmeeRunsMisconfigured
   expr: |-
@@ -126,7 +126,7 @@ namespace="{{ .Release.Namespace }}",job="{{ include "spottmee-worker.fullname" 
   for: 0s
   severity: critical
   summary: |-
-    Runs of the queue {{`{{ $labels.queue }}`}} end with {{`{{ $labels.reason }}`}}, which another run will not correct.
+    Runs of the queue {{`{{ $labels.queue }}`}} fail with {{`{{ $labels.reason }}`}}, which a retry cannot fix.
 - alert: SpottmeeDeadLettersGrow
   expr: |-
     max by (queue, code) (
@@ -142,28 +142,28 @@ namespace="{{ .Release.Namespace }}",job="{{ include "spottmee-worker.fullname" 
   for: 20m
   severity: warning
   summary: |-
-    {{`{{ $value }}`}} photos have lost their job, so nobody will process them.
+    {{`{{ $value }}`}} photos have lost their job and will not be processed.
 - alert: SpottmeeRedisMemory
   expr: |-
     max(spottmee_redis_memory_used_bytes{ {{- $series -}} } / (spottmee_redis_memory_limit_bytes{ {{- $series -}} } > 0)) > 0.9
   for: 5m
   severity: critical
   summary: |-
-    Redis uses {{`{{ $value | humanizePercentage }}`}} of its memory; when it is full, it refuses the API's pushes.
+    Redis uses {{`{{ $value | humanizePercentage }}`}} of its memory limit; once it is full, it rejects the API's pushes.
 - alert: SpottmeeRedisEvicts
   expr: |-
     max by (policy) (spottmee_redis_eviction_policy{ {{- $series -}} ,policy=~"allkeys-.+"}) == 1
   for: 1m
   severity: warning
   summary: |-
-    Redis may evict jobs: its maxmemory-policy is {{`{{ $labels.policy }}`}}.
+    Redis may evict jobs: maxmemory-policy is {{`{{ $labels.policy }}`}}.
 - alert: SpottmeeLeasesExpire
   expr: |-
     max by (queue) (increase(spottmee_leases_expired_total{ {{- $series -}} }[10m])) > 0
   for: 0s
   severity: warning
   summary: |-
-    Runs of the queue {{`{{ $labels.queue }}`}} die while they hold jobs.
+    Runs of the queue {{`{{ $labels.queue }}`}} die with jobs in flight.
 {{- range $name, $queue := .Values.queues }}
 {{- if and $queue.enabled (int $queue.gpu.count) }}
 - alert: SpottmeeGpuQueueOnCpu
@@ -172,12 +172,12 @@ namespace="{{ .Release.Namespace }}",job="{{ include "spottmee-worker.fullname" 
   for: 0s
   severity: warning
   summary: |-
-    The queue {{ $name }} has GPUs, and its runs compute on the CPU.
+    The queue {{ $name }} has GPUs, but its runs use the CPU.
 {{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* The rules of a group for Prometheus. Takes root, and rules as YAML. */}}
+{{/* A group's rules as Prometheus expects them. Takes root, and rules as YAML. */}}
 {{- define "spottmee-worker.rules.rendered" -}}
 {{- $values := .root.Values.metrics.rules -}}
 {{- range fromYamlArray .rules }}

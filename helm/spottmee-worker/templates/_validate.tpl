@@ -1,6 +1,7 @@
 {{/*
-Rules that a schema cannot express, or not with a helpful message: rules between values. All faults are reported at
-once, each with a fix. A rule prints each fault as a line; the lines are collected here. No message repeats a secret.
+Rules that a schema cannot express, or not with a helpful message, such as rules between values. All errors are reported
+at once, each with a fix: a rule prints one line per error, and the lines are collected here. No message contains a
+secret.
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
@@ -12,7 +13,7 @@ once, each with a fix. A rule prints each fault as a line; the lines are collect
 {{- if trim . }}{{ $faults = append $faults (trim .) }}{{ end -}}
 {{- end -}}
 {{- if $faults -}}
-{{- fail (printf "\n\nthese values need a change:\n  - %s\n" (join "\n  - " $faults)) -}}
+{{- fail (printf "\n\nthese values must be changed:\n  - %s\n" (join "\n  - " $faults)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -84,8 +85,8 @@ redis.sentinel.master is empty: give the name under which the sentinels know the
 {{- end -}}
 
 {{/*
-Names that only one of the two readers of Redis could resolve: the pods, in the release's namespace, or KEDA's
-operator, in its own. An invalid host name is rejected above, and not repeated: it may contain a password.
+Host names that only one of Redis's two clients could resolve: the pods, in the release's namespace, or KEDA's operator,
+in its own. An invalid host name is rejected above and not repeated here, because it may contain a password.
 */}}
 {{- define "spottmee-worker.validate.redisHosts" -}}
 {{- $value := eq .Values.redis.mode "standalone" | ternary "redis.host" "redis.nodes" -}}
@@ -370,17 +371,18 @@ keda.authentication.kind is ClusterTriggerAuthentication, whose Secrets KEDA rea
 {{- end -}}
 
 {{/*
-Not empty against a cluster. `helm template`, `helm lint` and a GitOps controller that renders have none: lookups return
-nothing there. Every namespace has this ConfigMap, and helm's user may get ConfigMaps; the second look is for a namespace
-that --create-namespace is yet to make.
+Not empty if helm is connected to a cluster. Lookups return nothing in `helm template`, `helm lint` and GitOps
+controllers that only render. Every namespace has this ConfigMap, and helm's user may get ConfigMaps; the second lookup
+is for a namespace that --create-namespace has yet to create.
 */}}
 {{- define "spottmee-worker.hasCluster" -}}
 {{- if or (lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt") (lookup "v1" "Namespace" "" "default") }}true{{ end -}}
 {{- end -}}
 
 {{/*
-Against a cluster, look whether what the values name is there: a pod that waits for a missing Secret says so only in
-its events, and a Job whose PriorityClass or RuntimeClass is missing never gets a pod. Everything is got by its name.
+If helm is connected to a cluster, check that the objects named in the values exist: a pod that waits for a missing
+Secret reports it only in its events, and a Job whose PriorityClass or RuntimeClass is missing never gets a pod. Objects
+are looked up by name.
 */}}
 {{- define "spottmee-worker.validate.cluster" -}}
 {{- if and .Values.checkCluster (include "spottmee-worker.hasCluster" .) -}}
