@@ -18,7 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("names", nargs="*", help="campaigns to run (default: all)")
     parser.add_argument("--out", type=Path, default=Path("fault-out"), help="output folder (default: fault-out)")
-    parser.add_argument("--short", action="store_true", help="with as few jobs as in `make test`")
+    parser.add_argument("--short", action="store_true", help="with the smaller numbers of jobs of `make test`")
     parser.add_argument("--list", action="store_true", help="list the campaigns and exit")
     args = parser.parse_args()
     with ExitStack() as stack:

@@ -25,7 +25,7 @@ FETCH = ("fetch_failed", "fetch_timeout")
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """One fault, the number of jobs, and the allowed deviations. `short` are the numbers for `make test`, if any.
+    """One fault, the number of jobs, and the allowed deviations. `short` are the numbers in `make test`, if any.
 
     `happened` names the events that must occur at least once, or the campaign proves nothing. `examine` checks what is
     specific to this campaign, before the servers stop.
@@ -161,14 +161,14 @@ def _only_marked_failed(reason: str) -> Callable[[World, Verdict], None]:
     """Check that only marked jobs failed: a poison job must not fail the other jobs of its batch."""
 
     def examine(world: World, verdict: Verdict) -> None:
-        buried = verdict.counts["dead letters"].get(reason, 0)
-        verdict.expect(buried == world.seen["marked"], f"{buried} dead letters, but {world.seen['marked']} marked jobs")
+        dead = verdict.counts["dead letters"].get(reason, 0)
+        verdict.expect(dead == world.seen["marked"], f"{dead} dead letters, but {world.seen['marked']} marked jobs")
 
     return examine
 
 
 def _huge(world: World) -> None:
-    """Upload some photos that need more memory than is available, among others."""
+    """Upload 3 photos that need more memory than is available, and 40 others."""
     world.seen["marked"] = len(world.upload(3, names=["huge"]))
     world.upload(40)
 
@@ -238,7 +238,7 @@ def _few_extra_starts(world: World, verdict: Verdict) -> None:
     extra = len(world.scaler.runners) - needed
     verdict.counts["extra starts"] = extra
     killed = world.seen["kill -9"]
-    verdict.expect(extra <= killed, f"{extra} runners more than the needed {needed} were started after {killed} kills")
+    verdict.expect(extra <= killed, f"{needed} runners were needed, but {extra} more were started after {killed} kills")
     verdict.expect(not verdict.counts["dead letters"].get(POISON), "a job became a dead letter only because of kills")
 
 
@@ -313,10 +313,10 @@ def campaigns() -> list[Campaign]:
             comparisons=40,
             short=(60, 10),
             fault=faults.terminations(20),
-            # While Python is starting, there is no signal handler yet: SIGTERM ends the process, with nothing claimed.
+            # While Python starts, there is no signal handler yet: SIGTERM ends the process before it claims anything.
             allowed=Allowed(codes=(0, TERMINATED)),
             happened=("SIGTERM",),
-            examine=_quick_ends,
+            examine=_exits_in_time,
         ),
         Campaign(
             "redis-restart",
@@ -451,7 +451,7 @@ def campaigns() -> list[Campaign]:
             setup=Setup(environment={"RUNNER_LOCK_TIMEOUT_SECONDS": "0.3", "RUNNER_MAX_ATTEMPTS": "20"}),
             fault=faults.locked_rows(12, 1.5),
             happened=("locked",),
-            examine=_others_went_on,
+            examine=_met_locks,
         ),
         Campaign(
             "postgres-rights",
@@ -613,7 +613,7 @@ def campaigns() -> list[Campaign]:
 
 
 def _ended_with(code: int) -> Callable[[World, Verdict], None]:
-    """Check that the fault was met: a run ended with this exit code."""
+    """Check that the fault took effect: a run ended with this exit code."""
 
     def examine(world: World, verdict: Verdict) -> None:
         verdict.expect(world.exits()[code] > 0, f"no run ended with exit code {code}: {world.exits()}")
@@ -621,17 +621,17 @@ def _ended_with(code: int) -> Callable[[World, Verdict], None]:
     return examine
 
 
-def _others_went_on(world: World, verdict: Verdict) -> None:
-    """Check that jobs met locks, and that no run ended for them."""
+def _met_locks(world: World, verdict: Verdict) -> None:
+    """Check that some jobs ran into a lock. The allowed exit codes imply that no run ended because of it."""
     errors = [line["error"] for line in world.logs() if isinstance(line.get("error"), dict)]
     met = sum(error["code"] == "lock_timeout" for error in errors if isinstance(error, dict))
     verdict.counts["lock timeouts"] = met
-    # A short campaign locks once, and can be past those rows: tests/integration plays the single locked row.
-    verdict.expect(met > 0 or world.short, "no job met a locked row")
+    # A short campaign locks rows only once, perhaps after their jobs; tests/integration tests a single locked row.
+    verdict.expect(met > 0 or world.short, "no job ran into a locked row")
 
 
 def _waited_for_their_album(world: World, verdict: Verdict) -> None:
-    """Check that at least half of the guests had to wait for their album; one in a short campaign, soon at its end."""
+    """Check that at least half of the guests had to wait for their album (in a short campaign, at least one)."""
     lines = [line for line in world.logs() if line.get("event") == "comparison"]
     parked = {line["comparison"] for line in lines if line["outcome"] == "parked"}
     verdict.counts["guests that waited"] = len(parked)
@@ -649,7 +649,7 @@ def _both(*together: Fault) -> Fault:
     return fault
 
 
-def _quick_ends(world: World, verdict: Verdict) -> None:
+def _exits_in_time(world: World, verdict: Verdict) -> None:
     slowest = world.seen["slowest exit, ms"]
     verdict.expect(slowest < 10_000, f"a runner took {slowest} ms to exit after SIGTERM")
 

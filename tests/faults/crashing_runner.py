@@ -13,7 +13,7 @@ FAULT_MEMORY   bytes: the process enters a memory cgroup of this size, so that t
                container; FAULT_ADDRESS_SPACE sets RLIMIT_AS instead, so that malloc fails
 FAULT_INVISIBLE_SECONDS  delay of jobs whose photos cannot be seen
 FAULT_HUNG_SECONDS  shorter limits for a hung or frozen run
-FAULT_RELEASE_SECONDS  how long the last resort may release leases, longer on a busy machine
+FAULT_RELEASE_SECONDS  how long the watchdog may take to release leases; longer for a busy machine
 
 Modules of the runner are imported inside functions here: the memory limits must apply to their imports too, and a
 process without a fault must import them in the runner's own order.
@@ -46,7 +46,7 @@ _DELETE = (
 
 
 def affected(subjects: Iterable[str]) -> list[str]:
-    """Return the photos (or comparisons) that the fault is to affect now."""
+    """Return those of the photos (or comparisons) that the fault affects now."""
     chosen = os.environ.get("FAULT_SUBJECTS")
     if chosen:
         marked, first = set(Path(chosen).read_text("utf-8").split()), bool(os.environ.get("FAULT_FIRST"))
@@ -152,7 +152,7 @@ def _subjects(leases: Any) -> list[str]:
 
 
 def _points() -> dict[str, Callable[[], None]]:
-    """Return the name of each point → the function that injects the fault there."""
+    """Return point → function that injects the fault there."""
     from runner.images.fetch import Fetcher
     from runner.queue.leases import LeaseQueue
     from runner.store.photos import PhotoTable

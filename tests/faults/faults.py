@@ -171,7 +171,7 @@ def failover(world: World) -> Iterator[float]:
         yield 0.02
     replica.client.replicaof("NO", "ONE")
     before = world.redis.info("commandstats")["cmdstat_eval"]["calls"]
-    yield 1.5  # the primary still serves the runners, and their writes are lost
+    yield 1.5  # the old primary still serves the runners; their writes are lost
     after = world.redis.info("commandstats")["cmdstat_eval"]["calls"]
     world.seen["scripts of runners lost"] = int(after) - int(before)
     world.redis_server.kill()
@@ -255,7 +255,7 @@ def deadlocks(count: int) -> Fault:
                 ).fetchall()
                 high, low = rows[: len(rows) // 2], rows[len(rows) // 2 :]
                 with suppress(psycopg.errors.DeadlockDetected), connection.transaction():
-                    # A backend checks for a deadlock after waiting this long: the runner's backend must be the first.
+                    # A backend checks for a deadlock after this time; the runner's backend must be the first to check.
                     connection.execute("SET LOCAL deadlock_timeout = '10s'")
                     for row in high:
                         connection.execute('SELECT 1 FROM "Photo" WHERE id = %s FOR UPDATE', row)
@@ -277,7 +277,7 @@ def concurrent_updates(world: World) -> Iterator[float]:
     with world.database("api") as connection:
         connection.execute("SET default_transaction_isolation = 'read committed'")
         while _work_left(world):
-            # Locked for a moment: a runner that began meanwhile finds a row newer than its snapshot.
+            # Locked for a moment: a runner's transaction that begins meanwhile finds a row newer than its snapshot.
             with connection.transaction():
                 done = connection.execute("""UPDATE "Photo" SET size = size + 1 WHERE status = 'PROCESSING'""")
                 world.seen["concurrent update"] += done.rowcount
@@ -286,12 +286,12 @@ def concurrent_updates(world: World) -> Iterator[float]:
 
 
 def disk_full(disk: Path, seconds: float) -> Fault:
-    """Fill the disk mounted at `disk`, twice for `seconds`, and until PostgreSQL has met it."""
+    """Fill the disk mounted at `disk`, twice, for at least `seconds` and until PostgreSQL has run out of space."""
 
     def fault(world: World) -> Iterator[float]:
         ballast = disk / "ballast"
         for number in range(world.times(2)):
-            yield 1.5 if number else 0.2  # a fast machine finishes a short campaign soon
+            yield 1.5 if number else 0.2  # a fast machine finishes a short campaign quickly
             before = _refusals(world, NO_SPACE)
             with ballast.open("wb") as file, suppress(OSError):
                 while True:
@@ -340,7 +340,7 @@ def deletions_from_outside(share: float) -> Fault:
 
 
 def locked_rows(count: int, seconds: float) -> Fault:
-    """Lock photos that wait, a few at a time, for longer than a run waits for a lock."""
+    """Lock waiting photos, a few at a time, for longer than a run waits for a lock."""
 
     def fault(world: World) -> Iterator[float]:
         for _ in range(world.times(count)):
@@ -363,7 +363,7 @@ def _until_exit(world: World, code: int) -> Iterator[float]:
 
 
 def rights_revoked(world: World) -> Iterator[float]:
-    """Take each right of the role away until a run has met it, one after the other."""
+    """Revoke each right of the role in turn, until a run has failed because of it."""
     with world.database("api") as connection:
         for right in RIGHTS:
             connection.execute(f"REVOKE {right} FROM worker".encode())
@@ -374,7 +374,7 @@ def rights_revoked(world: World) -> Iterator[float]:
 
 
 def row_security(count: int) -> Fault:
-    """Hide every photo from the role until a run has met it, several times."""
+    """Hide every photo from the role until a run has stopped because of it, `count` times."""
 
     def fault(world: World) -> Iterator[float]:
         with world.database("api") as connection:
@@ -389,7 +389,7 @@ def row_security(count: int) -> Fault:
 
 
 def foreign_settings(world: World) -> Iterator[float]:
-    """Leave the settings of another client on the connections of the pooler, as long as there is work."""
+    """Change settings on the pooler's connections, as another client would, for as long as there is work."""
     url = f"postgresql://postgres@127.0.0.1:{world.entrance}/api"
     settings = (
         "SET search_path = pg_catalog", "SET statement_timeout = '700ms'", "SET default_transaction_read_only = on",
@@ -405,7 +405,7 @@ def foreign_settings(world: World) -> Iterator[float]:
 
 
 def runs_of_another_deployment(count: int) -> Fault:
-    """Start runs with the DATABASE_URL of another deployment one after the other, in addition to the correct ones."""
+    """Start `count` runs with the DATABASE_URL of another deployment in turn, in addition to the correct runs."""
 
     def fault(world: World) -> Iterator[float]:
         with world.database("api") as connection:

@@ -20,11 +20,11 @@ from tests.faults.runs import end
 from tests.faults.world import Setup, World
 
 DRAIN_SECONDS = 1.0
-# After RUNNER_SHUTDOWN_SECONDS, the run's last resort ends it, within 1.5 s outside of these tests; the rest allows for
-# a machine that is busy with other tests. Without a last resort, none of these runs would end within a minute.
+# After RUNNER_SHUTDOWN_SECONDS the watchdog ends the run, normally within 1.5 s; the rest allows for a machine that is
+# busy with other tests. Without the watchdog, none of these runs would end within a minute.
 REST_SECONDS = 20.0
 LEASE_SECONDS = 6.0
-HUNG = "-80"  # with the time-outs of 30 s and 60 s, a run counts as hung after 10 s
+HUNG = "-80"  # added to the timeouts of 30 s and 60 s: a run counts as hung after 10 s
 KINDS = ["Ada", "Ben", "nobody"]
 
 
@@ -61,7 +61,7 @@ def photos(world: World) -> Iterator[list[str]]:
 
 
 def run(world: World, fault: Mapping[str, str] | None = None, *, fresh: bool = False) -> subprocess.Popen[str]:
-    # Enough time for the last resort to release all leases, where 0.7 s is too little: on a machine that is busy.
+    # On a busy machine, the default of 0.7 s is too short for the watchdog to release all leases.
     more = {"FAULT_RELEASE_SECONDS": "5", **(fault or {})}
     return world.command("run", "--queues", "process", "--max-jobs", "100", fault=more, fresh=fresh)
 
@@ -74,7 +74,7 @@ def begun(world: World, photos: list[str]) -> bool:
 
 
 def handles_sigterm(process: subprocess.Popen[str]) -> bool:
-    """Return whether the process has installed its handler: until then, the signal kills it."""
+    """Return whether the process has installed its signal handler; until then, SIGTERM kills it."""
     status = Path("/proc", str(process.pid), "status").read_text("utf-8")
     (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
@@ -121,7 +121,7 @@ def test_sigterm_ends_a_run_that_cannot_reach_a_server_at_startup(world: World, 
     process.terminate()
     ended = end(process, DRAIN_SECONDS + REST_SECONDS)
     assert (ended.code, ended.summary["exit_reason"], ended.summary["unsettled"]) == (0, "signal", 0), ended.errors
-    # A job that was claimed before PostgreSQL was reached is released.
+    # Jobs claimed before PostgreSQL could be reached are released.
     assert ended.summary["claimed"] == ended.summary["released"]
     assert (ended.summary["claimed"] == 0) == (server == "redis_gate")
 
@@ -181,7 +181,7 @@ def test_native_code_that_never_releases_the_gil_ends_the_process(world: World) 
     assert ended.code == 1
     assert "Timeout" in ended.errors  # faulthandler prints the stack of every thread
     assert "crashing_runner" in ended.errors
-    time.sleep(LEASE_SECONDS)  # nothing could release the leases: they must expire
+    time.sleep(LEASE_SECONDS)  # nothing could release the leases, so they must expire
 
 
 @pytest.mark.usefixtures("photos")

@@ -71,7 +71,7 @@ def test_a_run_waits_for_the_delayed_retry_of_a_dead_runner(world: World) -> Non
     world.upload(1, names=KINDS)
     dead = dead_runner(world, "process", 1)
     assert dead.retry(dead.claim(1)[0], 5, "fetch_failed")
-    ended = run(world, RUNNER_LEASE_SECONDS="1")  # the retry is due later than any lease of a live runner would be
+    ended = run(world, RUNNER_LEASE_SECONDS="1")  # the retry is due after any lease of a live runner would have expired
     assert (ended.code, ended.summary["succeeded"]) == (0, 1), ended.errors
     assert all_final(world)
 
@@ -124,7 +124,7 @@ def test_photos_of_an_image_server_that_was_down_are_completed_without_counting_
         time.sleep(0.02)
     world.images.behaviour = Behaviour.NORMAL
     runs = [end(process, 60)]
-    while not all_final(world) and len(runs) < 30:  # a run ends while its only job waits for the server
+    while not all_final(world) and len(runs) < 30:  # a run exits while its last job is parked for the server
         runs.append(end(world.command("run", "--queues", "process", "--max-jobs", most), 60))
     assert [run.code for run in runs] == [0] * len(runs), runs[-1].errors
     assert sum(run.summary["succeeded"] for run in runs) == 6
@@ -162,7 +162,9 @@ def test_a_run_that_watches_a_result_key_keeps_claiming(world: World) -> None:
     while not (world.redis.get(keys.match_result("second")) or b"").startswith(b"["):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    assert world.scaler.depth("compare") == (0, 2), "the second was claimed after the first had been given up"
+    assert world.scaler.depth("compare") == (0, 2), (
+        "the first result was no longer watched when the second comparison was claimed"
+    )
     for job_id in ("first", "second"):
         world.redis.set(keys.match_result(job_id), "INITIATED")
     ended = end(process, 50)

@@ -31,12 +31,12 @@ from tests.faults.pictures import SELFIE, Kind, PictureServer
 from tests.integration.pgbouncer import PgBouncer
 from tests.support.forked import Fork
 
-# What a run needs (docs/reference/rights.md).
+# The rights that a run needs (docs/reference/rights.md).
 RIGHTS = (
     'SELECT ON "Photo"', 'UPDATE (status) ON "Photo"', "SELECT ON spottmee_schema", "SELECT ON faces",
     "INSERT ON faces", "DELETE ON faces",
 )  # fmt: skip
-# The program that injects faults: in a fork, or in a process whose imports are made under its limits of memory.
+# The program that injects faults: in a fork, or in a fresh process if memory limits must apply to its imports too.
 FORKED = "tests.faults.crashing_runner"
 FRESH = (sys.executable, str(Path(__file__).with_name("crashing_runner.py")))
 LIMITS = {"FAULT_MEMORY", "FAULT_ADDRESS_SPACE"}
