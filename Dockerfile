@@ -1,33 +1,33 @@
-# spottmee-worker: what `run` needs, and nothing else. docs/how-to/image.md has the commands, the arguments and the sizes.
+# spottmee-worker: only what `run` needs. docs/how-to/image.md has the commands, the arguments and the sizes.
 #
 #   docker build -t spottmee-worker .
 #   docker build -t spottmee-worker:gpu --build-arg FLAVOUR=gpu .
 #
-# BASE is any Debian or Ubuntu with python3 3.11 or newer and its venv module. Pin it by digest where you build for
-# production: --build-arg BASE=python:3.12-slim-bookworm@sha256:… (`docker buildx imagetools inspect` shows it).
+# BASE is any Debian or Ubuntu with python3 3.11 or newer and its venv module. Pin it by digest for production
+# builds: --build-arg BASE=python:3.12-slim-bookworm@sha256:… (`docker buildx imagetools inspect` shows it).
 ARG BASE=python:3.12-slim-bookworm
-# The same base for the machine that builds, where BASE has but the architecture that is built for. All that takes long
-# runs there: another architecture's packages are only unpacked, and its pack is baked without graphs for one processor.
+# The same base for the build machine's architecture, if BASE exists only for the target's. Long steps always run
+# natively: for another architecture packages are only unpacked, and the pack is baked without graphs tuned for one CPU.
 ARG BUILD_BASE=${BASE}
 # Which onnxruntime: cpu, or gpu (with the CUDA and cuDNN libraries; needs the NVIDIA container toolkit to run).
 ARG FLAVOUR=cpu
 
-# Named before any stage for another platform, after which buildah would look for this one on that platform too.
+# Before any stage for another platform: after one, buildah would look for this image on that platform too.
 FROM ${BASE} AS base
 
-# A model pack from elsewhere: --build-context pack=FOLDER or pack=docker-image://… takes the place of this empty stage.
+# For your own model pack, --build-context pack=FOLDER or pack=docker-image://… replaces this empty stage.
 FROM scratch AS pack
 
 FROM --platform=${BUILDPLATFORM} ${BUILD_BASE} AS tools
 ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
     PIP_NO_DEPS=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
-# A constant: a commit that changes no file of a layer leaves its digest. (A wheel cannot be older than 1980.)
+# A constant, so that a commit that changes no file of a layer keeps its digest. (A wheel cannot be older than 1980.)
 ARG SOURCE_DATE_EPOCH=315532800
 ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
 WORKDIR /src
 RUN python3 -m venv /opt/build
 COPY requirements/bake.txt requirements/
-# The secrets are optional: pip.conf for an index of your own, ca.crt where its certificate is.
+# The secrets are optional: pip.conf for your own package index, and ca.crt for its certificate.
 RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.crt \
     /opt/build/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/bake.txt
@@ -35,10 +35,10 @@ RUN --mount=type=cache,target=/var/cache/pip \
 FROM tools AS wheel
 COPY pyproject.toml LICENSE ./
 COPY runner/ runner/
-# The README is the package's description: nothing that an image needs, and no reason to make its layers again.
+# The README is the package's description: the image does not need it, and its changes must not invalidate layers.
 RUN touch README.md && /opt/build/bin/pip wheel --quiet --no-build-isolation --no-cache-dir --wheel-dir /wheel .
 
-# The model, optimised (for the CPU alone where it is for that), and proven against InsightFace itself.
+# The model, optimised (for the CPU, unless FLAVOUR=gpu) and verified against InsightFace.
 FROM wheel AS bake
 ARG FLAVOUR
 ARG PACK=buffalo_sc
@@ -57,7 +57,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
 COPY docker/finish.py docker/
 RUN python3 docker/finish.py model /model
 
-# What a run imports: no pip, no InsightFace, no demonstration. CUDA's libraries, where there are any, stand apart.
+# What a run imports: no pip, no InsightFace, no demo. CUDA's libraries, if any, go to a folder of their own.
 FROM tools AS packages
 ARG FLAVOUR
 ARG TARGETARCH
@@ -85,15 +85,15 @@ RUN /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet 
         /wheel/*.whl \
     && python3 docker/finish.py code /code/opt/spottmee-worker --root /code
 
-# One layer for each thing that changes at a pace of its own, the slowest first: a release pulls the last alone.
+# One layer per rate of change, the slowest first: usually only the last one differs between releases.
 FROM base AS run
-# Python's own modules are compiled too: slim images bring none, and a read-only file system never would keep them.
-# Nothing here needs another user's rights, so no program gives them.
+# The standard library is compiled too: slim images have no bytecode, and a read-only file system cannot cache it.
+# No program needs set-user-ID or set-group-ID, so the bits are removed.
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash \
         -x '/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|.*-packages)/' \
         "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
-# Where the flavour brings CUDA's libraries, the loader finds them by its cache: onnxruntime does not look for them.
+# With CUDA's libraries: the loader finds them through its cache, because onnxruntime does not look for them.
 COPY --from=packages /cuda/ /
 RUN set -- /opt/spottmee-worker/lib/python3*/site-packages/nvidia/*/lib; if [ -d "$1" ]; then \
         printf '%s\n' "$@" > /etc/ld.so.conf.d/spottmee-worker.conf && ldconfig && rm /var/cache/ldconfig/aux-cache; fi
@@ -109,7 +109,7 @@ CMD ["run"]
 
 ARG FLAVOUR
 ARG PACK=buffalo_sc
-# Version and revision are labels of `make image`: buildah takes this one from its cache whatever the arguments are.
+# `make image` sets version and revision as labels: buildah caches this instruction whatever its arguments are.
 LABEL org.opencontainers.image.title="spottmee-worker" \
       org.opencontainers.image.description="One-shot runner for face-embedding jobs, scaled by KEDA" \
       org.opencontainers.image.licenses="MIT" \

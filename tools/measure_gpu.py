@@ -2,9 +2,9 @@
 
     .venv/bin/python -m tools.measure_gpu --photos FOLDER [--batch-sizes 8,32,64] [--threads 1,2,4] [--out FILE]
 
-Every row is a process of its own, because memory and start-up are measured too. The first row is the CPU, which the
-others are compared with: as many faces in each photo, and a cosine similarity of at least 0.9999 for each face. The
-table is Markdown, for docs/how-to/gpu.md. Exit code 0: all rows agree; 5: a row does not; 75: the device cannot be
+Every row is a process of its own, because memory and start-up are measured too. The first row is the CPU, with which
+the others are compared: equally many faces in each photo, and a cosine similarity of at least 0.9999 per face. The
+table is Markdown, for docs/how-to/gpu.md. Exit code 0: all rows agree; 5: a row differs; 75: the device cannot be
 used, and only the CPU was measured.
 """
 
@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def lowest_cosine(reference: Sequence[Float32Array], found: Sequence[Float32Array]) -> float:
-    """Return the lowest cosine similarity of a face and its counterpart; 0 where a photo's number of faces differs.
+    """Return the lowest cosine similarity of a face and its counterpart; 0 if a photo's number of faces differs.
 
     Rows of each array are embeddings of norm 1. Faces are matched by similarity: their order follows scores, which may
     differ in the last digit.
@@ -217,7 +217,7 @@ def compare(args: argparse.Namespace) -> int:
         return failure.exit_code
     wrong = [row for row in rows if row.cosine is not None and row.cosine < SAME_COSINE]
     for row in wrong:
-        print(f"other answers than the CPU's: {' '.join(row.cells())}", file=sys.stderr)
+        print(f"answers differ from the CPU's: {' '.join(row.cells())}", file=sys.stderr)
     return CheckFailedError.exit_code if wrong else 0
 
 
@@ -232,10 +232,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model-dir", type=Path, default=default_model_dir())
     parser.add_argument("--batch-sizes", type=_numbers, default=[8, 32, 64])
     parser.add_argument("--threads", type=_numbers, default=[1, 2, 4])
-    parser.add_argument("--repeat", type=int, default=5, help="how often the photos are done for photos/s")
+    parser.add_argument("--repeat", type=int, default=5, help="number of passes over the photos for photos/s")
     parser.add_argument("--out", type=Path, help="file for the table")
     for name, kind in (("row", str), ("row-threads", int), ("row-batch", int), ("since", float), ("answers", Path)):
-        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of the process of one row
+        parser.add_argument(
+            f"--{name}", type=kind, help=argparse.SUPPRESS
+        )  # set by the parent process, which starts one child per row
     args = parser.parse_args(argv)
     try:
         return measure(args) if args.row else compare(args)

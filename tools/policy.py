@@ -43,8 +43,8 @@ EXCEPTIONS = {
         "Images by digest: the digest belongs to each user's own build, so it is a value (image.digest), not a default."
     ),
     "CKV_K8S_15": Explained(
-        "Image pull policy Always: a pod lives for seconds, and its tag is that of a release; `Always` would ask the "
-        "registry for each pod. The production overlay sets it nevertheless."
+        "Image pull policy Always: a pod lives for seconds, and its tag is that of a release; `Always` would query the "
+        "registry for each pod. The production overlay still sets it."
     ),
     "CKV_K8S_8": Explained("Liveness: the pod of `helm test` runs one command and ends.", ("-test",)),
     "CKV_K8S_9": Explained("Readiness: the pod of `helm test` runs one command and ends.", ("-test",)),

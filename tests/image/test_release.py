@@ -114,4 +114,4 @@ def test_a_release_that_cannot_be_made_says_why(tmp_path: Path, capsys: pytest.C
     assert main(["1.0.0", "--out", str(tmp_path)]) == 2
     assert "is not empty: remove it" in capsys.readouterr().err
     assert main(["not-a-version", "--out", str(tmp_path / "out")]) == 2
-    assert "is no version such as" in capsys.readouterr().err
+    assert "is not a version such as" in capsys.readouterr().err

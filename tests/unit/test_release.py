@@ -43,7 +43,7 @@ def repository(tmp_path: Path) -> Path:
     "version", ["", "1", "v1.0.0", "1.0.0+linux", "01.0.0", "1.0.0-", "1.0.0-x.1", "latest", "1.0.0\n"]
 )
 def test_a_version_that_no_tag_and_no_chart_could_have_is_refused(version: str, tmp_path: Path) -> None:
-    with pytest.raises(ReleaseError, match="is no version such as"):
+    with pytest.raises(ReleaseError, match="is not a version such as"):
         export(version, URL, tmp_path / "export", final=False)
 
 
@@ -58,7 +58,7 @@ def test_a_published_release_needs_a_clean_checkout_of_that_version(repository: 
     with pytest.raises(ReleaseError, match="has another version than 7"):
         export("7.8.9", URL, tmp_path / "one", final=True, repository=repository)
     (repository / "README.md").write_text("changed")
-    with pytest.raises(ReleaseError, match="changes that are not committed"):
+    with pytest.raises(ReleaseError, match="uncommitted changes"):
         export(__version__, URL, tmp_path / "two", final=True, repository=repository)
 
 

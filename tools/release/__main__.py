@@ -1,6 +1,6 @@
 """`python -m tools.release VERSION`: everything that a release consists of, in one folder and one registry.
 
-A rehearsal unless a registry is given: it pushes to one on this machine, which ends with it.
+Without a registry this is a rehearsal, which pushes to a temporary registry on this machine.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Release:
         sbom.write(path, subject=subject, version=self.source.version, sha256=sha256, components=components)
 
     def _describe(self, files: Sequence[Path], digests: Mapping[str, str]) -> None:
-        """Write where everything comes from, and the checksums of it all."""
+        """Write the provenance and the checksums of everything."""
         images = {f"{self.registry.repository}:{tag_of(self.source, name)}": digests[name] for name in sorted(digests)}
         subjects = {path.name: provenance.sha256(path) for path in files} | images
         builder = os.environ.get("RELEASE_BUILDER", f"{self.source.url}/Makefile")
@@ -110,13 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ReleaseError, HelmError, RuntimeError) as error:
         print(f"the release was not made: {error}", file=sys.stderr)
         return 2
-    print(f"everything is in {out}" + ("" if options.registry else "; nothing was published: REGISTRY=… does that"))
+    print(f"everything is in {out}" + ("" if options.registry else "; nothing was published (REGISTRY=… publishes it)"))
     return 0
 
 
 @contextmanager
 def _place(address: str) -> Iterator[Registry]:
-    """Yield the registry to push to: the given one, or one on this machine for as long as the rehearsal takes."""
+    """Yield the registry to push to: the given one, or a temporary one on this machine for a rehearsal."""
     if address:
         yield Registry(address, plain=False)
     else:

@@ -1,4 +1,4 @@
-"""The chart of a release: version, image repository and digests written in, packaged, and pushed to a registry."""
+"""The chart of a release: gets version, image repository and digests, is packaged, and is pushed to a registry."""
 
 from __future__ import annotations
 

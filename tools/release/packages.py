@@ -40,7 +40,7 @@ def build_packages(source: Source, out: Path) -> list[Path]:
 
 
 def normalise(archive: Path, date: int) -> None:
-    """Write a .tar.gz again with sorted entries, one date, and neither an owner's name nor the umask of its maker.
+    """Rewrite a .tar.gz with sorted entries, one date, no owner names, and modes independent of the umask.
 
     setuptools and helm write the time and the user of the build into their archives.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from tools.binaries import ROOT
 
 CHART = Path("helm", "spottmee-worker")
-# What semantic versioning (the chart), PEP 440 (the wheel) and container tags all allow.
+# Versions that semantic versioning (the chart), PEP 440 (the wheel) and container tags all allow.
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-(alpha|beta|rc)\.(0|[1-9]\d*))?")
 _UNRELEASED = "Unreleased"
 
@@ -39,14 +39,14 @@ class Source:
 def export(version: str, url: str, folder: Path, *, final: bool, repository: Path = ROOT) -> Source:
     """Export the commit that is checked out into `folder`, with `version` written into package and chart.
 
-    `final` asks for what a published release needs: a clean checkout whose package and changelog have that version.
+    `final` enforces what a published release needs: a clean checkout whose package and changelog have that version.
     Raises `ReleaseError`.
     """
     if not _VERSION.fullmatch(version):
-        raise ReleaseError(f"VERSION is {version!r}, which is no version such as 0.2.0 or 0.2.0-rc.1")
+        raise ReleaseError(f"VERSION is {version!r}, which is not a version such as 0.2.0 or 0.2.0-rc.1")
     commit, date = _git(repository, "log", "-1", "--format=%H %ct").split()
     if final and _git(repository, "status", "--porcelain"):
-        raise ReleaseError("the checkout has changes that are not committed: commit or stash them first")
+        raise ReleaseError("the checkout has uncommitted changes: commit or stash them first")
     archive = subprocess.run(["git", "archive", commit], cwd=repository, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
@@ -61,7 +61,7 @@ def export(version: str, url: str, folder: Path, *, final: bool, repository: Pat
 
 
 def release_notes(changelog: str, version: str, *, final: bool) -> str:
-    """Return the changelog's section of `version`; in a rehearsal, what is not released yet will do.
+    """Return the changelog's section of `version`; a rehearsal falls back to the section of unreleased changes.
 
     Raises `ReleaseError` if there is no such section.
     """

@@ -1,1 +1,1 @@
-"""Packs with the architectures of InsightFace's larger ones and random weights, where their files are not at hand."""
+"""Packs with the architectures of InsightFace's larger ones and random weights, for use without their files."""

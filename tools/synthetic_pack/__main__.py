@@ -1,6 +1,6 @@
 """`python -m tools.synthetic_pack buffalo_l FOLDER`: a pack with the architecture of buffalo_l or antelopev2.
 
-InsightFace's files may be used for research alone, and are not at hand everywhere. Baking, memory and speed depend on
+InsightFace's files may be used for research only, and are not available everywhere. Baking, memory and speed depend on
 a network's layers and their shapes, not on its weights; answers of a synthetic pack mean nothing.
 """
 

@@ -25,14 +25,14 @@ from runner.faces.preprocessing import LetterboxBuffer, letterbox_size, normalis
 from runner.faces.providers import CPU
 from tools.synthetic_pack.architectures import FINAL
 
-# Scores above the threshold on each level for each photo, least and most: about as many faces after suppression.
+# Minimum and maximum number of scores above the threshold, per level and photo; suppression leaves about as many faces.
 FIRED = (3, 9)
-DIGITS = 3  # that calibrated numbers keep: enough, and the same on every kind of processor
+DIGITS = 3  # of calibrated numbers: enough, and few enough to be identical on every kind of processor
 CROPS, CROPS_A_CALL = 64, 16
 # Landmarks of a face whose box is from -1 to 1: eyes, nose, corners of the mouth.
 LANDMARKS = ((-0.4, -0.35), (0.4, -0.35), (0.0, 0.05), (-0.35, 0.45), (0.35, 0.45))
 HALVES = (1.0, 2.0)  # half the side of the box of each anchor, in strides
-VARIATION = 0.5  # of boxes and landmarks at most, as a part of that half
+VARIATION = 0.5  # maximum variation of boxes and landmarks, as a share of that half
 LARGEST_LOGIT = 4.0
 WANTED = 3  # cells of each photo, stride and anchor
 RIDGE = 1e-3
@@ -92,8 +92,8 @@ def _set_scores(
 ) -> None:
     """Set the convolution `name` so that the `wanted` of the `cells` (photos, cells, inputs) have the highest scores.
 
-    For each anchor, Fisher's linear discriminant of the wanted cells: random weights would answer to little but the
-    edges of a photo.
+    For each anchor, Fisher's linear discriminant of the wanted cells: random weights would respond to little but
+    the edges of a photo.
     """
     flat = cells.reshape(-1, cells.shape[-1])
     middle, spread = flat.mean(axis=0), np.cov(flat.T)
