@@ -29,7 +29,8 @@ def add_parser(subparsers: Any) -> None:
         description="Show the state of the lists in Redis (REDIS_URL), how many photos lack embeddings of the model "
         "pack in RUNNER_MODEL_DIR (DATABASE_URL, EMBEDDINGS_DATABASE_URL) and, where a cluster is reachable, the Jobs, "
         "pods and ScaledJobs of the releases in one namespace. What is not available does not keep the rest from being "
-        "shown. Changes nothing.",
+        "shown; with --context, --namespace or --release the cluster must be reachable, and REDIS_URL is optional. "
+        "Changes nothing.",
     )
     parser.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
     parser.add_argument(
@@ -50,10 +51,10 @@ def _status(args: argparse.Namespace) -> int:
         return _watch(source, args)
     status = source.read()
     _print_status(status, as_json=args.json)
-    if status.redis_error:
+    is_cluster_requested = bool(args.context or args.namespace or args.release)
+    if status.redis_error and (source.names_redis or not is_cluster_requested):
         return status.redis_error.exit_code
-    is_requested = args.context or args.namespace or args.release
-    return status.cluster_error.exit_code if status.cluster_error and is_requested else 0
+    return status.cluster_error.exit_code if status.cluster_error and is_cluster_requested else 0
 
 
 class _Source:
@@ -71,6 +72,11 @@ class _Source:
             self._cluster = Cluster.connect(context=args.context, namespace=args.namespace)
         except ClusterError as error:
             self._no_cluster = error
+
+    @property
+    def names_redis(self) -> bool:
+        """Whether the settings name a Redis."""
+        return bool(self._settings.redis_url)
 
     def read(self) -> Status:
         """Return the current status. The errors of either half are part of it."""

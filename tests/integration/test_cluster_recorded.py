@@ -146,7 +146,7 @@ def test_a_forbidden_request_names_the_missing_right(
     with _scene("forbidden", monkeypatch):
         assert main(["debug", "--photo", "x", "--url", "http://x", "-n", "recorded"]) == 6
         assert "kubectl auth can-i list cronjobs -n recorded" in capsys.readouterr().err
-        assert main(["status", "-n", "recorded", "--json"]) == 2  # no REDIS_URL; with it, 6
+        assert main(["status", "-n", "recorded", "--json"]) == 6
     document = json.loads(capsys.readouterr().out)
     assert document["cluster"] is None
     assert "`list jobs` is forbidden" in document["cluster_error"]["message"]
@@ -168,6 +168,19 @@ def test_status_shows_the_objects_of_a_release(
     assert pod["summary"]["dead_lettered"] == 1
     text = capsys.readouterr().out
     assert "namespace recorded of recorded" in text
+    assert "party-process" in text
+
+
+def test_status_of_a_cluster_needs_no_redis(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _scene("status", monkeypatch):
+        assert main(["status", "-n", "recorded", "--release", "party"]) == 0
+        text = capsys.readouterr().out
+        monkeypatch.setenv("RUNNER_CONNECT_TIMEOUT_SECONDS", "0.1")
+        monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+        assert main(["status", "-n", "recorded", "--release", "party"]) == 75
+    assert "REDIS_URL is missing" in text
     assert "party-process" in text
 
 

@@ -16,8 +16,12 @@ APART = ("tests/image", "tests/e2e")
 FOLDERS = ("tests/faults", "tests/fuzz", "tests/chart", "tests/integration", "tests/unit")
 # Campaigns mostly wait, for servers and for leases that expire: between two of them starts a file that computes.
 WAITING = "tests/faults/"
-# Each test of these files has servers of its own.
-SPREAD = ("tests/faults/test_campaigns.py",)
+# Files whose tests share nothing, and take minutes together: each of the tests may run on any process.
+SPREAD = (
+    "tests/faults/test_campaigns.py",
+    "tests/integration/test_outage.py",
+    "tests/integration/test_store_crashes.py",
+)
 
 
 def apart(path: Path, arguments: Sequence[str]) -> bool:
