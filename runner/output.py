@@ -56,7 +56,7 @@ def lines(texts: Iterable[str]) -> None:
 def problem(text: str) -> None:
     """Print one line on standard error: progress and errors, which do not belong in a pipe."""
     with suppress(OSError):  # closed or full: this cannot be reported anywhere
-        print(printable(text), file=sys.stderr, flush=True)
+        print(f"{printable(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 def document(content: Any, *, indent: int | None = None) -> None:
@@ -67,7 +67,8 @@ def document(content: Any, *, indent: int | None = None) -> None:
 def _write(text: str) -> None:
     """Print `text`. If standard output is closed or full, the command continues and exits with its own exit code."""
     try:
-        print(text, flush=True)
+        # In one write, even if Python does not buffer: `kubectl exec` joins standard output and error as they come.
+        print(f"{text}\n", end="", flush=True)
     except OSError as error:
         # Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner import output
 from runner.cli.output import columns
 from runner.errors import FetchError
 from runner.logs import JsonFormatter, TextFormatter
@@ -96,3 +100,21 @@ def test_a_table_has_one_line_a_row(rows: list[tuple[str, str]]) -> None:
     found = list(columns(rows))
     assert len(found) == len(rows)
     assert all(_is_safe(line) for line in found)
+
+
+@pytest.mark.parametrize(("stream", "show"), [("stdout", output.line), ("stderr", output.problem)])
+def test_a_line_and_its_end_are_one_write(
+    monkeypatch: pytest.MonkeyPatch, stream: str, show: Callable[[str], None]
+) -> None:
+    """`kubectl exec` joins the two streams as they come, so the end of a line must not follow later."""
+    writes: list[str] = []
+
+    class Recorder(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, stream, Recorder())
+    show("a line")
+    assert "".join(writes) == "a line\n"
+    assert "\n" not in writes
