@@ -41,6 +41,8 @@ OVERSIZED_SHOWN_BYTES = 64 * 2**10
 DETAIL_LENGTH = 1000
 # How many summaries of runs are kept per queue.
 RUNS_KEPT = 50
+# A float holds no more than 2 ** 1023. Every base of a setting is far above its cap after as many doublings.
+_MOST_DOUBLINGS = 1000
 
 State: TypeAlias = bytes
 _SUCCEEDED = {totals.job_field(totals.SUCCEEDED): 1}
@@ -124,8 +126,12 @@ def owner_name(name: str) -> str:
 
 def backoff(attempts: int, *, base: float, cap: float, random: random_module.Random) -> float:
     """Return the delay in seconds before the next attempt: exponential, capped, half of it jitter."""
-    longest: float = min(cap, base * 2.0 ** (attempts - 1))
-    return longest * random.uniform(0.5, 1.0)
+    return exponential(attempts, base=base, cap=cap) * random.uniform(0.5, 1.0)
+
+
+def exponential(count: int, *, base: float, cap: float) -> float:
+    """Return `base` doubled `count - 1` times, at most `cap`."""
+    return min(cap, base * 2.0 ** min(count - 1, _MOST_DOUBLINGS))
 
 
 def age(lease: Lease) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from runner.queue.leases import Lease, age
+from runner.queue.leases import Lease, age, exponential
 from runner.queue.parking import WAITED_FOR, Parking, PhotosAtWork, ProcessJobs
 from runner.worker.messages import CompareJob
 from runner.worker.task import Task
@@ -98,7 +98,7 @@ class AlbumGate:
         if not waited_for:
             return self._without_jobs(task.lease, pending, checks)
         if self._parking is None or not at_work.is_alive:
-            delay = min(LONGEST_DELAY_SECONDS, GRACE_SECONDS * 2.0 ** (checks.count - 1))
+            delay = exponential(checks.count, base=GRACE_SECONDS, cap=LONGEST_DELAY_SECONDS)
             return Decision(Readiness.DEFER, len(pending), checks, delay)
         if not self._parking.announce(task.lease, waited_for, self._timeout_seconds):
             return Decision(Readiness.LOST)

@@ -31,6 +31,7 @@ QUICK = {
     "RUNNER_RETRY_MAX_SECONDS": "4",
     "RUNNER_THREADS": "1",
 }
+CLAIMED = "{face_embeddings:process}:claimed"
 # Requests in flight when an outage begins: those after which a run takes a server to fail, and one for each reader.
 BEFORE_A_RUN_KNOWS = 3 + 4
 
@@ -168,6 +169,24 @@ def test_an_outage_longer_than_the_setting_fails_the_photos(service: Service, we
     assert {letter["error"]["code"] for letter in letters} == {"fetch_failed"}
     assert all("127.0.0.1" in letter["error"]["message"] for letter in letters)
     assert len(web.requests) <= 3 * BEFORE_A_RUN_KNOWS + 12, len(photos)
+
+
+def test_a_photo_that_has_failed_thousands_of_times_still_waits(storage: Storage, web: Web, photo: bytes) -> None:
+    web.answers["*"] = UNAVAILABLE
+    storage.upload(1, web)
+    quick = {"RUNNER_OUTAGE_SECONDS": "1800", "RUNNER_RETRY_BASE_SECONDS": "0.001", "RUNNER_RETRY_MAX_SECONDS": "0.1"}
+    storage.service.run("--max-seconds", "1", **quick)
+    redis: Any = storage.service.redis
+    ((field, state),) = redis.hscan_iter(CLAIMED, "*:state")
+    first_at, _, *last = json.loads(state)
+    redis.hset(CLAIMED, field, json.dumps([first_at, 5000, *last]))
+    sent = len(web.requests)
+    storage.service.run("--idle-seconds", "3", "--max-seconds", "3", **quick)
+    assert len(web.requests) > sent, "the photo was tried again"
+    assert storage.statuses() == {"PROCESSING": 1}
+    web.answers["*"] = photo
+    storage.finish()
+    assert storage.statuses() == {"READY": 1}
 
 
 def test_kill_9_during_an_outage_loses_nothing(storage: Storage, web: Web, photo: bytes) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.queue.leases import HORIZON_SECONDS, Lease, backoff, owner_name
+from runner.queue.leases import HORIZON_SECONDS, Lease, backoff, exponential, owner_name
 from runner.settings import load
 
 
@@ -53,6 +54,14 @@ def test_special_characters_in_an_owner_name_are_escaped(name: str) -> None:
 def test_backoff_grows_is_capped_and_has_jitter(attempts: int, base: float, cap: float, source: random.Random) -> None:
     longest = min(cap, base * 2.0 ** (attempts - 1))
     assert longest / 2 <= backoff(attempts, base=base, cap=cap, random=source) <= longest
+
+
+@pytest.mark.parametrize("attempts", [1024, 1025, 10**6])
+def test_backoff_stays_at_its_cap_however_many_attempts(attempts: int) -> None:
+    """A photo that waits for its image server for a day can fail thousands of times, none of which is an attempt."""
+    assert 30 <= backoff(attempts, base=0.001, cap=60, random=random.Random(1)) <= 60
+    assert backoff(attempts, base=0, cap=60, random=random.Random(1)) == 0
+    assert exponential(attempts, base=2, cap=15) == 15
 
 
 def test_no_setting_lets_a_lease_or_a_retry_reach_beyond_the_horizon() -> None:
