@@ -82,6 +82,7 @@ class Stop:
         while not self._ended.is_set():
             faulthandler.dump_traceback_later(self._hung_seconds + FROZEN_SECONDS, exit=True)
             if select.select([self._receiver], [], [], WATCHDOG_SECONDS)[0]:
+                faulthandler.dump_traceback_later(self._grace_seconds + FROZEN_SECONDS, exit=True)
                 if not self._ended.wait(self._grace_seconds):
                     self._last_resort("signal")
             elif time.monotonic() - self._progress_at > self._hung_seconds:

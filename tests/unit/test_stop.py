@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -97,3 +99,20 @@ def test_the_watchdog_thread_ends_with_the_block(calls: Calls) -> None:
     watchdog.join(60)
     assert not watchdog.is_alive()
     assert calls == []
+
+
+LONG_GRACE = """
+import os, signal, sys, time
+from runner.worker import shutdown
+shutdown.FROZEN_SECONDS = 0.5
+with shutdown.Stop(60, 1, lambda reason: os._exit(3)) as stop:
+    stop.begin()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2.5)
+print("finished")
+"""
+
+
+def test_a_grace_period_may_be_longer_than_a_hung_call() -> None:
+    result = subprocess.run([sys.executable, "-c", LONG_GRACE], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "finished\n"), result.stderr
