@@ -102,6 +102,18 @@ def test_any_payload_is_shown_as_json_of_bounded_size(payload: bytes) -> None:
         (b'{"selfie": "', True),
         (b'{"sElFiE": 1}', True),
         (b'{"\\u0073elfie": 1}', True),
+        (b'{"imageUrl": "https://h/selfie_1.jpg", "id": "selfie_1"}', False),
+        (b'{"imageUrl": "https://h/\\u0073elfie_1.jpg", "id": "p", "size": 3}', False),
+        (b'{"imageUrl": "https://h/selfie_1.jpg", "id": "p"', True),
+        (b'["https://h/selfie_1.jpg"]', True),
+        (b'{"imageUrl": "https://h/selfie_1.jpg?selfie=AAAA", "id": "p"}', True),
+        (b'{"imageUrl": "https://h/a", "id": "' + b"a" * 256 + b'selfie"}', True),
+        (b'{"imageUrl": "https://h/a", "id": "p", "mySelfie": ""}', True),
+        (b'{"imageUrl": "https://h/a", "id": "p", "job": [{"selfie": ""}]}', True),
+        (b'{"imageUrl": {"selfie": ""}, "imageUrl": "https://h/a", "id": "p"}', True),
+        (b'{"imageUrl": "https://h/a", "id": "p", "job": "{\\"selfie\\": 1}"}', True),
+        (b'{"imageUrl": "data:image/png;name=selfie;base64,AAAA", "id": "p"}', True),
+        ('{"imageUrl": "https://h/a", "selfie": ""}'.encode("utf-16"), True),
     ],
 )
 def test_payloads_that_may_hold_a_selfie_are_detected(payload: bytes, expected: bool) -> None:
