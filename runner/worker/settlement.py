@@ -284,8 +284,10 @@ class Settlement:
 
     def abandon(self) -> None:
         """End every task in flight, from any thread: the run ends early."""
-        self.settle_unconfirmed()
-        self.release(self.in_flight)
+        try:
+            self.settle_unconfirmed()
+        finally:  # an answer that cannot be settled does not keep the other leases until they expire
+            self.release(self.in_flight)
 
     def _settle(self, tasks: Iterable[AnyTask]) -> None:
         """Dead-letter the failed tasks and acknowledge the others, with one call per queue."""
@@ -351,7 +353,7 @@ class Settlement:
                 "faces_found": None if task.faces is None else len(task.faces),
                 "error": error.document() if error else None,
                 "duration_ms": round((time.monotonic() - task.claimed_at) * 1000, 1),
-                "stage_ms": {name: round(seconds * 1000, 1) for name, seconds in task.stages.items()},
+                "stage_ms": {name: round(seconds * 1000, 1) for name, seconds in task.stage_seconds().items()},
                 **more,
             },
         )

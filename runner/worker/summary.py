@@ -29,7 +29,7 @@ class Summary:
     def count(self, task: AnyTask, outcome: Outcome) -> None:
         """Count a settled task: its outcome, its stages and, if it succeeded, its faces."""
         self.outcomes[outcome] += 1
-        for name, seconds in task.stages.items():
+        for name, seconds in task.stage_seconds().items():
             self.stages[name] = self.stages.get(name, 0.0) + seconds
         if outcome is Outcome.SUCCEEDED:
             self.succeeded[task.lease.queue] += 1

@@ -99,6 +99,10 @@ class Task(Generic[Job]):
         finally:
             self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - start
 
+    def stage_seconds(self) -> dict[str, float]:
+        """Return a copy of `stages`, to which a reader or the engine may be adding at the same time."""
+        return self.stages.copy()
+
     @property
     def age_seconds(self) -> float:
         """The time since the job left the list."""

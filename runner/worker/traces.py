@@ -109,7 +109,7 @@ def _finished(task: AnyTask, outcome: Outcome, noun: str) -> FinishedJob:
     fields = {f"spottmee.{name}": value for name, value in task.log_fields().items() if isinstance(value, str | int)}
     stages = tuple(
         Stage(name, offset + round(task.began[name] * 1e9), round(seconds * 1e9))
-        for name, seconds in task.stages.items()
+        for name, seconds in task.stage_seconds().items()
         if name in task.began
     )
     return FinishedJob(

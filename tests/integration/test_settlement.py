@@ -14,11 +14,14 @@ from runner.errors import (
     ImageMissingError,
     JobError,
     PhotoGoneError,
+    RedisRefusedError,
     UnexpectedJobError,
 )
+from runner.queue import keys
 from runner.settings import load
 from runner.worker.task import AnyTask
-from tests.support.queue_tools import LEASE_SECONDS, pass_time, places, queue_of
+from runner.worker.traces import Traces
+from tests.support.queue_tools import LEASE_SECONDS, NAME, pass_time, places, queue_of
 from tests.support.worker_tools import SettlementBench
 
 
@@ -157,6 +160,49 @@ def test_a_job_released_by_another_thread_still_ends_once(bench: SettlementBench
         assert bench.summary.unsettled == 0
         for lease in bench.queue.claim(100):
             bench.queue.acknowledge(lease)
+
+
+class _ReaderWorks(float):
+    """The seconds of a stage; whoever calculates with them finds that a reader has begun another stage meanwhile."""
+
+    task: AnyTask
+
+    def _begin_stage(self) -> None:
+        self.task.stages[f"stage {len(self.task.stages)}"] = 0.0
+
+    def __mul__(self, other: float) -> float:
+        self._begin_stage()
+        return float(self) * other
+
+    def __radd__(self, other: float) -> float:
+        self._begin_stage()
+        return float(self) + other
+
+
+def test_a_reader_that_begins_a_stage_meanwhile_does_not_prevent_a_release(
+    bench: SettlementBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = bench.leased(b"a", b"b")
+    monkeypatch.setattr(Traces, "_run", lambda _: None)  # there is no collector to send anything to
+    bench.settlement._traces = Traces()
+    for task in tasks:
+        task.stages["fetch"] = seconds = _ReaderWorks(0.25)
+        task.began["fetch"] = 0.0
+        seconds.task = task
+    bench.settlement.abandon()
+    assert bench.outcomes() == {"released": 2}
+    assert len(queue_of(bench.redis, "there/1").claim(5)) == 2
+
+
+def test_jobs_are_released_even_if_redis_refuses_to_settle_an_answer(bench: SettlementBench) -> None:
+    tasks = bench.leased(b"a", b"b", b"c")
+    bench.handler.unconfirmed = True
+    bench.settlement.conclude(tasks[:1])
+    bench.redis.set(keys.parked(NAME), "another program's")  # an acknowledgement needs it, a release does not
+    with pytest.raises(RedisRefusedError, match="WRONGTYPE"):
+        bench.settlement.abandon()
+    assert bench.outcomes() == {"released": 3}
+    assert len(queue_of(bench.redis, "there/1").claim(5)) == 3
 
 
 def test_due_retries_of_its_own_are_counted_once(bench: SettlementBench) -> None:
