@@ -15,6 +15,7 @@ from typing import Any
 
 # The first code points that need more than two, or more than four, hexadecimal digits.
 _BYTE_END, _PLANE_END = 0x100, 0x10000
+LONGEST_REPEATED = 200
 
 
 def printable(text: str) -> str:
@@ -33,6 +34,18 @@ def json_text(document: Any, *, indent: int | None = None, ascii_only: bool = Tr
         return text
     # json.dumps has escaped the line feeds within strings: the remaining ones are layout.
     return "".join(_json_escaped(character) if character != "\n" else character for character in text)
+
+
+def may_be_payload(text: str) -> bool:
+    """Return whether an argument looks like the payload of a job, which may hold a selfie, rather than a path or id."""
+    return len(text) > LONGEST_REPEATED or '"' in text or text.lstrip().startswith(("{", "["))
+
+
+def repeated(text: str, *, quoted: bool = False) -> str:
+    """Return an argument as messages repeat it: only the length of what may be a payload."""
+    if may_be_payload(text):
+        return f"({len(text)} characters, not repeated)"
+    return repr(text) if quoted else text
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:

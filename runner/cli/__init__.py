@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 from runner import __version__
 from runner.core_dumps import disable_core_dumps
 from runner.errors import RunnerError, place
-from runner.output import printable, problem
+from runner.output import LONGEST_REPEATED, may_be_payload, printable, problem, redacted
 
 
 class Command(NamedTuple):
@@ -60,8 +60,6 @@ COMMANDS = {
     "completion": Command("runner.cli.completion", "print a script that completes commands in bash, zsh or fish"),
 }
 
-LONGEST_ARGUMENT = 200
-
 EXIT_CODES = """exit codes:
   0   success (also after SIGTERM: jobs in progress were finished or released)
   1   an error in this program, or a Redis key that another program has written
@@ -91,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.enable()
     _warn_of_unknown_variables(typed)
     with _interruptible():
-        return _run(args)
+        return _run(args, arguments)
 
 
 def _warn_of_unknown_variables(command: str) -> None:
@@ -118,12 +116,13 @@ def _interruptible() -> Iterator[None]:
         yield
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     try:
         return int(args.run(args))
     except RunnerError as error:
-        problem(f"spottmee-worker: {error}")
+        texts = [text for argument in arguments for text in (argument, argument.partition("=")[2])]
+        problem(f"spottmee-worker: {redacted(str(error), map(printable, filter(may_be_payload, texts)))}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -142,7 +141,7 @@ class _Parser(argparse.ArgumentParser):
         if mistyped:  # the list of all commands is long
             shown = f"{mistyped[1]} is not a command; spottmee-worker --help lists them"
         summary, _, repeated = shown.partition(": ")
-        if len(repeated) > LONGEST_ARGUMENT or "selfie" in repeated.lower():
+        if len(repeated) > LONGEST_REPEATED or "selfie" in repeated.lower():
             shown = f"{summary} (not repeated; a payload must be one quoted argument)"
         super().error(shown)
 

@@ -14,7 +14,7 @@ from typing import Any
 from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
-from runner.cli.arguments import duration, whole
+from runner.cli.arguments import duration, identifier, whole
 from runner.cli.output import columns, confirmed
 from runner.cli.redact import shown
 from runner.errors import CheckFailedError, UsageError
@@ -70,7 +70,7 @@ def _add_show(actions: Any) -> None:
         description="Show dead letters with their payloads, redacted: the length of a selfie instead of its content, "
         "URLs without credentials and query, and only size and SHA-256 of a payload that is not a JSON object.",
     )
-    show.add_argument("ids", nargs="+", metavar="ID", help="ids, as shown by `dead list`")
+    show.add_argument("ids", nargs="+", type=identifier, metavar="ID", help="ids, as shown by `dead list`")
     formats = show.add_mutually_exclusive_group()
     formats.add_argument("--json", action="store_true", help="print one JSON array")
     formats.add_argument(
@@ -120,7 +120,9 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", nargs="*", metavar="ID", help="ids, as shown by `dead list`; or use the filters")
+    parser.add_argument(
+        "ids", nargs="*", type=identifier, metavar="ID", help="ids, as shown by `dead list`; or use the filters"
+    )
     _add_filters(parser)
     parser.add_argument("--all", action="store_true", help="all dead letters (of --queue, if given)")
     parser.add_argument(

@@ -8,6 +8,7 @@ from typing import Any
 
 from runner import settings as settings_module
 from runner.cli import COMMANDS
+from runner.cli.arguments import identifier
 from runner.cli.flags import add_job_flags
 from runner.cluster.queues import connection, payload_of_dead_letter, payload_of_photo
 from runner.errors import ClusterError, UsageError
@@ -38,9 +39,12 @@ def add_parser(subparsers: Any) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--job", metavar="JSON", help="the payload, as the API pushes it; - reads it from standard input")
     what.add_argument(
-        "--photo", metavar="ID", help="the job of this photo, if it is waiting, leased or in the dead-letter queue"
+        "--photo",
+        type=identifier,
+        metavar="ID",
+        help="the job of this photo, if it is waiting, leased or in the dead-letter queue",
     )
-    what.add_argument("--dead", metavar="ID", help="the job of this dead letter")
+    what.add_argument("--dead", type=identifier, metavar="ID", help="the job of this dead letter")
     parser.add_argument("--url", help="with --photo: the URL of the image, for a photo that no longer has a job")
     parser.add_argument("--local", action="store_true", help="run the job in this process; write to no server")
     parser.add_argument(

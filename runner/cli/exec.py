@@ -8,6 +8,8 @@ from typing import Any
 from runner.cli import COMMANDS
 from runner.cli.flags import add_job_flags
 from runner.errors import ClusterError, UsageError
+from runner.output import may_be_payload, repeated
+from runner.queue.privacy import may_hold_selfie
 
 EXEC_EPILOG = """examples:
   spottmee-worker exec -n NAMESPACE -- dead list
@@ -39,8 +41,14 @@ def add_parser(subparsers: Any) -> None:
 
 def _exec(args: argparse.Namespace) -> int:
     command = args.argument[0]
+    if any(may_be_payload(one) and may_hold_selfie(one.encode(errors="surrogateescape")) for one in args.argument):
+        raise UsageError(
+            "an argument may hold a selfie, and would be visible in the Job: pass the job to `spottmee-worker debug`"
+        )
     if command not in COMMANDS or command == "exec":
-        raise UsageError(f"{command!r} is not a command that can run in the cluster: see spottmee-worker --help")
+        raise UsageError(
+            f"{repeated(command, quoted=True)} is not a command that can run in the cluster: see spottmee-worker --help"
+        )
     try:
         from runner.cli.exec_cluster import exec_in_cluster  # the client of Kubernetes is an extra
     except ModuleNotFoundError as error:

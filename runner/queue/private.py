@@ -12,6 +12,7 @@ from typing import Self
 from redis import Redis
 
 from runner.errors import RunnerError, SettingsError
+from runner.output import may_be_payload, repeated
 from runner.queue import keys
 from runner.queue.leases import Lease, LeaseQueue
 from runner.queue.totals import Tally
@@ -94,8 +95,13 @@ def read_payload(where: str) -> bytes:
             parts = sorted(part for part in path.iterdir() if part.name[0] != ".") if path.is_dir() else [path]
             payload = b"".join(part.read_bytes() for part in parts)
         except OSError as error:
+            if may_be_payload(where):
+                raise SettingsError(
+                    f"RUNNER_JOB (--job) must be a file, a folder or -, not the job itself {repeated(where)}: save the "
+                    "job in a file, or pass - and the job on standard input"
+                ) from None
             raise SettingsError(f"the job cannot be read from {where}: {error.strerror}") from None
     if not payload.strip():
-        place = "on standard input" if where == "-" else f"in {where}"
+        place = "on standard input" if where == "-" else f"in {repeated(where)}"
         raise SettingsError(f"there is no job {place}: provide one JSON object")
     return payload

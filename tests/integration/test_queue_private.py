@@ -63,6 +63,15 @@ def test_a_given_job_that_fails_leaves_no_dead_letter(service: Service, tmp_path
     assert service.leftovers() == {}
 
 
+@pytest.mark.parametrize("length", [1, 10, 2000])
+def test_a_payload_in_place_of_its_path_is_not_repeated(service: Service, length: int) -> None:
+    payload = json.dumps({"jobId": "c", "storedIds": [], "selfie": "QUJD" * length})
+    for ended in (service.command("run", "--job", payload), service.command("run", RUNNER_JOB=payload)):
+        assert ended.code == 2
+        assert "standard input" in ended.summary["exit_message"]
+        assert "QUJD" not in ended.output + ended.errors
+
+
 def test_a_signal_drops_the_given_job(service: Service, tmp_path: Path) -> None:
     job = tmp_path / "job.json"
     job.write_text(json.dumps({"id": service.api.upload({"a.jpg": "http://127.0.0.1:9/a.jpg"})["a.jpg"],

@@ -83,6 +83,35 @@ def test_a_mistyped_command_is_named_with_a_pointer_to_the_help(capsys: pytest.C
     assert "error: 'runn' is not a command; spottmee-worker --help lists them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("payload", ['{"jobId": "j", "selfie": "QUJD=="}', "QUJD" * 100, "QUJD" * 10_000])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["exec"], []),
+        (["dead", "show"], []),
+        (["debug", "--photo"], []),
+        (["debug", "--local", "--job", "{}", "--save-image"], []),
+        (["debug", "--job", '{"imageUrl": "https://h/a.jpg", "id": "p"}', "--dry-run", "--template"], []),
+        (["simulate", "--values"], ["--csv", "a.csv"]),
+    ],
+)
+def test_a_payload_in_place_of_another_argument_is_not_repeated(
+    capsys: pytest.CaptureFixture[str], before: list[str], after: list[str], payload: str
+) -> None:
+    try:
+        code = cli.main([*before, payload, *after])
+    except SystemExit as error:
+        code = int(str(error))
+    printed = capsys.readouterr()
+    assert (code, "QUJD" in printed.out + printed.err) == (2, False)
+
+
+def test_exec_rejects_an_argument_with_a_selfie(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["exec", "--", "debug", "--local", "--job", '{"jobId": "j", "selfie": "QUJD"}']) == 2
+    shown = capsys.readouterr().err
+    assert ("pass the job to `spottmee-worker debug`" in shown, "QUJD" in shown) == (True, False)
+
+
 @pytest.mark.parametrize("payload", ['{"jobId": "j", "selfie": "QUJD"}', "QUJD" * 100])
 def test_a_payload_in_place_of_a_command_is_not_repeated(capsys: pytest.CaptureFixture[str], payload: str) -> None:
     with pytest.raises(SystemExit, match="2"):
