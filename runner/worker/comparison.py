@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from runner.errors import NoFaceInSelfieError, SeveralFacesInSelfieError
@@ -62,7 +63,7 @@ class ComparisonHandler:
             if self._selfie_faces == "one" and task.error is None and task.faces and len(task.faces) > 1:
                 task.error = SeveralFacesInSelfieError(f"{len(task.faces)} faces")
         decisions = self._decide(tasks)
-        answered: list[tuple[str, list[str], dict[str, object]]] = []
+        answered: list[tuple[Lease, str, list[str], dict[str, object]]] = []
         for task in tasks:
             job_id, decision = _job_id(task), decisions.get(task)
             task.wait = None
@@ -74,8 +75,9 @@ class ComparisonHandler:
                 answered += self._answer(task, job_id, decision)
             else:
                 self._wait(task, job_id, decision)
-        for answer in answered:  # just before their leases end: a failover may have lost one in the meantime
-            self._results.confirm(*answer)
+        # Just before their leases end: a failover may have lost one in the meantime, or `forget` removed it.
+        for lease, job_id, matched, detail in answered:
+            self._results.confirm(job_id, matched, detail, owned=partial(self._owns, lease))
 
     def _decide(self, tasks: Sequence[Task[CompareJob]]) -> dict[Task[CompareJob], Decision]:
         """Check the albums of the selfies with a face: the answer to the others does not depend on photos."""
@@ -93,7 +95,7 @@ class ComparisonHandler:
 
     def _answer(
         self, task: Task[CompareJob], job_id: str, decision: Decision | None
-    ) -> list[tuple[str, list[str], dict[str, object]]]:
+    ) -> list[tuple[Lease, str, list[str], dict[str, object]]]:
         """Write the answer, and return it unless it is watched."""
         pending = decision.pending if decision is not None else None
         matched, detail = self._match(task)
@@ -102,7 +104,7 @@ class ComparisonHandler:
             task.outcome = Outcome.LOST
             return []
         if self._results.answer(job_id, matched, detail):
-            return [(job_id, matched, detail)]
+            return [(task.lease, job_id, matched, detail)]
         self._watch.add(job_id, matched, detail, owned=lambda: self._owns(task.lease))
         task.state = State.UNCONFIRMED
         return []

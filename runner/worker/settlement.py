@@ -118,9 +118,10 @@ class Settlement:
     def begin(self, tasks: Iterable[AnyTask]) -> None:
         """Let the handlers record that work has begun; set the `error` of tasks that need no work.
 
+        Tasks whose lease is lost end here: their job may have ended since its claim, in another run or by `forget`.
         Jobs whose photos cannot be seen are released, and `PhotosInvisibleError` ends the run.
         """
-        for name, group in _by_queue(task for task in tasks if task.to_begin).items():
+        for name, group in _by_queue(task for task in tasks if task.to_begin and self._owns(task)).items():
             try:
                 failures = isolated(self._handlers[name].begin, group)
             except PhotosInvisibleError:
@@ -137,6 +138,13 @@ class Settlement:
             return False
         self._end(task, Outcome.LOST)
         return True
+
+    def _owns(self, task: AnyTask) -> bool:
+        """Return whether the run still owns the lease, and end the task if not; queries Redis unless just claimed."""
+        if self._heartbeat.still_owned(task.lease):
+            return True
+        self._end(task, Outcome.LOST)
+        return False
 
     # Retries of this run, and comparisons that it has deferred or parked
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from demo.api import COMPARE_LIST
+from demo.api import COMPARE_LIST, Api
 from runner.queue import keys
 from runner.queue.heartbeat import Heartbeat
 from runner.queue.leases import LeaseQueue
+from tests.faults.gate import State
 from tests.faults.pictures import Behaviour, kinds
 from tests.faults.runs import Ended, end
 from tests.faults.world import Setup, World
+from tests.support.run_tools import wait_for
+from tests.support.web import Web, ok
 
 KINDS = ["Ada", "Ben", "nobody"]
 
@@ -110,6 +115,49 @@ def test_a_replacement_pod_of_the_same_job_takes_over_the_leases_at_once(world: 
     finally:
         del world.environment["RUNNER_OWNER"], world.environment["RUNNER_LEASE_SECONDS"]
     assert all_final(world)
+
+
+def held_up(world: World, queue: str) -> subprocess.Popen[str]:
+    """Start a run that waits for PostgreSQL with a job of `queue`, which it has claimed during its start-up."""
+    world.postgres_gate.set(State.UNRESPONSIVE)
+    process = world.command("run", "--queues", queue, fault={"RUNNER_LEASE_SECONDS": "2"})
+    wait_for(lambda: world.redis.zcard(keys.leases(queue)))
+    return process
+
+
+def test_a_run_that_was_frozen_does_not_begin_a_photo_that_another_run_has_failed(world: World) -> None:
+    with world.database("api") as connection, Web({"*": ok(b"", status="404 Not Found")}) as web:
+        (photo,) = Api(world.redis, connection).upload({"photo": web.url("/photo.jpg")}).values()
+        frozen = held_up(world, "process")
+        try:
+            wait_for(lambda: web.requests)
+            frozen.send_signal(signal.SIGSTOP)
+            time.sleep(2.1)  # until its lease has expired
+            more = {"RUNNER_LEASE_SECONDS": "2", "DATABASE_URL": world.postgres.database_url("api")}
+            other = end(world.command("run", "--queues", "process", fault=more), 90)
+        finally:
+            world.postgres_gate.set(State.OPEN)
+            frozen.send_signal(signal.SIGCONT)
+            ended = end(frozen, 90)
+        assert other.summary["dead_lettered"] == 1, other.errors
+        assert (ended.code, ended.summary["lease_lost"]) == (0, 1), ended.errors
+        assert connection.execute('SELECT status::text FROM "Photo" WHERE id = %s', (photo,)).fetchone() == ("FAILED",)
+
+
+def test_a_run_does_not_begin_a_comparison_that_is_forgotten_during_its_start_up(world: World) -> None:
+    with world.database("api") as connection:
+        job = Api(world.redis, connection).compare(world.pictures["selfie Ada"].data, ["photo"])
+    waiting = held_up(world, "compare")
+    try:
+        forgotten = world.command("forget", "--comparison", job, "--yes")
+        output, errors = forgotten.communicate(timeout=60)
+        assert forgotten.returncode == 0, errors
+        assert "1 of the leases" in output
+    finally:
+        world.postgres_gate.set(State.OPEN)
+        ended = end(waiting, 90)
+    assert (ended.code, ended.summary["lease_lost"]) == (0, 1), ended.errors
+    assert not world.redis.exists(keys.match_result(job), keys.match_result_detail(job))
 
 
 @pytest.mark.parametrize("most", ["6", "50"])

@@ -6,16 +6,24 @@ import base64
 import json
 import socket
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from runner.expire import expire_comparisons
+from runner.forget import forget_jobs, forget_result, has_id
 from runner.queue import keys
+from runner.queue.heartbeat import Heartbeat
 from runner.queue.leases import Parked
 from runner.queue.parking import Parking
 from runner.store.embeddings import EmbeddingStore
+from runner.store.results import ResultStore, ResultWatch
 from runner.store.schema import migrate
+from runner.worker.comparison import ComparisonHandler
+from runner.worker.kinds import COMPARISON
+from runner.worker.messages import decode_compare
+from runner.worker.task import Task
 from tests.support.queue_tools import push, queue_of
 from tests.support.run_tools import wait_for
 from tests.support.store_tools import faces, opened
@@ -24,6 +32,8 @@ from tests.support.web import Web, ok
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from redis import Redis
 
     from demo.album import Album
     from demo.images import ImageServer
@@ -225,6 +235,32 @@ def test_a_run_that_watches_an_answer_does_not_write_it_again(
     assert run.returncode == 0, errors
     assert json.loads(output)["lease_lost"] == 1
     assert where(service, b"guest-1") == set()
+
+
+def test_an_answer_that_is_forgotten_while_another_is_written_stays_forgotten(redis: Redis) -> None:
+    queue, results = queue_of(redis, "here/1", name="compare"), ResultStore(redis)
+    push(redis, [comparison_job("guest-1"), comparison_job("guest-2")], "compare")
+    tasks = [Task(lease, decode_compare(lease.payload), faces=[]) for lease in queue.claim(2)]
+
+    asked_for: list[object] = []
+
+    def repository() -> Any:
+        asked_for.append(None)
+        if len(asked_for) == 2:  # once for each comparison: the first has its answer
+            forget_jobs(redis, COMPARISON, has_id(redis, COMPARISON, {"guest-1"}))
+            forget_result(redis, "guest-1")
+        return SimpleNamespace(model="model")
+
+    with Heartbeat([queue]) as heartbeat:
+        heartbeat.add(task.lease for task in tasks)
+        watch = ResultWatch(results, seconds=1)
+        handler = ComparisonHandler(results, watch, repository, heartbeat.still_owned, None)
+        for job_id in ("guest-1", "guest-2"):
+            redis.set(keys.match_result(job_id), "INITIATED")
+        handler.begin(tasks)
+        handler.conclude(tasks)
+    assert not redis.exists(keys.match_result("guest-1"), keys.match_result_detail("guest-1"))
+    assert redis.get(keys.match_result("guest-2")) == b"[]"
 
 
 def test_a_late_initiated_is_all_that_is_left_of_a_forgotten_comparison(service: Service, album: Album) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from redis import Redis
@@ -18,6 +19,8 @@ from runner.errors import (
     UnexpectedJobError,
 )
 from runner.queue import keys
+from runner.queue.heartbeat import FRESH_SECONDS
+from runner.queue.leases import Lease
 from runner.settings import load
 from runner.worker.task import AnyTask
 from runner.worker.traces import Traces
@@ -44,6 +47,35 @@ def test_a_job_that_cannot_be_begun_does_not_affect_others(bench: SettlementBenc
     assert [type(task.error) for task in tasks] == [type(None), UnexpectedJobError, type(None)]
     assert "secret" not in str(tasks[1].error)
     assert bench.handler.batches == [[b"a", b"bad", b"c"], [b"a"], [b"bad"], [b"c"]]
+
+
+def test_a_job_that_another_runner_has_claimed_is_not_begun(bench: SettlementBench) -> None:
+    tasks = bench.leased(b"a", b"b")
+    pass_time(bench.redis, LEASE_SECONDS + 1)
+    assert [lease.payload for lease in queue_of(bench.redis, "there/1").claim(1)] == [b"a"]
+    time.sleep(2 * FRESH_SECONDS)  # the start-up connects to the databases between the claim and this
+    before = places(bench.redis)
+    bench.settlement.begin(tasks)
+    assert bench.handler.batches == [[b"b"]]
+    assert bench.outcomes() == {"lease_lost": 1}
+    assert places(bench.redis) == before
+
+
+def test_jobs_that_have_just_been_claimed_are_begun_without_another_request(
+    bench: SettlementBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = bench.leased(b"a", b"b")
+    bench.heartbeat.add([task.lease for task in tasks], claimed_at=time.monotonic() + 60)  # however slow this machine
+    renewals: list[Sequence[Lease]] = []
+
+    def renew(leases: Sequence[Lease]) -> list[Lease]:
+        renewals.append(leases)
+        return []
+
+    monkeypatch.setattr(bench.queue, "renew", renew)
+    bench.settlement.begin(tasks)
+    assert bench.handler.batches == [[b"a", b"b"]]
+    assert renewals == []
 
 
 def test_a_job_that_cannot_be_stored_is_retried_and_the_others_succeed(bench: SettlementBench) -> None:
