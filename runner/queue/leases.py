@@ -144,7 +144,7 @@ class LeaseQueue:
 
     Calls that claim or settle must not overlap; `renew`, `counts`, `leased` and `wait_for_push` may be called from any
     thread at any time. The payload of a dead letter is kept for `payload_seconds`. `list_name` replaces `name` in the
-    keys.
+    keys, which expire `keys_seconds` after the last claim (0: never).
 
     Calls that settle count their outcome in the totals of the list, and with it the `tally` that they are given, unless
     the lease is lost.
@@ -160,6 +160,7 @@ class LeaseQueue:
         max_attempts: int,
         payload_seconds: float = DEAD_LETTER_SECONDS,
         list_name: str = "",
+        keys_seconds: int = 0,
     ) -> None:
         self.name = name
         self.list_name = list_name or name
@@ -167,6 +168,7 @@ class LeaseQueue:
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
         self._payload_seconds = payload_seconds
+        self._keys_seconds = keys_seconds
         self._client = client
         self._list = keys.list_key(self.list_name)
         self._lease_keys = [keys.leases(self.list_name), keys.claimed(self.list_name)]
@@ -210,6 +212,7 @@ class LeaseQueue:
                 self.owner, request, _milliseconds(self.lease_seconds), limit, CLAIM_BYTES, CLAIM_BYTES,
                 OVERSIZED_SHOWN_BYTES, _milliseconds(HORIZON_SECONDS), _milliseconds(DEAD_LETTER_SECONDS),
                 self.max_attempts, -1 if in_flight is None else in_flight, self._take_carried() if limit else "",
+                self._keys_seconds,
             ],
         )  # fmt: skip
         holder = f"{self.owner}#{request}"

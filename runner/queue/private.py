@@ -15,6 +15,7 @@ from runner.errors import RunnerError, SettingsError
 from runner.output import may_be_payload, repeated
 from runner.queue import keys
 from runner.queue.leases import Lease, LeaseQueue
+from runner.queue.scripts import Script
 from runner.queue.totals import Tally
 
 # How long the keys outlive the last claim of a run that was killed.
@@ -40,6 +41,7 @@ class PrivateQueue(LeaseQueue):
             lease_seconds=lease_seconds,
             max_attempts=max_attempts,
             payload_seconds=LIFETIME_SECONDS,
+            keys_seconds=LIFETIME_SECONDS,
         )
         self._payload = payload
         self._created = [
@@ -64,8 +66,7 @@ class PrivateQueue(LeaseQueue):
         return done
 
     def __enter__(self) -> Self:
-        self._client.rpush(self._created[0], self._payload)
-        self._expire()
+        Script(self._client, "give")(self._created[:1], [self._payload, LIFETIME_SECONDS])
         return self
 
     def __exit__(

@@ -7,12 +7,17 @@ import os
 import signal
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
 
+from runner.errors import RedisUnreachableError
+from runner.queue.client import opened
 from runner.queue.private import LIFETIME_SECONDS, PrivateQueue
+from runner.settings import Settings, load
 from tests.support.queue_tools import NAME, queue_of
+from tests.support.redis_topologies import Relay
 from tests.support.run_tools import Service
 
 BAD = b'{"id": "a-photo"}'  # without a URL
@@ -20,6 +25,12 @@ BAD = b'{"id": "a-photo"}'  # without a URL
 
 def _private_keys(redis: Redis) -> list[bytes]:
     return [key for key in redis.scan_iter() if b":job:" in key]
+
+
+def _settings(port: int, seconds: str = "1") -> Settings:
+    return load(
+        {"REDIS_URL": f"redis://127.0.0.1:{port}", "RUNNER_CONNECT_TIMEOUT_SECONDS": seconds}, required=("redis_url",)
+    )
 
 
 def _private(redis: Redis) -> PrivateQueue:
@@ -47,6 +58,32 @@ def test_the_keys_of_a_killed_run_expire(redis: Redis) -> None:
     left = _private_keys(redis)
     assert left
     assert all(0 < redis.ttl(key) <= LIFETIME_SECONDS for key in left)
+
+
+@pytest.mark.parametrize("step", ["push", "claim"])
+def test_the_keys_expire_if_redis_is_lost_while_it_writes_them(redis: Redis, redis_url: str, step: str) -> None:
+    port = urlsplit(redis_url).port
+    assert port is not None
+    with Relay(lambda: port) as relay, opened(_settings(relay.port)) as client:
+        queue = _private(client)
+        if step == "claim":
+            queue.__enter__()
+        relay.lose_replies = 10_000
+        with pytest.raises(RedisUnreachableError):
+            queue.__enter__() if step == "push" else queue.claim(1)
+    left = _private_keys(redis)
+    assert left
+    assert all(0 < redis.ttl(key) <= LIFETIME_SECONDS for key in left)
+
+
+def test_a_job_whose_push_is_repeated_is_there_once(redis: Redis, redis_url: str) -> None:
+    port = urlsplit(redis_url).port
+    assert port is not None
+    with Relay(lambda: port) as relay, opened(_settings(relay.port, "5")) as client:
+        relay.lose_replies = 1
+        with _private(client) as queue:
+            assert relay.lose_replies == 0
+            assert len(queue.claim(5)) == 1
 
 
 @pytest.mark.parametrize("payload", [BAD, b"not JSON", b'{"jobId": "c", "storedIds": [], "selfie": "!"}'])

@@ -11,7 +11,7 @@
 -- ARGV[7] bytes returned of a larger payload, or of a job without attempts left, whose payload may kill runners
 -- ARGV[8] longest possible lease in milliseconds  ARGV[9] milliseconds to keep dead letters
 -- ARGV[10] attempts allowed  ARGV[11] jobs in flight, -1 if not given
--- ARGV[12] other counts of the caller
+-- ARGV[12] other counts of the caller  ARGV[13] seconds to keep the keys of a private list, 0 for any other
 -- With a limit of 0 it only checks that Redis would not refuse a claim, and changes nothing.
 -- Returns for each lease {id, payload, attempts, bytes of the whole payload, 1 if it must be processed alone,
 -- milliseconds since it left the list, state saved by an earlier holder}.
@@ -41,6 +41,12 @@ local function may_have_killed(attempts, earlier_holder, was_alone)
     return ARGV[11] ~= '-1' and last and earlier_holder and earlier_holder ~= '' and not was_alone
 end
 
+local function keep_private_keys()
+    for _, key in ipairs(ARGV[13] ~= '0' and {KEYS[1], KEYS[2], KEYS[3], KEYS[7]} or {}) do
+        call('EXPIRE', key, ARGV[13])
+    end
+end
+
 local earlier = recall(KEYS[4], ARGV[2])
 if earlier then
     local alone = earlier[#earlier] == ALONE and 1 or 0
@@ -61,6 +67,7 @@ check_dead(KEYS[5], KEYS[6])
 check_totals(KEYS[7])
 local waiting = call('LLEN', KEYS[1])
 call('LPOP', KEYS[1], 0)
+keep_private_keys() -- here it is a check
 if limit == 0 then
     return taken
 end
@@ -127,4 +134,5 @@ if #taken > 0 or next(counts) then
     remember(KEYS[4], ARGV[2], ids)
 end
 remove_old_dead_letters(KEYS[5], KEYS[6], moment - ARGV[9])
+keep_private_keys()
 return taken
