@@ -506,8 +506,9 @@ def load(
 ) -> Settings:
     """Return the settings of `environment`, overridden by `flags` (field name → text).
 
-    An empty variable counts as unset, because manifests often leave variables empty. Settings without a default stay
-    empty unless they are in `required`. Raises one `SettingsError`, which names every missing or invalid setting.
+    An empty variable counts as unset, because manifests often leave variables empty; an empty flag is a mistake, such
+    as an unset variable of a script. Settings without a default stay empty unless they are in `required`. Raises one
+    `SettingsError`, which names every missing or invalid setting.
     """
     environment = os.environ if environment is None else environment
     flags = flags or {}
@@ -518,6 +519,9 @@ def load(
         flag = flags.get(item.name)
         text = flag if flag is not None else environment.get(about["env"], "").strip() or about["default"]
         name = about["flag"] if flag is not None else about["env"]
+        if flag is not None and not flag.strip():
+            faults.append(f"{name} is empty: omit it to use {about['env']} or the default")
+            continue
         if not text:
             if item.name in required:
                 faults.append(f"{name} is missing: {about['help']}")

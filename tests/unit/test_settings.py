@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def test_flags_override_the_environment() -> None:
 
 def test_an_empty_variable_counts_as_unset() -> None:
     assert load(MINIMAL | {"RUNNER_MAX_JOBS": " ", "EMBEDDINGS_DATABASE_URL": ""}).max_jobs == 50
+
+
+def test_an_empty_flag_is_an_error_that_names_it() -> None:
+    flagged = [item for item in fields(Settings) if item.metadata["flag"]]
+    assert flagged
+    for item in flagged:
+        for value in ("", " "):
+            with pytest.raises(SettingsError, match=f"{item.metadata['flag']} is empty: omit it"):
+                load(MINIMAL | {item.metadata["env"]: "1"}, {item.name: value})
 
 
 def test_one_message_names_every_invalid_setting() -> None:
