@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.scaler import ScaledJob, Scaler
+from runner.queue import keys
+from runner.queue.hosts import LONGEST_SECONDS, Failure, Hosts
 from tests.faults.pictures import kinds
 from tests.support.forked import Fork
+from tests.support.queue_tools import NAME, push, queue_of
 from tests.support.web import Web, hang, ok
 
 if TYPE_CHECKING:
@@ -217,6 +220,22 @@ def test_one_bad_object_does_not_pause_its_server(storage: Storage, web: Web) ->
     web.answers["/bad-0.jpg"] = web.answers["*"]
     storage.finish()
     assert storage.statuses() == {"READY": 13}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_is_known_about_a_failing_server_outlives_the_photos_that_wait_for_it(redis: Any, replaced: bool) -> None:
+    push(redis, [b"%d" % number for number in range(6)])
+    hosts = Hosts(redis, owner="a", base_seconds=1, cap_seconds=1)
+    failure = Failure(is_first=True, pause_seconds=0, delay_seconds=1)
+    for lease in queue_of(redis, "a").claim(6):
+        hosts.wait(lease, "h:1", failure=failure, timeout_seconds=LONGEST_SECONDS, state=b"", tally={})
+    if replaced:
+        assert hosts.replace_probe("h:1", ending=redis.hget(keys.host(NAME, "h:1"), "probe").decode())
+    latest = max(deadline for _, deadline in redis.zrange(keys.parked(NAME), 0, -1, withscores=True))
+    seconds = latest / 1000 - redis.time()[0]
+    assert seconds > LONGEST_SECONDS - 600, "they wait for a day"
+    names = [keys.hosts(NAME), keys.host(NAME, "h:1"), keys.host_parked(NAME, "h:1")]
+    assert [name for name in names if redis.ttl(name) < seconds] == []
 
 
 def test_guests_wait_for_the_photos_of_a_failing_server_without_a_run(storage: Storage, web: Web, photo: bytes) -> None:

@@ -29,8 +29,8 @@
 -- whatever is killed or repeated. `runner/queue/totals.py` has the fields.
 
 local REMEMBERED_SECONDS = 3600
--- Longer than any job can be parked.
-local PENDING_SECONDS = 7200
+-- Longer than any job can be parked: `LONGEST_SECONDS` of `hosts.py` is a day.
+local PENDING_SECONDS = 90000
 
 -- Like redis.call, with an error that names command and key: not every server's message does.
 local function call(command, ...)
