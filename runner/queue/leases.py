@@ -357,7 +357,7 @@ class LeaseQueue:
     def counts(self) -> Counts:
         """Return the number of jobs in each state. Read-only."""
         waiting, in_flight, due, dead, milliseconds, parked = Script(self._client, "counts")(
-            [self._list, keys.leases(self.name), keys.dead_index(self.name), self._parked],
+            [self._list, self._lease_keys[0], self._dead_keys[1], self._parked],
             [_milliseconds(DEAD_LETTER_SECONDS)],
         )
         seconds = None if int(milliseconds) < 0 else int(milliseconds) / 1000

@@ -14,9 +14,10 @@ from redis import Redis
 
 from runner.errors import RedisUnreachableError
 from runner.queue.client import opened
+from runner.queue.leases import Counts
 from runner.queue.private import LIFETIME_SECONDS, PrivateQueue
 from runner.settings import Settings, load
-from tests.support.queue_tools import NAME, queue_of
+from tests.support.queue_tools import NAME, push, queue_of
 from tests.support.redis_topologies import Relay
 from tests.support.run_tools import Service
 
@@ -48,6 +49,19 @@ def test_a_given_job_is_leased_retried_and_acknowledged_like_any_other(redis: Re
         assert again.attempts == 2
         assert queue.acknowledge_many([again]) == set()
     assert _private_keys(redis) == []
+
+
+def test_a_given_job_is_counted_apart_from_its_queue(redis: Redis) -> None:
+    push(redis, [b"one", b"two"])
+    others = queue_of(redis, "another/1")
+    _, dead = others.claim(2)
+    assert others.dead_letter(dead, "expired", "")
+    with _private(redis) as queue:
+        assert queue.counts() == Counts(1, 0, 0, 0, None)
+        (lease,) = queue.claim(1)
+        assert queue.dead_letter(lease, "expired", "")
+        assert queue.counts() == Counts(0, 0, 0, 1, None)
+    assert others.counts()[:4] == (0, 1, 0, 1)
 
 
 def test_the_keys_of_a_killed_run_expire(redis: Redis) -> None:
