@@ -195,9 +195,17 @@ class ResultStore:
         return old
 
     def _read_detail(self, job_id: str) -> dict[str, Any]:
+        """Return the detail, empty if there is none or something else has written it."""
         text = self._redis.get(keys.match_result_detail(job_id))
-        document = json.loads(text) if isinstance(text, bytes) else {}
-        return document if isinstance(document, dict) else {}
+        try:
+            document = json.loads(text) if isinstance(text, bytes) else {}
+            json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate could not be written again
+        except (ValueError, RecursionError):
+            return {}
+        if not isinstance(document, dict):
+            return {}
+        matched = document.get("matched", [])
+        return document if isinstance(matched, list) and all(isinstance(one, str) for one in matched) else {}
 
     def _write_detail(self, job_id: str, document: dict[str, Any]) -> None:
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))

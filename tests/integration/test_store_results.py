@@ -11,7 +11,7 @@ from redis import Redis
 
 from runner.errors import RedisRefusedError
 from runner.queue import keys
-from runner.store.results import UNANSWERED, ResultStore, ResultWatch
+from runner.store.results import INITIATED, UNANSWERED, ResultStore, ResultWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -442,6 +442,28 @@ def test_a_result_of_another_type_does_not_prevent_restoring_others(redis: Redis
     redis.hset(keys.match_result(JOB), "in the way", "yes")
     redis.set(keys.match_result("other"), "INITIATED")
     assert ResultStore(redis).restore() == ["other"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{", b"\xff", b"[]", b"[" * 100_000, b'{"matched": 5}', b'{"matched": [1]}', b'{"matched": null}',
+        b'{"matched": ["\\ud800"]}', b'{"matched": ["a"], "note": "\\ud800"}',
+    ],
+)  # fmt: skip
+def test_a_detail_that_cannot_be_read_counts_as_lost(redis: Redis, text: bytes) -> None:
+    store = ResultStore(redis)
+    for job_id in ("damaged", "kept"):
+        store.begin(job_id)
+        store.answer(job_id, ["a"], {"error": None})
+        store.remember(job_id)
+        redis.set(keys.match_result(job_id), INITIATED)
+    redis.set(keys.match_result_detail("damaged"), text)
+    assert sorted(store.restore()) == ["damaged", "kept"]
+    assert (redis.get(keys.match_result("damaged")), redis.get(keys.match_result("kept"))) == (b"[]", b'["a"]')
+    redis.set(keys.match_result_detail("damaged"), text)
+    redis.set(keys.match_result("damaged"), INITIATED)
+    assert store.begin("damaged"), "it is processed again"
 
 
 def test_a_set_of_unconfirmed_answers_of_another_type_is_named(redis: Redis) -> None:
