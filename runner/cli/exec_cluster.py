@@ -19,9 +19,9 @@ _REQUESTS = {"cpu": "100m", "memory": "128Mi"}
 def exec_in_cluster(args: argparse.Namespace) -> int:
     """Run the command as a Job, print its output, and return its exit code."""
     if args.dry_run and args.template:  # needs no cluster
-        return _dry_run(command_job(read_template(args.template), args.argument))
+        return _dry_run(command_job(read_template(args.template, args.release), args.argument))
     cluster = Cluster.connect(context=args.context, namespace=args.namespace)
-    template = read_template(args.template) if args.template else find_template(cluster, args.release)
+    template = read_template(args.template, args.release) if args.template else find_template(cluster, args.release)
     manifest = command_job(template, args.argument)
     if args.dry_run:
         return _dry_run(manifest)

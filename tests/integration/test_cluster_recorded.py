@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import socket
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from runner.cli import main
+from runner.cluster.api import COMPONENT_LABEL, RELEASE_LABEL
 from tests.support.recorded_api import RecordedApi, kubeconfig
 
 if TYPE_CHECKING:
@@ -355,6 +357,62 @@ def test_exec_shows_its_job_without_a_cluster(capsys: pytest.CaptureFixture[str]
     assert main(["exec", "--dry-run", "--template", str(tmp_path / "cronjob.yaml"), "--", "doctor"]) == 0
     job = yaml.safe_load(capsys.readouterr().out)
     assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["doctor"]
+
+
+def _labelled(release: str, component: str = "debug") -> dict[str, Any]:
+    document = _cron_job(name=f"{release}-{component}")
+    document["metadata"]["labels"] = {RELEASE_LABEL: release, COMPONENT_LABEL: component}
+    return document
+
+
+def _exec_with_template(documents: Sequence[object], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(yaml.safe_dump_all(documents)))
+    return main(["exec", *arguments, "--dry-run", "--template", "-", "--", "doctor"])
+
+
+@pytest.mark.parametrize(
+    ("releases", "arguments", "chosen"),
+    [
+        (("one", "two"), ("--release", "two"), "two-debug-"),
+        (("one", "two"), ("--release", "one"), "one-debug-"),
+        (("one",), (), "one-debug-"),
+    ],
+)
+def test_a_template_is_chosen_by_release(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    releases: Sequence[str],
+    arguments: Sequence[str],
+    chosen: str,
+) -> None:
+    rendered = [_labelled(release, component) for release in releases for component in ("sweep", "debug")]
+    assert _exec_with_template(rendered, monkeypatch, *arguments) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["metadata"]["name"].startswith(chosen)
+
+
+@pytest.mark.parametrize(
+    ("documents", "arguments", "reason"),
+    [
+        ([_labelled("one"), _labelled("two")], (), "choose one with --release (one, two)"),
+        ([_labelled("one"), _labelled("two")], ("--release", "on"), "no CronJob for debug runs of release on"),
+        ([_labelled("one"), _labelled("one")], ("--release", "one"), "several CronJobs for debug runs of release one"),
+        ([_cron_job(name="a"), _cron_job(name="b")], (), "several CronJobs for debug runs"),
+        ([_cron_job(name="a")], ("--release", "one"), "no CronJob for debug runs of release one"),
+        ([_labelled("one", "sweep")], (), "debug.enabled"),
+        ([{"kind": "Secret"}], (), "no CronJob for debug runs"),
+    ],
+)
+def test_a_template_that_is_not_exactly_one_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    documents: Sequence[object],
+    arguments: Sequence[str],
+    reason: str,
+) -> None:
+    assert _exec_with_template(documents, monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
 
 
 def test_inspect_needs_no_client_of_kubernetes(
