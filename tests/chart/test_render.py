@@ -661,8 +661,24 @@ class TestHook:
         assert spec["serviceAccountName"] == "faces"
         assert variables({"spec": spec})["DATABASE_URL"]["valueFrom"]["secretKeyRef"]["name"] == "faces-inline"
         assert ("Secret", "faces-migrate") not in {(item["kind"], item["metadata"]["name"]) for item in objects.objects}
-        changed = render(binaries.HELM_4, CASES["migration-job"] | {"image": {"tag": "2"}})
-        assert changed.of_kind("Job")[0]["metadata"]["name"] != job["metadata"]["name"], "a Job cannot be changed"
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"image": {"tag": "2"}}, {"commonLabels": {"a": "b"}}, {"podAnnotations": {"a": "b"}}],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_as_a_job_it_has_another_name_if_its_pod_changes(self, change: dict[str, Any]) -> None:
+        """The pod template of a Job cannot be changed."""
+        (job,), (changed,) = (
+            render(binaries.HELM_4, CASES["migration-job"] | values).of_kind("Job") for values in ({}, change)
+        )
+        assert changed["spec"]["template"] != job["spec"]["template"]
+        assert changed["metadata"]["name"] != job["metadata"]["name"]
+
+    def test_as_a_job_it_keeps_its_name_if_only_its_own_annotations_change(self) -> None:
+        values = CASES["migration-job"] | {"migration": {"mode": "job", "backoffLimit": 1}}
+        (job,), (changed,) = (render(binaries.HELM_4, each).of_kind("Job") for each in (CASES["migration-job"], values))
+        assert changed["metadata"]["name"] == job["metadata"]["name"]
 
     def test_it_can_be_disabled(self) -> None:
         assert not rendered("one-list").of_kind("Job")
