@@ -557,6 +557,25 @@ class TestSecurity:
             seen[is_allowed] += 1
         assert min(seen.values()) > 20
 
+    @pytest.mark.parametrize("mode", ["hook", "job"])
+    def test_without_ports_the_network_policies_have_no_rule_instead_of_one_for_all_ports(self, mode: str) -> None:
+        closed = {"enabled": True, "imagePorts": [], "databasePorts": []}
+        values = {"networkPolicy": closed, "metrics": {"enabled": True}, "migration": {"mode": mode}}
+        policies = render(binaries.HELM_4, values).of_kind("NetworkPolicy")
+        assert len(policies) == (4 if mode == "hook" else 3)
+        for policy in policies:
+            is_migration, is_test = (policy["metadata"]["name"] == f"faces-{name}" for name in ("migrate", "test"))
+            ports = [[port["port"] for port in rule["ports"]] for rule in policy["spec"]["egress"]]
+            assert ports == ([[443, 6443]] if is_test else [[53, 53]] if is_migration else [[53, 53], [6379]])
+
+    def test_the_network_policies_allow_the_ports_of_the_databases_in_the_values(self) -> None:
+        pooler = {"host": "pg", "port": 6432, "name": "x", "username": "u"}
+        values = {"database": pooler, "embeddingsDatabase": pooler | {"port": 6433}, "metrics": {"enabled": True}}
+        objects = render(binaries.HELM_4, values | {"networkPolicy": {"enabled": True, "databasePorts": [5432]}})
+        for name, redis in {"faces": [6379], "faces-migrate": [], "faces-metrics": [6379]}.items():
+            servers = objects.find("NetworkPolicy", name)["spec"]["egress"][1]
+            assert [port["port"] for port in servers["ports"]] == [*redis, 5432, 6432, 6433]
+
     def test_only_the_test_pod_may_reach_the_kubernetes_api(self) -> None:
         policy = rendered("sentinel").find("NetworkPolicy", "faces-test")
         assert policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
@@ -633,7 +652,7 @@ class TestHook:
         dns, servers, *extra = policy["spec"]["egress"]
         assert (dns, extra) == (release[0], release[3:])
         assert [port["port"] for port in servers["ports"]] == [
-            port["port"] for port in release[1]["ports"] if port["port"] in (5432, 6432)
+            port["port"] for port in release[1]["ports"] if port["port"] in (5432, 5433, 6432)
         ]
 
     def test_a_drained_node_does_not_count_as_a_failed_attempt(self) -> None:

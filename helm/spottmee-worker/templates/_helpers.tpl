@@ -162,6 +162,13 @@ Secret named in the values), and copy (the suffix of the chart's own Secret: a h
 {{- if and (kindIs "float64" .) (eq (floor .) .) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
 {{- end -}}
 
+{{/* The ports of PostgreSQL, as a list. */}}
+{{- define "spottmee-worker.databasePorts" -}}
+{{- $ports := .Values.networkPolicy.databasePorts -}}
+{{- range list .Values.database .Values.embeddingsDatabase }}{{ if .host }}{{ $ports = append $ports .port }}{{ end }}{{ end -}}
+{{- toYaml $ports -}}
+{{- end -}}
+
 {{/* Egress to the cluster's DNS, and to Redis and PostgreSQL on the given ports. Takes root and ports. */}}
 {{- define "spottmee-worker.egress.servers" -}}
 {{- $policy := .root.Values.networkPolicy -}}
@@ -174,6 +181,8 @@ Secret named in the values), and copy (the suffix of the chart's own Secret: a h
   to:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- /* A rule without ports would allow all of them. */}}
+{{- if .ports }}
 - ports:
     {{- $seen := dict }}
     {{- range .ports }}
@@ -186,4 +195,5 @@ Secret named in the values), and copy (the suffix of the chart's own Secret: a h
   to:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- end }}
 {{- end -}}
