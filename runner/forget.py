@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 from redis import Redis
 
 from runner.queue import keys
-from runner.queue.heartbeat import ASK_SECONDS, FRESH_SECONDS
+from runner.queue.heartbeat import ASK_AGAIN_SECONDS, ASK_SECONDS, FRESH_SECONDS
 from runner.queue.scripts import refusals
 from runner.queue.search import Claimed, Dead, Job, JobSearch, Waiting
 from runner.worker.kinds import COMPARISON, PHOTO, Kind
 from runner.worker.messages import fields, subject
 
-# A run may have checked its lease just before it was removed, and then stores once more. After this delay it has
-# stored, or checks again and stores nothing.
-SETTLE_SECONDS = ASK_SECONDS + 2 * FRESH_SECONDS
+# A run may have checked its lease just before it was removed, and then stores once more. After a slow reply of Redis it
+# does not check again for `ASK_AGAIN_SECONDS`. After this delay it has stored, or checks again and stores nothing.
+SETTLE_SECONDS = ASK_SECONDS + ASK_AGAIN_SECONDS + 2 * FRESH_SECONDS
 # A job that moves during the search is found by the next pass. The number of passes is limited, in case an operator
 # keeps requeuing it.
 _PASSES = 10

@@ -11,10 +11,12 @@ import pytest
 
 from demo.servers import EmbeddedRedis
 from runner.errors import RedisUnreachableError
+from runner.forget import forget_jobs
 from runner.queue import heartbeat as heartbeat_module
 from runner.queue.client import connect
 from runner.queue.heartbeat import Heartbeat
 from runner.settings import load
+from runner.worker.kinds import PHOTO
 from tests.support.queue_tools import closing_clients, pass_time, push, queue_of
 from tests.support.redis_topologies import Relay
 
@@ -197,6 +199,22 @@ class TestRedisAway:
                 time.monotonic() - start < 20 * heartbeat_module.ASK_SECONDS
             )  # it would take twice as long if each lease waited
             relay.restore()
+
+    def test_a_run_stores_nothing_after_forget_even_if_redis_was_slow(self, relay: Relay) -> None:
+        client, operator = self.connected(relay, "60"), self.connected(relay, "60")
+        push(client, [b'{"imageUrl": "https://h/a.jpg", "id": "p"}'])
+        queue = queue_of(client, "a", lease_seconds=60)
+        (lease,) = queue.claim(1)
+        with Heartbeat([queue]) as heartbeat:
+            heartbeat.add([lease])
+            time.sleep(2 * heartbeat_module.FRESH_SECONDS)
+            operator.execute_command("CLIENT", "PAUSE", "1500")  # milliseconds
+            assert heartbeat.still_owned(lease), "the local clock decides for a while"
+            assert forget_jobs(operator, PHOTO, lambda _: True).interrupted == 1
+            asked = time.monotonic()
+            assert not heartbeat.still_owned(lease) or time.monotonic() - asked >= heartbeat_module.ASK_SECONDS, (
+                "without asking Redis, unless that is slow again"
+            )
 
     def test_renewal_resumes_after_redis_was_unreachable(self, relay: Relay) -> None:
         client = self.connected(relay, "0.1")
