@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from runner.errors import ClusterError
 
@@ -28,6 +28,7 @@ else:
     _INSTALLED = True
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 NAME_LABEL = "app.kubernetes.io/name"
 RELEASE_LABEL = "app.kubernetes.io/instance"
@@ -124,26 +125,24 @@ class Cluster:
     def scaled_job(self, name: str) -> Object:
         """Return one ScaledJob; raises `NotFoundError` if it does not exist or KEDA is not installed."""
         get = self._custom.get_namespaced_custom_object
-        return self._call(f"get scaledjobs {name}", get, *SCALED_JOBS, self.namespace, "scaledjobs", name)
+        return self._object(f"get scaledjobs {name}", get, *SCALED_JOBS, self.namespace, "scaledjobs", name)
 
     def warnings(self, name: str) -> list[Object]:
         """Return the Warning events of one ScaledJob."""
-        found = self._call(
-            "list events", self._core.list_namespaced_event, self.namespace, field_selector=warnings_selector(name)
-        )
-        return list(found.get("items") or [])
+        list_events, selector = self._core.list_namespaced_event, warnings_selector(name)
+        return self._call("list events", list_events, self.namespace, field_selector=selector, read=as_list)
 
     def job(self, name: str) -> Object:
         """Return one Job."""
-        return self._call("get jobs", self._batch.read_namespaced_job, name, self.namespace)
+        return self._object("get jobs", self._batch.read_namespaced_job, name, self.namespace)
 
     def create_job(self, manifest: Object) -> Object:
         """Create the Job and return it as stored by the server."""
-        return self._call("create jobs", self._batch.create_namespaced_job, self.namespace, manifest)
+        return self._object("create jobs", self._batch.create_namespaced_job, self.namespace, manifest)
 
     def create_secret(self, manifest: Object) -> Object:
         """Create the Secret and return it as stored by the server."""
-        return self._call("create secrets", self._core.create_namespaced_secret, self.namespace, manifest)
+        return self._object("create secrets", self._core.create_namespaced_secret, self.namespace, manifest)
 
     def delete_job(self, name: str) -> None:
         """Delete the Job and, in the background, its pods; does nothing if it no longer exists."""
@@ -166,20 +165,22 @@ class Cluster:
 
     def _list(self, what: str, function: Callable[..., Any], selector: Mapping[str, str]) -> list[Object]:
         labels = ",".join(f"{name}={value}" for name, value in selector.items())
-        found = self._call(f"list {what}", function, self.namespace, label_selector=labels)
-        return list(found.get("items") or [])
+        return self._call(f"list {what}", function, self.namespace, label_selector=labels, read=as_list)
 
     def _delete(self, action: str, function: Callable[..., Any], name: str, **more: Any) -> None:
         try:
-            self._call(action, function, name, self.namespace, **more)
+            self._call(action, function, name, self.namespace, read=lambda _: None, **more)
         except NotFoundError:
             return
 
-    def _call(self, action: str, function: Callable[..., Any], *args: Any, **more: Any) -> Object:
+    def _object(self, action: str, function: Callable[..., Any], *args: Any) -> Object:
+        return self._call(action, function, *args, read=as_object)
+
+    def _call(self, action: str, function: Callable[..., Any], *args: Any, read: Callable[[Any], T], **more: Any) -> T:
+        """Call the API, and return what `read` makes of its answer."""
         with self._errors(action):
             answer = function(*args, **more, _request_timeout=(_CONNECT_SECONDS, _RESPONSE_SECONDS))
-        found: Object = self._client.sanitize_for_serialization(answer)
-        return found
+            return read(self._client.sanitize_for_serialization(answer))
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
@@ -191,13 +192,18 @@ class Cluster:
         except config.ConfigException as error:
             raise ClusterError(f"{self.name}: {_line(error)}") from None
         except (HTTPError, OSError) as error:
-            host = re.sub(r"//[^/]*@", "//", self._client.configuration.host)  # without user and password
+            host = self._host()
             if isinstance(error, ReadTimeoutError):
                 raise ClusterError(f"{host} (context {self.name}) did not respond to `{action}` in time") from None
             raise ClusterError(
                 f"{host} (context {self.name}) cannot be reached: {_cause(error)}; check that the cluster is "
                 "running and that the context is the right one (--context)"
             ) from None
+        except (AttributeError, LookupError, TypeError, ValueError):  # from the client, or from `read`
+            raise unusable(f"{self._host()} (context {self.name})", action) from None
+
+    def _host(self) -> str:
+        return re.sub(r"//[^/]*@", "//", self._client.configuration.host)  # without user and password
 
     def _refusal(self, action: str, status: int, message: str) -> ClusterError:
         place = f"namespace {self.namespace} of {self.name}"
@@ -211,6 +217,29 @@ class Cluster:
         if status == HTTPStatus.NOT_FOUND:
             return NotFoundError(f"`{action}` in {place}: {message}")
         return ClusterError(f"`{action}` in {place} failed with HTTP {status}: {message}")
+
+
+def as_object(answer: Any) -> Object:
+    """Return an answer that is an object of Kubernetes, or raise one of the errors of a wrong shape.
+
+    These are `LookupError`, `TypeError` and `ValueError`.
+    """
+    if not isinstance(answer, dict) or not isinstance(answer["metadata"]["name"], str):
+        raise TypeError
+    return answer
+
+
+def as_list(answer: Any) -> list[Object]:
+    """Return the objects of an answer that is a list of them; raises as `as_object` does."""
+    return [as_object(one) for one in answer["items"] or []]
+
+
+def unusable(server: str, action: str) -> ClusterError:
+    """Return the error for an answer that does not have the shape of Kubernetes' objects."""
+    return ClusterError(
+        f"{server} answered `{action}` as no Kubernetes API does: check that this is the address of the API server, "
+        "and that no proxy answers in its place"
+    )
 
 
 def warnings_selector(name: str) -> str:

@@ -10,16 +10,27 @@ import http.client
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
 
-from runner.cluster.api import SCALED_JOBS, NoClusterError, NotFoundError, Object, warnings_selector
+from runner.cluster.api import (
+    SCALED_JOBS,
+    NoClusterError,
+    NotFoundError,
+    Object,
+    as_list,
+    as_object,
+    unusable,
+    warnings_selector,
+)
 from runner.errors import ClusterError
 
 _FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _SECONDS = 10.0
+_KEDA = f"/apis/{SCALED_JOBS[0]}/{SCALED_JOBS[1]}"
+T = TypeVar("T")
 
 
 class ServiceAccountReader:
@@ -53,21 +64,18 @@ class ServiceAccountReader:
 
     def scaled_job(self, name: str) -> Object:
         """Return one ScaledJob; raises `NotFoundError` if it does not exist or KEDA is not installed."""
-        return self._get(f"/apis/{SCALED_JOBS[0]}/{SCALED_JOBS[1]}", f"scaledjobs/{name}", f"get scaledjobs {name}", {})
+        return self._get(_KEDA, f"scaledjobs/{name}", f"get scaledjobs {name}", {}, as_object)
 
     def scaled_jobs(self, selector: Mapping[str, str]) -> list[Object]:
         """Return the ScaledJobs with these labels; raises `NotFoundError` if KEDA is not installed."""
         labels = ",".join(f"{name}={value}" for name, value in selector.items())
-        query = {"labelSelector": labels}
-        found = self._get(f"/apis/{SCALED_JOBS[0]}/{SCALED_JOBS[1]}", "scaledjobs", "list scaledjobs.keda.sh", query)
-        return list(found.get("items") or [])
+        return self._get(_KEDA, "scaledjobs", "list scaledjobs.keda.sh", {"labelSelector": labels}, as_list)
 
     def warnings(self, name: str) -> list[Object]:
         """Return the Warning events of one ScaledJob."""
-        found = self._get("/api/v1", "events", "list events", {"fieldSelector": warnings_selector(name)})
-        return list(found.get("items") or [])
+        return self._get("/api/v1", "events", "list events", {"fieldSelector": warnings_selector(name)}, as_list)
 
-    def _get(self, group: str, what: str, action: str, query: Mapping[str, str]) -> Object:
+    def _get(self, group: str, what: str, action: str, query: Mapping[str, str], read: Callable[[Any], T]) -> T:
         encoded = urlencode(query, safe="/")
         path = f"{group}/namespaces/{self.namespace}/{what}{'?' if encoded else ''}{encoded}"
         connection = (
@@ -88,9 +96,13 @@ class ServiceAccountReader:
             ) from None
         finally:
             connection.close()
-        return self._object(status, body, action)
+        self._check(status, action)
+        try:
+            return read(json.loads(body))
+        except (LookupError, TypeError, ValueError):
+            raise unusable(f"{self._host}:{self._port}", action) from None
 
-    def _object(self, status: int, body: bytes, action: str) -> Object:
+    def _check(self, status: int, action: str) -> None:
         if status == http.HTTPStatus.NOT_FOUND:
             raise NotFoundError(f"`{action}` in namespace {self.namespace}")
         if status in {http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN}:
@@ -98,10 +110,5 @@ class ServiceAccountReader:
                 f"`{action}` is forbidden in namespace {self.namespace} for the service account of this pod: "
                 "bind a Role that allows it, as the chart does for helm test"
             )
-        try:
-            found: Any = json.loads(body)
-        except ValueError:
-            found = None
-        if status != http.HTTPStatus.OK or not isinstance(found, dict):
+        if status != http.HTTPStatus.OK:
             raise ClusterError(f"`{action}` in namespace {self.namespace} failed with HTTP {status}")
-        return found

@@ -17,6 +17,9 @@ import yaml
 
 from runner.cli import main
 from runner.cluster.api import COMPONENT_LABEL, RELEASE_LABEL
+from runner.cluster.service_account import ServiceAccountReader
+from runner.errors import ClusterError
+from tests.support.odd_server import Impostor
 from tests.support.recorded_api import RecordedApi, kubeconfig
 
 if TYPE_CHECKING:
@@ -357,6 +360,45 @@ def test_exec_shows_its_job_without_a_cluster(capsys: pytest.CaptureFixture[str]
     assert main(["exec", "--dry-run", "--template", str(tmp_path / "cronjob.yaml"), "--", "doctor"]) == 0
     job = yaml.safe_load(capsys.readouterr().out)
     assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["doctor"]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"<html>Sign in</html>", "text/html"),
+        (b"<html>Sign in</html>", "application/json"),
+        (b"\xff\xfe", "text/plain; charset=nothing"),
+        (b"", "application/json"),
+        (b"null", "application/json"),
+        (b"[]", "application/json"),
+        (b'"items"', "application/json"),
+        (b'{"status": "success", "data": {}}', "application/json"),
+        (b'{"items": 5}', "application/json"),
+        (b'{"items": [{"metadata": {}}], "metadata": []}', "application/json"),
+    ],
+)
+def test_a_server_that_is_not_kubernetes_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: bytes, content_type: str
+) -> None:
+    with Impostor(body, content_type) as server, kubeconfig(server.port) as config:
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        for command in (
+            ("status",),
+            ("exec", "--", "dead", "list"),
+            JOB[:-2],
+            ("doctor",),
+            ("doctor", "--scaled-job", "party-process"),
+        ):
+            assert main([command[0], "-n", "recorded", *command[1:]]) == 6, command
+            printed = capsys.readouterr()
+            shown = printed.out + printed.err
+            assert f"127.0.0.1:{server.port} (context recorded) answered" in shown, command
+            assert "as no Kubernetes API does" in shown
+            assert "Sign in" not in shown
+        reader = ServiceAccountReader("127.0.0.1", server.port, "recorded", "token", None)
+        for read in (lambda: reader.scaled_job("party-process"), lambda: reader.scaled_jobs({})):
+            with pytest.raises(ClusterError, match=f"127.0.0.1:{server.port} answered .* as no Kubernetes API does"):
+                read()
 
 
 def _labelled(release: str, component: str = "debug") -> dict[str, Any]:
