@@ -222,6 +222,13 @@ class TestJobs:
                 assert given["RUNNER_OWNER"]["valueFrom"] == given["JOB_NAME"]["valueFrom"] == job
                 assert given["RUNNER_TERMINATION_LOG"]["value"] == "/dev/termination-log"
 
+    @EVERY_CASE
+    def test_no_variable_is_set_twice(self, case: str) -> None:
+        """KEDA's CRD rejects a ScaledJob with two variables of one name."""
+        for _, pod in rendered(case).pods():
+            names = [variable["name"] for variable in pod["spec"]["containers"][0]["env"]]
+            assert len(names) == len(set(names))
+
     def test_the_debug_template_is_suspended(self) -> None:
         template = rendered().find("CronJob", "faces-debug")
         assert template["spec"]["suspend"] is True
@@ -459,6 +466,14 @@ class TestGpu:
         objects = render(binaries.HELM_4, values)
         (pod,) = (pod for name, pod in objects.pods() if name == "faces-process")
         assert environment(pod, objects)["RUNNER_PROVIDERS"] == "cuda,cpu"
+
+    def test_a_variable_of_a_gpu_may_be_replaced(self) -> None:
+        own = {"LD_LIBRARY_PATH": "/driver", "RUNNER_PROVIDERS": "cuda,cpu"}
+        extra = [{"name": name, "value": value} for name, value in own.items()]
+        values = {"queues": {"process": {"gpu": {"count": 1}}}, "extraEnv": extra}
+        for _, pod in render(binaries.HELM_4, values).pods():
+            given = [variable for variable in pod["spec"]["containers"][0]["env"] if variable["name"] in own]
+            assert given == extra
 
 
 def _violations(pod: Object) -> Iterator[str]:

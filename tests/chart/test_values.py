@@ -247,6 +247,32 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"extraEnv": [{"name": "REDIS_URL", "value": "redis://other"}]},
         r"extraEnv has REDIS_URL, which the chart sets: use redis instead",
     ),
+    "a variable that comes with an authority": (
+        {
+            "authorities": {"postgresql": {"existingSecret": "ca"}},
+            "extraEnv": [{"name": "PGSSLMODE", "value": "require"}],
+        },
+        r"extraEnv has PGSSLMODE, which the chart sets: use authorities\.postgresql\.mode instead",
+    ),
+    "a variable twice": (
+        {"extraEnv": [{"name": "TZ", "value": "UTC"}, {"name": "TZ", "value": "CET"}]},
+        r"extraEnv has TZ more than once: keep one of them",
+    ),
+    "a variable that is also a setting": (
+        {"settings": {"RUNNER_LEASE_SECONDS": 30}, "extraEnv": [{"name": "RUNNER_LEASE_SECONDS", "value": "40"}]},
+        r"extraEnv and settings both have RUNNER_LEASE_SECONDS: remove it from extraEnv, or from settings if",
+    ),
+    "a variable that is also a setting of a queue": (
+        {
+            "queues": {"compare": {"settings": {"RUNNER_LEASE_SECONDS": 30}}},
+            "extraEnv": [{"name": "RUNNER_LEASE_SECONDS", "value": "40"}],
+        },
+        r"extraEnv and queues\.compare\.settings both have RUNNER_LEASE_SECONDS: remove it from extraEnv, or from",
+    ),
+    "a log level for debug runs too": (
+        {"extraEnv": [{"name": "RUNNER_LOG_LEVEL", "value": "warning"}]},
+        r"extraEnv has RUNNER_LOG_LEVEL, which debug\.logLevel sets for debug runs: use settings\.RUNNER_LOG_LEVEL",
+    ),
     "a setting that the chart sets": (
         {"settings": {"RUNNER_MAX_JOBS": 5}},
         r"settings has RUNNER_MAX_JOBS, which the chart sets: use queues\.\*\.maxJobs instead",

@@ -139,15 +139,17 @@ imagePullSecrets:
 
 {{/*
 Settings as variables: those of this pod and of its queue, and with a GPU the provider, so that a run does not fall back
-to the CPU. A migration runs before the ConfigMap exists, so it gets the common settings here too. Takes the same as
-runPod.
+to the CPU; both variables of a GPU may come from extraEnv instead. A migration runs before the ConfigMap exists, so it
+gets the common settings here too. Takes the same as runPod.
 */}}
 {{- define "spottmee-worker.settingsEnv" -}}
 {{- $common := .root.Values.settings -}}
+{{- $extra := dict -}}
+{{- range .root.Values.extraEnv }}{{ $_ := set $extra .name true }}{{ end -}}
 {{- $settings := merge (dict) (.settings | default dict) .queue.settings -}}
-{{- if and (int .queue.gpu.count) (not (hasKey $common "RUNNER_PROVIDERS")) }}{{ $settings = merge $settings (dict "RUNNER_PROVIDERS" "cuda") }}{{ end -}}
+{{- if and (int .queue.gpu.count) (not (hasKey $common "RUNNER_PROVIDERS")) (not (hasKey $extra "RUNNER_PROVIDERS")) }}{{ $settings = merge $settings (dict "RUNNER_PROVIDERS" "cuda") }}{{ end -}}
 {{- if .migration }}{{ $settings = merge $settings $common }}{{ end -}}
-{{- if int .queue.gpu.count }}
+{{- if and (int .queue.gpu.count) (not (hasKey $extra "LD_LIBRARY_PATH")) }}
 # GKE mounts the driver here. The worker finds it on its own; the driver finds its other libraries by this variable.
 - name: LD_LIBRARY_PATH
   value: /usr/local/nvidia/lib64:/usr/local/nvidia/lib

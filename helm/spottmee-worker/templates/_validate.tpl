@@ -327,6 +327,10 @@ DATABASE_PASSWORD: database.passwordKey
 EMBEDDINGS_DATABASE_URL: embeddingsDatabase
 EMBEDDINGS_DATABASE_PASSWORD: embeddingsDatabase.passwordKey
 RUNNER_IMAGE_CA: authorities.images
+{{- if or .Values.authorities.postgresql.existingConfigMap .Values.authorities.postgresql.existingSecret }}
+PGSSLROOTCERT: authorities.postgresql
+PGSSLMODE: authorities.postgresql.mode
+{{- end }}
 RUNNER_QUEUES: queues.*.enabled
 RUNNER_MAX_JOBS: queues.*.maxJobs
 RUNNER_MAX_SECONDS: queues.*.maxSeconds
@@ -343,13 +347,24 @@ NODE_NAME: nothing
 
 {{- define "spottmee-worker.validate.environment" -}}
 {{- $own := include "spottmee-worker.ownEnvironment" . | fromYaml -}}
-{{- range .Values.extraEnv }}
-{{- if hasKey $own .name }}
-extraEnv has {{ .name }}, which the chart sets: use {{ get $own .name }} instead
-{{- end }}
-{{- end }}
 {{- $places := dict "settings" .Values.settings -}}
 {{- range $name, $queue := .Values.queues }}{{ $_ := set $places (printf "queues.%s.settings" $name) $queue.settings }}{{ end -}}
+{{- $seen := dict -}}
+{{- range $variable := .Values.extraEnv }}
+{{- if hasKey $own .name }}
+extraEnv has {{ .name }}, which the chart sets: use {{ get $own .name }} instead
+{{- else if hasKey $seen .name }}
+extraEnv has {{ .name }} more than once: keep one of them
+{{- else if and $.Values.debug.enabled (eq .name "RUNNER_LOG_LEVEL") }}
+extraEnv has RUNNER_LOG_LEVEL, which debug.logLevel sets for debug runs: use settings.RUNNER_LOG_LEVEL instead
+{{- end }}
+{{- $_ := set $seen .name true }}
+{{- range $place, $settings := $places }}
+{{- if and (hasKey $settings $variable.name) (not (hasKey $own $variable.name)) }}
+extraEnv and {{ $place }} both have {{ $variable.name }}: remove it from extraEnv, or from {{ $place }} if its value is in a Secret or ConfigMap
+{{- end }}
+{{- end }}
+{{- end }}
 {{- range $place, $settings := $places }}
 {{- range $name, $value := $settings }}
 {{- if hasKey $own $name }}
