@@ -68,12 +68,17 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
 
     def last_resort(reason: str) -> None:
         """End the process because the main thread is in a call that does not return."""
-        in_flight.release(reason)
-        summary.exit_reason = reason
-        code = UnreachableError.exit_code if summary.unsettled or reason == "hung" else 0
-        log.error("run cut short", extra={"exit_reason": reason, "unsettled": summary.unsettled, "exit_code": code})
-        _print(summary, settings)
-        os._exit(code)
+        code = UnreachableError.exit_code
+        try:
+            in_flight.release(reason)
+            summary.exit_reason = reason
+            details = {"unsettled": summary.unsettled, "claim_in_progress": in_flight.is_claiming()}
+            if reason != "hung" and not any(details.values()):
+                code = 0
+            log.error("run cut short", extra={"exit_reason": reason, **details, "exit_code": code})
+            _print(summary, settings)
+        finally:
+            os._exit(code)
 
     code = 0
     hung_seconds = settings.connect_timeout_seconds + settings.statement_timeout_seconds + HUNG_SECONDS
@@ -107,6 +112,7 @@ class _Abandonment:
     def __init__(self) -> None:
         self.abandon: Callable[[], None] = lambda: None
         self.count_end: Callable[[str], None] = lambda _: None
+        self.is_claiming: Callable[[], bool] = lambda: False
 
     def release(self, reason: str = "") -> None:
         """Release what it can within `RELEASE_SECONDS`; the other leases expire. Count the `reason`, if any."""
@@ -186,6 +192,7 @@ def _work(
         heartbeat = stack.enter_context(Heartbeat(list(queues.values())))
         services = _services(base, _repository(base), heartbeat)
         loop, in_flight.abandon = _loop(base, services, heartbeat, engine, thread_count(settings.threads))
+        in_flight.is_claiming = lambda: loop.is_claiming
         stop.begin()
         if settings.owner:
             for leased in queues.values():

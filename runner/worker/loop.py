@@ -49,7 +49,10 @@ ORPHAN_SHARE = 0.6
 
 
 class WorkerLoop:
-    """One run over the queues. Call `run` once."""
+    """One run over the queues. Call `run` once.
+
+    `is_claiming` is true while a claim is on its way: jobs may be leased that no task represents.
+    """
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class WorkerLoop:
         self._stop = stop
         self._prepare = prepare
         self._is_loaded = is_loaded
+        self.is_claiming = False
         self._prepared = False
         self._started = time.monotonic()
         self._claimed = 0  # without jobs that it has claimed before, and photos whose server is failing
@@ -136,7 +140,9 @@ class WorkerLoop:
         if room <= 0:
             return
         for source in self._queues.values():
+            self.is_claiming = True
             leases = source.claim(room, in_flight=self._at_risk())
+            self.is_claiming = False
             if leases:
                 self._accept(leases)
                 self._has_claimed, self._idle_since = True, None

@@ -19,11 +19,16 @@ class State(Enum):
 
 
 class Gate(Listener):
-    """Listens on loopback and forwards to `port`; `upstream` may be changed for later connections."""
+    """Listens on loopback and forwards to `port`; `upstream` may be changed for later connections.
+
+    Once a client has sent `mute_at`, no reply is forwarded any more, and `is_mute` is set.
+    """
 
     def __init__(self, port: int) -> None:
         super().__init__()
         self.upstream = port
+        self.mute_at = b""
+        self.is_mute = threading.Event()
         self._state = State.OPEN
         self._responsive = threading.Event()
         self._responsive.set()
@@ -54,13 +59,19 @@ class Gate(Listener):
             return
         self._sockets += [client, server]
         for source, target in ((client, server), (server, client)):
-            threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+            threading.Thread(target=self._pump, args=(source, target, source is client), daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, is_client: bool) -> None:
+        seen = b""
         with suppress(OSError):
             while data := source.recv(1 << 18):
                 self._responsive.wait()
-                target.sendall(data)
+                if is_client and self.mute_at:
+                    seen = seen[-len(self.mute_at) :] + data
+                    if self.mute_at in seen:
+                        self.is_mute.set()
+                if is_client or not self.is_mute.is_set():
+                    target.sendall(data)
         close(source)
         close(target)
 

@@ -145,6 +145,20 @@ def test_sigterm_ends_a_run_that_has_lost_a_server(world: World, photos: list[st
 
 
 @pytest.mark.usefixtures("photos")
+def test_sigterm_is_no_success_while_the_reply_to_a_claim_is_outstanding(world: World) -> None:
+    with Gate(world.redis_server.port) as gate:
+        gate.mute_at = keys.last("process", "").encode()  # no command before the claim names it
+        url = f"redis://127.0.0.1:{gate.port}/0"
+        process = run(world, {"REDIS_URL": url, "RUNNER_OWNER": "mute", "FAULT_RELEASE_SECONDS": "0.5"})
+        until(lambda: holds_leases(world, "mute"), process)
+        process.terminate()
+        ended = end(process, DRAIN_SECONDS + REST_SECONDS)
+    assert gate.is_mute.is_set()
+    assert (ended.code, ended.summary["exit_reason"]) == (UnreachableError.exit_code, "signal"), ended.errors
+    assert '"claim_in_progress": true' in ended.errors
+
+
+@pytest.mark.usefixtures("photos")
 def test_sigterm_ends_a_run_whose_main_thread_is_in_native_code(world: World) -> None:
     process = run(world, {"FAULT_POINT": "before_store", "FAULT_ACTION": "hang", "FAULT_SHARE": "1"})
     until(lambda: "before_store hang" in world.faults_noted(), process)
