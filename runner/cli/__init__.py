@@ -69,7 +69,7 @@ EXIT_CODES = """exit codes:
   5   a check or a job failed, or a named object does not exist
   6   the Kubernetes API is unreachable, or refused a request
   7   the photos in DATABASE_URL are not visible: wrong database, or row-level security; jobs were released
-  75  Redis or PostgreSQL is unreachable or did not answer in time, or the GPU cannot be used: try again later
+  75  Redis or PostgreSQL is unreachable or too slow, the GPU cannot be used, or a --job did not finish: try again later
   76  native code did not return for one photo: its job is retried
   130 interrupted (Ctrl-C)"""
 

@@ -76,6 +76,7 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
             if reason != "hung" and not any(details.values()):
                 code = 0
             log.error("run cut short", extra={"exit_reason": reason, **details, "exit_code": code})
+            code = code or _code_of_job(settings, summary)
             _print(summary, settings)
         finally:
             os._exit(code)
@@ -97,12 +98,23 @@ def run(settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> int:
             log.error(  # noqa: TRY400 - the detail has the place; a traceback may hold secrets
                 "run ended", extra={"error": known.document(), "exit_code": code}
             )
+    code = code or _code_of_job(settings, summary)
     if traces is not None:
         traces.close(stopped=stop.requested)
     _print(summary, settings)
     # The run has already waited for an unreachable server, and a job that does not return is left to the next run.
     if code not in (0, UnreachableError.exit_code, StuckError.exit_code) and not stop.requested:
         wait_before_exit(settings.failure_delay_seconds)
+    return code
+
+
+def _code_of_job(settings: Settings, summary: Summary) -> int:
+    """Return the exit code of a run without an error: 75 if the job of `--job`, which is in no queue, has not ended."""
+    if not settings.job or summary.has_finished_job:
+        return 0
+    summary.exit_message = "the job of --job did not finish, and is in no queue: run it again"
+    code = UnreachableError.exit_code
+    logs.logger().error("job not finished", extra={"detail": summary.exit_message, "exit_code": code})
     return code
 
 

@@ -40,6 +40,11 @@ class Summary:
         """How many claimed jobs have no outcome: their leases expire."""
         return self.claimed - sum(self.outcomes.values())
 
+    @property
+    def has_finished_job(self) -> bool:
+        """Whether a job has ended, rather than waiting for another attempt or run."""
+        return any(self.outcomes[outcome] for outcome in (Outcome.SUCCEEDED, Outcome.GONE, Outcome.DEAD))
+
     def document(self) -> dict[str, object]:
         """Return the object that is printed."""
         return {

@@ -7,19 +7,20 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
 
-from runner.errors import RedisUnreachableError
+from runner.errors import RedisUnreachableError, UnreachableError
 from runner.queue.client import opened
 from runner.queue.leases import Counts
 from runner.queue.private import LIFETIME_SECONDS, PrivateQueue
 from runner.settings import Settings, load
 from tests.support.queue_tools import NAME, push, queue_of
 from tests.support.redis_topologies import Relay
-from tests.support.run_tools import Service
+from tests.support.run_tools import Ended, Service
 
 BAD = b'{"id": "a-photo"}'  # without a URL
 
@@ -123,12 +124,34 @@ def test_a_payload_in_place_of_its_path_is_not_repeated(service: Service, length
         assert "QUJD" not in ended.output + ended.errors
 
 
-def test_a_signal_drops_the_given_job(service: Service, tmp_path: Path) -> None:
+@pytest.fixture
+def refused_job(service: Service, tmp_path: Path) -> str:
+    """The file of a job whose image server refuses connections."""
+    service.api.upload({"a.jpg": "http://127.0.0.1:9/a.jpg"})
+    redis: Any = service.redis
     job = tmp_path / "job.json"
-    job.write_text(json.dumps({"id": service.api.upload({"a.jpg": "http://127.0.0.1:9/a.jpg"})["a.jpg"],
-                               "imageUrl": "http://127.0.0.1:9/a.jpg"}))  # fmt: skip
-    service.redis.delete("face_embeddings:process")
-    process = service.start("run", "--job", str(job), RUNNER_RETRY_BASE_SECONDS="60")
+    job.write_bytes(redis.lpop("face_embeddings:process"))
+    return str(job)
+
+
+def _assert_unfinished(service: Service, ended: Ended, reason: str) -> None:
+    """Check that the run says that its job is lost, and that it leaves nothing."""
+    assert ended.code == UnreachableError.exit_code, ended.errors
+    assert ended.summary["exit_reason"] == reason
+    assert "run it again" in ended.summary["exit_message"]
+    assert ended.lines(event="job not finished", exit_code=75)
+    assert _private_keys(service.redis) == []
+
+
+def test_a_given_job_that_does_not_finish_in_time_is_no_success(service: Service, refused_job: str) -> None:
+    more = {"RUNNER_RETRY_BASE_SECONDS": "60", "RUNNER_MAX_SECONDS": "1"}
+    ended = service.command("run", "--job", refused_job, **more)
+    assert ended.summary["retried"] == 1
+    _assert_unfinished(service, ended, "max_seconds")
+
+
+def test_a_signal_drops_the_given_job_and_is_no_success(service: Service, refused_job: str) -> None:
+    process = service.start("run", "--job", refused_job, RUNNER_RETRY_BASE_SECONDS="60")
     deadline = time.monotonic() + 60
     while not any(b":leases" in key for key in _private_keys(service.redis)):
         assert time.monotonic() < deadline
@@ -136,6 +159,4 @@ def test_a_signal_drops_the_given_job(service: Service, tmp_path: Path) -> None:
     time.sleep(1)  # refused, and by now waiting for its retry
     os.kill(process.pid, signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert json.loads(output.splitlines()[-1])["exit_reason"] == "signal"
-    assert _private_keys(service.redis) == []
+    _assert_unfinished(service, Ended(process.returncode, output, errors), "signal")
