@@ -19,10 +19,12 @@ from psycopg.rows import TupleRow
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _BEGIN_READ_ONLY = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
 # No statement here needs a search path; triggers of the API's table may depend on the one that Prisma sets.
+# With fewer digits, PostgreSQL rounds the numbers that it sends as text.
 _SETTINGS = """
 SELECT set_config('statement_timeout', {statement}, true), set_config('lock_timeout', {lock}, true),
        set_config('idle_in_transaction_session_timeout', {idle}, true),
        set_config('random_page_cost', '1.1', true), set_config('jit', 'off', true),
+       set_config('extra_float_digits', '1', true),
        set_config('search_path', {path}, true),
        set_config('transaction_read_only', {read_only}, true)
 """

@@ -122,6 +122,15 @@ def test_scores_are_cosine_similarities(store: EmbeddingStore, similarity: float
         assert ("a" in store.match(selfie(person), ["a"], 0.5).scores) == (exact > 0.5)
 
 
+def test_scores_and_boxes_are_exact_whatever_precision_the_role_has(store: EmbeddingStore) -> None:
+    person = faces(1)[0]
+    store.connection.execute("SET extra_float_digits = -15")
+    store.replace({"a": [resembling(person, 0.8765)]})
+    matches = store.match([person.embedding], ["a"], 0.5)
+    assert matches.scores["a"] == pytest.approx(0.8765, abs=1e-4)
+    assert matches.faces["a"].box == (1, 2, 30.5, 40)
+
+
 def test_a_photo_matches_only_strictly_above_the_threshold(store: EmbeddingStore) -> None:
     # Powers of two survive half precision, so this similarity is exactly a half.
     one, other = np.zeros(512, np.float32), np.zeros(512, np.float32)
