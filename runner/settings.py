@@ -149,6 +149,7 @@ class _UrlError(ValueError):
 
 
 _MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
+_NOT_UTF_8 = "contains bytes that are not UTF-8: save its value as UTF-8 text"
 _UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _HOST_AND_PORT = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")
 
@@ -528,7 +529,10 @@ def load(
             values[item.name] = _empty(item.name)
             continue
         try:
+            text.encode()
             values[item.name] = about["parse"](text)
+        except UnicodeEncodeError:
+            faults.append(f"{name} {_NOT_UTF_8}")
         except _UrlError as error:
             faults.append(f"{name} {error}")
         except ValueError as error:

@@ -6,7 +6,7 @@ Imports redis-py, which takes 130 ms: `app` imports this module after it has sta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,46 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 COMMAND_TIMEOUT_SECONDS = 20.0
 _DEFAULT_PORT = 6379
 _SENTINEL_PORT = 26379
+_LONGEST_DATABASE = 9  # digits: more than Redis accepts
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_PARAMETERS = frozenset(
-    {
-        *_FILES, "ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "ssl_ciphers", "socket_timeout",
-        "socket_connect_timeout", "health_check_interval", "client_name", "protocol",
-    }
-)  # fmt: skip
+_LONGEST_TIMEOUT_SECONDS = 86_400.0
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError
+        return text
+
+    return parse
+
+
+def _protocol(text: str) -> int:
+    return int(_one_of("2", "3")(text))
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= _LONGEST_TIMEOUT_SECONDS:
+        raise ValueError
+    return number
+
+
+def _client_name(text: str) -> str:
+    if not (text.isascii() and text.isprintable()) or " " in text:  # which Redis refuses
+        raise ValueError
+    return text
+
+
+# The parameters, and our own parsers where redis-py accepts values that fail later.
+_PARAMETERS: dict[str, Callable[[str], Any] | None] = {
+    **dict.fromkeys([*_FILES, "ssl_check_hostname", "ssl_min_version", "ssl_ciphers", "health_check_interval"]),
+    "ssl_cert_reqs": _one_of("none", "optional", "required"),
+    "socket_timeout": _seconds,
+    "socket_connect_timeout": _seconds,
+    "client_name": _client_name,
+    "protocol": _protocol,
+}
 # Unknown parameters are repeated in messages only if they look like a parameter name.
 _PARAMETER_NAME = re.compile(r"[a-z][a-z_]{1,40}")
 _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
@@ -150,13 +183,13 @@ def _hosts(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
 def _database(words: list[str]) -> int:
     if not words:
         return 0
-    if len(words) > 1 or not words[0].isdecimal():
+    if len(words) > 1 or not words[0].isdecimal() or len(words[0]) > _LONGEST_DATABASE:
         raise SettingsError("REDIS_URL: the database must be a number, the last thing in the path")
     return int(words[0])
 
 
 def _options(parts: SplitResult, query: dict[str, str], *, kind: str, tls: bool) -> dict[str, Any]:
-    known = _PARAMETERS | (_SENTINEL_PARAMETERS if kind == "sentinel" else frozenset())
+    known = _PARAMETERS.keys() | (_SENTINEL_PARAMETERS if kind == "sentinel" else frozenset())
     if unknown := sorted(set(query) - known):
         named = ", ".join(name for name in unknown if _PARAMETER_NAME.fullmatch(name)) or "(not repeated here)"
         raise SettingsError(f"REDIS_URL: unknown parameter {named} (known: {', '.join(sorted(known))})")
@@ -168,7 +201,7 @@ def _options(parts: SplitResult, query: dict[str, str], *, kind: str, tls: bool)
     values: dict[str, Any] = {}
     for name, text in query.items():
         try:
-            parse: Any = URL_QUERY_ARGUMENT_PARSERS.get(name, str)
+            parse: Any = _PARAMETERS.get(name) or URL_QUERY_ARGUMENT_PARSERS.get(name, str)
             values[name] = parse(text)
         except ValueError:
             raise SettingsError(f"REDIS_URL: the value of {name} is not one that it can have") from None

@@ -60,6 +60,12 @@ _ADVICE = (
         ("unknown command",),
         f"the server lacks a command that is needed, which was renamed or disabled: {_PAGE} has all of them",
     ),
+    (
+        ("PEM lib", "NO_CERTIFICATE_OR_CRL_FOUND", "KEY_VALUES_MISMATCH"),
+        "a file of ssl_ca_certs, ssl_certfile or ssl_keyfile is not in PEM format, or has the key of another",
+    ),
+    (("No cipher can be selected",), "ssl_ciphers names no cipher that is available"),
+    (("AF_UNIX path too long",), "the path of the socket is too long"),
     (("DB index", "SELECT is not allowed"), "the server has no such database"),
 )
 

@@ -36,7 +36,8 @@ _FULL = re.compile(r"^OutOfMemoryError|\bOOM command not allowed\b")
 _REFUSAL_TEXT = re.compile(
     r"\b(WRONGPASS|NOAUTH|NOPERM)\b|invalid (username-)?password|ACL failure|DB index is out of range"
     r"|SELECT is not allowed|unknown command|can't run this command|can't access at least one of the keys"
-    r"|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER"
+    r"|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER|PEM lib|NO_CERTIFICATE_OR_CRL_FOUND"
+    r"|KEY_VALUES_MISMATCH|No cipher can be selected|AF_UNIX path too long"
 )
 
 

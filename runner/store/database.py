@@ -55,11 +55,15 @@ _ENFORCED = {"client_encoding": "UTF8"}
 
 # libpq gives no SQLSTATE for a refused connection, only a text, in English on every usual image. A text that is not
 # recognised counts as transient: a bounded number of retries does no harm.
-_REFUSED_FOR_GOOD = re.compile(
+_REFUSED_FOR_GOOD = (
     r"authentication failed|no password supplied|no pg_hba\.conf entry|(role|database) \"[^\"]*\" does not exist"
     r"|permission denied for database|is not permitted to log in|server does not support SSL"
     r"|certificate verify failed|does not match host name|private key file"
-    r"|root certificate file .* does not exist|invalid (sslmode|port|integer) "
+    r"|root certificate file .* does not exist|invalid port |invalid \"?[a-z_]+\"? value|invalid SCRAM \w+ key"
+    r"|definition of service .* not found|could not parse network address|setsockopt\(\w+\) failed: Invalid argument"
+    r"|invalid command-line argument|invalid value for parameter|unrecognized configuration parameter"
+    r"|permission denied to set parameter|parameter \"[^\"]*\" cannot be | requires a value"
+    r"|outside the valid range for parameter"
 )
 _TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")  # connection, rollback, resources, intervention, system
 _TRANSIENT_STATES = {
@@ -171,13 +175,15 @@ class Database:
             # No prepared statements: PgBouncer may hand every transaction to another server connection.
             connection = Session.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
         except psycopg.OperationalError as error:
-            if _REFUSED_FOR_GOOD.search(str(error)):
+            if re.search(_REFUSED_FOR_GOOD, str(error)):  # compiled only after a failure
                 raise SettingsError(
                     f"{self.variable} was refused by PostgreSQL: {reason(error, self.secrets)}{_advice(error)}"
                 ) from None
             raise
         except psycopg.ProgrammingError:  # psycopg's own, which repeats the value of a parameter
             raise SettingsError(f"{self.variable} has a parameter whose value is not valid") from None
+        except UnicodeError:  # of the codec for host names
+            raise SettingsError(f"{self.variable} has a host name that is not valid; {ENCODING_ADVICE}") from None
         try:
             connection.begin(self._schema, self._limits)
         except psycopg.errors.InsufficientPrivilege:
@@ -227,7 +233,7 @@ def _parameters(url: str, application_name: str, variable: str) -> tuple[dict[st
         raise SettingsError(f"{variable} {error}") from None
     try:
         given = conninfo_to_dict(conninfo)
-    except psycopg.ProgrammingError as error:
+    except (psycopg.ProgrammingError, UnicodeDecodeError) as error:
         # libpq's text quotes the part that it stumbled over, which may be the password. What looks like the name of
         # a parameter is repeated, unless an @ shows that it is a piece of a password with a ? in it.
         pattern = r'invalid URI query parameter: "([a-z][a-z_]{1,40})"'

@@ -17,6 +17,7 @@ import trustme
 from demo import api
 from demo.api import PROCESS_LIST
 from demo.servers import EmbeddedPostgres
+from runner.errors import SettingsError
 from runner.store.database import connect
 from tests.support.debian_postgres import DebianPostgres
 from tests.support.queue_tools import places
@@ -121,6 +122,21 @@ def test_parameters_of_other_clients_pools_are_ignored(empty_database_url: str, 
 def test_an_encoded_space_in_options_reaches_the_server(empty_database_url: str) -> None:
     with connect(f"{empty_database_url}?{OPTIONS}", seconds=0, application_name="test") as connection:
         assert connection.execute("SHOW statement_timeout").fetchone() == ("12345ms",)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "target_session_attrs=any-server", "channel_binding=no", "require_auth=secret", "gssencmode=no",
+        "load_balance_hosts=true", "ssl_min_protocol_version=1", "sslmode=yes", "keepalives_idle=0",
+        "service=nowhere", "hostaddr=localhost", "host=..", "replication=perhaps",
+        "options=statement_timeout", "options=-c%20statement_timeout", "options=-c%20nothing%3D1",
+        "options=-c%20statement_timeout%3Dsoon", "options=-c%20work_mem%3D-5", "options=-c%20shared_buffers%3D1",
+    ],
+)  # fmt: skip
+def test_a_parameter_with_an_unusable_value_is_refused_at_once(empty_database_url: str, query: str) -> None:
+    with pytest.raises(SettingsError, match="DATABASE_URL"):
+        connect(f"{empty_database_url}?{query}", seconds=30, application_name="test")
 
 
 def test_a_schema_name_that_is_too_long_is_explained(command: Command, empty_database_url: str) -> None:

@@ -86,3 +86,26 @@ def test_a_certificate_for_another_host_name_is_explained(
         code, errors, _ = _status(monkeypatch, capsys, url)
         assert (code, "another host name" in errors) == (2, True), errors
         assert _status(monkeypatch, capsys, url.replace("localhost", "127.0.0.1"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("ssl_ciphers=none", "ssl_ciphers names no cipher"),
+        ("ssl_ca_certs={file}", "PEM format"),
+        ("ssl_certfile={file}", "PEM format"),
+    ],
+)
+def test_tls_files_and_ciphers_that_cannot_be_used_are_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], redis_url: str, parameter: str, message: str
+) -> None:
+    url = f"{redis_url.replace('redis://', 'rediss://')}?{parameter.format(file=__file__)}"
+    code, errors, _ = _status(monkeypatch, capsys, url)
+    assert (code, message in errors) == (2, True), errors
+
+
+def test_a_socket_path_that_is_too_long_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, errors, _ = _status(monkeypatch, capsys, f"unix:///{'a' * 200}")
+    assert (code, "socket is too long" in errors) == (2, True), errors

@@ -81,6 +81,14 @@ def test_invalid_values_are_rejected(name: str, value: str) -> None:
         load(MINIMAL | {name: value})
 
 
+@pytest.mark.parametrize("name", sorted(item.metadata["env"] for item in fields(Settings)))
+def test_a_value_that_is_not_utf_8_is_rejected_without_repeating_it(name: str) -> None:
+    begin = {"REDIS_URL": "redis://:", "DATABASE_URL": "postgresql://u:", "EMBEDDINGS_DATABASE_URL": "postgresql://u:"}
+    with pytest.raises(SettingsError, match=f"{name} contains bytes that are not UTF-8") as caught:
+        load(MINIMAL | {name: f"{begin.get(name, '')}hidden\udcff@h"})
+    assert "hidden" not in str(caught.value)
+
+
 def test_the_repr_of_settings_contains_no_secret() -> None:
     settings = load(MINIMAL | {"REDIS_URL": "redis://:hidden@redis", "RUNNER_FETCH_PROXY_URL": "http://u:hidden@proxy"})
     assert "hidden" not in repr(settings)

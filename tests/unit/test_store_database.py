@@ -107,6 +107,8 @@ def test_the_time_for_retries_is_bounded_and_every_variable_named() -> None:
         "postgresql://user:hunter2@localhost:1/x",
         "postgresql://user:p?hunter2=1@localhost/x",
         "postgresql://user:hunter2@localhost/x?a=1&&=hunter2",
+        "postgresql://user:hunter2%ff@localhost:1/x",
+        "postgresql://user:hunter2@..:1/x",
         "postgresql://user@localhost:1/x?password=hunter2",
         "postgresql://user:hunter2/@localhost:1/x",
     ],
