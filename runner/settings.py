@@ -145,7 +145,7 @@ def _photo_url(value: str) -> str:
 
 
 class _UrlError(ValueError):
-    """A URL is not valid. The message repeats no part of it, unlike those of parsers."""
+    """A URL, or a text of any kind, is not valid. The message repeats no part of it, unlike those of parsers."""
 
 
 _MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
@@ -529,10 +529,7 @@ def load(
             values[item.name] = _empty(item.name)
             continue
         try:
-            text.encode()
-            values[item.name] = about["parse"](text)
-        except UnicodeEncodeError:
-            faults.append(f"{name} {_NOT_UTF_8}")
+            values[item.name] = _parsed(about["parse"], text)
         except _UrlError as error:
             faults.append(f"{name} {error}")
         except ValueError as error:
@@ -545,6 +542,15 @@ def load(
     if values["redis_url"]:
         values["redis_url"] = _with_credentials(values["redis_url"], values)
     return Settings(**values)
+
+
+def _parsed(parse: Callable[[str], Any], text: str) -> Any:
+    """Return the value of a setting, or raise `ValueError`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _UrlError(_NOT_UTF_8) from None
+    return parse(text)
 
 
 def _with_password(url: str, password: str) -> str:

@@ -62,7 +62,7 @@ _ADVICE = (
     ),
     (
         ("PEM lib", "NO_CERTIFICATE_OR_CRL_FOUND", "KEY_VALUES_MISMATCH"),
-        "a file of ssl_ca_certs, ssl_certfile or ssl_keyfile is not in PEM format, or has the key of another",
+        "a file of ssl_ca_certs, ssl_certfile or ssl_keyfile is not in PEM format, or is not the certificate's key",
     ),
     (("No cipher can be selected",), "ssl_ciphers names no cipher that is available"),
     (("AF_UNIX path too long",), "the path of the socket is too long"),
