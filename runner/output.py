@@ -48,6 +48,12 @@ def repeated(text: str, *, quoted: bool = False) -> str:
     return repr(text) if quoted else text
 
 
+def without_payloads(message: str, arguments: Iterable[str]) -> str:
+    """Return the message of an error without those `arguments` that may be payloads."""
+    texts = [text for argument in arguments for text in (argument, argument.partition("=")[2]) if may_be_payload(text)]
+    return redacted(message, [shown for text in texts for shown in (printable(text), repr(text)[1:-1])])
+
+
 def redacted(text: str, secrets: Iterable[str]) -> str:
     """Return `text` without the `secrets`, which a server may have repeated."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):

@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 from runner import __version__
 from runner.core_dumps import disable_core_dumps
 from runner.errors import RunnerError, place
-from runner.output import LONGEST_REPEATED, may_be_payload, printable, problem, redacted
+from runner.output import LONGEST_REPEATED, printable, problem, without_payloads
 
 
 class Command(NamedTuple):
@@ -121,8 +121,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         return int(args.run(args))
     except RunnerError as error:
-        texts = [text for argument in arguments for text in (argument, argument.partition("=")[2])]
-        problem(f"spottmee-worker: {redacted(str(error), map(printable, filter(may_be_payload, texts)))}")
+        problem(f"spottmee-worker: {without_payloads(str(error), arguments)}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130

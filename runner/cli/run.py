@@ -47,10 +47,12 @@ def _run(args: argparse.Namespace) -> NoReturn:
 
 def _settings(args: argparse.Namespace) -> Settings:
     """Return the settings. If they are not valid, says why and exits, after the delay of a run that cannot work."""
+    flags = setting_flags(args)
     try:
-        return settings_module.load(flags=setting_flags(args))
+        return settings_module.load(flags=flags)
     except SettingsError as error:
-        output.problem(f"spottmee-worker: {error}")
+        message = output.without_payloads(str(error), filter(None, flags.values()))
+        output.problem(f"spottmee-worker: {message}")
         wait_before_exit(settings_module.failure_delay())
         sys.exit(error.exit_code)
 

@@ -83,11 +83,13 @@ def test_a_mistyped_command_is_named_with_a_pointer_to_the_help(capsys: pytest.C
     assert "error: 'runn' is not a command; spottmee-worker --help lists them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("payload", ['{"jobId": "j", "selfie": "QUJD=="}', "QUJD" * 100, "QUJD" * 10_000])
+@pytest.mark.parametrize("payload", [r'{"jobId": "\u00e9", "selfie": "QUJD=="}', "QUJD" * 100, "QUJD" * 10_000])
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         (["exec"], []),
+        (["run", "--queues"], []),
+        (["run", "--max-jobs"], []),
         (["dead", "show"], []),
         (["debug", "--photo"], []),
         (["debug", "--local", "--job", "{}", "--save-image"], []),
@@ -96,8 +98,13 @@ def test_a_mistyped_command_is_named_with_a_pointer_to_the_help(capsys: pytest.C
     ],
 )
 def test_a_payload_in_place_of_another_argument_is_not_repeated(
-    capsys: pytest.CaptureFixture[str], before: list[str], after: list[str], payload: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[str],
+    after: list[str],
+    payload: str,
 ) -> None:
+    monkeypatch.setenv("RUNNER_FAILURE_DELAY_SECONDS", "0")
     try:
         code = cli.main([*before, payload, *after])
     except SystemExit as error:
