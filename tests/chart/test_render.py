@@ -591,6 +591,21 @@ class TestSecurity:
             servers = objects.find("NetworkPolicy", name)["spec"]["egress"][1]
             assert [port["port"] for port in servers["ports"]] == [*redis, 5432, 6432, 6433]
 
+    def test_each_exception_is_part_of_the_network_that_is_allowed(self) -> None:
+        """Kubernetes rejects a policy with another one."""
+        inside = ["10.1.2.3/32", "128.0.0.0/1", "2001:db8::/32", "2000::/4", "3fff:1:2:3:4:5:6:7/128"]
+        outside = ["fd00::/8", "fe80::/10", "::/96", "::1/128", "2::/16", "200::/7", "64:ff9b::/96", "4000::/4"]
+        policy = {"enabled": True, "privateNetworks": [*outside, *inside]}
+        egress = render(binaries.HELM_4, {"networkPolicy": policy}).find("NetworkPolicy", "faces")["spec"]["egress"]
+        found = []
+        for block in (peer["ipBlock"] for peer in egress[2]["to"]):
+            for network in block["except"]:
+                excepted, allowed = ip_network(network), ip_network(block["cidr"])
+                assert allowed.supernet_of(excepted)  # type: ignore[arg-type]  # same family
+                assert allowed != excepted
+                found.append(network)
+        assert found == inside
+
     def test_only_the_test_pod_may_reach_the_kubernetes_api(self) -> None:
         policy = rendered("sentinel").find("NetworkPolicy", "faces-test")
         assert policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"

@@ -303,6 +303,22 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a priority class without a value": ({"priorityClasses": [{"name": "bulk"}]}, r"value"),
     "an invalid network": ({"networkPolicy": {"privateNetworks": ["fc00"]}}, r"privateNetworks"),
+    "a network of impossible numbers": (
+        {"networkPolicy": {"privateNetworks": ["10.0.0.0/8", "999.1.1.1/99"]}},
+        r"networkPolicy\.privateNetworks has \"999\.1\.1\.1/99\", which is not a network: write",
+    ),
+    "a network of too many groups": (
+        {"networkPolicy": {"privateNetworks": ["2001:1:2:3:4:5:6:7::/64"]}},
+        r"has \"2001:1:2:3:4:5:6:7::/64\", which is not a network: write",
+    ),
+    "every IPv4 address as a private network": (
+        {"networkPolicy": {"privateNetworks": ["0.0.0.0/0"]}},
+        r"has \"0\.0\.0\.0/0\", which leaves no public address: write .*, or set networkPolicy\.imagePorts",
+    ),
+    "every IPv6 address as a private network": (
+        {"networkPolicy": {"privateNetworks": ["::/0"]}},
+        r"has \"::/0\", which leaves no public address: write smaller networks",
+    ),
     "no DNS port": ({"networkPolicy": {"dnsPorts": []}}, r"dnsPorts"),
     "annotations of an account that is not created": (
         {"serviceAccount": {"create": False, "annotations": {"a": "b"}}},

@@ -5,7 +5,7 @@ secret.
 */}}
 {{- define "spottmee-worker.validate" -}}
 {{- $text := "" -}}
-{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "authorities" "pods" "queues" "gpu" "reprocess" "metrics" "priorityClasses" "environment" "keda" "cluster" -}}
+{{- range list "names" "image" "redis" "redisHosts" "redisSecrets" "tls" "databases" "authorities" "pods" "queues" "gpu" "reprocess" "metrics" "priorityClasses" "environment" "networks" "keda" "cluster" -}}
 {{- $text = printf "%s\n%s" $text (include (printf "spottmee-worker.validate.%s" .) $) -}}
 {{- end -}}
 {{- $faults := list -}}
@@ -372,6 +372,20 @@ extraEnv and {{ $place }} both have {{ $variable.name }}: remove it from extraEn
 {{- else if eq $name "RUNNER_FETCH_PROXY_URL" }}
 {{ $place }} has RUNNER_FETCH_PROXY_URL, which may contain a password: set it in extraEnv, from a Secret (valueFrom.secretKeyRef)
 {{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "spottmee-worker.validate.networks" -}}
+{{- $byte := "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])" -}}
+{{- $ipv4 := printf "^(%s\\.){3}%s/([0-9]|[12][0-9]|3[0-2])$" $byte $byte -}}
+{{- $ipv6 := "^([0-9a-f]{1,4}(:[0-9a-f]{1,4}){7}|([0-9a-f]{1,4}(:[0-9a-f]{1,4})*)?::([0-9a-f]{1,4}(:[0-9a-f]{1,4})*)?)/([1-9]?[0-9]|1[01][0-9]|12[0-8])$" -}}
+{{- range .Values.networkPolicy.privateNetworks }}
+{{- $groups := regexFindAll "[0-9a-f]+" (splitList "/" . | first) -1 | len }}
+{{- if not (or (regexMatch $ipv4 .) (and (regexMatch $ipv6 .) (le $groups (contains "::" . | ternary 7 8)))) }}
+networkPolicy.privateNetworks has {{ . | quote }}, which is not a network: write ADDRESS/LENGTH, such as 10.0.0.0/8 or 2001:db8::/32
+{{- else if regexMatch (contains ":" . | ternary "/[0-3]$" "/0$") . }}
+networkPolicy.privateNetworks has {{ . | quote }}, which leaves no public address: write smaller networks, or set networkPolicy.imagePorts to [] to allow no image server
 {{- end }}
 {{- end }}
 {{- end -}}
