@@ -10,16 +10,20 @@ from runner.worker.messages import check_identifier
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])")
+_LONGEST_DAYS = 3650  # PostgreSQL's timestamps end in 4714 BC
 LARGEST_WHOLE = 9_999_999_999
 _WHOLE_PERCENT = 100
 
 
 def duration(text: str) -> float:
-    """Return the seconds of a duration such as 90s, 15m, 2h or 7d."""
+    """Return the seconds of a duration such as 90s, 15m, 2h or 7d, up to 3650d."""
     found = _DURATION.fullmatch(text)
     if found is None:
         raise ArgumentTypeError(f"{text!r} is not a valid duration: write 90s, 15m, 2h or 7d")
-    return float(found[1]) * _UNITS[found[2]]
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds > _LONGEST_DAYS * _UNITS["d"]:
+        raise ArgumentTypeError(f"{text!r} is too long: the maximum is {_LONGEST_DAYS}d")
+    return seconds
 
 
 def whole(text: str) -> int:

@@ -7,6 +7,8 @@ from dataclasses import fields
 
 from runner.settings import Settings
 
+_LONGEST_SECONDS = 1_000_000  # a socket's timeout is at most 24 days
+
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting that has one."""
@@ -63,5 +65,8 @@ def positive_number(text: str, what: str = "number") -> float:
 
 
 def positive_seconds(text: str) -> float:
-    """Return a number of seconds above 0, or raise `ArgumentTypeError`."""
-    return positive_number(text, "number of seconds")
+    """Return a number of seconds above 0, up to a million, or raise `ArgumentTypeError`."""
+    seconds = positive_number(text, "number of seconds")
+    if seconds > _LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be at most {_LONGEST_SECONDS} seconds (got {text!r})")
+    return seconds

@@ -124,3 +124,22 @@ def test_a_payload_in_place_of_a_command_is_not_repeated(capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="2"):
         cli.main([payload])
     assert "QUJD" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "longest", "too_long"),
+    [
+        (["reprocess", "--older-than"], "3650d", "3651d"),
+        (["reprocess", "--older-than"], "87600h", "999999999d"),
+        (["dead", "list", "--newer-than"], "3650d", "3650.001d"),
+        (["debug", "--photo", "p", "--timeout"], "1000000", "1000001"),
+        (["status", "--interval"], "1000000", "1e300"),
+    ],
+)
+def test_a_time_that_no_clock_can_represent_is_rejected(
+    capsys: pytest.CaptureFixture[str], command: list[str], longest: str, too_long: str
+) -> None:
+    cli._parser().parse_args([*command, longest])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, too_long])
+    assert f"argument {command[-1]}: " in capsys.readouterr().err
