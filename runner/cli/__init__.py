@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from runner import __version__
 from runner.core_dumps import disable_core_dumps
-from runner.errors import RunnerError, place
+from runner.errors import RunnerError, UsageError, place
 from runner.output import LONGEST_REPEATED, printable, problem, without_payloads
 
 
@@ -119,6 +119,7 @@ def _interruptible() -> Iterator[None]:
 def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     try:
+        _check_encoding(args)
         return int(args.run(args))
     except RunnerError as error:
         problem(f"spottmee-worker: {without_payloads(str(error), arguments)}")
@@ -128,6 +129,22 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - its message is not shown: it may hold a password or a selfie
         problem(f"spottmee-worker: {type(error).__name__} at {place(error)}; this is a bug: please report it")
         return RunnerError.exit_code
+
+
+def _check_encoding(args: argparse.Namespace) -> None:
+    """Raise `UsageError` for text that is not valid UTF-8: neither servers nor JSON take it."""
+    for name, value in vars(args).items():
+        texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        if name not in _ANY_BYTES and any(_UNDECODED.search(text) for text in texts):
+            raise UsageError(
+                f"the argument {name.replace('_', '-')} is not valid UTF-8: check the encoding of the terminal or "
+                "script that it comes from"
+            )
+
+
+# File names may be any bytes, and so may the payload of `debug --job`, whose outcome is that of a malformed job.
+_ANY_BYTES = frozenset({"job", "model_dir", "save_image", "source", "template"})
+_UNDECODED = re.compile("[\ud800-\udfff]")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -143,3 +143,45 @@ def test_a_time_that_no_clock_can_represent_is_rejected(
     with pytest.raises(SystemExit, match="2"):
         cli.main([*command, too_long])
     assert f"argument {command[-1]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["import-legacy", "--model", "m", "--table", "\udcff"],
+        ["reprocess", "--url", "https://x/\udcff{id}"],
+        ["debug", "--photo", "p", "--url", "https://x/\udcff"],
+        ["dead", "requeue", "--code", "unexpected", "--code", "\udcff"],
+        ["exec", "--", "dead", "show", "\udcff"],
+        ["status", "--namespace", "\udcff"],
+        ["metrics", "--once", "--allowed-host", "\udcff"],
+        ["metrics", "--once", "--host", "\udcff"],
+        ["run", "--queues", "\udcff"],
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/x")
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert "is not valid UTF-8" in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["exec", "--dry-run", "--template", "\udcff", "--", "doctor"], 2),
+        (["debug", "--job", '{"imageUrl": "https://h/a.jpg", "id": "p"}', "--local", "--save-image", "/\udcff/x"], 2),
+        (["debug", "--job", "\udcff", "--dry-run"], 5),
+        (["simulate", "--csv", "\udcff"], 2),
+        (["evaluate", "\udcff"], 2),
+        (["models", "bake", "--pack", "buffalo_l", "--source", "\udcff", "--out", "\udcff"], 4),
+        (["models", "verify", "\udcff"], 4),
+    ],
+)
+def test_a_file_name_may_be_any_bytes(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
+    assert cli.main(arguments) == code
+    assert "not valid UTF-8" not in capsys.readouterr().err
