@@ -237,6 +237,13 @@ class TestJobs:
         assert given["RUNNER_LOG_LEVEL"]["value"] == "debug"
         assert template["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
 
+    @pytest.mark.parametrize("like", LISTS)
+    def test_a_debug_run_neither_waits_for_jobs_nor_after_a_failure(self, like: str) -> None:
+        objects = render(binaries.HELM_4, {"debug": {"like": like}})
+        template = objects.find("CronJob", "faces-debug")["spec"]["jobTemplate"]["spec"]["template"]
+        given = environment(template, objects)
+        assert (given["RUNNER_IDLE_SECONDS"], given["RUNNER_FAILURE_DELAY_SECONDS"]) == ("0", "0")
+
     def test_the_sweep_runs_often_enough_with_redis_and_both_databases(self) -> None:
         cron = rendered().find("CronJob", "faces-sweep")["spec"]
         assert (cron["schedule"], cron["concurrencyPolicy"], cron.get("suspend")) == ("*/15 * * * *", "Forbid", None)
@@ -385,6 +392,26 @@ class TestPlatform:
             assert set(spec["affinity"]) == {"podAntiAffinity"}
             assert spec["hostUsers"] is False
 
+    @pytest.mark.parametrize("given", [{}, {"securityContext": None}, {"securityContext": {}}], ids=str)
+    def test_an_init_container_without_a_security_context_gets_the_common_one(self, given: dict[str, Any]) -> None:
+        values = {"initContainers": [{"name": "init", "image": "init:1"} | given]}
+        for _, pod in render(binaries.HELM_4, values).pods():
+            (init,) = pod["spec"]["initContainers"]
+            assert init["securityContext"] == pod["spec"]["containers"][0]["securityContext"]
+
+    def test_an_empty_value_of_a_list_replaces_a_common_one(self) -> None:
+        common, own = {"a": "common", "b": "common"}, {"a": ""}
+        fields = ("nodeSelector", "podLabels", "podAnnotations")
+        values = dict.fromkeys(fields, common) | {"queues": {"process": dict.fromkeys(fields, own)}}
+        values |= {"commonLabels": common, "commonAnnotations": common, "migration": {"annotations": own}}
+        objects = render(binaries.HELM_4, values)
+        pod = dict(objects.pods())["faces-process"]
+        migration = objects.find("Job", "faces-migrate")["metadata"]["annotations"]
+        for found in (
+            *(pod["spec"]["nodeSelector"], pod["metadata"]["labels"], pod["metadata"]["annotations"]), migration
+        ):  # fmt: skip
+            assert (found["a"], found["b"]) == ("", "common")
+
     def test_volumes_containers_and_authorities_reach_every_pod(self) -> None:
         for _, pod in rendered("platform").pods():
             volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
@@ -403,7 +430,9 @@ class TestPlatform:
                 assert given[variable]["value"] == f"{mounts[name]}/ca.crt"
             (mesh,) = pod["spec"]["initContainers"]
             assert (mesh["name"], mesh["restartPolicy"]) == ("mesh", "Always")
-            assert mesh["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert mesh["securityContext"] == {
+                "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": False
+            }  # fmt: skip
 
     def test_only_the_passwords_of_the_databases_are_in_secrets(self) -> None:
         objects = rendered("platform")

@@ -36,6 +36,25 @@ app.kubernetes.io/component: {{ . }}
 {{- end -}}
 
 {{/*
+A list of maps as one, in YAML; the first that has a key determines its value. sprig's `merge` takes a later one instead
+of false, 0 or "".
+*/}}
+{{- define "spottmee-worker.merged" -}}
+{{- $merged := dict -}}
+{{- range . -}}
+{{- range $key, $value := . -}}
+{{- $first := get $merged $key -}}
+{{- if not (hasKey $merged $key) -}}
+{{- $_ := set $merged $key $value -}}
+{{- else if and (kindIs "map" $first) (kindIs "map" $value) -}}
+{{- $_ := set $merged $key (include "spottmee-worker.merged" (list $first $value) | fromYaml) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $merged }}{{ toYaml $merged }}{{ end -}}
+{{- end -}}
+
+{{/*
 Metadata of an object. Takes root, component (like labels), name (or suffix, which is appended to the release's name),
 and the object's own annotations.
 */}}
@@ -43,9 +62,9 @@ and the object's own annotations.
 name: {{ .name | default (printf "%s%s" (include "spottmee-worker.fullname" .root) (.suffix | default "")) | quote }}
 labels:
   {{- include "spottmee-worker.labels" . | nindent 2 }}
-{{- with merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}
+{{- with include "spottmee-worker.merged" (list .annotations .root.Values.commonAnnotations) }}
 annotations:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -75,7 +94,7 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 {{/* Metadata of an object for the Prometheus operator or Grafana. Takes the same as metadata, and additional labels. */}}
 {{- define "spottmee-worker.monitoringMetadata" -}}
 {{- $metadata := include "spottmee-worker.metadata" . | fromYaml -}}
-{{- $_ := set $metadata "labels" (merge $metadata.labels .labels) -}}
+{{- $_ := set $metadata "labels" (include "spottmee-worker.merged" (list $metadata.labels .labels) | fromYaml) -}}
 {{- toYaml $metadata -}}
 {{- end -}}
 

@@ -4,10 +4,10 @@
 {{- define "spottmee-worker.podMetadata" -}}
 {{- $values := .root.Values -}}
 labels:
-  {{- toYaml (merge (include "spottmee-worker.ownLabels" . | fromYaml) .queue.podLabels $values.podLabels $values.commonLabels) | nindent 2 }}
-{{- with merge (dict) (.annotations | default dict) .queue.podAnnotations $values.podAnnotations $values.commonAnnotations }}
+  {{- include "spottmee-worker.merged" (list (include "spottmee-worker.ownLabels" . | fromYaml) .queue.podLabels $values.podLabels $values.commonLabels) | nindent 2 }}
+{{- with include "spottmee-worker.merged" (list .annotations .queue.podAnnotations $values.podAnnotations $values.commonAnnotations) }}
 annotations:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -165,9 +165,9 @@ gets the common settings here too. Takes the same as runPod.
 {{- $values := .root.Values -}}
 {{- $architectures := get $values.image.architectures (include "spottmee-worker.flavour" .) -}}
 {{- $only := len $architectures | eq 1 | ternary (dict "kubernetes.io/arch" (first $architectures)) dict -}}
-{{- with merge (dict) (.queue.nodeSelector | default dict) $values.nodeSelector $only }}
+{{- with include "spottmee-worker.merged" (list .queue.nodeSelector $values.nodeSelector $only) }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 {{- $tolerations := concat (.queue.tolerations | default list) $values.tolerations }}
 {{- if hasKey .queue "unreachableSeconds" }}
@@ -234,7 +234,7 @@ terminationGracePeriodSeconds: {{ int $queue.terminationGracePeriodSeconds }}
 {{- with $root.Values.initContainers }}
 initContainers:
   {{- range . }}
-  - {{ merge (deepCopy .) (dict "securityContext" $root.Values.containerSecurityContext) | toYaml | indent 4 | trim }}
+  - {{ include "spottmee-worker.merged" (list (empty .securityContext | ternary (omit . "securityContext") .) (dict "securityContext" $root.Values.containerSecurityContext)) | indent 4 | trim }}
   {{- end }}
 {{- end }}
 containers:
