@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from runner.errors import place
-from runner.output import json_text, printable
+from runner.output import is_terminal, json_text, printable
 
 LOGGER_NAME = "spottmee"
 # Every line from a pod carries its origin; the chart sets these variables from the downward API.
@@ -21,7 +21,7 @@ def configure(log_format: str, level: str) -> logging.Logger:
     """Return the project's logger, writing to standard error in `log_format` (json, text or auto)."""
     logger = logging.getLogger(LOGGER_NAME)
     handler = logging.StreamHandler(sys.stderr)
-    as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    as_text = log_format == "text" or (log_format == "auto" and is_terminal("stderr"))
     origin = {name: os.environ[variable] for name, variable in _ORIGIN.items() if os.environ.get(variable)}
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter(origin))
     logger.handlers[:] = [handler]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, TextIO
 
 # The first code points that need more than two, or more than four, hexadecimal digits.
 _BYTE_END, _PLANE_END = 0x100, 0x10000
@@ -74,8 +74,10 @@ def lines(texts: Iterable[str]) -> None:
 
 def problem(text: str) -> None:
     """Print one line on standard error: progress and errors, which do not belong in a pipe."""
+    if (stream := _stream("stderr")) is None:  # for `print`, None is standard output
+        return
     with suppress(OSError):  # closed or full: this cannot be reported anywhere
-        print(f"{printable(text)}\n", end="", file=sys.stderr, flush=True)
+        print(f"{printable(text)}\n", end="", file=stream, flush=True)
 
 
 def document(content: Any, *, indent: int | None = None) -> None:
@@ -83,14 +85,47 @@ def document(content: Any, *, indent: int | None = None) -> None:
     _write(json_text(content, indent=indent))
 
 
-def _write(text: str) -> None:
+def script(text: str) -> None:
+    """Print `text` of this program, which has several lines, as it is."""
+    _write(text, end="")
+
+
+def raw(data: bytes) -> None:
+    """Write `data` to standard output as it is."""
+    if (stream := _stream("stdout")) is not None:
+        with _reported(stream):
+            stream.buffer.write(data)
+            stream.flush()
+
+
+def is_terminal(name: Literal["stdin", "stdout", "stderr"]) -> bool:
+    """Return whether a stream is a terminal. One that was closed when the process started is none."""
+    stream = _stream(name)
+    return stream is not None and stream.isatty()
+
+
+def _stream(name: str) -> TextIO | None:
+    """Return a stream of `sys`, which is None if it was closed when the process started."""
+    stream: TextIO | None = getattr(sys, name)
+    return stream
+
+
+def _write(text: str, *, end: str = "\n") -> None:
     """Print `text`. If standard output is closed or full, the command continues and exits with its own exit code."""
+    if (stream := _stream("stdout")) is not None:
+        with _reported(stream):
+            # In one write, even if Python does not buffer: `kubectl exec` joins standard output and error as they come.
+            print(f"{text}{end}", end="", file=stream, flush=True)
+
+
+@contextmanager
+def _reported(stream: TextIO) -> Iterator[None]:
+    """Report a write to standard output that fails in the block, and discard what follows."""
     try:
-        # In one write, even if Python does not buffer: `kubectl exec` joins standard output and error as they come.
-        print(f"{text}\n", end="", flush=True)
+        yield
     except OSError as error:
         # Python would report it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if not isinstance(error, BrokenPipeError):  # the reader of a pipe may close it early, as `head` does
             problem(f"spottmee-worker: cannot write to standard output: {error.strerror}")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
+from runner import output
 from runner.cli import COMMANDS, _parser
 from runner.errors import UsageError
 
@@ -40,5 +40,5 @@ def add_parser(subparsers: Any) -> None:
 def _completion(args: argparse.Namespace) -> int:
     if _MISSING is not None:
         raise UsageError(f"the package {_MISSING} is missing: pip install 'spottmee-worker[cluster]'")
-    sys.stdout.write(shtab.complete(_parser(), shell=args.shell))
+    output.script(shtab.complete(_parser(), shell=args.shell))
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from runner.output import is_terminal
+
 if TYPE_CHECKING:  # rich is an extra
     from runner.cli.progress_bar import Bar
 
@@ -26,7 +28,7 @@ class Counter(Protocol):
 
 def bar(what: str, *, waiting: bool = False) -> Bar | None:
     """Return a progress bar if standard error is a terminal and rich is installed, else nothing."""
-    if not sys.stderr.isatty():
+    if not is_terminal("stderr"):
         return None
     try:
         from runner.cli.progress_bar import Bar  # rich is an extra
@@ -37,7 +39,7 @@ def bar(what: str, *, waiting: bool = False) -> Bar | None:
 
 def counter(what: str) -> Counter:
     """Return a bar on a terminal, a plain count there where rich is not installed, and nothing in a pipe."""
-    if not sys.stderr.isatty():
+    if not is_terminal("stderr"):
         return _Silent()
     return bar(what) or _Line(what)
 

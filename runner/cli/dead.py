@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -208,12 +207,11 @@ def _show(args: argparse.Namespace) -> int:
 def _write_payload(dead_letter: DeadLetter, payload: bytes) -> None:
     if KINDS[dead_letter.queue].private or may_hold_selfie(payload):
         raise UsageError(f"the payload of dead letter {dead_letter.id} may contain a selfie: it is never printed")
-    if sys.stdout.isatty() and not payload.decode(errors="replace").isprintable():
+    if output.is_terminal("stdout") and not payload.decode(errors="replace").isprintable():
         raise UsageError(
             f"the payload of dead letter {dead_letter.id} contains control characters: redirect it to a file or a pipe"
         )
-    sys.stdout.buffer.write(payload)
-    sys.stdout.flush()
+    output.raw(payload)
 
 
 def _requeue(args: argparse.Namespace) -> int:
@@ -306,7 +304,7 @@ def _moment(seconds: float) -> str:
 
 
 def _print_json(document: Any) -> None:
-    output.document(document, indent=2 if sys.stdout.isatty() else None)
+    output.document(document, indent=2 if output.is_terminal("stdout") else None)
 
 
 def _print_table(dead_letters: Sequence[DeadLetter]) -> None:
@@ -317,7 +315,7 @@ def _print_table(dead_letters: Sequence[DeadLetter]) -> None:
         (one.id, one.queue, one.code, str(one.attempts), _moment(one.dead_lettered_at), str(one.bytes), one.message)
         for one in dead_letters
     ]
-    screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    screen = shutil.get_terminal_size().columns if output.is_terminal("stdout") else None
     for line in columns(rows):
         output.line(line[:screen].rstrip())
 

@@ -73,7 +73,7 @@ def read_template(name: str, release: str | None) -> Object:
 def _documents(name: str) -> list[Any]:
     try:
         if name == "-":
-            return list(yaml.safe_load_all(sys.stdin.read()))
+            return list(yaml.safe_load_all("" if sys.stdin is None else sys.stdin.read()))
         with open(name, encoding="utf-8") as file:  # noqa: PTH123 - the path as it was typed
             return list(yaml.safe_load_all(file))
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
 
-from runner import logs
+from runner import logs, output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.errors import UsageError
@@ -90,8 +89,7 @@ def _once(reader: Reader) -> int:
         reading = reader.read()
     finally:
         reader.stop()
-    sys.stdout.write(exposition.text(exposition.families(reading.samples, reading.seconds, reading.memory))[0].decode())
-    sys.stdout.flush()
+    output.script(exposition.text(exposition.families(reading.samples, reading.seconds, reading.memory))[0].decode())
     return reading.exit_code
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from runner.errors import UsageError
-from runner.output import printable
+from runner.output import is_terminal, printable
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -37,7 +37,7 @@ def confirmed(question: str, consequence: str) -> bool:
 
     Raises `UsageError`, with the `consequence`, where there is no terminal.
     """
-    if not sys.stdin.isatty():
+    if not is_terminal("stdin") or sys.stderr is None:
         raise UsageError(f"{consequence}, and there is no terminal to ask for confirmation: pass --yes")
     sys.stderr.write(f"{printable(question)} [y/N] ")
     sys.stderr.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from typing import Any
 
@@ -114,7 +113,7 @@ def _print_status(status: Status, *, as_json: bool, compact: bool = False) -> No
 
 def _watch(source: _Source, args: argparse.Namespace) -> int:
     """Show the status until Ctrl-C: redrawn in place on a terminal with rich, one block after another elsewhere."""
-    if not args.json and sys.stdout.isatty():
+    if not args.json and output.is_terminal("stdout"):
         try:
             from runner.cli.live_status import watch  # rich is optional
         except ModuleNotFoundError:

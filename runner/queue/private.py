@@ -88,7 +88,7 @@ def read_payload(where: str) -> bytes:
     `SettingsError`.
     """
     if where == "-":
-        payload = sys.stdin.buffer.read()
+        payload = b"" if sys.stdin is None else sys.stdin.buffer.read()
     else:
         path = Path(where)
         try:

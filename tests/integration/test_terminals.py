@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
 import time
 import unicodedata
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import pytest
 
+from runner import cli, logs
 from runner.cluster.objects import job_state, pod_state, scaled_job_state
 from runner.cluster.status import ClusterState, Status, lines
 from runner.queue import keys
 from tests.support.queue_tools import push, queue_of
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from tests.support.run_tools import Service
 
 # Sets a title, clears the screen, forges a line, turns text around, hides it, ends a line for Unicode.
@@ -147,7 +154,7 @@ def test_log_lines_of_libraries_are_not_printed() -> None:
 def test_a_defect_is_one_line_without_its_message(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from runner import cli, settings
+    from runner import settings
 
     def fail(*_: object, **__: object) -> None:
         raise ValueError("S3cret" + HOSTILE)
@@ -158,3 +165,70 @@ def test_a_defect_is_one_line_without_its_message(
     assert "S3cret" not in shown
     assert len(shown.splitlines()) == 1
     assert "ValueError" in shown
+
+
+@pytest.fixture
+def dead_letter(redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of a dead letter in the Redis that commands of this process use."""
+    push(redis, [b'{"id": "p", "imageUrl": "https://h/a.jpg"}'])
+    queue = queue_of(redis, "job/pod/1")
+    (lease,) = queue.claim(1)
+    assert queue.dead_letter(lease, "image_missing", "")
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    for name, value in (("handlers", []), ("propagate", True), ("level", logging.NOTSET)):  # `metrics` changes them
+        monkeypatch.setattr(logs.logger(), name, value)
+    return lease.id
+
+
+def _full() -> TextIO:
+    return os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+
+
+def _without_reader() -> TextIO:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.parametrize(
+    ("output", "reported"),
+    [
+        (_full, ["spottmee-worker: cannot write to standard output: No space left on device"]),
+        (_without_reader, []),
+        (lambda: nullcontext(None), []),
+    ],
+    ids=["full", "without a reader", "closed from the start"],
+)
+def test_a_standard_output_that_takes_nothing_does_not_change_the_exit_code(
+    dead_letter: str,
+    capsys: pytest.CaptureFixture[str],
+    output: Callable[[], AbstractContextManager[TextIO | None]],
+    reported: list[str],
+) -> None:
+    for arguments in (["metrics", "--once"], ["completion", "bash"], ["models", "list"], ["dead", "list"],
+                      ["dead", "list", "--json"], ["dead", "show", dead_letter, "--json"],
+                      ["dead", "show", dead_letter, "--payload"]):  # fmt: skip
+        with output() as stream, pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            code = cli.main(arguments)
+        shown = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("dead letters:")]
+        # A command that prints line by line reports it once.
+        assert (code, shown) == (0, reported), arguments
+
+
+def test_streams_that_are_closed_from_the_start_are_no_terminals(
+    dead_letter: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    for arguments, advice in (
+        (["dead", "purge", dead_letter], "pass --yes"),
+        (["debug", "--local", "--job", "-"], "there is no job on standard input"),
+        (["exec", "--dry-run", "--template", "-", "--", "doctor"], "contains no CronJob"),
+    ):
+        assert cli.main(arguments) == 2
+        assert advice in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["metrics", "--once"]) == 0
+    assert "spottmee_redis_up 1" in capsys.readouterr().out
+    assert cli.main(["dead", "show", "none"]) == 5
+    assert capsys.readouterr().out == "", "errors do not go to standard output instead"
