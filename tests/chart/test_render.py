@@ -104,7 +104,9 @@ class TestNames:
     @pytest.mark.parametrize("release", ["true", "1e3"])
     @EVERY_CASE
     def test_a_release_name_that_yaml_could_misread_stays_a_string(self, case: str, release: str) -> None:
-        objects = rendered(case, release=release)
+        # The Service of `metrics` needs a name that begins with a letter; another one is refused (test_values.py).
+        values = {key: value for key, value in CASES[case].items() if release[0].isalpha() or key != "metrics"}
+        objects = render(binaries.HELM_4, values, release=release)
         names = [item["metadata"]["name"] for item in objects.objects]
         assert all(isinstance(name, str) for name in names)
         for _, pod in objects.pods():

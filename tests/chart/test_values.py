@@ -63,6 +63,14 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"metrics": {"enabled": True, "networkPolicy": {"from": [{"podSelector": {}}]}}},
         r"metrics\.networkPolicy\.from is set, .* is false: set both to true, or leave it empty",
     ),
+    "a scrape that takes longer than its interval": (
+        {"metrics": {"enabled": True, "monitor": {"enabled": True, "interval": "5s"}}},
+        r"metrics\.monitor\.scrapeTimeout is 10s, above interval \(5s\), .*: lower it, or raise interval",
+    ),
+    "a scrape that takes longer than its interval in another unit": (
+        {"metrics": {"enabled": True, "monitor": {"enabled": True, "interval": "9999ms"}}},
+        r"metrics\.monitor\.scrapeTimeout is 10s, above interval \(9999ms\), .*: lower it, or raise interval",
+    ),
     "an unknown kind of monitor": (
         {"metrics": {"enabled": True, "monitor": {"enabled": True, "kind": "Probe"}}},
         r"kind.*ServiceMonitor.*PodMonitor",
@@ -138,6 +146,14 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "a node without port": (
         {"redis": {"mode": "cluster", "nodes": ["redis-0"]}},
         r"redis\.nodes has an entry that is not host:port",
+    ),
+    "a node with too high a port": (
+        {"redis": {"mode": "cluster", "nodes": ["redis-0:65535", "redis-1:65536"]}},
+        r"redis\.nodes has an entry whose port is not from 1 to 65535: write host:port",
+    ),
+    "a node with port 0": (
+        {"redis": {"mode": "sentinel", "nodes": ["redis-0:0"]}},
+        r"redis\.nodes has an entry whose port is not from 1 to 65535: write host:port",
     ),
     "a node with a password": (
         {"redis": {"mode": "cluster", "nodes": ["u:hidden@redis-0:6379"]}},
@@ -219,6 +235,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"database": {"host": "u:hidden@db", "name": "x", "username": "u"}},
         r"database\.host is not just a host name",
     ),
+    "a host of a database with a port": (
+        {"database": {"host": "db:5433", "name": "x", "username": "u"}},
+        r"database\.host is not just a host name \(it has a colon\): set database\.port, or put an IPv6 address into",
+    ),
     "a database without a host": (
         {"database": {"name": "x"}},
         r"belong to database\.host, which is empty: set the host, or put them into the URL",
@@ -293,6 +313,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         r"podLabels has app\.kubernetes\.io/instance, .*: choose another key",
     ),
     "an invalid name": ({"fullnameOverride": "My_Faces"}, r"fullnameOverride is \"My_Faces\": a name has"),
+    "a name that no Service can have": (
+        {"fullnameOverride": "1abc", "metrics": {"enabled": True}},
+        r"metrics\.enabled creates a Service, .* \"1abc\": set fullnameOverride to a name of .* begins with a letter",
+    ),
     "a priority class that gets no nodes": (
         {"priorityClasses": [{"name": "bulk", "value": -100}]},
         r"priorityClasses has bulk with the value -100: the cluster autoscaler adds no node for pods below -10, ",
@@ -335,6 +359,30 @@ def test_invalid_values_are_rejected_with_what_to_do(helm_tool: binaries.Tool, n
     message = str(caught.value)
     assert re.search(expected, message), message
     assert "hidden" not in message
+
+
+@pytest.mark.parametrize("release", ["my.release", "1abc"])
+def test_metrics_need_a_release_name_that_a_service_can_have(helm_tool: binaries.Tool, release: str) -> None:
+    values: dict[str, Any] = {"metrics": {"enabled": True}}
+    with pytest.raises(HelmError, match=f'creates a Service, .* "{release}": set fullnameOverride'):
+        render(helm_tool, values, release=release)
+    assert render(helm_tool, values | {"fullnameOverride": "faces"}, release=release).find("Service", "faces-metrics")
+    assert render(helm_tool, {}, release=release).find("ScaledJob", f"{release}-process")
+
+
+@pytest.mark.parametrize(("interval", "timeout"), [("10s", "10s"), ("1m", "60s"), ("1h", "3600000ms"), ("08s", "7s")])
+def test_a_scrape_may_take_as_long_as_its_interval(interval: str, timeout: str) -> None:
+    monitor = {"enabled": True, "interval": interval, "scrapeTimeout": timeout}
+    objects = render(binaries.HELM_4, {"metrics": {"enabled": True, "monitor": monitor}})
+    (endpoint,) = objects.find("ServiceMonitor", "faces-metrics")["spec"]["endpoints"]
+    assert (endpoint["interval"], endpoint["scrapeTimeout"]) == (interval, timeout)
+
+
+def test_the_host_of_a_database_may_be_an_ipv6_address() -> None:
+    database = {"host": "[2001:db8::1]", "name": "x", "username": "u"}
+    (pod, *_) = (pod for _, pod in render(binaries.HELM_4, {"database": database}).pods())
+    urls = [each["value"] for each in pod["spec"]["containers"][0]["env"] if each["name"] == "DATABASE_URL"]
+    assert urls == ["postgresql://u@[2001:db8::1]:5432/x"]
 
 
 def test_all_errors_are_reported_together(helm_tool: binaries.Tool) -> None:

@@ -21,6 +21,8 @@ secret.
 {{- $name := .Values.fullnameOverride -}}
 {{- if and $name (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $name)) }}
 fullnameOverride is {{ $name | quote }}: a name has lower-case letters, digits and -, and begins and ends with a letter or digit
+{{- else if and .Values.metrics.enabled (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "spottmee-worker.fullname" .))) }}
+metrics.enabled creates a Service, whose name cannot begin with {{ include "spottmee-worker.fullname" . | quote }}: set fullnameOverride to a name of lower-case letters, digits and - that begins with a letter
 {{- end }}
 {{- if not .Values.enabled }}
 enabled is false, which only a parent chart can act on: give its dependency `condition: {{ .Chart.Name }}.enabled`
@@ -73,6 +75,8 @@ redis.nodes is empty, and redis.mode is {{ $redis.mode }}: list the {{ eq $redis
 {{- range $redis.nodes }}
 {{- if not (regexMatch "^[^/@:,[:space:]]+:[0-9]{1,5}$" (toString .)) }}
 redis.nodes has an entry that is not host:port (such as redis-0.redis:26379): user and password are values of their own
+{{- else if or (regexMatch ":0" .) (gt (splitList ":" . | last | atoi) 65535) }}
+redis.nodes has an entry whose port is not from 1 to 65535: write host:port, such as redis-0.redis:26379
 {{- end }}
 {{- end }}
 {{- end }}
@@ -185,6 +189,8 @@ redis.tls.skipVerify accepts any certificate, so the authority's would never be 
 {{- end }}
 {{- if regexMatch "[/@?,[:space:]]" $database.host }}
 {{ $name }}.host is not just a host name (it has one of / @ ? ,): set port, database and user as separate values
+{{- else if and (contains ":" $database.host) (not (regexMatch "^\\[[0-9A-Fa-f:.]+\\]$" $database.host)) }}
+{{ $name }}.host is not just a host name (it has a colon): set {{ $name }}.port, or put an IPv6 address into [ ]
 {{- end }}
 {{- if not (and $database.name $database.username $database.passwordKey) }}
 {{ $name }}.host is set, and {{ $name }}.name, username or passwordKey is empty: the chart writes the URL from all of them; set them, or leave the host empty and keep the whole URL in the Secret
@@ -295,6 +301,15 @@ reprocess.enabled is true, and nothing says where the API stores photos: set set
 {{- $metrics := .Values.metrics -}}
 {{- if and $metrics.monitor.enabled (not $metrics.enabled) }}
 metrics.monitor.enabled is true, and metrics.enabled is false, so there is nothing to scrape: set metrics.enabled to true, or metrics.monitor.enabled to false
+{{- end }}
+{{- $limits := dict -}}
+{{- range $name := list "interval" "scrapeTimeout" -}}
+{{- $text := get $metrics.monitor $name -}}
+{{- $unit := get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) (regexFind "[a-z]+$" $text) -}}
+{{- $_ := set $limits $name (mul (regexFind "^[0-9]+" $text | atoi) $unit) -}}
+{{- end -}}
+{{- if and $metrics.monitor.enabled (gt $limits.scrapeTimeout $limits.interval) }}
+metrics.monitor.scrapeTimeout is {{ $metrics.monitor.scrapeTimeout }}, above interval ({{ $metrics.monitor.interval }}), so the Prometheus operator would ignore the monitor: lower it, or raise interval
 {{- end }}
 {{- if and $metrics.networkPolicy.from (not (and $metrics.enabled .Values.networkPolicy.enabled)) }}
 metrics.networkPolicy.from is set, and metrics.enabled or networkPolicy.enabled is false: set both to true, or leave it empty
