@@ -8,7 +8,6 @@ skipped, even if the job ends in the meantime, and photos that the API has added
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
 from collections import Counter
@@ -20,8 +19,8 @@ from typing import Any, Protocol, TypeVar
 
 from redis import Redis
 
-from runner import errors
-from runner.errors import CheckFailedError, InvalidJobError, JobError, LeaseLostError
+from runner.error_codes import job_error_codes
+from runner.errors import CheckFailedError, InvalidJobError, LeaseLostError
 from runner.photo_url import UrlTemplate
 from runner.queue import keys
 from runner.queue.dead_letters import DeadLetters, Requeued
@@ -42,13 +41,9 @@ _POLL_SECONDS = 0.5
 _RENEWALS = 3  # of the lock, before it expires
 
 
-def reasons() -> dict[str, bool]:
-    """Return each error code that a dead letter can have → whether a retry can help."""
-    classes = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, JobError)]
-    return {one.code: one.transient for one in classes if one.code != errors.SpottmeeError.code}
-
-
-TRANSIENT_REASONS = frozenset(word for word, transient in reasons().items() if transient) - {LeaseLostError.code}
+TRANSIENT_REASONS = frozenset(code for code, transient in job_error_codes().items() if transient) - {
+    LeaseLostError.code
+}
 
 
 class Cause(StrEnum):

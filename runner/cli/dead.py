@@ -14,6 +14,7 @@ from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.cli.arguments import duration, identifier, whole
+from runner.cli.codes import check_codes
 from runner.cli.output import columns, confirmed
 from runner.cli.redact import shown
 from runner.errors import CheckFailedError, UsageError
@@ -140,6 +141,7 @@ def _open(queue: str | None = None) -> Iterator[list[DeadLetters]]:
 
 def _matching(queues: Sequence[DeadLetters], args: argparse.Namespace) -> list[tuple[DeadLetters, DeadLetter]]:
     """Return the dead letters that match the filters, oldest first."""
+    check_codes(args.code or (), queues)
     found = [
         (queue, dead_letter)
         for queue in queues

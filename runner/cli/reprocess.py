@@ -14,6 +14,7 @@ from runner import output
 from runner import settings as settings_module
 from runner.cli import COMMANDS
 from runner.cli.arguments import duration, identifier, positive, whole
+from runner.cli.codes import check_codes
 from runner.cli.counter import bar
 from runner.cli.output import duration as shown_duration
 from runner.errors import CheckFailedError, ModelError, PhotosInvisibleError, SettingsError, UsageError
@@ -21,6 +22,7 @@ from runner.faces.model_name import model_name
 from runner.photo_url import UrlTemplate
 from runner.queue.client import opened
 from runner.queue.databases import KnownDatabases
+from runner.queue.dead_letters import DeadLetters
 from runner.reprocess import (
     TRANSIENT_REASONS,
     UNKNOWN_REASON,
@@ -30,7 +32,6 @@ from runner.reprocess import (
     Report,
     Reprocessing,
     Skipped,
-    reasons,
 )
 from runner.settings import Settings
 from runner.store import schema, visibility
@@ -140,7 +141,7 @@ def _reprocess(args: argparse.Namespace) -> int:
         closing(embeddings_database(settings, APPLICATION_NAME)) as embeddings,
         opened(settings) as redis,
     ):
-        choice = _choice(args, settings, embeddings)
+        choice = _choice(args, settings, embeddings, redis)
         identity = _checked(photos, embeddings, settings)
         if not args.any_database:
             _check_deployment(redis, identity)
@@ -202,11 +203,8 @@ def _template(args: argparse.Namespace, settings: Settings) -> UrlTemplate | Non
     return None
 
 
-def _choice(args: argparse.Namespace, settings: Settings, embeddings: Database) -> Choice:
-
-    known = {*reasons(), UNKNOWN_REASON}
-    if unknown := sorted(set(args.code or ()) - known):
-        raise UsageError(f"--code: {unknown[0]!r} is not an error code; known are {', '.join(sorted(known))}")
+def _choice(args: argparse.Namespace, settings: Settings, embeddings: Database, redis: Redis) -> Choice:
+    check_codes(args.code or (), [DeadLetters(redis, "process")], UNKNOWN_REASON)
     named = [*(["FAILED"] if args.code else []), *(["READY"] if args.model is not None else [])]
     statuses = args.status or named or [status for status in STATUSES if status != "NO_FACES_FOUND"]
     return Choice(

@@ -109,7 +109,7 @@ def test_list_prints_json(dead: Dead, letters: dict[str, list[str]]) -> None:
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        ([], 5), (["--queue", "process"], 3), (["--code", "image_missing"], 2), (["--code", "nothing"], 0),
+        ([], 5), (["--queue", "process"], 3), (["--code", "image_missing"], 2), (["--code", "embeddings_rejected"], 0),
         (["--code", "image_missing", "--code", "fetch_timeout"], 3), (["--newer-than", "100s"], 2),
         (["--older-than", "100s"], 3), (["--older-than", "2m", "--newer-than", "0.1h"], 3), (["--older-than", "7d"], 0),
         (["--limit", "0"], 5), (["--limit", "2"], 2), (["--queue", "compare", "--newer-than", "1m"], 1),
@@ -120,6 +120,26 @@ def test_filters_select_dead_letters(
 ) -> None:
     assert len(letters) == 2
     assert len(listed(dead("list", "--json", *filters))) == expected
+
+
+@pytest.mark.parametrize("action", ["list", "requeue", "purge"])
+def test_an_unknown_error_code_is_a_usage_error(dead: Dead, letters: dict[str, list[str]], action: str) -> None:
+    assert letters
+    done = dead(action, "--code", "image_missing", "--code", "fetch_timeuot")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"'fetch_timeuot' is not an error code; known are " in done.stderr
+    assert b" fetch_timeout, " in done.stderr
+
+
+def test_the_code_of_a_dead_letter_of_another_version_can_be_selected(dead: Dead, redis: Redis) -> None:
+    push(redis, [process_payload(0)])
+    queue = queue_of(redis, "job/pod/1")
+    (lease,) = queue.claim(1)
+    assert queue.dead_letter(lease, "of_an_older_version", "")
+    assert len(listed(dead("list", "--json", "--code", "of_an_older_version"))) == 1
+    none = dead("list", "--json", "--code", "of_an_older_version", "--older-than", "1d")
+    assert (none.returncode, listed(none)) == (0, [])
+    assert dead("requeue", "--code", "of_an_older_version").stdout == b"1 of 1 dead letters requeued\n"
 
 
 def test_an_empty_list_says_so(dead: Dead) -> None:
