@@ -404,7 +404,7 @@ class TestPlatform:
     def test_an_empty_value_of_a_list_replaces_a_common_one(self) -> None:
         common, own = {"a": "common", "b": "common"}, {"a": ""}
         fields = ("nodeSelector", "podLabels", "podAnnotations")
-        values = dict.fromkeys(fields, common) | {"queues": {"process": dict.fromkeys(fields, own)}}
+        values: dict[str, Any] = dict.fromkeys(fields, common) | {"queues": {"process": dict.fromkeys(fields, own)}}
         values |= {"commonLabels": common, "commonAnnotations": common, "migration": {"annotations": own}}
         objects = render(binaries.HELM_4, values)
         pod = dict(objects.pods())["faces-process"]
