@@ -251,6 +251,22 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]},
         r"extraVolumes has tmp, which is a volume of the chart's own: choose another name",
     ),
+    "a mount of the chart's own": (
+        {"extraVolumes": [{"name": "a"}], "extraVolumeMounts": [{"name": "a", "mountPath": "/tmp"}]},
+        r"extraVolumeMounts has /tmp, where the chart mounts a volume of its own: choose another path",
+    ),
+    "two mounts in one place": (
+        {"extraVolumes": [{"name": "a"}], "extraVolumeMounts": [{"name": "a", "mountPath": "/a"}] * 2},
+        r"extraVolumeMounts has the mountPath /a more than once: keep one of them",
+    ),
+    "two volumes of one name": (
+        {"extraVolumes": [{"name": "a"}] * 2},
+        r"extraVolumes has the name a more than once: keep one of them",
+    ),
+    "two init containers of one name": (
+        {"initContainers": [{"name": "a", "image": "busybox"}] * 2},
+        r"initContainers has the name a more than once: keep one of them",
+    ),
     "a second container runner": (
         {"initContainers": [{"name": "runner", "image": "busybox"}]},
         r"initContainers has runner, which is the worker's own container: choose another name",

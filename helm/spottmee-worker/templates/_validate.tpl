@@ -220,6 +220,20 @@ authorities.{{ $name }}.existingConfigMap and existingSecret are both set: keep 
 extraVolumes has {{ .name }}, which is a volume of the chart's own: choose another name
 {{- end }}
 {{- end }}
+{{- range .Values.extraVolumeMounts }}
+{{- if regexMatch "^/(tmp|etc/(redis-tls|ca-postgresql|ca-images))/?$" .mountPath }}
+extraVolumeMounts has {{ .mountPath }}, where the chart mounts a volume of its own: choose another path
+{{- end }}
+{{- end }}
+{{- range $place, $key := dict "extraVolumes" "name" "extraVolumeMounts" "mountPath" "initContainers" "name" }}
+{{- $seen := dict }}
+{{- range get $.Values $place }}
+{{- if hasKey $seen (get . $key) }}
+{{ $place }} has the {{ $key }} {{ get . $key }} more than once: keep one of them
+{{- end }}
+{{- $_ := set $seen (get . $key) true }}
+{{- end }}
+{{- end }}
 {{- range .Values.initContainers }}
 {{- if eq .name "runner" }}
 initContainers has runner, which is the worker's own container: choose another name
