@@ -34,6 +34,11 @@ def open_source(known: KnownPack, source: str, sha256: str) -> Iterator[Path]:
     is_url = source.startswith(_URL)
     if not is_url and "://" in source:  # not repeated: it may hold a password
         raise SettingsError("--source must be a folder, an archive, or a URL that starts with http:// or https://")
+    if is_url and re.match("[^/]*//[^/?#]*@", source):
+        raise SettingsError(
+            "a --source URL must contain no user name or password, which a download would not send: download the "
+            "archive yourself, and pass the file"
+        )
     if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise SettingsError("--sha256 takes 64 hexadecimal digits")
     if is_url and not sha256:

@@ -422,12 +422,19 @@ def test_a_url_needs_the_checksum_of_its_content(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
-def test_the_password_of_a_url_is_not_shown(tmp_path: Path) -> None:
-    for url in ("http://user:secret@127.0.0.1:1/pack.zip", "http://user:secret@[bad/pack.zip"):
-        with pytest.raises(ModelError) as caught:
+@pytest.mark.parametrize("url", ["http://user:secret@127.0.0.1:1/pack.zip", "http://user:secret@[bad/pack.zip",
+                                 "https://secret@127.0.0.1:1", "https://:@127.0.0.1:1?secret"])  # fmt: skip
+def test_a_url_with_credentials_is_refused_without_repeating_them(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SettingsError, match="must contain no user name or password") as caught:
+        pipeline.bake("buffalo_sc", tmp_path / "out", source=url, sha256="0" * 64)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_url_that_cannot_be_downloaded_is_not_repeated(tmp_path: Path) -> None:
+    for url in ("http://127.0.0.1:1/pack@secret.zip", "http://[bad/secret.zip", "http://user:sec/ret@127.0.0.1/a"):
+        with pytest.raises(ModelError, match="could not be downloaded") as caught:
             pipeline.bake("buffalo_sc", tmp_path / "out", source=url, sha256="0" * 64)
-        assert "secret" not in str(caught.value)
-        assert "could not be downloaded" in str(caught.value)
+        assert "sec" not in str(caught.value)
 
 
 def test_bake_from_a_folder_with_other_file_names(tmp_path: Path) -> None:
