@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import PhotoTimeoutError, RunnerError, StuckError
 from runner.queue.arrivals import Arrivals
-from runner.queue.leases import Lease, LeaseQueue
+from runner.queue.leases import Counts, Lease, LeaseQueue
 from runner.settings import Settings
 from runner.worker.settlement import Settlement
 from runner.worker.shutdown import Stop
@@ -84,6 +84,7 @@ class WorkerLoop:
         self._started = time.monotonic()
         self._claimed = 0  # without jobs that it has claimed before, and photos whose server is failing
         self._has_claimed = False
+        self._was_loaded = False  # whether the model was, at the last claim
         self._events: queue.SimpleQueue[AnyTask | None] = queue.SimpleQueue()
         self._arrivals = Arrivals(queues.values(), lambda: self._events.put(None))
         self._reads: queue.SimpleQueue[AnyTask] = queue.SimpleQueue()
@@ -139,6 +140,7 @@ class WorkerLoop:
         room = self._claimable()
         if room <= 0:
             return
+        self._was_loaded = self._is_loaded()
         for source in self._queues.values():
             self.is_claiming = True
             leases = source.claim(room, in_flight=self._at_risk())
@@ -157,7 +159,7 @@ class WorkerLoop:
 
     def _at_risk(self) -> int:
         """Return how many jobs could be why this run dies; while the model loads, that is one more."""
-        return len(self._working()) + (not self._is_loaded())
+        return len(self._working()) + (not self._was_loaded)
 
     def _alone(self) -> bool:
         """Return whether the job in flight may have killed its runner: nothing else is claimed with it."""
@@ -336,16 +338,20 @@ class WorkerLoop:
         return reason != "signal" and self._settlement.wake_stranded() and reason == "empty"
 
     def _worth_waiting(self, idle: float) -> bool:
+        """Return whether there is a lease to wait for."""
+        counts = [source.counts() for source in self._queues.values()]
+        if not self._was_loaded and any(one.expired for one in counts):
+            return True  # a last attempt, which is claimed once the model is loaded, and before all other jobs
+        return idle < self._settings.retry_max_seconds and self._expires_soon(idle, counts)
+
+    def _expires_soon(self, idle: float, counts: Sequence[Counts]) -> bool:
         """Return whether a lease expires soon: a retry of this run, or an orphan whose runner is dead.
 
         A live runner renews a lease before `ORPHAN_SHARE` of it is left. A run that has found nothing at all was
         probably started for an orphan: it also waits long enough to see whether a younger lease is renewed.
         """
-        if idle >= self._settings.retry_max_seconds:
-            return False
         if self._settlement.next_own_retry() is not None:
             return True
-        counts = [source.counts() for source in self._queues.values()]
         if self._has_claimed and sum(one.in_flight for one in counts) <= self._settlement.failing_servers():
             return False  # another run, or the next one, tries those servers
         due = [one.next_expiry_seconds for one in counts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -136,6 +137,32 @@ def test_a_last_attempt_after_a_death_is_not_made_before_the_model_is_loaded(red
     assert bench.run() == "empty"
     assert polls[:5] == [{}] * 5
     assert bench.outcomes() == {"succeeded": 2}
+
+
+@pytest.mark.parametrize("polls_before", [1, 2, 3, 4, 5, 9])
+def test_a_run_whose_model_loads_slowly_waits_for_it_if_a_last_attempt_is_due(redis: Redis, polls_before: int) -> None:
+    push(redis, [b"suspect"])
+    for number in range(2):
+        assert len(queue_of(redis, f"dead/{number}").claim(1)) == 1
+        pass_time(redis, LEASE_SECONDS + 1)
+    push(redis, [b"behind it"])
+    bench = LoopBench(redis, RUNNER_RETRY_MAX_SECONDS="0", RUNNER_RETRY_BASE_SECONDS="0")
+    polls = itertools.count()
+    bench.is_loaded = lambda: next(polls) >= polls_before
+    assert bench.run() == "empty"
+    assert bench.outcomes() == {"succeeded": 2}
+    assert places(redis).all == []
+
+
+def test_a_run_whose_model_never_loads_ends_when_its_time_is_over(redis: Redis) -> None:
+    push(redis, [b"suspect"])
+    for number in range(2):
+        assert len(queue_of(redis, f"dead/{number}").claim(1)) == 1
+        pass_time(redis, LEASE_SECONDS + 1)
+    bench = LoopBench(redis, RUNNER_RETRY_MAX_SECONDS="0", RUNNER_MAX_SECONDS="1")
+    bench.is_loaded = lambda: False
+    assert bench.run() == "max_seconds"
+    assert list(places(redis).leased.values()) == [b"suspect"]
 
 
 def test_the_last_photo_that_a_stuck_thread_began_is_blamed(redis: Redis, stuck_for_ever: Any) -> None:
