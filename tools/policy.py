@@ -52,6 +52,10 @@ EXCEPTIONS = {
         "A token of a service account: the pod of `helm test` reads READY of its ScaledJobs; no other pod has one.",
         ("-test",),
     ),
+    "CKV_K8S_22": Explained(
+        "A read-only filesystem: this case adds an init container of another vendor, which sets it to false.",
+        ("platform.yaml",),
+    ),
     "CKV_K8S_40": Explained(
         "User ids above 10000: OpenShift assigns them itself, and redis and postgres of the laptop overlay run as the "
         "users of their images.",
