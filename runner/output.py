@@ -54,6 +54,15 @@ def without_payloads(message: str, arguments: Iterable[str]) -> str:
     return redacted(message, [shown for text in texts for shown in (printable(text), repr(text)[1:-1])])
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether an argument or a variable was valid UTF-8: Python turns other bytes into lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def redacted(text: str, secrets: Iterable[str]) -> str:
     """Return `text` without the `secrets`, which a server may have repeated."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
@@ -74,7 +83,7 @@ def lines(texts: Iterable[str]) -> None:
 
 def problem(text: str) -> None:
     """Print one line on standard error: progress and errors, which do not belong in a pipe."""
-    if (stream := _stream("stderr")) is None:  # for `print`, None is standard output
+    if (stream := _stream("stderr")) is None:  # `print` would write to standard output instead
         return
     with suppress(OSError):  # closed or full: this cannot be reported anywhere
         print(f"{printable(text)}\n", end="", file=stream, flush=True)
@@ -99,7 +108,7 @@ def raw(data: bytes) -> None:
 
 
 def is_terminal(name: Literal["stdin", "stdout", "stderr"]) -> bool:
-    """Return whether a stream is a terminal. One that was closed when the process started is none."""
+    """Return whether a stream is a terminal; false if it was closed when the process started."""
     stream = _stream(name)
     return stream is not None and stream.isatty()
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from runner.errors import ENCODING_ADVICE, SettingsError
+from runner.output import is_utf8
 from runner.photo_url import UrlTemplate
 from runner.worker.kinds import KINDS
 
@@ -546,10 +547,8 @@ def load(
 
 def _parsed(parse: Callable[[str], Any], text: str) -> Any:
     """Return the value of a setting, or raise `ValueError`."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _UrlError(_NOT_UTF_8) from None
+    if not is_utf8(text):
+        raise _UrlError(_NOT_UTF_8)
     return parse(text)
 
 

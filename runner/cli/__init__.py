@@ -19,7 +19,10 @@ from typing import NamedTuple, NoReturn
 from runner import __version__
 from runner.core_dumps import disable_core_dumps
 from runner.errors import RunnerError, UsageError, place
-from runner.output import LONGEST_REPEATED, printable, problem, without_payloads
+from runner.output import LONGEST_REPEATED, is_utf8, printable, problem, without_payloads
+
+# File names may be any bytes, and so may the payload of `debug --job`, whose outcome is that of a malformed job.
+_ANY_BYTES = frozenset({"job", "model_dir", "save_image", "source", "template"})
 
 
 class Command(NamedTuple):
@@ -135,16 +138,11 @@ def _check_encoding(args: argparse.Namespace) -> None:
     """Raise `UsageError` for text that is not valid UTF-8: neither servers nor JSON take it."""
     for name, value in vars(args).items():
         texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-        if name not in _ANY_BYTES and any(_UNDECODED.search(text) for text in texts):
+        if name not in _ANY_BYTES and not all(map(is_utf8, texts)):
             raise UsageError(
                 f"the argument {name.replace('_', '-')} is not valid UTF-8: check the encoding of the terminal or "
                 "script that it comes from"
             )
-
-
-# File names may be any bytes, and so may the payload of `debug --job`, whose outcome is that of a malformed job.
-_ANY_BYTES = frozenset({"job", "model_dir", "save_image", "source", "template"})
-_UNDECODED = re.compile("[\ud800-\udfff]")
 
 
 class _Parser(argparse.ArgumentParser):

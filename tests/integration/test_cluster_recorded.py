@@ -19,7 +19,7 @@ from runner.cli import main
 from runner.cluster.api import COMPONENT_LABEL, RELEASE_LABEL
 from runner.cluster.service_account import ServiceAccountReader
 from runner.errors import ClusterError
-from tests.support.odd_server import Impostor
+from tests.support.answering import AnsweringServer
 from tests.support.recorded_api import RecordedApi, kubeconfig
 
 if TYPE_CHECKING:
@@ -380,7 +380,7 @@ def test_exec_shows_its_job_without_a_cluster(capsys: pytest.CaptureFixture[str]
 def test_a_server_that_is_not_kubernetes_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: bytes, content_type: str
 ) -> None:
-    with Impostor(body, content_type) as server, kubeconfig(server.port) as config:
+    with AnsweringServer(lambda *_: (200, content_type, body)) as server, kubeconfig(server.port) as config:
         monkeypatch.setenv("KUBECONFIG", str(config))
         for command in (
             ("status",),

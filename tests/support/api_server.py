@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -23,7 +22,7 @@ import psycopg
 from redis import Redis
 
 from demo.api import COMPARE_LIST, PROCESS_LIST
-from demo.images import Serving
+from tests.support.answering import AnsweringServer
 
 BUCKET = "bucket"
 THRESHOLD = 0.5
@@ -37,7 +36,7 @@ def cleaned(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem if dot else name) + dot + (extension if dot else "")
 
 
-class ApiServer(Serving):
+class ApiServer(AnsweringServer):
     """The API. `initiated_delay` is how long writing `INITIATED` takes after the push, in seconds.
 
     Where `initiated_when` is set, it takes until that is true of the job's id, too.
@@ -49,38 +48,13 @@ class ApiServer(Serving):
         self.files: dict[str, bytes] = {}
         self._redis_url = redis_url
         self._database_url = database_url
-        api = self
+        super().__init__(self._respond, keep_alive=True)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self._answer("GET")
-
-            def do_POST(self) -> None:
-                self._answer("POST")
-
-            def do_DELETE(self) -> None:
-                self._answer("DELETE")
-
-            def _answer(self, method: str) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, answer = api.handle(method, [unquote(part) for part in self.path.split("/")[1:]], body)
-                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                """Log nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-
-    @property
-    def port(self) -> int:
-        return self._server.server_port
+    def _respond(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
+        status, answer = self.handle(method, [unquote(part) for part in path.split("/")[1:]], body)
+        if isinstance(answer, bytes):
+            return status, "application/octet-stream", answer
+        return status, "application/json", json.dumps(answer).encode()
 
     def handle(self, method: str, path: list[str], body: bytes) -> tuple[int, Any]:
         """Answer a request: its status, and its JSON or bytes."""

@@ -14,11 +14,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from demo.images import Serving
+from tests.support.answering import AnsweringServer
 
 FOLDER = Path(__file__).parent / "recordings"
 _JOB_NAME = re.compile(r"party-debug-[0-9a-f]{5}\b")
@@ -43,7 +42,7 @@ class Exchange:
         return asdict(self)
 
 
-class RecordedApi(Serving):
+class RecordedApi(AnsweringServer):
     """An HTTP server on loopback that plays back one recording; `requests` lists the received requests with bodies."""
 
     def __init__(self, scene: str) -> None:
@@ -56,32 +55,11 @@ class RecordedApi(Serving):
         self.unknown: list[str] = []
         self._name = "JOB"
         self._lock = threading.Lock()
-        api = self
+        super().__init__(self._respond)
 
-        class Handler(BaseHTTPRequestHandler):
-            def _answer(self) -> None:
-                size = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(size)) if size else None
-                status, text = api.answer(self.command, self.path, body)
-                data = text.encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - names of http.server
-
-            def log_message(self, *_: object) -> None:
-                """Log nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return int(self._server.server_port)
+    def _respond(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
+        status, text = self.answer(method, path, json.loads(body) if body else None)
+        return status, "application/json", text.encode()
 
     def forget(self, part: str) -> None:
         """Drop the recorded responses to requests whose path contains `part`."""
