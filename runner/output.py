@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import PurePath
 from typing import Any, Literal, TextIO
 
 # The first code points that need more than two, or more than four, hexadecimal digits.
@@ -41,17 +42,28 @@ def may_be_payload(text: str) -> bool:
     return len(text) > LONGEST_REPEATED or '"' in text or text.lstrip().startswith(("{", "["))
 
 
+def has_credentials(text: str) -> bool:
+    """Return whether a text looks like a URL with a user, a password or both."""
+    # A path has one slash less: `Path` removes the second one.
+    return ":/" in text and ("@" in text or "password" in text.lower())
+
+
 def repeated(text: str, *, quoted: bool = False) -> str:
-    """Return an argument as messages repeat it: only the length of what may be a payload."""
-    if may_be_payload(text):
+    """Return an argument or a variable's value as messages repeat it: only the length of what may be secret."""
+    if _may_be_secret(text):
         return f"({len(text)} characters, not repeated)"
     return repr(text) if quoted else text
 
 
-def without_payloads(message: str, arguments: Iterable[str]) -> str:
-    """Return the message of an error without those `arguments` that may be payloads."""
-    texts = [text for argument in arguments for text in (argument, argument.partition("=")[2]) if may_be_payload(text)]
+def without_secrets(message: str, arguments: Iterable[str]) -> str:
+    """Return the message of an error without those `arguments` that may be payloads, or have credentials."""
+    given = [text for argument in arguments for text in (argument, argument.partition("=")[2]) if _may_be_secret(text)]
+    texts = [text for one in given for text in (one, str(PurePath(one)))]
     return redacted(message, [shown for text in texts for shown in (printable(text), repr(text)[1:-1])])
+
+
+def _may_be_secret(text: str) -> bool:
+    return may_be_payload(text) or has_credentials(text)
 
 
 def is_utf8(text: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from runner.errors import ENCODING_ADVICE, SettingsError
-from runner.output import is_utf8
+from runner.output import is_utf8, repeated
 from runner.photo_url import UrlTemplate
 from runner.worker.kinds import KINDS
 
@@ -534,7 +534,8 @@ def load(
         except _UrlError as error:
             faults.append(f"{name} {error}")
         except ValueError as error:
-            faults.append(f"{name} {_MALFORMED}" if about["secret"] else f"{name} {error} (got {text!r})")
+            why = _MALFORMED if about["secret"] else f"{error} (got {repeated(text, quoted=True)})"
+            faults.append(f"{name} {why}")
     if faults:
         raise SettingsError("; ".join(faults))
     for name in ("database", "embeddings_database"):
@@ -576,7 +577,7 @@ def _unknown_variable(name: str, known: Collection[str]) -> str:
 
     endings = [one.removeprefix(_PREFIX) for one in known if one.startswith(_PREFIX)]
     near = get_close_matches(name.removeprefix(_PREFIX).upper(), endings, n=1, cutoff=0.5)
-    return f"{name} is not a setting and has no effect{f'; did you mean {_PREFIX}{near[0]}?' if near else ''}"
+    return f"{repeated(name)} is not a setting and has no effect{f'; did you mean {_PREFIX}{near[0]}?' if near else ''}"
 
 
 _PREFIX = "RUNNER_"

@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 from runner import __version__
 from runner.core_dumps import disable_core_dumps
 from runner.errors import RunnerError, UsageError, place
-from runner.output import LONGEST_REPEATED, is_utf8, printable, problem, without_payloads
+from runner.output import LONGEST_REPEATED, has_credentials, is_utf8, printable, problem, without_secrets
 
 # File names may be any bytes, and so may the payload of `debug --job`, whose outcome is that of a malformed job.
 _ANY_BYTES = frozenset({"job", "model_dir", "save_image", "source", "template"})
@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         _check_encoding(args)
         return int(args.run(args))
     except RunnerError as error:
-        problem(f"spottmee-worker: {without_payloads(str(error), arguments)}")
+        problem(f"spottmee-worker: {without_secrets(str(error), arguments)}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -146,7 +146,7 @@ def _check_encoding(args: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose messages never repeat a payload: an unquoted one arrives as several arguments."""
+    """A parser whose messages never repeat a password or a payload: an unquoted one arrives as several arguments."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
@@ -155,7 +155,9 @@ class _Parser(argparse.ArgumentParser):
         if mistyped:  # the list of all commands is long
             shown = f"{mistyped[1]} is not a command; spottmee-worker --help lists them"
         summary, _, repeated = shown.partition(": ")
-        if len(repeated) > LONGEST_REPEATED or "selfie" in repeated.lower():
+        if has_credentials(message):
+            shown = f"{message.partition(': ')[0]} (not repeated: it looks like a URL with a password)"
+        elif len(repeated) > LONGEST_REPEATED or "selfie" in repeated.lower():
             shown = f"{summary} (not repeated; a payload must be one quoted argument)"
         super().error(shown)
 

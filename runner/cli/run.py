@@ -51,7 +51,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     try:
         return settings_module.load(flags=flags)
     except SettingsError as error:
-        message = output.without_payloads(str(error), filter(None, flags.values()))
+        message = output.without_secrets(str(error), filter(None, flags.values()))
         output.problem(f"spottmee-worker: {message}")
         wait_before_exit(settings_module.failure_delay())
         sys.exit(error.exit_code)

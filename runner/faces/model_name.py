@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from runner.errors import ModelError
+from runner.output import repeated
 
 MANIFEST = "manifest.json"
 
@@ -17,5 +18,5 @@ def model_name(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         name = None
     if not isinstance(name, str) or not name:
-        raise ModelError(f"there is no readable {MANIFEST} in {folder} (RUNNER_MODEL_DIR)")
+        raise ModelError(f"there is no readable {MANIFEST} in {repeated(str(folder))} (RUNNER_MODEL_DIR)")
     return name

@@ -18,6 +18,7 @@ from runner.errors import ModelError
 from runner.faces import driver
 from runner.faces.arrays import Float32Array
 from runner.faces.providers import CPU, ProviderError, provider_options
+from runner.output import repeated
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -99,9 +100,11 @@ def read_manifest(folder: Path) -> Manifest:
         detector, recogniser = _packed_graph(document.pop("detector")), _packed_graph(document.pop("recogniser"))
         manifest = Manifest(**document, detector=detector, recogniser=recogniser)
     except FileNotFoundError:
-        raise ModelError(f"there is no {MANIFEST} in {folder} (RUNNER_MODEL_DIR); {_ADVICE}") from None
+        raise ModelError(f"there is no {MANIFEST} in {repeated(str(folder))} (RUNNER_MODEL_DIR); {_ADVICE}") from None
     except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}): make it readable for this user") from None
+        raise ModelError(
+            f"{repeated(str(path))} cannot be read ({error.strerror}): make it readable for this user"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path} is damaged; {_ADVICE}") from None
     _check_embedding_size(manifest.pack, manifest.embedding_size)

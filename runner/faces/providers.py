@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from runner.errors import SettingsError
+from runner.output import repeated
 
 CPU = "CPUExecutionProvider"
 # Name in RUNNER_PROVIDERS → onnxruntime's name and crops per call, in order of preference.
@@ -58,7 +59,9 @@ def choose_providers(wanted: Sequence[str], available: Sequence[str], batch_size
         names = list(PROVIDERS)
     unknown = [name for name in names if name not in PROVIDERS]
     if unknown:
-        raise SettingsError(f"RUNNER_PROVIDERS names {', '.join(unknown)}; known are auto, {', '.join(PROVIDERS)}")
+        raise SettingsError(
+            f"RUNNER_PROVIDERS names {repeated(', '.join(unknown))}; known are auto, {', '.join(PROVIDERS)}"
+        )
     installed = [full_name for full_name, _ in PROVIDERS.values() if full_name in available]
     choices: list[ProviderChoice] = []
     missing: list[str] = []

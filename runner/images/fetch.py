@@ -29,6 +29,7 @@ from runner.errors import (
 from runner.images import http_body, ssrf, urls
 from runner.images.connection import Connection, Proxy
 from runner.images.urls import Target
+from runner.output import repeated
 from runner.settings import Settings
 
 if TYPE_CHECKING:  # imported with the first https URL: 10 ms
@@ -255,7 +256,9 @@ def _tls_context(authorities: Path | None) -> ssl.SSLContext:
             context.load_verify_locations(authorities)
         except OSError as error:  # an SSLError is one too
             why = "it holds no certificates in PEM" if isinstance(error, ssl.SSLError) else error.strerror
-            raise SettingsError(f"RUNNER_IMAGE_CA names {authorities}, which cannot be used: {why}") from None
+            raise SettingsError(
+                f"RUNNER_IMAGE_CA names {repeated(str(authorities))}, which cannot be used: {why}"
+            ) from None
     return context
 
 
@@ -288,7 +291,8 @@ def _allowed(host: str) -> str:
     try:
         return urls.host_name(host)
     except ForbiddenUrlError:
-        shown = "" if "@" in host else f": {host!r} is not one"  # an @ may have a password before it
+        # Before an @ there may be a password.
+        shown = "" if "@" in host else f": {repeated(host, quoted=True)} is not one"
         raise SettingsError(f"RUNNER_ALLOWED_PRIVATE_HOSTS must name hosts, without scheme and port{shown}") from None
 
 

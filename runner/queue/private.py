@@ -101,7 +101,9 @@ def read_payload(where: str) -> bytes:
                     f"RUNNER_JOB (--job) must be a file, a folder or -, not the job itself {repeated(where)}: save the "
                     "job in a file, or pass - and the job on standard input"
                 ) from None
-            raise SettingsError(f"the job cannot be read from {where}: {error.strerror}") from None
+            raise SettingsError(
+                f"the job cannot be read from {repeated(where)} (RUNNER_JOB, --job): {error.strerror}"
+            ) from None
     if not payload.strip():
         place = "on standard input" if where == "-" else f"in {repeated(where)}"
         raise SettingsError(f"there is no job {place}: provide one JSON object")

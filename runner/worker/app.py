@@ -441,4 +441,5 @@ def _print(summary: Summary, settings: Settings) -> None:
             with open(settings.termination_log, "w", encoding="utf-8") as message:  # noqa: PTH123 - often a device
                 message.write(line)
         except OSError as error:
-            output.problem(f"spottmee-worker: cannot write {settings.termination_log}: {error.strerror}")
+            shown = output.repeated(settings.termination_log)
+            output.problem(f"spottmee-worker: cannot write {shown} (RUNNER_TERMINATION_LOG): {error.strerror}")

@@ -92,6 +92,22 @@ def test_an_old_python_is_named() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("value", ["redis://user:QUJD@redis/0", "QUJD//" * 50])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("RUNNER_PROVIDERS", 2), ("RUNNER_MODEL_DIR", 4), ("RUNNER_ALLOWED_PRIVATE_HOSTS", 2), ("RUNNER_JOB", 2),
+        ("RUNNER_TERMINATION_LOG", 0), ("RUNNER_MAX_JOBS", 2),
+    ],
+)  # fmt: skip
+def test_a_run_repeats_no_value_of_a_variable_that_may_be_secret(
+    service: Service, name: str, code: int, value: str
+) -> None:
+    ended = service.command("run", **{name: value})
+    assert (ended.code, "QUJD" in ended.output + ended.errors) == (code, False)
+    assert name in ended.output + ended.errors
+
+
 def test_a_misspelt_variable_is_warned_about_with_the_nearest_name(service: Service) -> None:
     wrong = {"RUNNER_MAX_JOB": "3", "RUNNER_QUEUE": "process", "RUNNER_TEMP": "/tmp", "RUNNER_XYZ": "1"}
     ended = service.command("run", **wrong)

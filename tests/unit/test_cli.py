@@ -83,7 +83,13 @@ def test_a_mistyped_command_is_named_with_a_pointer_to_the_help(capsys: pytest.C
     assert "error: 'runn' is not a command; spottmee-worker --help lists them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("payload", [r'{"jobId": "\u00e9", "selfie": "QUJD=="}', "QUJD" * 100, "QUJD" * 10_000])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        r'{"jobId": "\u00e9", "selfie": "QUJD=="}', "QUJD" * 100, "QUJD" * 10_000, "QUJD//" * 100,
+        "redis://user:QUJD@redis/0", "postgresql://u:pass/QUJD@db/x", "redis://h?sentinel_password=QUJD",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -95,6 +101,12 @@ def test_a_mistyped_command_is_named_with_a_pointer_to_the_help(capsys: pytest.C
         (["debug", "--local", "--job", "{}", "--save-image"], []),
         (["debug", "--job", '{"imageUrl": "https://h/a.jpg", "id": "p"}', "--dry-run", "--template"], []),
         (["simulate", "--values"], ["--csv", "a.csv"]),
+        (["simulate", "--csv"], []),
+        (["evaluate"], []),
+        (["metrics", "--port"], []),
+        (["reprocess", "--code"], []),
+        (["status", "--interval"], []),
+        (["status"], []),
     ],
 )
 def test_a_payload_in_place_of_another_argument_is_not_repeated(
@@ -119,7 +131,7 @@ def test_exec_rejects_an_argument_with_a_selfie(capsys: pytest.CaptureFixture[st
     assert ("pass the job to `spottmee-worker debug`" in shown, "QUJD" in shown) == (True, False)
 
 
-@pytest.mark.parametrize("payload", ['{"jobId": "j", "selfie": "QUJD"}', "QUJD" * 100])
+@pytest.mark.parametrize("payload", ['{"jobId": "j", "selfie": "QUJD"}', "QUJD" * 100, "redis://:QUJD@redis"])
 def test_a_payload_in_place_of_a_command_is_not_repeated(capsys: pytest.CaptureFixture[str], payload: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main([payload])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import SettingsError
-from runner.settings import Settings, load, postgres_conninfo
+from runner.settings import Settings, load, postgres_conninfo, unknown_variables
 
 MINIMAL = {"REDIS_URL": "redis://redis:6379", "DATABASE_URL": "postgresql://u:hidden@db/api"}
 
@@ -87,6 +87,37 @@ def test_a_value_that_is_not_utf_8_is_rejected_without_repeating_it(name: str) -
     with pytest.raises(SettingsError, match=f"{name} contains bytes that are not UTF-8") as caught:
         load(MINIMAL | {name: f"{begin.get(name, '')}hidden\udcff@h"})
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["redis://user:hidden@redis/0", "redis://u:a/hidden@h", '{"selfie": "hidden"}', "hidden" * 40, "hidden" * 20_000],
+)
+def test_no_message_repeats_a_value_that_may_be_secret_or_is_long(value: str) -> None:
+    messages = {name: _message(name, value) for name in (item.metadata["env"] for item in fields(Settings))}
+    assert {name for name, message in messages.items() if "hidden" in message or len(message) > 500} == set()
+    for name in ("RUNNER_MAX_JOBS", "RUNNER_QUEUES", "RUNNER_LOG_LEVEL", "RUNNER_ALLOWED_PORTS"):
+        assert name in messages[name]
+
+
+def _message(name: str, value: str) -> str:
+    """Return the message about a variable with this value; empty if the value is valid."""
+    try:
+        load(MINIMAL | {name: value}, required=())
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+def test_a_wrong_value_is_repeated_in_one_line_without_control_characters() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(MINIMAL | {"RUNNER_MAX_JOBS": "5\x1b[31m\n6\u202e"})
+    assert r"(got '5\x1b[31m\n6\u202e')" in caught.value.detail
+
+
+def test_the_name_of_an_unknown_variable_is_repeated_only_if_it_is_short() -> None:
+    (warning,) = unknown_variables({"RUNNER_" + "X" * 100_000: "1"})
+    assert len(warning) < 200
 
 
 def test_the_repr_of_settings_contains_no_secret() -> None:
