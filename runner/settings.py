@@ -324,7 +324,8 @@ class Settings:
     )
     connect_timeout_seconds: float = _setting(
         "RUNNER_CONNECT_TIMEOUT_SECONDS",
-        "how long to retry while Redis or PostgreSQL is unreachable; after that, the run ends with exit code 75",
+        "how long to retry, from the first failure, while Redis or PostgreSQL is unreachable; after that, the run ends "
+        "with exit code 75",
         parse=_seconds(0, 3600),
         default="30",
     )

@@ -26,7 +26,8 @@ from runner.queue.tls import ManagedConnection, Pool
 from runner.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5.0
-# A claim may carry several selfies of some megabytes; nothing else takes longer than a few milliseconds.
+# The longest time without a byte of a reply. A claim may carry several selfies of some megabytes; nothing else takes
+# longer than a few milliseconds.
 COMMAND_TIMEOUT_SECONDS = 20.0
 _DEFAULT_PORT = 6379
 _SENTINEL_PORT = 26379
@@ -86,7 +87,7 @@ def connect(settings: Settings) -> Redis:
     retries = CommandRetries(settings.connect_timeout_seconds, address.secrets())
     client: Any = None  # to the type checker, a cluster's client is not a `Redis`, but it has the same commands
     try:
-        client = retries.call(lambda: _open(address))
+        client = retries.call(lambda: _open(address, _reply_seconds(settings)))
         client.retries = retries
         if address.kind != "cluster":  # whose topology has just been read
             client.ping()
@@ -220,12 +221,17 @@ def _readable(path: str) -> bool:
         return False
 
 
-def _open(address: Address) -> Any:
+def _reply_seconds(settings: Settings) -> float:
+    """Return how long a client waits for a reply: no longer than it would retry, within reason."""
+    return min(COMMAND_TIMEOUT_SECONDS, max(CONNECT_TIMEOUT_SECONDS, settings.connect_timeout_seconds))
+
+
+def _open(address: Address, reply_seconds: float) -> Any:
     # Retries are those of `CommandRetries`. RESP 2 without CLIENT SETINFO makes a connection ready in one round trip
     # less each, and asks for no further permission.
     common = {
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "socket_timeout": COMMAND_TIMEOUT_SECONDS,
+        "socket_timeout": reply_seconds,
         "socket_keepalive": True,
         "protocol": 2,
         "driver_info": None,

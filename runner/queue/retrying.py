@@ -6,6 +6,7 @@ Imports redis-py, which takes 130 ms, so it is imported only when a connection i
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from redis import exceptions as redis_errors
 from runner.errors import RedisFullError, RedisUnreachableError
 from runner.output import redacted
 from runner.queue.failures import reason, refusal
-from runner.retry import RetryPolicy
+from runner.retry import RetryPolicy, time_spent
 
 _ERRORS = (redis_errors.RedisError, redis_errors.RedisClusterException)
 _TRANSIENT = (
@@ -74,8 +75,9 @@ class CommandRetries:
         (`RedisFullError` if Redis is full), `SettingsError` at once if Redis refuses the command
         (`MissingRightError` if its ACL does), and every other error unchanged.
         """
+        began = time.monotonic()
         try:
-            return self._policy.call(command, before_retry=before_retry)
+            return self._policy.call(command, before_retry=lambda _: before_retry())
         except _ERRORS as error:
             if is_refusal(error):
                 raise refusal(error, sent, self._secrets) from None
@@ -83,7 +85,7 @@ class CommandRetries:
                 raise
             kind = RedisFullError if _FULL.search(f"{type(error).__name__} {error}") else RedisUnreachableError
             shown = redacted(reason(error), self._secrets)
-            raise kind(f"{shown} (tried for {self._policy.seconds:g} s)") from None
+            raise kind(f"{shown} ({time_spent(time.monotonic() - began)})") from None
 
 
 class _RetriedCommands:

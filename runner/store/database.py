@@ -7,9 +7,11 @@ import those.
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import psycopg
@@ -26,7 +28,7 @@ from runner.errors import (
     StatementTimeoutError,
 )
 from runner.output import redacted
-from runner.retry import RetryPolicy
+from runner.retry import RetryPolicy, time_spent
 from runner.settings import Settings, postgres_conninfo
 from runner.store.session import Limits, Session
 
@@ -37,10 +39,13 @@ STATEMENT_SECONDS = 60.0
 LOCK_SECONDS = 5.0
 # A runner that is frozen inside a transaction (a paused node) must not keep its row locks and block the API.
 IDLE_IN_TRANSACTION_SECONDS = 60.0
+# Per address. libpq takes whole seconds, and at least 2.
 CONNECT_TIMEOUT_SECONDS = 10
+_SHORTEST_CONNECT_TIMEOUT_SECONDS = 2
+# Of a first attempt, even if there would be no time for a second one.
+_FIRST_CONNECT_TIMEOUT_SECONDS = 5
 
 _LIMITS = {
-    "connect_timeout": str(CONNECT_TIMEOUT_SECONDS),
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
@@ -135,6 +140,7 @@ class Database:
         self._parameters, self._schema = _parameters(url, application_name, variable)
         self._limits = Limits(statement_seconds, lock=lock_seconds, idle=IDLE_IN_TRANSACTION_SECONDS)
         self._connection: Session | None = None
+        self._connect_seconds = CONNECT_TIMEOUT_SECONDS
 
     @property
     def address(self) -> str:
@@ -152,6 +158,11 @@ class Database:
         if self._connection is None or self._connection.closed:
             self._connection = self._open()
         return self._connection
+
+    def connect_within(self, seconds: float) -> None:
+        """Let attempts to connect take at most `seconds`, rounded up, within the limits. The URL overrides it."""
+        whole = max(_SHORTEST_CONNECT_TIMEOUT_SECONDS, math.ceil(seconds))
+        self._connect_seconds = min(CONNECT_TIMEOUT_SECONDS, whole)
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -173,7 +184,8 @@ class Database:
     def _open(self) -> Session:
         try:
             # No prepared statements: PgBouncer may hand every transaction to another server connection.
-            connection = Session.connect(autocommit=True, prepare_threshold=None, **self._parameters)  # type: ignore[arg-type]  # libpq takes every parameter as text
+            parameters: dict[str, Any] = {"connect_timeout": self._connect_seconds, **self._parameters}
+            connection = Session.connect(autocommit=True, prepare_threshold=None, **parameters)
         except psycopg.OperationalError as error:
             if re.search(_REFUSED_FOR_GOOD, str(error)):  # compiled only after a failure
                 raise SettingsError(
@@ -284,9 +296,10 @@ def _timeout_of_job(error: psycopg.Error, secrets: Sequence[str]) -> JobError | 
 def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: float, of_jobs: bool = False) -> T:
     """Return the result of `work`, which is retried after transient errors for `seconds` from the first failure.
 
-    `databases` are those that `work` uses; lost connections are dropped before the next attempt. `work` must be
-    atomic or idempotent. `RetryPolicy` defines the delays. With `of_jobs`, timeouts of statements and of row locks are
-    not retried: they end jobs, not the run.
+    `databases` are those that `work` uses; lost connections are dropped before the next attempt. `work` must be atomic
+    or idempotent. `RetryPolicy` defines the delays; new connections use up no more than the time that is left, but
+    at least 2 s, and the first ones 5 s. With `of_jobs`, timeouts of statements and of row locks are not retried:
+    they end jobs, not the run.
 
     Raises `DatabaseUnreachableError` when the time is up, `SettingsError` if the server refuses the statements
     themselves (a missing privilege, table or column, which no job causes), `JobError` for the timeouts of `of_jobs`,
@@ -304,14 +317,21 @@ def retrying(work: Callable[[], T], databases: Sequence[Database], *, seconds: f
                 raise timeout from None
             raise
 
+    def allow(left: float) -> None:
+        for database in databases:
+            database.connect_within(left)
+
+    allow(max(_FIRST_CONNECT_TIMEOUT_SECONDS, seconds))
+    began = time.monotonic()
     try:
-        return RetryPolicy(seconds, is_transient).call(attempt)
+        return RetryPolicy(seconds, is_transient).call(attempt, before_retry=allow)
     except psycopg.Error as error:
         names = " or ".join(dict.fromkeys(database.variable for database in databases))
         shown = reason(error, secrets)
         if is_transient(error):
             advice = f". {READ_ONLY_ADVICE}" if _is_read_only(error) else ""
-            raise DatabaseUnreachableError(f"{names}: {shown} (tried for {seconds:g} s){advice}") from None
+            spent = time_spent(time.monotonic() - began)
+            raise DatabaseUnreachableError(f"{names}: {shown} ({spent}){advice}") from None
         if (error.sqlstate or "")[:2] in _SETUP_CLASSES or isinstance(error, _OF_ANOTHER_TYPE):
             advice = f". {RIGHTS_ADVICE}" if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
             raise SettingsError(f"{names}: PostgreSQL refuses a statement of this program: {shown}{advice}") from None

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import struct
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import trustme
 from demo import api
 from demo.api import PROCESS_LIST
 from demo.servers import EmbeddedPostgres
-from runner.errors import SettingsError
+from runner.errors import DatabaseUnreachableError, SettingsError
 from runner.store.database import connect
 from tests.support.debian_postgres import DebianPostgres
 from tests.support.queue_tools import places
@@ -26,6 +27,15 @@ from tests.support.run_tools import Service
 from tests.support.store_tools import Command
 
 OPTIONS = "options=-c%20statement_timeout%3D12345"
+
+
+def test_a_server_that_never_answers_is_given_up_within_seconds() -> None:
+    start = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(DatabaseUnreachableError, match=r"timeout expired \(tried for ([7-9]\.\d|1\d) s\)"):
+            connect(url, seconds=1, application_name="test")
+    assert 6.5 < time.monotonic() - start < 18
 
 
 @pytest.fixture(scope="module")

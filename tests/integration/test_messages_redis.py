@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +19,12 @@ from tests.support.redis_topologies import Cluster, Relay, Sentinels, server_con
 Result = tuple[int, str, float]
 
 
-def _status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> Result:
+def _status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, *, retry_seconds: str = "1"
+) -> Result:
     """Return the exit code of a command, its messages, and its duration."""
     monkeypatch.setenv("REDIS_URL", url)
-    monkeypatch.setenv("RUNNER_CONNECT_TIMEOUT_SECONDS", "1")
+    monkeypatch.setenv("RUNNER_CONNECT_TIMEOUT_SECONDS", retry_seconds)
     start = time.monotonic()
     code = main(["dead", "list"])
     return code, capsys.readouterr().err, time.monotonic() - start
@@ -44,6 +48,18 @@ def test_a_command_that_the_acl_refuses_is_named(
     assert result[0] == code, result  # HELLO is not needed
     assert code == 0 or f"grant +{command}" in result[1]
     assert len(result[1].splitlines()) == 1
+
+
+def test_a_server_that_never_answers_is_given_up_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code, errors, seconds = _status(
+            monkeypatch, capsys, f"redis://:secret@127.0.0.1:{silent.getsockname()[1]}", retry_seconds="0"
+        )
+    assert code == 75
+    assert re.search(r"\(tried for (5\.\d|[6-9]\.\d) s\)", errors), errors
+    assert 4 < seconds < 15
 
 
 def test_a_command_that_the_server_does_not_have_is_explained(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from runner.retry import RetryPolicy
+from runner.retry import RetryPolicy, time_spent
 from tests.support.clock import Clock
 from tests.support.failing import Failing
 
@@ -23,10 +23,16 @@ def test_an_operation_that_succeeds_is_called_once(clock: Clock) -> None:
 
 
 def test_an_operation_is_retried_until_it_succeeds(clock: Clock) -> None:
-    operation, prepared = Failing(*[ConnectionError() for _ in range(5)]), []
-    assert policy(30).call(operation, before_retry=lambda: prepared.append(operation.calls)) == "done"
-    assert (operation.calls, prepared) == (6, [1, 2, 3, 4, 5])
-    assert len(clock.waits) == 5
+    operation = Failing(*[ConnectionError() for _ in range(5)])
+    calls, left = list[int](), list[float]()
+
+    def prepare(seconds: float) -> None:
+        calls.append(operation.calls)
+        left.append(seconds)
+
+    assert policy(30).call(operation, before_retry=prepare) == "done"
+    assert (operation.calls, calls) == (6, [1, 2, 3, 4, 5])
+    assert left == pytest.approx([30 - sum(clock.waits[:count]) for count in calls])
 
 
 def test_waits_are_random_and_their_bound_doubles_to_three_seconds(clock: Clock) -> None:
@@ -75,6 +81,15 @@ def test_an_error_that_is_not_transient_is_raised_at_once(earlier: int, clock: C
         policy(30).call(operation)
     assert caught.value is lasting
     assert (operation.calls, len(clock.waits)) == (earlier + 1, earlier)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "tried once"), (0.04, "tried once"), (0.06, "tried for 0.1 s"), (5.02, "tried for 5.0 s"),
+     (9.96, "tried for 10 s"), (40.4, "tried for 40 s")],
+)  # fmt: skip
+def test_the_time_spent_is_rounded(seconds: float, text: str) -> None:
+    assert time_spent(seconds) == text
 
 
 def test_tenacity_is_imported_by_the_first_failure() -> None:
