@@ -72,7 +72,9 @@ def _without_counting() -> Iterator[None]:
         return source(name).replace(_HEAD, f"{_HEAD}    if totals then return end\n")
 
     scripts._source = without
+    scripts._text.cache_clear()
     try:
         yield
     finally:
         scripts._source = source
+        scripts._text.cache_clear()
