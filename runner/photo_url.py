@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from string import Formatter
+from typing import NamedTuple
 
-_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-_BEGINNING = re.compile(r"https?://[^/?#@\\\s{}]+/")
+_COLUMN = r"[A-Za-z_][A-Za-z0-9_]{0,62}"
+_BEGINNING = r"https?://[^/?#@\\\s{}]+/"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class UrlTemplate:
+class UrlTemplate(NamedTuple):
     """A URL in parts: `literals[i]` precedes the value of `columns[i]`, and the last literal ends the URL."""
 
     literals: tuple[str, ...]
@@ -31,12 +30,12 @@ class UrlTemplate:
             literals[-1] += literal
             if name is None:
                 continue
-            if spec or conversion or not _COLUMN.fullmatch(name):
+            if spec or conversion or not re.fullmatch(_COLUMN, name):
                 message = "has something other than the name of a column in braces: write {album_id}"
                 raise ValueError(message)
             columns.append(name)
             literals.append("")
-        if not _BEGINNING.match(literals[0]):
+        if not re.match(_BEGINNING, literals[0]):
             message = "must begin with http:// or https:// and a host without user, password and columns"
             raise ValueError(message)
         if not columns:

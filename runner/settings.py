@@ -151,8 +151,8 @@ class _UrlError(ValueError):
 
 _MALFORMED = f"is malformed: check its host, port and parameters; {ENCODING_ADVICE}"
 _NOT_UTF_8 = "contains bytes that are not UTF-8: save its value as UTF-8 text"
-_UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_HOST_AND_PORT = re.compile(r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")
+_UNREADABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"
+_HOST_AND_PORT = r"(?:\[[^\[\]@]*\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?"
 
 
 def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
@@ -170,14 +170,15 @@ def _url(value: str, schemes: tuple[str, ...]) -> SplitResult:
         raise _UrlError(message)
     after_host = f"{parts.path}{parts.query}"
     hosts = parts.netloc.rpartition("@")[2].split(",")
-    if _UNREADABLE.search(value) or "#" in value or "@" in after_host or not all(map(_is_host_and_port, hosts)):
+    is_unreadable = not value.isprintable() and re.search(_UNREADABLE, value)
+    if is_unreadable or "#" in value or "@" in after_host or not all(map(_is_host_and_port, hosts)):
         raise _UrlError(_MALFORMED)
     return parts
 
 
 def _is_host_and_port(text: str) -> bool:
     """Return whether `text` is a host, optionally with a port."""
-    found = _HOST_AND_PORT.fullmatch(text)
+    found = re.fullmatch(_HOST_AND_PORT, text)
     return found is not None and int(found[1] or 0) <= _LARGEST_PORT
 
 
@@ -198,7 +199,7 @@ def _setting(
 FAILURE_DELAY = "RUNNER_FAILURE_DELAY_SECONDS"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Settings:
     """All settings. Built by `load`, and immutable."""
 

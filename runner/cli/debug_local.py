@@ -68,7 +68,7 @@ class _ReadOnlyRepository(Repository):
             found = repository.match(selfie, stored_ids, BELOW_ALL)
         self.similarities = found.scores
         matched = {photo: similarity for photo, similarity in found.scores.items() if similarity > threshold}
-        return replace(found, scores=matched)
+        return found._replace(scores=matched)
 
 
 class _DiscardedResults(ResultStore):

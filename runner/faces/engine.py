@@ -58,7 +58,7 @@ class Face:
         return cls(box, float(score[0]), landmarks.reshape(5, 2), embedding)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Photo:
     """A photo whose faces are detected and cropped; `embeddings` holds the finished ones by face index."""
 
@@ -67,7 +67,7 @@ class _Photo:
     embeddings: dict[int, Float32Array] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Crop:
     """The crop of one face, waiting for the recogniser since the monotonic time `since`."""
 

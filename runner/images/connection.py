@@ -10,8 +10,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from runner.errors import FetchError, SettingsError
@@ -23,13 +22,15 @@ if TYPE_CHECKING:  # `fetch` imports it for the first https URL: 10 ms
 _OK = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Proxy:
+class Proxy(NamedTuple):
     """An HTTP proxy, and the headers that it requires (they may contain a password)."""
 
     host: str
     port: int
-    headers: dict[str, str] = field(repr=False)
+    headers: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"Proxy({self.host!r}, {self.port})"
 
     @classmethod
     def from_url(cls, url: str) -> Proxy:

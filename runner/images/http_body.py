@@ -16,7 +16,7 @@ from runner.errors import FetchError, ImageTooManyBytesError
 PIECE = 65_536
 _MOST_LINE = 4096
 _MOST_TRAILERS = 100
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\n]*)?\r?\n")  # RFC 9112, section 7.1
+_CHUNK_SIZE = rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\n]*)?\r?\n"  # RFC 9112, section 7.1
 
 
 def read(response: HTTPResponse, host: str, limit: int) -> bytes:
@@ -51,7 +51,7 @@ def _pieces(response: HTTPResponse, host: str) -> Iterator[bytes]:
 
 def _chunks(stream: BufferedReader, host: str) -> Iterator[bytes]:
     while True:
-        shape = _CHUNK_SIZE.fullmatch(stream.readline(_MOST_LINE))
+        shape = re.fullmatch(_CHUNK_SIZE, stream.readline(_MOST_LINE))
         if shape is None:
             raise FetchError(f"{host} sends a malformed chunked encoding")
         left = int(shape[1], 16)

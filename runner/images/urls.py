@@ -14,14 +14,15 @@ from urllib.parse import quote
 
 from runner.errors import ForbiddenUrlError
 
-_SHAPE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#\\]+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
-_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+# Compiled with the first URL, while the model loads.
+_SHAPE = r"(?is)(?P<scheme>https?)://(?P<authority>[^/?#\\]+)(?P<rest>.*)"
+_ESCAPE = r"%[0-9A-Fa-f]{2}"
 # Control characters except the tab, which the API keeps in a file name's extension, and lone surrogates.
-_UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udfff]")
+_UNSENDABLE = r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]"
 _LARGEST_PORT = 65_535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s%]+)(?::([0-9]{0,5}))?")
-_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_AUTHORITY = r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s%]+)(?::([0-9]{0,5}))?"
+_HOST = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 MOST_CHARACTERS = 8192
 MOST_HOST_CHARACTERS = 253  # RFC 1035
 # RFC 3986: characters allowed in a path and in a query.
@@ -55,16 +56,16 @@ def readings(url: str) -> list[Target]:
     url = url.lstrip(" ")
     if len(url) > MOST_CHARACTERS:
         raise ForbiddenUrlError(f"it is longer than {MOST_CHARACTERS} characters")
-    if _UNSENDABLE.search(url):
+    if not url.isprintable() and re.search(_UNSENDABLE, url):
         raise ForbiddenUrlError("it contains a control character")
-    shape = _SHAPE.fullmatch(url)
+    shape = re.fullmatch(_SHAPE, url)
     if shape is None:
         raise ForbiddenUrlError("it is not an http:// or https:// URL with a host")
     scheme = shape["scheme"].lower()
     host, port = _authority(shape["authority"], scheme)
     rest = shape["rest"] if shape["rest"].startswith("/") else f"/{shape['rest']}"
     raw = _path(quote(rest, safe=_PATH))
-    if not (_ESCAPE.search(rest) or "?" in rest or "#" in rest):
+    if not (re.search(_ESCAPE, rest) or "?" in rest or "#" in rest):
         return [Target(scheme, host, port, raw)]
     path, mark, query = rest.partition("#")[0].partition("?")
     encoded = _path(quote(path, safe=_PATH + "%")) + (mark and "?" + quote(query, safe=_QUERY))
@@ -74,7 +75,7 @@ def readings(url: str) -> list[Target]:
 def _authority(text: str, scheme: str) -> tuple[str, int]:
     if "@" in text:
         raise ForbiddenUrlError("it contains a user name or a password")
-    shape = _AUTHORITY.fullmatch(text)
+    shape = re.fullmatch(_AUTHORITY, text)
     if shape is None:
         raise ForbiddenUrlError("its host is malformed")
     port = int(shape[2]) if shape[2] else _DEFAULT_PORTS[scheme]
@@ -99,7 +100,7 @@ def host_name(text: str) -> str:
         host = text.encode("idna").decode("ascii").lower().rstrip(".")
     except UnicodeError:
         raise ForbiddenUrlError("its host is not a valid name") from None
-    if not _HOST.fullmatch(host):  # the compatibility forms of some characters are "/", "@" or "?"
+    if not re.fullmatch(_HOST, host):  # the compatibility forms of some characters are "/", "@" or "?"
         raise ForbiddenUrlError("its host is not a valid name")
     return host
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from redis import Redis
@@ -72,7 +71,7 @@ _PARAMETERS: dict[str, Callable[[str], Any] | None] = {
     "protocol": _protocol,
 }
 # Unknown parameters are repeated in messages only if they look like a parameter name.
-_PARAMETER_NAME = re.compile(r"[a-z][a-z_]{1,40}")
+_PARAMETER_NAME = r"[a-z][a-z_]{1,40}"
 _SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 
 
@@ -122,8 +121,7 @@ def close(client: Redis | None) -> None:
         one.close()
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Address:
+class Address(NamedTuple):
     """A parsed URL. `kind` is standalone, sentinel or cluster; `options` are redis-py's names."""
 
     kind: str
@@ -133,6 +131,9 @@ class Address:
     database: int
     options: dict[str, Any]
     sentinel_options: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Address(kind={self.kind!r})"  # the options contain passwords
 
     def secrets(self) -> list[str]:
         """Return the passwords, which must not appear in messages."""
@@ -192,7 +193,7 @@ def _database(words: list[str]) -> int:
 def _options(parts: SplitResult, query: dict[str, str], *, kind: str, tls: bool) -> dict[str, Any]:
     known = _PARAMETERS.keys() | (_SENTINEL_PARAMETERS if kind == "sentinel" else frozenset())
     if unknown := sorted(set(query) - known):
-        named = ", ".join(name for name in unknown if _PARAMETER_NAME.fullmatch(name)) or "(not repeated here)"
+        named = ", ".join(name for name in unknown if re.fullmatch(_PARAMETER_NAME, name)) or "(not repeated here)"
         raise SettingsError(f"REDIS_URL: unknown parameter {named} (known: {', '.join(sorted(known))})")
     if not tls and (stray := sorted(name for name in query if name.startswith("ssl_"))):
         raise SettingsError(f"REDIS_URL: {', '.join(stray)} needs TLS: a scheme that begins with rediss")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from redis import Redis
 
@@ -26,8 +26,7 @@ _CHECK_BYTES = 64 * 2**20
 _START_BYTES = 64 * 2**10
 
 
-@dataclass(frozen=True, slots=True)
-class Overdue:
+class Overdue(NamedTuple):
     """A job that has waited for too long, since `since` (milliseconds of Redis' clock).
 
     `lease_id` is empty for a job in the list. `beginning` is the start of its payload, `bytes` the size of
@@ -36,10 +35,13 @@ class Overdue:
 
     lease_id: str
     sha1: str
-    beginning: bytes = field(repr=False)
+    beginning: bytes
     bytes: int
     attempts: int
     since: int
+
+    def __repr__(self) -> str:
+        return f"Overdue({self.sha1!r})"  # its payload may hold a selfie
 
 
 class Expiry:

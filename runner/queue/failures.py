@@ -12,18 +12,19 @@ from typing import Any
 from runner.errors import MissingRightError, SettingsError
 from runner.output import redacted
 
+# The patterns are compiled after a first error, not at each start.
 # A refused command of a script, as `call` in common.lua reports it, and what servers add before and after it.
-_IN_SCRIPT = re.compile(r"\b([A-Z]+) on (.+?): (?:@user_script: ?\d+: )?-?(?:ERR )?(.*)")
-_AFTER_SCRIPT = re.compile(r" script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
-_KEY_REFUSED = re.compile(r"\baccess (?:a key|one of the keys|at least one of the keys)\b")
-_COMMAND_REFUSED = re.compile(r"\brun (?:the '([^']+)'|this) command\b")
-_FAMILY = re.compile(r"\{?face_embeddings:|match-result:")
+_IN_SCRIPT = r"\b([A-Z]+) on (.+?): (?:@user_script: ?\d+: )?-?(?:ERR )?(.*)"
+_AFTER_SCRIPT = r" script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$"
+_KEY_REFUSED = r"\baccess (?:a key|one of the keys|at least one of the keys)\b"
+_COMMAND_REFUSED = r"\brun (?:the '([^']+)'|this) command\b"
+_FAMILY = r"\{?face_embeddings:|match-result:"
 
 
 def reason(error: Exception) -> str:
     """Return one short line. redis-py's messages contain an address, and credentials only if they repeat a command."""
-    line = _AFTER_SCRIPT.sub("", (str(error) or type(error).__name__).splitlines()[0])
-    if refused := _IN_SCRIPT.search(line):
+    line = re.sub(_AFTER_SCRIPT, "", (str(error) or type(error).__name__).splitlines()[0])
+    if refused := re.search(_IN_SCRIPT, line):
         line = f"{refused[1]} on {refused[2]}: {refused[3]}"
     return re.split(r",? with args beginning with|, but got |No targets were found to execute", line)[0][:200]
 
@@ -77,11 +78,11 @@ def _advice(error: Exception) -> str:
 
 def _missing_right(text: str, sent: Sequence[Any]) -> str:
     """Return what the ACL of the Redis user has to grant; empty if that is not the cause."""
-    in_script = _IN_SCRIPT.search(text)
-    if _KEY_REFUSED.search(text):
+    in_script = re.search(_IN_SCRIPT, text)
+    if re.search(_KEY_REFUSED, text):
         found = [in_script[2]] if in_script else _keys_of(sent)
-        return " ".join(sorted({f"~{family[0]}*" for key in found if (family := _FAMILY.match(key))}))
-    refused = _COMMAND_REFUSED.search(text)
+        return " ".join(sorted({f"~{family[0]}*" for key in found if (family := re.match(_FAMILY, key))}))
+    refused = re.search(_COMMAND_REFUSED, text)
     # Not the command that was sent: a command that opens its connection (SELECT) may have been refused instead.
     command = refused and (refused[1] or (in_script and in_script[1]))
     return f"+{command.lower()}" if command else ""

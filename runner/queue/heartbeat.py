@@ -25,7 +25,7 @@ ASK_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 5.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Renewal:
     lease: Lease
     confirmed: float  # local time just before Redis last confirmed the lease

@@ -30,11 +30,12 @@ _TRANSIENT = (
     redis_errors.RedisClusterException,  # no node could be reached, or no node has the slot
 )
 _REFUSALS = (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError)
+# The patterns are compiled after a first error, not at each start.
 # Replies of servers that start, fail over or are full, for which redis-py has no class. A script's error contains the
 # error of its command.
-_TRANSIENT_TEXT = re.compile(r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY)\b")
-_FULL = re.compile(r"^OutOfMemoryError|\bOOM command not allowed\b")
-_REFUSAL_TEXT = re.compile(
+_TRANSIENT_TEXT = r"\b(LOADING|READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY)\b"
+_FULL = r"^OutOfMemoryError|\bOOM command not allowed\b"
+_REFUSAL_TEXT = (
     r"\b(WRONGPASS|NOAUTH|NOPERM)\b|invalid (username-)?password|ACL failure|DB index is out of range"
     r"|SELECT is not allowed|unknown command|can't run this command|can't access at least one of the keys"
     r"|CERTIFICATE_VERIFY_FAILED|CERTIFICATE_REQUIRED|SSL: WRONG_VERSION_NUMBER|PEM lib|NO_CERTIFICATE_OR_CRL_FOUND"
@@ -44,14 +45,14 @@ _REFUSAL_TEXT = re.compile(
 
 def is_refusal(error: BaseException) -> bool:
     """Return whether Redis will refuse the same command until someone changes something."""
-    return isinstance(error, _ERRORS) and (isinstance(error, _REFUSALS) or bool(_REFUSAL_TEXT.search(str(error))))
+    return isinstance(error, _ERRORS) and (isinstance(error, _REFUSALS) or bool(re.search(_REFUSAL_TEXT, str(error))))
 
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the same command can succeed later."""
     if not isinstance(error, _ERRORS) or is_refusal(error):
         return False
-    return isinstance(error, _TRANSIENT) or bool(_TRANSIENT_TEXT.search(str(error)))
+    return isinstance(error, _TRANSIENT) or bool(re.search(_TRANSIENT_TEXT, str(error)))
 
 
 class CommandRetries:
@@ -83,7 +84,7 @@ class CommandRetries:
                 raise refusal(error, sent, self._secrets) from None
             if not is_transient(error):
                 raise
-            kind = RedisFullError if _FULL.search(f"{type(error).__name__} {error}") else RedisUnreachableError
+            kind = RedisFullError if re.search(_FULL, f"{type(error).__name__} {error}") else RedisUnreachableError
             shown = redacted(reason(error), self._secrets)
             raise kind(f"{shown} ({time_spent(time.monotonic() - began)})") from None
 

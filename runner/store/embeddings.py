@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,21 +66,19 @@ class FaceLike(Protocol):
         """512 numbers, L2-normalised."""
 
 
-@dataclass(frozen=True, slots=True)
-class MatchedFace:
+class MatchedFace(NamedTuple):
     """The face of a photo that is most similar to one of the selfie's.
 
-    `index` is its index among the faces of the photo, and `box` x1, y1, x2, y2 in pixels of the upright photo, None
-    for faces imported from the replaced worker. `selfie_face` is the index of the matching face of the selfie.
+    `face_index` is its index among the faces of the photo, and `box` x1, y1, x2, y2 in pixels of the upright photo,
+    None for faces imported from the replaced worker. `selfie_face` is the index of the matching face of the selfie.
     """
 
-    index: int
+    face_index: int
     box: tuple[float, ...] | None
     selfie_face: int
 
 
-@dataclass(frozen=True, slots=True)
-class Matches:
+class Matches(NamedTuple):
     """The result of a comparison.
 
     `scores` maps each photo above the threshold to its best cosine similarity (-1 to 1), in no order;
@@ -91,7 +88,7 @@ class Matches:
 
     scores: dict[str, float]
     with_embeddings: int
-    faces: dict[str, MatchedFace] = field(default_factory=dict, compare=False)
+    faces: dict[str, MatchedFace]
 
 
 def register(connection: Connection) -> None:
@@ -171,7 +168,7 @@ class EmbeddingStore:
         assert row is not None  # noqa: S101 - an aggregate without GROUP BY returns exactly one row
         scores: dict[str, float] = (row[1] or {}) if faces else {}
         if not scores:
-            return Matches(scores, with_embeddings=row[0])
+            return Matches(scores, row[0], {})
         rows = self.connection.query(
             _BEST, [*compared, list(scores), self.model], selfie=sql.SQL(", ").join(vectors)
         ).fetchall()
@@ -179,4 +176,4 @@ class EmbeddingStore:
             photo_id: MatchedFace(index, tuple(box) if box is not None else None, int(places[place]))
             for photo_id, index, box, place in rows
         }
-        return Matches(scores, with_embeddings=row[0], faces=best)
+        return Matches(scores, row[0], best)

@@ -11,7 +11,7 @@ the migration itself do. The number is stored in the database, where older progr
 from __future__ import annotations
 
 import re
-from importlib import resources
+from pathlib import Path
 from typing import LiteralString, NamedTuple
 
 import psycopg
@@ -62,6 +62,8 @@ _ANY_FACE = "SELECT EXISTS (SELECT FROM {elsewhere}.faces)"
 _FACE_OF_PHOTOS = """
 SELECT EXISTS (SELECT FROM {elsewhere}.faces AS face JOIN {schema}."Photo" AS photo ON photo.id = face.photo_id)
 """
+# Not `importlib.resources`, which takes 3 ms of each start.
+_FOLDER = Path(__file__).with_name("migrations")
 
 
 class Migration(NamedTuple):
@@ -72,7 +74,7 @@ class Migration(NamedTuple):
 
     def text(self) -> str:
         """Return its SQL."""
-        return (_folder() / self.name).read_text(encoding="utf-8")
+        return (_FOLDER / self.name).read_text(encoding="utf-8")
 
     @property
     def compatible_from(self) -> int:
@@ -81,13 +83,9 @@ class Migration(NamedTuple):
         return int(declared[1]) if declared else self.version
 
 
-def _folder() -> resources.abc.Traversable:
-    return resources.files("runner.store") / "migrations"
-
-
 def migrations() -> list[Migration]:
     """Return every migration of this version, oldest first."""
-    names = sorted(file.name for file in _folder().iterdir() if file.name.endswith(".sql"))
+    names = sorted(file.name for file in _FOLDER.iterdir() if file.name.endswith(".sql"))
     return [Migration(int(name.partition("_")[0]), name) for name in names]
 
 

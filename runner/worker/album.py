@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,11 +40,10 @@ class Readiness(Enum):
     LOST = "lost"  # another runner owns the lease
 
 
-@dataclass(frozen=True, slots=True)
-class Checks:
+class Checks(NamedTuple):
     """How often the album of a comparison was checked, and the job's age in seconds at the first check."""
 
-    count: int = 0
+    made: int = 0
     first_at: float = 0.0
 
 
@@ -98,7 +96,7 @@ class AlbumGate:
         if not waited_for:
             return self._without_jobs(task.lease, pending, checks)
         if self._parking is None or not at_work.is_alive:
-            delay = exponential(checks.count, base=GRACE_SECONDS, cap=LONGEST_DELAY_SECONDS)
+            delay = exponential(checks.made, base=GRACE_SECONDS, cap=LONGEST_DELAY_SECONDS)
             return Decision(Readiness.DEFER, len(pending), checks, delay)
         if not self._parking.announce(task.lease, waited_for, self._timeout_seconds):
             return Decision(Readiness.LOST)
@@ -120,7 +118,7 @@ def dump_state(faces: Sequence[Face], checks: Checks, model: str) -> bytes:
     """Return the state of a waiting comparison: a line of JSON, then a row of float32 for each face."""
     data = b"".join(face.to_bytes() for face in faces)
     kept = len(faces) if len(data) <= STATE_BYTES else 0
-    header = {"model": model, "checks": checks.count, "first_at": round(checks.first_at, 3), "faces": kept}
+    header = {"model": model, "checks": checks.made, "first_at": round(checks.first_at, 3), "faces": kept}
     width = len(data) // len(faces) // _FLOAT_BYTES
     return json.dumps(header | {"width": width}).encode() + b"\n" + data * bool(kept)
 

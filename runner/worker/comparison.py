@@ -165,7 +165,7 @@ def _match_document(photo_id: str, found: Matches, compared: Sequence[int]) -> d
     return {
         "photo_id": photo_id,
         "score": round(found.scores[photo_id], 6),
-        "face_index": face.index if face else None,
+        "face_index": face.face_index if face else None,
         "box": [round(value, 1) for value in face.box] if face and face.box else None,
         "selfie_face": compared[face.selfie_face] if face else None,
     }

@@ -10,30 +10,30 @@ import base64
 import json
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from runner.errors import InvalidJobError
 
 DEFAULT_THRESHOLD = 0.5
 MAX_ID_LENGTH = 256
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_FIELD = re.compile(r'\s*[{,]\s*(?=")')
-_END = re.compile(r"\s*}\s*$")
-_COLON = re.compile(r"\s*:\s*")
+# Compiled only for a payload that is not valid JSON.
+_FIELD = r'\s*[{,]\s*(?=")'
+_END = r"\s*}\s*$"
+_COLON = r"\s*:\s*"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessJob:
+class ProcessJob(NamedTuple):
     """Detect and embed the faces of one photo."""
 
     photo_id: str
-    image_url: str = field(repr=False)  # may carry a signature in its query
+    image_url: str  # may carry a signature in its query
+
+    def __repr__(self) -> str:
+        return f"ProcessJob({self.photo_id!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class CompareJob:
+class CompareJob(NamedTuple):
     """Find the photos that show the person of a selfie.
 
     `stored_ids` keeps the order of the album, without duplicates. A match has a cosine
@@ -41,9 +41,12 @@ class CompareJob:
     """
 
     job_id: str
-    stored_ids: tuple[str, ...] = field(repr=False)
-    selfie: bytes = field(repr=False)
+    stored_ids: tuple[str, ...]
+    selfie: bytes
     threshold: float
+
+    def __repr__(self) -> str:
+        return f"CompareJob({self.job_id!r})"
 
 
 def decode_process(payload: bytes) -> ProcessJob:
@@ -75,9 +78,9 @@ def subject(name: str, beginning: bytes) -> str | None:
     """
     text, place, decoder = beginning.decode(errors="replace"), 0, json.JSONDecoder()
     try:
-        while opening := _FIELD.match(text, place):
+        while opening := re.compile(_FIELD).match(text, place):
             key, place = decoder.raw_decode(text, opening.end())
-            colon = _COLON.match(text, place)
+            colon = re.compile(_COLON).match(text, place)
             if colon is None:
                 break
             value, place = decoder.raw_decode(text, colon.end())
@@ -87,7 +90,7 @@ def subject(name: str, beginning: bytes) -> str | None:
         return None
     except (ValueError, RecursionError):
         pass
-    return None if _END.match(text, place) else _subject_behind_error(name, text)
+    return None if re.compile(_END).match(text, place) else _subject_behind_error(name, text)
 
 
 def _subject_behind_error(name: str, text: str) -> str | None:
@@ -145,8 +148,16 @@ def _check_identifier(value: str, name: str, *, subject: str | None) -> None:
     if len(value) > MAX_ID_LENGTH:
         _reject(f"{name} is longer than {MAX_ID_LENGTH} characters", subject=subject)
     # PostgreSQL cannot store NUL, and UTF-8 cannot encode lone surrogates.
-    if "\0" in value or _LONE_SURROGATE.search(value):
+    if "\0" in value or not _is_encodable(value):
         _reject(f"{name} contains a character that is not valid in an id", subject=subject)
+
+
+def _is_encodable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stored_ids(value: object, job_id: str) -> tuple[str, ...]:

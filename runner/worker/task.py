@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from runner.errors import JobError, UnexpectedJobError, place
 from runner.logs import logger
@@ -41,16 +41,18 @@ class Outcome(StrEnum):
     LOST = "lease_lost"  # another runner owns the lease
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """How a task waits for `pending` photos: deferred by `seconds`, or parked if that is None.
 
     The next claim of the job returns `state`.
     """
 
     pending: int
-    state: bytes = field(repr=False)
+    state: bytes
     seconds: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Wait({self.pending}, seconds={self.seconds})"  # the state holds the faces of the selfie
 
 
 @dataclass(slots=True, eq=False)

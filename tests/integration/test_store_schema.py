@@ -95,7 +95,7 @@ def test_two_releases_on_one_database_are_upgraded_one_after_the_other(
     incompatible = _release(tmp_path / "incompatible", f"-- compatible-from: {first}\n", "")
 
     def use(release: Path) -> None:
-        monkeypatch.setattr(schema, "_folder", lambda: release)
+        monkeypatch.setattr(schema, "_FOLDER", release)
 
     with opened(empty_database_url) as connection:
         use(old)
@@ -125,7 +125,7 @@ def test_the_table_of_the_first_version_gains_the_column(
         connection.execute("ALTER TABLE spottmee_schema DROP COLUMN compatible_from")
         schema.check(connection)
         release = _release(tmp_path / "new", "-- compatible-from: 1\n")
-        monkeypatch.setattr(schema, "_folder", lambda: release)
+        monkeypatch.setattr(schema, "_FOLDER", release)
         assert len(schema.migrate(connection)) == 1
         monkeypatch.undo()
         schema.check(connection)
