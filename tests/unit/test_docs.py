@@ -50,6 +50,11 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
 
 
+def test_the_readme_lists_every_command() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z-]+)`", table)) == set(cli.COMMANDS)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_fence_of_a_page_belongs_to_a_block(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
