@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import zip_longest
@@ -280,6 +281,11 @@ class LeaseQueue:
         """
         tally = _with(tally, totals.release_field(reason))
         return self._defer(lease, delay_seconds, reason, tally=tally, is_release=True, state=state)
+
+    def without_retries(self) -> AbstractContextManager[None]:
+        """Return a context in which the client makes one attempt at each command, in every thread."""
+        retries = getattr(self._client, "retries", None)
+        return nullcontext() if retries is None else retries.suspended()
 
     def park(self, lease: Lease, reason: str, state: bytes, tally: Tally | None = None) -> Parked:
         """Park an announced job: it has no lease until it is woken (see `runner.queue.parking`).

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from redis import Redis, RedisCluster
@@ -62,6 +63,15 @@ class CommandRetries:
         """`secrets` are removed from messages, in case a server repeats them."""
         self._policy = RetryPolicy(seconds, is_transient)
         self._secrets = secrets
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Make one attempt at each command in the block, in every thread."""
+        policy, self._policy = self._policy, RetryPolicy(0, is_transient)
+        try:
+            yield
+        finally:
+            self._policy = policy
 
     def call(
         self,

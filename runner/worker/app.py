@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runner import logs, output
 from runner.errors import (
-    RedisFullError,
     RedisRefusedError,
     RedisUnreachableError,
     RunnerError,
@@ -295,9 +294,8 @@ def _run_loop(loop: WorkerLoop, engine: Future[Engine], in_flight: _Abandonment,
     try:
         reason = loop.run()
     except Exception as error:
-        # A full Redis still accepts releases; if it is unreachable, the leases expire.
-        if isinstance(error, RedisFullError) or not isinstance(error, RedisUnreachableError):
-            in_flight.release()
+        # Even if Redis is unavailable: a full one accepts releases, and of a cluster it may be one shard.
+        in_flight.release()
         if not isinstance(error, RedisUnreachableError):
             expire()
         raise

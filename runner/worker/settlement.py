@@ -6,6 +6,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from logging import INFO, WARNING
 from typing import Any
 
@@ -17,6 +19,7 @@ from runner.errors import (
     PhotosInvisibleError,
     PoisonJobError,
     RunnerError,
+    UnreachableError,
 )
 from runner.logs import logger
 from runner.queue.heartbeat import Heartbeat
@@ -38,6 +41,8 @@ from runner.worker.traces import Traces
 INVISIBLE_SECONDS = 60.0
 # How often a run wakes comparisons that have timed out.
 OVERDUE_SECONDS = 5.0
+# The pauses before each round in which `abandon` tries to settle what is left.
+ABANDON_PAUSES = (0.0, 0.1, 0.2)
 
 
 class Settlement:
@@ -280,8 +285,11 @@ class Settlement:
     def settle_unconfirmed(self) -> None:
         """Settle every watched answer: the run ends, and a later run restores answers that the API overwrites."""
         for name, group in _by_queue(self.in_flight.of(State.UNCONFIRMED)).items():
-            self._handlers[name].stop_watching(group)
-            self._settle(group)
+            self._settle_watched(name, group)
+
+    def _settle_watched(self, name: str, group: Sequence[AnyTask]) -> None:
+        self._handlers[name].stop_watching(group)
+        self._settle(group)
 
     def release(self, tasks: Iterable[AnyTask], *, delay_seconds: float = 0) -> None:
         """Return the jobs to their queues, due after `delay_seconds`, without counting the attempt."""
@@ -291,11 +299,37 @@ class Settlement:
             self._end(task, Outcome.RELEASED if done else Outcome.LOST)
 
     def abandon(self) -> None:
-        """End every task in flight, from any thread: the run ends early."""
-        try:
-            self.settle_unconfirmed()
-        finally:  # an answer that cannot be settled does not keep the other leases until they expire
-            self.release(self.in_flight)
+        """End every task in flight, from any thread: the run ends early.
+
+        There is little time: what Redis refuses, or cannot do at the moment, for one task does not delay the others. It
+        is tried again after them. Raises the first error of the last round.
+        """
+        with ExitStack() as stack:
+            for queue in self._queues.values():
+                stack.enter_context(queue.without_retries())
+            for pause in ABANDON_PAUSES:
+                time.sleep(pause)
+                failures = self._abandon_once()
+                if not any(isinstance(failure, UnreachableError) for failure in failures):
+                    break
+        if failures:
+            raise failures[0]
+
+    def _abandon_once(self) -> list[Exception]:
+        """Try to end every task in flight, and return the errors."""
+        failures: list[Exception] = []
+
+        def attempt(settle: Callable[[], None]) -> None:
+            try:
+                settle()
+            except Exception as error:  # noqa: BLE001 - the caller raises it
+                failures.append(error)
+
+        for name, group in _by_queue(self.in_flight.of(State.UNCONFIRMED)).items():
+            attempt(partial(self._settle_watched, name, group))
+        for task in self.in_flight:
+            attempt(partial(self.release, [task]))
+        return failures
 
     def _settle(self, tasks: Iterable[AnyTask]) -> None:
         """Dead-letter the failed tasks and acknowledge the others, with one call per queue."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from redis import Redis
 
+from demo.servers import EmbeddedRedis
 from runner.errors import (
     DatabaseUnreachableError,
     FetchError,
@@ -16,16 +17,18 @@ from runner.errors import (
     JobError,
     PhotoGoneError,
     RedisRefusedError,
+    RedisUnreachableError,
     UnexpectedJobError,
 )
 from runner.queue import keys
+from runner.queue.client import opened
 from runner.queue.heartbeat import FRESH_SECONDS
 from runner.queue.leases import Lease
-from runner.settings import load
-from runner.worker.task import AnyTask
+from runner.settings import Settings, load
+from runner.worker.task import AnyTask, State
 from runner.worker.traces import Traces
-from tests.support.queue_tools import LEASE_SECONDS, NAME, pass_time, places, queue_of
-from tests.support.worker_tools import SettlementBench
+from tests.support.queue_tools import LEASE_SECONDS, NAME, pass_time, places, push, queue_of
+from tests.support.worker_tools import SettlementBench, settlement_of
 
 
 @pytest.fixture
@@ -34,6 +37,10 @@ def bench(redis: Redis) -> Iterator[SettlementBench]:
     bench = SettlementBench(redis, settings)
     with bench.heartbeat:
         yield bench
+
+
+def _retrying(url: str) -> Settings:
+    return load({"REDIS_URL": url, "RUNNER_CONNECT_TIMEOUT_SECONDS": "20"}, required=("redis_url",))
 
 
 def _bad(error: Exception) -> Callable[[AnyTask], Exception | None]:
@@ -235,6 +242,41 @@ def test_jobs_are_released_even_if_redis_refuses_to_settle_an_answer(bench: Sett
         bench.settlement.abandon()
     assert bench.outcomes() == {"released": 3}
     assert len(queue_of(bench.redis, "there/1").claim(5)) == 3
+
+
+@pytest.mark.parametrize("state", [State.CLAIMED, State.UNCONFIRMED])
+def test_a_queue_that_refuses_a_release_does_not_keep_the_jobs_of_another_one(redis: Redis, state: State) -> None:
+    refusing, working = queue_of(redis, "here/1", name="compare"), queue_of(redis, "here/1", name="process")
+    settlement = settlement_of([refusing, working])
+    for queue in (refusing, working):
+        push(redis, [b"a", b"b", b"c"], queue.name)
+        for task in settlement.accept(queue.claim(3)):
+            task.state = state
+    redis.delete(keys.totals("compare"))
+    redis.set(keys.totals("compare"), "another program's")
+    with pytest.raises(RedisRefusedError, match=r"compare.*WRONGTYPE"):
+        settlement.abandon()
+    assert [task.lease.queue for task in settlement.in_flight] == ["compare"] * 3
+    assert len(queue_of(redis, "there/1").claim(5)) == (3 if state is State.CLAIMED else 0)
+    assert working.counts().in_flight == (3 if state is State.CLAIMED else 0)
+
+
+def test_a_shard_that_refuses_writes_for_a_while_does_not_keep_the_jobs_of_another_one(
+    redis: Redis, redis_url: str
+) -> None:
+    with EmbeddedRedis() as shard, opened(_retrying(shard.url)) as failing, opened(_retrying(redis_url)) as client:
+        queues = [queue_of(failing, "here/1", name="compare"), queue_of(client, "here/1", name="process")]
+        settlement = settlement_of(queues)
+        for queue, server in zip(queues, (failing, redis), strict=True):
+            push(server, [b"a", b"b"], queue.name)
+            settlement.accept(queue.claim(2))
+        failing.replicaof("127.0.0.1", 1)
+        start = time.monotonic()
+        with pytest.raises(RedisUnreachableError, match="read only"):
+            settlement.abandon()
+        assert time.monotonic() - start < 15, "not retried for RUNNER_CONNECT_TIMEOUT_SECONDS"
+        assert [task.lease.queue for task in settlement.in_flight] == ["compare"] * 2
+        assert len(queue_of(redis, "there/1").claim(5)) == 2
 
 
 def test_due_retries_of_its_own_are_counted_once(bench: SettlementBench) -> None:

@@ -15,6 +15,7 @@ from redis import Redis
 from runner.errors import PhotoGoneError
 from runner.queue.dead_letters import DeadLetters
 from runner.queue.heartbeat import Heartbeat
+from runner.queue.leases import LeaseQueue
 from runner.settings import Settings, load
 from runner.worker.kinds import Kind
 from runner.worker.loop import WorkerLoop
@@ -43,10 +44,10 @@ class Recorder:
         self.open: set[bytes] = set()
         self.seen_together: list[set[bytes]] = []
 
-    def kind(self) -> Kind:
+    def kind(self, name: str = NAME) -> Kind:
         """Return a kind of job whose payload is used without decoding."""
         return Kind(
-            queue=NAME,
+            queue=name,
             noun="photo",
             plural="photos",
             id_field="id",
@@ -90,6 +91,20 @@ class Recorder:
 
     def stop_watching(self, tasks: Sequence[AnyTask]) -> None:
         pass
+
+
+def settlement_of(queues: Sequence[LeaseQueue]) -> Settlement:
+    """Return a settlement of these queues, whose heartbeat does not beat."""
+    handlers = {queue.name: Recorder() for queue in queues}
+    kinds = {name: handler.kind(name) for name, handler in handlers.items()}
+    return Settlement(
+        load({"REDIS_URL": "redis://h/0", "DATABASE_URL": "postgresql://h/d"}),
+        kinds=kinds,
+        queues={queue.name: queue for queue in queues},
+        handlers=handlers,
+        heartbeat=Heartbeat(queues),
+        summary=Summary(kinds),
+    )
 
 
 class SettlementBench:
