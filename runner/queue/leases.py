@@ -145,7 +145,7 @@ class LeaseQueue:
 
     Calls that claim or settle must not overlap; `renew`, `counts`, `leased` and `wait_for_push` may be called from any
     thread at any time. The payload of a dead letter is kept for `payload_seconds`. `list_name` replaces `name` in the
-    keys, which expire `keys_seconds` after the last claim (0: never).
+    keys, which expire `keys_seconds` after the last claim or the end of the job (0: never).
 
     Calls that settle count their outcome in the totals of the list, and with it the `tally` that they are given, unless
     the lease is lost.
@@ -326,7 +326,7 @@ class LeaseQueue:
             [
                 _request_id(), lease.id, lease.holder, json.dumps(dead_letter), _milliseconds(seconds),
                 _milliseconds(DEAD_LETTER_SECONDS),
-                totals.encode(_with(tally, totals.job_field(totals.DEAD_LETTERED, reason))),
+                totals.encode(_with(tally, totals.job_field(totals.DEAD_LETTERED, reason))), self._keys_seconds,
             ],
         )  # fmt: skip
         return bool(done)
@@ -340,7 +340,7 @@ class LeaseQueue:
         """Send the counts collected so far, and store the summary of the run (JSON)."""
         Script(self._client, "count")(
             [self._totals, self._last, keys.runs(self.list_name)],
-            [_request_id(), self._take_carried(), summary, RUNS_KEPT],
+            [_request_id(), self._take_carried(), summary, RUNS_KEPT, self._keys_seconds],
         )
 
     def _take_carried(self) -> str:

@@ -16,7 +16,6 @@ from runner.output import may_be_payload, repeated
 from runner.queue import keys
 from runner.queue.leases import Lease, LeaseQueue
 from runner.queue.scripts import Script
-from runner.queue.totals import Tally
 
 # How long the keys outlive the last claim of a run that was killed.
 LIFETIME_SECONDS = 3600
@@ -52,18 +51,8 @@ class PrivateQueue(LeaseQueue):
     def claim(self, limit: int, *, in_flight: int | None = None) -> list[Lease]:
         """Claim the job if it is waiting or due."""
         leases = super().claim(limit, in_flight=in_flight)
-        if leases:
-            self._created += [keys.dead_payload(self.list_name, lease.id) for lease in leases]
-            self._expire()
+        self._created += [keys.dead_payload(self.list_name, lease.id) for lease in leases]
         return leases
-
-    def dead_letter(
-        self, lease: Lease, reason: str, detail: str, tally: Tally | None = None, *, keep_selfie: bool = True
-    ) -> bool:
-        """Dead-letter the job; the dead letter is removed with the other keys."""
-        done = super().dead_letter(lease, reason, detail, tally, keep_selfie=keep_selfie)
-        self._expire()
-        return done
 
     def __enter__(self) -> Self:
         Script(self._client, "give")(self._created[:1], [self._payload, LIFETIME_SECONDS])
@@ -75,10 +64,6 @@ class PrivateQueue(LeaseQueue):
         with suppress(RunnerError):  # what cannot be removed expires
             for key in self._created:
                 self._client.delete(key)
-
-    def _expire(self) -> None:
-        for key in self._created:
-            self._client.expire(key, LIFETIME_SECONDS)
 
 
 def read_payload(where: str) -> bytes:

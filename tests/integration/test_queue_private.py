@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from redis import Redis
 
 from runner.errors import RedisUnreachableError, UnreachableError
 from runner.queue.client import opened
-from runner.queue.leases import Counts
+from runner.queue.leases import Counts, Lease
 from runner.queue.private import LIFETIME_SECONDS, PrivateQueue
 from runner.settings import Settings, load
 from tests.support.queue_tools import NAME, push, queue_of
@@ -75,17 +76,24 @@ def test_the_keys_of_a_killed_run_expire(redis: Redis) -> None:
     assert all(0 < redis.ttl(key) <= LIFETIME_SECONDS for key in left)
 
 
-@pytest.mark.parametrize("step", ["push", "claim"])
+@pytest.mark.parametrize("step", ["push", "claim", "dead_letter", "end_run"])
 def test_the_keys_expire_if_redis_is_lost_while_it_writes_them(redis: Redis, redis_url: str, step: str) -> None:
     port = urlsplit(redis_url).port
     assert port is not None
     with Relay(lambda: port) as relay, opened(_settings(relay.port)) as client:
         queue = _private(client)
-        if step == "claim":
-            queue.__enter__()
+        leases: list[Lease] = []
+        steps: dict[str, Callable[[], Any]] = {
+            "push": queue.__enter__,
+            "claim": lambda: leases.extend(queue.claim(1)),
+            "dead_letter": lambda: queue.dead_letter(leases[0], "invalid_job", ""),
+            "end_run": lambda: queue.end_run("{}"),
+        }
+        for earlier in list(steps)[: list(steps).index(step)]:
+            steps[earlier]()
         relay.lose_replies = 10_000
         with pytest.raises(RedisUnreachableError):
-            queue.__enter__() if step == "push" else queue.claim(1)
+            steps[step]()
     left = _private_keys(redis)
     assert left
     assert all(0 < redis.ttl(key) <= LIFETIME_SECONDS for key in left)

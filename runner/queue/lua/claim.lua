@@ -42,9 +42,7 @@ local function may_have_killed(attempts, earlier_holder, was_alone)
 end
 
 local function keep_private_keys()
-    for _, key in ipairs(ARGV[13] ~= '0' and {KEYS[1], KEYS[2], KEYS[3], KEYS[7]} or {}) do
-        call('EXPIRE', key, ARGV[13])
-    end
+    keep_for({KEYS[1], KEYS[2], KEYS[3], KEYS[7]}, ARGV[13])
 end
 
 local earlier = recall(KEYS[4], ARGV[2])

@@ -75,6 +75,13 @@ local function check_totals(totals)
     call('HMGET', totals, '')
 end
 
+-- Let the keys of a private queue expire. Before they exist, this is a check.
+local function keep_for(names, seconds)
+    for _, key in ipairs(seconds ~= '0' and names or {}) do
+        call('EXPIRE', key, seconds)
+    end
+end
+
 local function now()
     local time = call('TIME')
     return time[1] * 1000 + math.floor(time[2] / 1000)

@@ -4,6 +4,7 @@
 -- KEYS[7] parked  KEYS[8] pending  KEYS[9] totals
 -- ARGV[1] request id  ARGV[2] lease id  ARGV[3] holder  ARGV[4] dead letter, JSON
 -- ARGV[5] milliseconds to keep the payload, 0 to delete it  ARGV[6] milliseconds to keep dead letters  ARGV[7] counts
+-- ARGV[8] seconds after which a private queue expires, 0 for others
 -- Returns 1, or 0 if the lease belongs to another claim.
 local id = ARGV[2]
 local answer = answered(KEYS[3], ARGV[1], KEYS[2], id, ARGV[3])
@@ -15,6 +16,7 @@ check_claimed(KEYS[2])
 check_last(KEYS[3])
 check_dead(KEYS[4], KEYS[5])
 check_parking(KEYS[7], KEYS[8])
+keep_for({KEYS[4], KEYS[5], KEYS[9]}, ARGV[8]) -- here it is a check
 local moment = now()
 count_text(KEYS[9], ARGV[7])
 local payload, since = unpack(call('HMGET', KEYS[2], id .. ':payload', id .. ':since'))
@@ -26,5 +28,6 @@ call('ZADD', KEYS[5], moment, id)
 remove_lease(KEYS[1], KEYS[2], id)
 leave_parking(KEYS[7], KEYS[8], id)
 remove_old_dead_letters(KEYS[4], KEYS[5], moment - ARGV[6])
+keep_for({KEYS[4], KEYS[5], KEYS[9]}, ARGV[8])
 remember(KEYS[3], ARGV[1], {1})
 return 1
