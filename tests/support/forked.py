@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
@@ -100,6 +101,11 @@ class _Parent:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # a thread does not survive a fork
         )
         theirs.close()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._socket.close()
+        self._process.wait()
 
     def fork(self, request: Sequence[Any], files: Sequence[int]) -> int:
         """Return the id of a new process that runs this request."""
@@ -126,10 +132,14 @@ def _adopt(on: bool) -> None:
 
 def main() -> None:
     """Fork a process for each request, until the socket is closed."""
-    requests = socket.socket(fileno=int(sys.argv[1]))
     for name in MODULES:
         importlib.import_module(name)
     gc.freeze()  # the collector of a fork would copy every page that it marks
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        _answer(requests)
+
+
+def _answer(requests: socket.socket) -> None:
     while True:
         message, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 3)
         if not message:
