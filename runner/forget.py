@@ -46,10 +46,18 @@ class ForgottenJobs:
                 self.dead_letters += removed
 
 
-def forget_jobs(redis: Redis, kind: Kind, is_wanted: Callable[[Job], bool], *, dry_run: bool = False) -> ForgottenJobs:
+def forget_jobs(
+    redis: Redis,
+    kind: Kind,
+    is_wanted: Callable[[Job], bool],
+    *,
+    dry_run: bool = False,
+    before_wait: Callable[[float], None] = lambda _: None,
+) -> ForgottenJobs:
     """Remove every job of `kind` that `is_wanted`, and return the counts; with `dry_run` only count.
 
-    If a run owned a job, this waits until that run can no longer store anything for it. Idempotent.
+    If a run owned a job, this waits until that run can no longer store anything for it; `before_wait` gets the seconds.
+    Idempotent.
     """
     search, counts = JobSearch(redis, kind.queue), ForgottenJobs()
     for _ in range(_PASSES):
@@ -66,6 +74,7 @@ def forget_jobs(redis: Redis, kind: Kind, is_wanted: Callable[[Job], bool], *, d
         if not found:
             break
     if counts.interrupted:
+        before_wait(SETTLE_SECONDS)
         time.sleep(SETTLE_SECONDS)
     return counts
 

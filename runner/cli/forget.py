@@ -133,7 +133,7 @@ def _forget(args: argparse.Namespace) -> int:
 def _forget_comparison(redis: Redis, job_id: str, result: Forgotten) -> None:
 
     wanted = has_id(redis, COMPARISON, {job_id})
-    jobs = forget_jobs(redis, COMPARISON, wanted, dry_run=result.dry_run)
+    jobs = forget_jobs(redis, COMPARISON, wanted, dry_run=result.dry_run, before_wait=_say_why)
     keys = forget_result(redis, job_id, dry_run=result.dry_run)
     result.interrupted = jobs.interrupted
     result.removed = {
@@ -147,7 +147,8 @@ def _forget_photos(redis: Redis, settings: Settings, kind: str, chosen: str, res
     # First: if a database cannot be used, nothing is removed.
     has_legacy = with_both(settings, lambda _, embeddings: has_legacy_table(embeddings))
     photo_ids = {chosen} if kind == "photo" else _photos_of_album(redis, settings, chosen)
-    jobs = forget_jobs(redis, PHOTO, has_id(redis, PHOTO, photo_ids), dry_run=result.dry_run)
+    wanted = has_id(redis, PHOTO, photo_ids)
+    jobs = forget_jobs(redis, PHOTO, wanted, dry_run=result.dry_run, before_wait=_say_why)
     if not result.dry_run:
         Parking(redis).photos_done(photo_ids)  # comparisons must not wait for jobs that no longer exist
         Hosts(redis, PHOTO.queue).check()  # nor photos for a probe that no longer exists
@@ -158,6 +159,13 @@ def _forget_photos(redis: Redis, settings: Settings, kind: str, chosen: str, res
     }  # fmt: skip
     legacy = [_IN_LEGACY] if has_legacy else []
     result.may_remain = [_IN_REDIS, _IN_POSTGRES, *legacy, _IN_ANSWERS, _IN_ONE_JOB, _IN_LOGS]
+
+
+def _say_why(seconds: float) -> None:
+    """Say on a terminal what the command waits for."""
+    if output.is_terminal("stderr"):
+        what = "until the run that owned a job can no longer store anything for it"
+        output.problem(f"spottmee-worker: waiting {seconds:.0f} s {what}")
 
 
 def _photos_of_album(redis: Redis, settings: Settings, album_id: str) -> Collection[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import pty
 import socket
+import sys
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runner import forget
+from runner.cli import main
 from runner.expire import expire_comparisons
 from runner.forget import forget_jobs, forget_result, has_id
 from runner.queue import keys
@@ -290,6 +294,22 @@ def test_forget_asks_for_confirmation_on_a_terminal(service: Service, answer: st
     assert code == 0
     assert b"Remove all data of comparison guest-1 permanently? [y/N]" in errors
     assert service.redis.llen(keys.list_key("compare")) == left
+
+
+def test_a_terminal_shows_what_forget_waits_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in service.environment.items():
+        monkeypatch.setenv(name, value)
+    leader, terminal = pty.openpty()
+    os.set_blocking(leader, False)
+    with os.fdopen(leader, "rb", buffering=0) as shown, os.fdopen(terminal, "w") as errors:
+        monkeypatch.setattr(sys, "stderr", errors)
+        for owner in ("", "other/pod/1"):  # a waiting job, and one that a run owns
+            push(service.redis, [comparison_job("guest-1")], "compare")
+            if owner:
+                queue_of(service.redis, owner, name="compare").claim(1)
+            assert main(["forget", "--comparison", "guest-1", "--yes"]) == 0
+        text = (shown.read(4096) or b"").decode()
+    assert text.count("waiting 1 s until the run that owned a job can no longer store anything for it") == 1, text
 
 
 def test_forget_requires_yes_without_a_terminal(service: Service) -> None:
