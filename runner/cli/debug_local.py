@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,11 @@ class _ReadOnlyRepository(Repository):
         self.similarities: dict[str, float] = {}
         self._settings = settings
 
-    def begin(self, photo_ids: Sequence[str]) -> set[str]:
+    def begin(
+        self,
+        photo_ids: Sequence[str],
+        until: Callable[[], float] = lambda: math.inf,  # noqa: ARG002 - no other run has this job
+    ) -> set[str]:
         """Report that every photo exists."""
         return set(photo_ids)
 
@@ -178,7 +183,7 @@ def run_locally(payload: bytes, settings: Settings, picture: Path | None) -> Res
     task: AnyTask = Task(Lease("local", kind.queue, payload, attempts=1))
     result, repository, answers = Result(kind, task), _ReadOnlyRepository(settings), _DiscardedResults()
     fetcher = Fetcher.from_settings(settings)
-    handler = kind.handler(Services(settings, answers, lambda: repository, fetcher, lambda _: True))
+    handler = kind.handler(Services(settings, answers, lambda: repository, fetcher, lambda _: True, lambda _: math.inf))
     try:
         task.job = kind.decode(payload)
         with task.stage("fetch"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -78,6 +79,12 @@ class Heartbeat:
         with self._changed:
             known = self._leases.get(_key(lease))
             return known is None or self._clock() >= known.until
+
+    def owned_until(self, lease: Lease) -> float:
+        """Return the local time until which no other runner can claim the job, without querying Redis."""
+        with self._changed:
+            known = self._leases.get(_key(lease))
+            return -math.inf if known is None else known.until
 
     def beat(self) -> None:
         """Renew every lease once. Raises `RunnerError` if Redis cannot be used."""

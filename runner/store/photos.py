@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ WITH present AS MATERIALIZED (
 ), begun AS (
     UPDATE {photos}."Photo" AS photo SET status = 'PROCESSING' FROM present
      WHERE photo.id = present.id AND photo.status NOT IN ('PROCESSING', 'READY', 'NO_FACES_FOUND')
+       AND clock_timestamp() < to_timestamp(%s)
 )
 SELECT id FROM present
 """
@@ -101,12 +103,15 @@ class PhotoTable:
         """Return those of the photos that are UPLOADED or PROCESSING. A deleted photo is not pending."""
         return {row[0] for row in self.connection.query(_PENDING, (list(photo_ids),)).fetchall()}
 
-    def begin(self, photo_ids: Iterable[str]) -> set[str]:
+    def begin(self, photo_ids: Iterable[str], *, until: float = math.inf) -> set[str]:
         """Set the photos to PROCESSING and return those that exist.
 
-        A photo that is READY or NO_FACES_FOUND keeps its status: its job was delivered more than once.
+        A photo that is READY or NO_FACES_FOUND keeps its status: its job was delivered more than once. So does every
+        photo if the statement takes effect after `until` (`time.monotonic`), when another run may own the leases: a run
+        that was frozen does not replace the FAILED of that run, which nothing else tells from an earlier one.
         """
-        rows = self.connection.query(_BEGIN, (sorted(set(photo_ids)),)).fetchall()
+        values = (sorted(set(photo_ids)), self.connection.clock_at(until))
+        rows = self.connection.query(_BEGIN, values).fetchall()
         return {row[0] for row in rows}
 
     def lock(self, photo_ids: Iterable[str]) -> dict[str, PhotoStatus]:

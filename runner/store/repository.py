@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -61,9 +62,14 @@ class Repository:
         self._retrying(lambda: PhotoTable(self._photos.connection).check())
         self._retrying(lambda: schema.check(self._embeddings.connection))
 
-    def begin(self, photo_ids: Sequence[str]) -> set[str]:
-        """Set the photos to PROCESSING and return those that exist (see `PhotoTable.begin`)."""
-        return self._for_jobs(lambda: PhotoTable(self._photos.connection).begin(photo_ids)) if photo_ids else set()
+    def begin(self, photo_ids: Sequence[str], until: Callable[[], float] = lambda: math.inf) -> set[str]:
+        """Set the photos to PROCESSING and return those that exist (see `PhotoTable.begin`).
+
+        `until` is called before each attempt.
+        """
+        if not photo_ids:
+            return set()
+        return self._for_jobs(lambda: PhotoTable(self._photos.connection).begin(photo_ids, until=until()))
 
     def visibility(self) -> Visibility:
         """Return what the role of DATABASE_URL sees of the API's table."""

@@ -7,6 +7,7 @@ transaction, together with its BEGIN, and no statement depends on `search_path`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, LiteralString, NamedTuple
@@ -62,7 +63,7 @@ SELECT names,
          WHERE status IS NOT NULL ORDER BY position LIMIT 1),
        (SELECT name FROM unnest(names) WITH ORDINALITY AS place (name, position)
          WHERE to_regclass(format('%I.spottmee_schema', name)) IS NOT NULL ORDER BY position LIMIT 1),
-       pg_backend_pid()
+       pg_backend_pid(), extract(epoch FROM clock_timestamp())::float8
   FROM (SELECT CASE WHEN {named}::text IS NULL THEN current_schemas(false)::text[]
                     ELSE ARRAY[{named}::text] END AS names) AS path
 """
@@ -130,6 +131,7 @@ class Session(psycopg.Connection[TupleRow]):
     _limits: Limits
     _schemas: Schemas
     _settings: sql.Composed
+    _clock_ahead: float
     _inside = False
     _is_pooled = False
 
@@ -137,6 +139,10 @@ class Session(psycopg.Connection[TupleRow]):
     def schemas(self) -> Schemas:
         """The schemas that `locate` found last."""
         return self._schemas
+
+    def clock_at(self, moment: float) -> float:
+        """Return PostgreSQL's clock at a `time.monotonic`, in seconds since 1970; never later than it will be."""
+        return self._clock_ahead + moment
 
     def begin(self, named: str | None, limits: Limits) -> None:
         """Find the schemas, of which the URL names `named`. Called once, before anything else."""
@@ -168,7 +174,8 @@ class Session(psycopg.Connection[TupleRow]):
             if outermost and not self.closed:
                 self.rollback()
         assert row is not None  # noqa: S101 - a SELECT from one row returns one row
-        path, vector, photos, faces, process = row
+        path, vector, photos, faces, process, clock = row
+        self._clock_ahead = clock - time.monotonic()
         self._is_pooled = process != self.info.backend_pid  # a pooler reports a number of its own
         first = path[0] if path else "public"
         table, status, dated = photos or (first, first, "false")

@@ -387,6 +387,7 @@ def _services(base: _Base, repository: Callable[[], Repository], heartbeat: Hear
         repository,
         fetcher,
         heartbeat.still_owned,
+        heartbeat.owned_until,
         known_databases=KnownDatabases(redis, PHOTO.queue) if in_queue else None,
         album=AlbumGate(
             repository,

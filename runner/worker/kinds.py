@@ -31,6 +31,7 @@ PAYLOAD_SECONDS = 30 * 86_400
 class Services(NamedTuple):
     """What handlers need. `owns` says whether this run still owns a lease; `repository` connects on first use.
 
+    `owned_until` says until when (`time.monotonic`) no other run can claim the job, without asking Redis.
     `known_databases` is None if the job comes from no queue. Without `album` a comparison is answered from what is
     stored, without `parking` no comparison is woken, and without `outages` no photo waits for its image server.
     """
@@ -40,6 +41,7 @@ class Services(NamedTuple):
     repository: Callable[[], Repository]
     fetcher: Fetcher
     owns: Callable[[Lease], bool]
+    owned_until: Callable[[Lease], float]
     known_databases: KnownDatabases | None = None
     album: AlbumGate | None = None
     parking: Parking | None = None
@@ -78,6 +80,7 @@ PHOTO = Kind(
         services.repository,
         services.fetcher,
         services.owns,
+        services.owned_until,
         VisibilityGuard(services.repository, services.known_databases),
         parking=services.parking,
         outages=services.outages,

@@ -30,6 +30,7 @@ class PhotoHandler:
         repository: Callable[[], Repository],
         fetcher: Fetcher,
         owns: Callable[[Lease], bool],
+        owned_until: Callable[[Lease], float],
         guard: VisibilityGuard,
         *,
         parking: Parking | None,
@@ -40,6 +41,7 @@ class PhotoHandler:
         self._repository = repository
         self._fetcher = fetcher
         self._owns = owns
+        self._owned_until = owned_until
         self._guard = guard
 
     def resume(self, task: Task[ProcessJob]) -> None:
@@ -51,7 +53,7 @@ class PhotoHandler:
         Raises `PhotosInvisibleError` if photos are missing and deletion is not the likely reason.
         """
         photo_ids = [task.job.photo_id for task in tasks if task.job]
-        existing = self._repository().begin(photo_ids)
+        existing = self._repository().begin(photo_ids, lambda: min(self._owned_until(task.lease) for task in tasks))
         self._guard.check(photo_ids, existing)
         for task in tasks:
             if task.job and task.job.photo_id not in existing:

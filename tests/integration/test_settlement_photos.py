@@ -53,7 +53,12 @@ class PhotoBench:
         self.fetcher = Fetcher.from_settings(settings)
         self.summary = Summary({PHOTO.queue: PHOTO})
         services = Services(
-            settings, ResultStore(redis), lambda: self.repository, self.fetcher, self.heartbeat.still_owned
+            settings,
+            ResultStore(redis),
+            lambda: self.repository,
+            self.fetcher,
+            self.heartbeat.still_owned,
+            self.heartbeat.owned_until,
         )
         self.settlement = Settlement(
             settings,
@@ -114,6 +119,17 @@ def test_photos_that_the_database_rejects_fail_alone_and_at_once(bench: PhotoBen
     }
     good = [photo_id for photo_id in ids if photo_id not in refused]
     assert stored_faces(bench.runner.faces) == [*((p, i) for p in good for i in range(2)), ("was ready", 0)]
+
+
+def test_a_lease_that_is_lost_after_its_check_does_not_replace_a_failure(bench: PhotoBench) -> None:
+    add_photos(bench.runner.api, ["a"], "FAILED")
+    tasks = bench.computed({"a": faces(1)})
+    bench.settlement.begin(tasks)
+    assert statuses(bench.runner.api) == {"a": "PROCESSING"}, "its job was pushed again"
+    bench.repository.store({"a": None}, lambda _: True)  # by the run that has taken the job over
+    bench.heartbeat.remove(tasks[0].lease)
+    bench.settlement._handlers[PHOTO.queue].begin(tasks)
+    assert statuses(bench.runner.api) == {"a": "FAILED"}
 
 
 def test_a_rejected_photo_whose_lease_is_lost_is_not_changed(bench: PhotoBench) -> None:

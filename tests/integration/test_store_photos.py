@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING
 
 import numpy as np
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from demo import api
 from runner.errors import PhotosInvisibleError, SettingsError, UnstorableError
 from runner.store import schema
 from runner.store.embeddings import EmbeddingStore
 from runner.store.photos import NotStored, PhotoStatus, PhotoTable
+from tests.support.proxy import Proxy, Verdict
 from tests.support.store_tools import (
     MODEL,
     UNSTORABLE_FACTORS,
@@ -117,6 +120,51 @@ def test_a_success_that_commits_while_a_failure_waits_is_kept(database_url: str,
         thread.join()
         assert updated == [set()]
         assert statuses(other) == {"a": "NO_FACES_FOUND"}
+
+
+def test_a_failure_is_kept_if_begin_arrives_after_the_lease(database_url: str, table: PhotoTable) -> None:
+    """The run is frozen, or its connection stalls, between the check of its lease and the statement."""
+    add_photos(table.connection, ["a", "b"])
+    server = conninfo_to_dict(database_url)
+    with Proxy(int(str(server["port"]))) as proxy, opened(proxy.url(database_url)) as slow:
+        held, released = threading.Event(), threading.Event()
+
+        def hold(_: int) -> Verdict:
+            held.set()
+            assert released.wait(60)
+            return Verdict.PASS
+
+        proxy.watch(hold)
+        begun: list[set[str]] = []
+        until = time.monotonic() + 0.5
+        thread = threading.Thread(target=lambda: begun.append(PhotoTable(slow).begin(["a", "b"], until=until)))
+        thread.start()
+        assert held.wait(60)
+        time.sleep(max(0.0, until - time.monotonic()) + 0.1)
+        table.finish({"a": PhotoStatus.FAILED})  # by the run that has taken the jobs over
+        released.set()
+        thread.join()
+    assert begun == [{"a", "b"}]
+    assert statuses(table.connection) == {"a": "FAILED", "b": "UPLOADED"}
+    assert table.begin(["a", "b"], until=time.monotonic() + 60) == {"a", "b"}
+    assert statuses(table.connection) == {"a": "PROCESSING", "b": "PROCESSING"}, "a job that was pushed again"
+
+
+def test_a_failure_that_commits_while_begin_waits_beyond_its_lease_is_kept(
+    database_url: str, table: PhotoTable
+) -> None:
+    add_photos(table.connection, ["a"])
+    with opened(database_url) as other:
+        other.execute("BEGIN")
+        other.execute("UPDATE \"Photo\" SET status = 'FAILED' WHERE id = 'a'")
+        until = time.monotonic() + 0.5
+        thread = threading.Thread(target=lambda: table.begin(["a"], until=until))
+        thread.start()
+        wait_for_lock(other)
+        time.sleep(max(0.0, until - time.monotonic()) + 0.1)
+        other.execute("COMMIT")
+        thread.join()
+        assert statuses(other) == {"a": "FAILED"}
 
 
 def test_a_row_that_is_deleted_while_begin_waits_does_not_exist(database_url: str, table: PhotoTable) -> None:
