@@ -28,11 +28,11 @@ HEADER = "# Rendered from helm/spottmee-worker by `make manifests`: change the c
 def plain(values: Object) -> dict[tuple[str, str], Object]:
     """Return the objects of the chart for a deployment without helm, by kind and name.
 
-    Hooks become ordinary objects, and the pod of `helm test` is omitted.
+    Hooks become ordinary objects, and the pod of `helm test` and its permissions are omitted.
     """
     found = {}
     for item in render(binaries.HELM_4, values, release=RELEASE, namespace=NAMESPACE).objects:
-        if item["metadata"].get("annotations", {}).get("helm.sh/hook") != "test":
+        if item["metadata"]["labels"].get("app.kubernetes.io/component") != "test":
             found[item["kind"], item["metadata"]["name"]] = _without_helm(item)
     return found
 

@@ -304,11 +304,17 @@ class TestJobs:
         binding = objects.find("RoleBinding", name)
         assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": "party"}]
-        for kind in ("ServiceAccount", "Role", "RoleBinding"):
-            annotations = objects.find(kind, name)["metadata"]["annotations"]
-            assert annotations["helm.sh/hook"] == "test"
-            assert int(annotations["helm.sh/hook-weight"]) < 0, "not created before the pod"
-            assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+
+    @EVERY_CASE
+    def test_of_the_test_only_the_pod_is_a_hook_so_that_uninstall_deletes_its_permissions(self, case: str) -> None:
+        own = [
+            item
+            for item in rendered(case).objects
+            if item["metadata"]["labels"].get("app.kubernetes.io/component") == "test"
+        ]
+        hooks = [item["kind"] for item in own if "helm.sh/hook" in item["metadata"].get("annotations", {})]
+        assert hooks == ["Pod"]
+        assert len(own) == (1 if case == "openshift" else 5 if rendered(case).of_kind("NetworkPolicy") else 4)
 
 
 class TestPlacement:
@@ -642,7 +648,6 @@ class TestSecurity:
         assert policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
         assert policy["spec"]["policyTypes"] == ["Egress"]
         assert [port["port"] for port in policy["spec"]["egress"][0]["ports"]] == [443, 6443]
-        assert policy["metadata"]["annotations"]["helm.sh/hook"] == "test"
 
 
 def _boundaries(network: IPv4Network | IPv6Network) -> Iterator[IPv4Address | IPv6Address]:
@@ -693,6 +698,18 @@ class TestHook:
             annotations = objects.find(kind, "faces-migrate")["metadata"]["annotations"]
             assert annotations["helm.sh/hook"] == "pre-install,pre-upgrade"
             assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+
+    @EVERY_CASE
+    def test_without_a_cluster_no_object_is_rendered_twice_and_none_for_an_uninstall(self, case: str) -> None:
+        """Argo CD creates every object that `helm template` prints; tests/e2e/test_uninstall.py renders the others."""
+        objects = rendered(case)
+        names = [(item["kind"], item["metadata"]["name"]) for item in objects.objects]
+        assert len(names) == len(set(names))
+        hooks = [item["metadata"].get("annotations", {}).get("helm.sh/hook", "") for item in objects.objects]
+        assert not [hook for hook in hooks if "delete" in hook]
+        for job in objects.of_kind("Job"):
+            is_hook = "helm.sh/hook" in job["metadata"].get("annotations", {})
+            assert job["spec"].get("ttlSecondsAfterFinished") == (3600 if is_hook else None)
 
     def test_a_failed_hook_is_reported_with_its_log(self) -> None:
         annotations = rendered().find("Job", "faces-migrate")["metadata"]["annotations"]

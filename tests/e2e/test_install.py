@@ -63,9 +63,6 @@ def test_a_release_can_be_installed_upgraded_rolled_back_and_uninstalled(
     assert "Succeeded" in tested
     if site.no_keda is None:
         assert "party-compare READY, party-process READY" in tested
-    account = site.kubectl("--namespace", namespace, "get", "roles,rolebindings,serviceaccounts", "--output", "name")
-    assert "party-test" not in account, "helm test left its permissions behind"
-    site.kubectl("--namespace", namespace, "delete", "pod", "party-test")
 
     site.helm("uninstall", "party", *where, tool=helm)
     wait(lambda: not _names(site, namespace, "party"), "all objects of the release to be deleted")
@@ -103,8 +100,6 @@ def test_every_object_passes_strict_validation_and_pod_security(
 ) -> None:
     """The server itself validates and rejects unknown fields; a pod that is not "restricted" causes a warning."""
     rendered = site.helm("template", release, str(CHART), "--namespace", namespace, values=values)
-    # A dry run creates no account for the test pod to have.
-    site.kubectl("--namespace", namespace, "create", "serviceaccount", f"{release}-test")
     for tool in (KUBECTL_OLD, KUBECTL):
         strictly = ("--dry-run=server", "--validate=strict", "--warnings-as-errors", "--namespace", namespace)
         output = site._run([str(ensure(tool)), "apply", *strictly, "-f", "-"], check=True, text=rendered)

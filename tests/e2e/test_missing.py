@@ -58,6 +58,7 @@ def test_the_check_of_the_cluster_gets_objects_by_name_and_needs_no_list_permiss
     site.kubectl("--namespace", namespace, "create", "secret", "generic", "party", "--from-literal=DATABASE_URL=x")
     rules = [
         *("--verb=get", "--resource=secrets", "--resource=configmaps", "--resource=serviceaccounts"),
+        *("--resource=roles.rbac.authorization.k8s.io", "--resource=rolebindings.rbac.authorization.k8s.io"),
         *("--resource=jobs.batch", "--resource=cronjobs.batch", "--resource=scaledjobs.keda.sh", "--resource=services"),
     ]
     records = ("--verb=list", "--resource=configmaps")

@@ -105,12 +105,6 @@ WARNING   {{ $scaled.metadata.name }} was not READY before this {{ $.Release.IsU
 {{- toYaml $names -}}
 {{- end -}}
 
-{{/* Metadata of the objects that the pod of `helm test` needs, and that exist only during the test. Takes root and component. */}}
-{{- define "spottmee-worker.testMetadata" -}}
-{{- $hook := dict "helm.sh/hook" "test" "helm.sh/hook-weight" "-10" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
-{{- include "spottmee-worker.metadata" (merge (dict "suffix" "-test" "annotations" $hook) .) -}}
-{{- end -}}
-
 {{/* The image. Takes root, and queue: the values of a queue, whose own image takes precedence. */}}
 {{- define "spottmee-worker.image" -}}
 {{- $common := .root.Values.image -}}
