@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +45,12 @@ def export(version: str, url: str, folder: Path, *, final: bool, repository: Pat
     commit, date = _git(repository, "log", "-1", "--format=%H %ct").split()
     if final and _git(repository, "status", "--porcelain"):
         raise ReleaseError("the checkout has uncommitted changes: commit or stash them first")
-    archive = subprocess.run(["git", "archive", commit], cwd=repository, capture_output=True, check=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Fixed modes, whatever the umask. tarfile's own filter for them needs Python 3.11.4, and Debian 12 has 3.11.2.
+    archive = subprocess.run(
+        ["git", "-c", "tar.umask=022", "archive", commit], cwd=repository, capture_output=True, check=True
+    ).stdout
+    subprocess.run(["tar", "--extract", "--preserve-permissions", f"--directory={folder}"], input=archive, check=True)
     module = folder / "runner" / "__init__.py"
     if final and f'__version__ = "{version}"' not in module.read_text():
         raise ReleaseError(f"runner/__init__.py has another version than {version}: change it, and commit")
