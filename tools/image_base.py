@@ -7,6 +7,7 @@ another base for the tests: the real one, if an image registry can be reached.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ IMAGE = "localhost/spottmee-worker:test"
 DATE = 315_532_800  # as in the Makefile
 BUILD_SECONDS = 1200
 EMULATED_SECONDS = 7200  # a build for another architecture
+RUNROOT_CHARACTERS = 50  # what podman before 5.1 allows
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # The relevant contents of python:3.12-slim-bookworm: minimal Debian, Python with venv, certificates; no manuals.
 SUITE = "bookworm"
@@ -90,7 +92,7 @@ class Engine:
         """Return the command line of podman or buildah with this storage."""
         place = []
         if self.storage is not None:
-            place = [f"--root={self.storage / 'root'}", f"--runroot={self.storage / 'run'}"]
+            place = [f"--root={self.storage / 'root'}", f"--runroot={_runroot(self.storage)}"]
         return [program, *place, *arguments]
 
     def podman(self, *arguments: str) -> str:
@@ -181,9 +183,18 @@ class Engine:
         if self.storage is None:
             return
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-        for place in sorted((place for place in mounts if place.startswith(f"{self.storage}/")), reverse=True):
+        ours = (f"{self.storage}/", f"{_runroot(self.storage)}/")
+        for place in sorted((place for place in mounts if place.startswith(ours)), reverse=True):
             _succeed(["umount", place])
-        shutil.rmtree(self.storage / "run", ignore_errors=True)
+        shutil.rmtree(_runroot(self.storage), ignore_errors=True)
+
+
+def _runroot(storage: Path) -> Path:
+    """Return the folder for the state of running containers: in `storage`, or in /run where that path is too long."""
+    within = storage / "run"
+    if len(str(within)) <= RUNROOT_CHARACTERS:
+        return within
+    return Path("/run", f"spottmee-worker-{hashlib.sha256(str(storage).encode()).hexdigest()[:16]}")
 
 
 def _pip_settings() -> str:
