@@ -15,13 +15,14 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from demo.servers import free_port
 from tools.binaries import HELM_4
 from tools.image_base import Engine
 from tools.release.__main__ import Release, main, variants_named
-from tools.release.images import Registry
+from tools.release.images import Registry, push_index
 from tools.release.provenance import sha256
 from tools.release.registry import local_registry
-from tools.release.source import export
+from tools.release.source import ReleaseError, Source, export
 from tools.render import helm
 
 IMAGES = os.environ.get("RELEASE_IMAGES", "")
@@ -107,6 +108,13 @@ def test_a_second_release_of_the_commit_has_the_same_digests(engine: Engine, mad
     again = _make(engine, made.registry, tmp_path / "another" / "path")
     different = {path.name for path in made.out.iterdir() if sha256(path) != sha256(again.out / path.name)}
     assert different == set()
+
+
+def test_an_index_that_the_registry_did_not_take_is_an_error(engine: Engine, tmp_path: Path) -> None:
+    source = Source(URL, VERSION, "c" * 40, 0, tmp_path, "")
+    nobody = Registry(f"127.0.0.1:{free_port()}", plain=True)
+    with pytest.raises(ReleaseError, match=r"was not pushed: check that 127\.0\.0\.1:\d+ answers, and log in"):
+        push_index(engine, nobody, source, "cpu", [engine.make_base()])
 
 
 def test_a_release_that_cannot_be_made_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def build_image(engine: Engine, source: Source, variant: Variant, *, no_cache: b
 
 
 def push_index(engine: Engine, registry: Registry, source: Source, flavour: str, names: Sequence[str]) -> str:
-    """Push one index with the images `names`, and return its digest, sha256:…"""
+    """Push one index with the images `names`, and return its digest, sha256:… Raises `ReleaseError`."""
     tag = f"{registry.repository}:{tag_of(source, flavour)}"
     with _index(engine, tag, names), tempfile.NamedTemporaryFile("r") as digest:
         listed = json.loads(engine.buildah("manifest", "inspect", tag))["manifests"]
@@ -81,7 +81,11 @@ def push_index(engine: Engine, registry: Registry, source: Source, flavour: str,
         tls = f"--tls-verify={'false' if registry.plain else 'true'}"
         push = ["--all", "--format=oci", f"--digestfile={digest.name}", tls]
         engine.buildah("manifest", "push", *push, tag, f"docker://{tag}")
-        return Path(digest.name).read_text().strip()
+        pushed = Path(digest.name).read_text().strip()
+        if not pushed:  # buildah 1.28 (Debian 12) then exits with 0, and prints no reason
+            host = registry.address.partition("/")[0]
+            raise ReleaseError(f"{tag} was not pushed: check that {host} answers, and log in: buildah login {host}")
+        return pushed
 
 
 @contextmanager
