@@ -134,14 +134,22 @@ def test_the_bill_of_materials_of_an_image_lists_debian_and_python_packages(tmp_
     (tmp_path / "etc" / "os-release").write_text('ID=debian\nVERSION_ID="12"\n')
     (tmp_path / "var" / "lib" / "dpkg").mkdir(parents=True)
     (tmp_path / "var" / "lib" / "dpkg" / "status").write_text(
-        "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.36-9\n\n"
+        "Package: libc6\nStatus: install ok installed\nSource: glibc\nArchitecture: amd64\nVersion: 2.36-9\n\n"
+        "Package: bsdutils\nStatus: install ok installed\nArchitecture: amd64\nSource: util-linux (2.38)\n"
+        "Version: 1:2.38\n\n"
+        "Package: dash\nStatus: install ok installed\nArchitecture: amd64\nVersion: 0.5\n\n"
         "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n"
     )
     package = tmp_path / "opt/spottmee-worker/lib/python3.11/site-packages/Thing-1.2.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: Thing\nVersion: 1.2\n")
     urls = [component.purl.to_string() for component in sbom.installed(tmp_path) if component.purl]
-    assert urls == ["pkg:deb/debian/libc6@2.36-9?arch=amd64&distro=debian-12", "pkg:pypi/thing@1.2"]
+    assert urls == [
+        "pkg:deb/debian/libc6@2.36-9?arch=amd64&distro=debian-12&upstream=glibc",
+        "pkg:deb/debian/bsdutils@1:2.38?arch=amd64&distro=debian-12&upstream=util-linux%402.38",
+        "pkg:deb/debian/dash@0.5?arch=amd64&distro=debian-12",
+        "pkg:pypi/thing@1.2",
+    ]
 
 
 def test_the_provenance_names_commit_materials_and_every_artefact(tmp_path: Path) -> None:

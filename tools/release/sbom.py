@@ -32,7 +32,11 @@ def installed(root: Path) -> Iterator[Component]:
     for block in status.read_text().split("\n\n") if status.exists() else ():
         fields = dict(line.split(": ", 1) for line in block.splitlines() if re.match(r"[A-Z][\w-]*: ", line))
         if fields.get("Status") == "install ok installed":
-            qualifiers = {"arch": fields["Architecture"], "distro": f"{release['ID']}-{release.get('VERSION_ID', '')}"}
+            qualifiers = {
+                "arch": fields["Architecture"],
+                "distro": f"{release['ID']}-{release.get('VERSION_ID', '')}",
+                **_upstream(fields.get("Source", "")),
+            }
             yield _component(
                 PackageURL("deb", release["ID"], fields["Package"], fields["Version"], qualifiers=qualifiers)
             )
@@ -56,6 +60,11 @@ def write(path: Path, *, subject: str, version: str, sha256: str, components: It
     document = json.loads(JsonV1Dot6(bom).output_as_string())
     del document["metadata"]["timestamp"]
     path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _upstream(source: str) -> dict[str, str]:
+    """Return the qualifier for dpkg's field Source, `NAME` or `NAME (VERSION)`: Debian's advisories name sources."""
+    return {"upstream": "@".join(re.findall(r"[^\s()]+", source))} if source else {}
 
 
 def _component(url: PackageURL) -> Component:
