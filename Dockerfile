@@ -88,11 +88,15 @@ RUN /opt/build/bin/pip --python /opt/spottmee-worker/bin/python install --quiet 
 # One layer per rate of change, the slowest first: usually only the last one differs between releases.
 FROM base AS run
 # The standard library is compiled too: slim images have no bytecode, and a read-only file system cannot cache it.
-# No program needs set-user-ID or set-group-ID, so the bits are removed.
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash \
-        -x '/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|.*-packages)/' \
-        "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
-    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+# No program needs set-user-ID or set-group-ID, so the bits are removed. All that is new gets a fixed date, and so do the
+# folders that COPY would create with today's: a build without a cache gives the same layers, whichever program builds.
+ARG SOURCE_DATE_EPOCH=315532800
+RUN start="$(($(date +%s) - 1))" && library="$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash \
+        -x '/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|.*-packages)/' "${library}" \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
+    && mkdir -p /opt/spottmee-worker/share/spottmee-worker/model \
+    && find "${library}" /opt -newermt "@${start}" -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 # With CUDA's libraries: the loader finds them through its cache, because onnxruntime does not look for them.
 COPY --from=packages /cuda/ /
 RUN set -- /opt/spottmee-worker/lib/python3*/site-packages/nvidia/*/lib; if [ -d "$1" ]; then \
