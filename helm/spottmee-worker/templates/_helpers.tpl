@@ -1,10 +1,11 @@
 {{/*
-The name of every object: that of the release. At most 46 characters, so that every suffix fits: a CronJob's name may
+The name of every object: that of the release, and for an alias in a parent chart RELEASE-ALIAS. At most 46 characters, so that every suffix fits: a CronJob's name may
 have 52 (-debug), and a ScaledJob's, with KEDA's suffix -xxxxx, 63 (-process). A longer name is truncated and ends in a
 hash of the full name, so that two long names never collide.
 */}}
 {{- define "spottmee-worker.fullname" -}}
-{{- $name := .Values.fullnameOverride | default .Release.Name -}}
+{{- $alias := eq .Chart.Name "spottmee-worker" | ternary "" (printf "-%s" .Chart.Name) -}}
+{{- $name := .Values.fullnameOverride | default (printf "%s%s" .Release.Name $alias) -}}
 {{- if gt (len $name) 46 -}}
 {{- printf "%s-%s" (trunc 37 $name | trimSuffix "-" | trimSuffix ".") (sha256sum $name | trunc 8) -}}
 {{- else -}}
@@ -12,10 +13,18 @@ hash of the full name, so that two long names never collide.
 {{- end -}}
 {{- end -}}
 
+{{/*
+What `status`, `doctor` and selectors call the release. A parent chart can have this chart several times in one release,
+so there it is the name of the objects, which differs between them.
+*/}}
+{{- define "spottmee-worker.instance" -}}
+{{- .Chart.IsRoot | ternary .Release.Name (include "spottmee-worker.fullname" .) -}}
+{{- end -}}
+
 {{/* Labels that select a component of this release. Takes root and component. */}}
 {{- define "spottmee-worker.selectorLabels" -}}
 app.kubernetes.io/name: spottmee-worker
-app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
+app.kubernetes.io/instance: {{ include "spottmee-worker.instance" .root | quote }}
 {{- with .component }}
 app.kubernetes.io/component: {{ . }}
 {{- end }}

@@ -21,6 +21,8 @@ secret.
 {{- $name := .Values.fullnameOverride -}}
 {{- if and $name (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $name)) }}
 fullnameOverride is {{ $name | quote }}: a name has lower-case letters, digits and -, and begins and ends with a letter or digit
+{{- else if and (not $name) (ne .Chart.Name "spottmee-worker") (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" .Chart.Name)) }}
+the alias {{ .Chart.Name | quote }} is part of every name, which has lower-case letters, digits and -: choose another alias, or set fullnameOverride
 {{- else if and .Values.metrics.enabled (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "spottmee-worker.fullname" .))) }}
 metrics.enabled creates a Service, whose name cannot begin with {{ include "spottmee-worker.fullname" . | quote }}: set fullnameOverride to a name of lower-case letters, digits and - that begins with a letter
 {{- end }}
