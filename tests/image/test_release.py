@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from demo.servers import free_port
 from tools.binaries import HELM_4
-from tools.image_base import Engine
+from tools.image_base import ROOT, Engine
 from tools.release.__main__ import Release, main, variants_named
 from tools.release.images import Registry, push_index
 from tools.release.provenance import sha256
@@ -34,6 +38,8 @@ pytestmark = [
 ]
 
 VERSION = "9.8.7-rc.1"
+COSIGN = "github.com/sigstore/cosign/v2/cmd/cosign@v2.6.1"
+TRUSTED_ROOT = "application/vnd.dev.sigstore.trustedroot+json;version=0.1"
 URL = "https://example.invalid/spottmee-worker"
 
 
@@ -48,6 +54,25 @@ class Made:
         """Return the digest of each index by tag."""
         names = (line.rsplit("/", 1)[1].partition("@") for line in (self.out / "IMAGES").read_text().splitlines())
         return {tag: digest for tag, _, digest in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """The program cosign, and the folder with the throw-away key and a wrapper that signs with it."""
+
+    program: str
+    folder: Path
+
+    def verify(self, *arguments: str) -> None:
+        """Run one of cosign's verifications, and fail with what it said."""
+        verb, *rest = arguments
+        _output([self.program, verb, f"--key={self.folder / 'cosign.pub'}", "--insecure-ignore-tlog", *rest])
+
+
+def _output(command: Sequence[str], cwd: Path | None = None, **environment: str) -> str:
+    done = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _make(engine: Engine, registry: Registry, folder: Path) -> Made:
@@ -65,8 +90,8 @@ def made(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
 
 
 def test_the_images_come_from_the_registry_by_the_digest_that_the_chart_names(engine: Engine, made: Made) -> None:
-    chart = f"oci://{made.registry.address}/charts/spottmee-worker"
-    rendered = helm(HELM_4, "template", "faces", chart, "--version", VERSION, "--plain-http")
+    chart = (made.out / "CHART").read_text().strip()
+    rendered = helm(HELM_4, "template", "faces", f"oci://{chart}", "--plain-http")
     name = f"{made.registry.repository}:{VERSION}@{made.images()[f'spottmee-worker:{VERSION}']}"
     assert f'image: "{name}"' in rendered
     pinned = name.replace(f":{VERSION}@", "@")
@@ -84,10 +109,11 @@ def test_checksums_provenance_and_valid_bills_of_materials_cover_every_artefact(
     files = {path.name: sha256(path) for path in made.out.iterdir() if path.name != "SHA256SUMS"}
     assert listed == files
     subjects = json.loads((made.out / "provenance.json").read_text())["subject"]
-    digests = {subject["name"].rsplit("/", 1)[-1]: subject["digest"]["sha256"] for subject in subjects}
-    assert digests == {name: files[name] for name in files if name.endswith((".whl", ".tgz", ".tar.gz"))} | {
-        name: digest.removeprefix("sha256:") for name, digest in made.images().items()
-    }
+    digests = {subject["name"]: subject["digest"]["sha256"] for subject in subjects}
+    pushed = [line for name in ("IMAGES", "CHART") for line in (made.out / name).read_text().splitlines()]
+    assert digests == {name: files[name] for name in files if name.endswith((".whl", ".tgz", ".tar.gz"))} | dict(
+        line.split("@sha256:") for line in pushed
+    )
     boms = [path for path in made.out.iterdir() if path.name.endswith(".cdx.json")]
     assert len(boms) == 1 + len(IMAGES.split())
     for path in boms:
@@ -102,6 +128,44 @@ def test_the_chart_names_its_images_and_its_home(made: Made) -> None:
     assert {f"version: {VERSION}", f"appVersion: {VERSION}", f"home: {URL}"} <= set(shown.splitlines())
     for tag, digest in made.images().items():
         assert f"{tag}@{digest}" in shown
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> Signer:
+    """cosign with a throw-away key in place of the workflow's identity, and without the public transparency log."""
+    program = shutil.which("cosign")
+    if program is None or not re.search(r"GitVersion:\s+v2\.6\.", _output([program, "version"])):
+        pytest.skip(f"cosign 2.6 is not in PATH: GOBIN=/usr/local/bin go install {COSIGN}")
+    _output([program, "generate-key-pair"], cwd=tmp_path, COSIGN_PASSWORD="")
+    (tmp_path / "root.json").write_text(json.dumps({"mediaType": TRUSTED_ROOT}))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    wrapper = folder / "cosign"
+    wrapper.write_text(
+        f'#!/bin/sh\nverb=$1\nshift\nexec {program} "$verb" --key {tmp_path}/cosign.key --tlog-upload=false "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    return Signer(program, tmp_path)
+
+
+def test_what_the_workflow_signs_can_be_verified(made: Made, signer: Signer) -> None:
+    folder = signer.folder / "dist" / VERSION
+    shutil.copytree(made.out, folder)
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yaml").read_text())
+    (step,) = (step for step in workflow["jobs"]["publish"]["steps"] if step.get("name") == "Sign")
+    path = f"{signer.folder / 'bin'}:{os.environ['PATH']}"
+    _output(["bash", "-e", "-c", step["run"]], cwd=signer.folder, PATH=path, VERSION=VERSION, COSIGN_PASSWORD="")
+    for name in (folder / "IMAGES").read_text().split() + (folder / "CHART").read_text().split():
+        signer.verify("verify", name)
+    sums = folder / "SHA256SUMS"
+    bundle = ("--new-bundle-format", f"--trusted-root={signer.folder / 'root.json'}")
+    signer.verify("verify-blob", *bundle, f"--bundle={sums}.sigstore.json", str(sums))
+    proven = [*bundle, f"--bundle={folder / 'provenance.sigstore.json'}", "--type=slsaprovenance1"]
+    for archive in (*folder.glob("*.whl"), *folder.glob("*.tar.gz"), *folder.glob("*.tgz")):
+        signer.verify("verify-blob-attestation", *proven, str(archive))
+    sums.write_text(f"{sums.read_text()}\n")
+    with pytest.raises(AssertionError, match="invalid signature"):
+        signer.verify("verify-blob", *bundle, f"--bundle={sums}.sigstore.json", str(sums))
 
 
 def test_a_second_release_of_the_commit_has_the_same_digests(engine: Engine, made: Made, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_a_normalised_archive_names_no_user_and_has_one_date(tmp_path: Path) -> 
     with tarfile.open(archive, "w:gz") as files:
         files.add(tmp_path / "folder", "folder")
     normalise(archive, 1_000_000)
+    assert archive.stat().st_mtime == 1_000_000
     with tarfile.open(archive) as files:
         entries = files.getmembers()
         assert [(entry.name, entry.mode, entry.mtime, entry.uname) for entry in entries] == [

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +50,10 @@ class Release:
         digests = {name: self._push(name, of_it) for name, of_it in by_flavour.items()}
         architectures = {name: [variant.architecture for variant in of_it] for name, of_it in by_flavour.items()}
         chart = package_chart(self.source, self.registry, digests, architectures, self.out)
-        push_chart(self.registry, chart)
-        _say(f"chart: oci://{self.registry.address}/charts/{NAME} {self.source.version}")
-        self._describe([*packages, chart], digests)
+        pushed = f"{self.registry.address}/charts/{NAME}:{self.source.version}@{push_chart(self.registry, chart)}"
+        _say(f"chart: oci://{pushed}")
+        images = [f"{self.registry.repository}:{tag_of(self.source, name)}@{digests[name]}" for name in flavours]
+        self._describe([*packages, chart], images, pushed)
 
     def _push(self, flavour: str, variants: Sequence[Variant]) -> str:
         """Build and push the images of one flavour with their SBOMs; return the digest of their index."""
@@ -71,15 +72,16 @@ class Release:
         path = self.out / f"{file}.cdx.json"
         sbom.write(path, subject=subject, version=self.source.version, sha256=sha256, components=components)
 
-    def _describe(self, files: Sequence[Path], digests: Mapping[str, str]) -> None:
-        """Write the provenance and the checksums of everything."""
-        images = {f"{self.registry.repository}:{tag_of(self.source, name)}": digests[name] for name in sorted(digests)}
-        subjects = {path.name: provenance.sha256(path) for path in files} | images
+    def _describe(self, files: Sequence[Path], images: Sequence[str], chart: str) -> None:
+        """Write the provenance and the checksums of everything; `images` and `chart` are NAME:TAG@DIGEST."""
+        pushed = dict(name.split("@") for name in (*images, chart))
+        subjects = {path.name: provenance.sha256(path) for path in files} | pushed
         builder = os.environ.get("RELEASE_BUILDER", f"{self.source.url}/Makefile")
         document = provenance.statement(self.source, subjects, builder=builder, base=BASE)
         provenance.write(self.out / "provenance.json", document)
         (self.out / "NOTES.md").write_text(self.source.notes)
-        (self.out / "IMAGES").write_text("".join(f"{name}@{digest}\n" for name, digest in images.items()))
+        (self.out / "IMAGES").write_text("".join(f"{name}\n" for name in images))
+        (self.out / "CHART").write_text(f"{chart}\n")
         written = sorted(self.out.iterdir())
         sums = "".join(f"{provenance.sha256(path)}  {path.name}\n" for path in written)
         (self.out / "SHA256SUMS").write_text(sums)

@@ -35,11 +35,11 @@ def package_chart(
     return archive
 
 
-def push_chart(registry: Registry, archive: Path) -> None:
-    """Push the packaged chart to REGISTRY/charts."""
-    helm(
-        HELM_4, "push", str(archive), f"oci://{registry.address}/charts", *(["--plain-http"] if registry.plain else [])
-    )
+def push_chart(registry: Registry, archive: Path) -> str:
+    """Push the packaged chart to REGISTRY/charts, and return its digest there, sha256:… Raises `HelmError`."""
+    plain = ["--plain-http"] if registry.plain else []
+    shown = helm(HELM_4, "push", str(archive), f"oci://{registry.address}/charts", *plain)
+    return shown.partition("Digest: ")[2].strip()
 
 
 def _write_images(

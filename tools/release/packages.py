@@ -42,7 +42,8 @@ def build_packages(source: Source, out: Path) -> list[Path]:
 def normalise(archive: Path, date: int) -> None:
     """Rewrite a .tar.gz with sorted entries, one date, no owner names, and modes independent of the umask.
 
-    setuptools and helm write the time and the user of the build into their archives.
+    setuptools and helm write the time and the user of the build into their archives. The file gets the date as well,
+    because `helm push` writes it into the chart's manifest.
     """
     buffer = io.BytesIO()
     with tarfile.open(archive) as old, tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as new:
@@ -52,3 +53,4 @@ def normalise(archive: Path, date: int) -> None:
             plain.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
             new.addfile(plain, old.extractfile(entry) if entry.isfile() else None)
     archive.write_bytes(gzip.compress(buffer.getvalue(), mtime=date))
+    os.utime(archive, (date, date))
