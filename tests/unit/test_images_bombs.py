@@ -16,7 +16,8 @@ from PIL import Image
 from tests.support import samples
 from tests.support.samples import chunk, jpeg, png, riff
 
-SECONDS = 0.1  # of CPU time: how long it takes on a machine that is busy with other tests says nothing
+# Of CPU time: how long it takes on a machine that is busy with other tests says nothing. Coverage slows loops down.
+SECONDS = 0.1 if sys.gettrace() is None else 0.5
 MIB = 50.0
 # CPU time varies too, with what the processor's other threads do: the best of a few measurements counts.
 TRIES = 3
