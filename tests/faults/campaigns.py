@@ -262,7 +262,7 @@ def campaigns() -> list[Campaign]:
             happened=("kill -9",),
         ),
         _killed_at("after_claim"),
-        _killed_at("after_begin"),
+        _killed_at("after_begin", short=30),
         _killed_at("after_fetch"),
         _killed_at("in_decode"),
         _killed_at("before_store"),

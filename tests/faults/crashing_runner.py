@@ -171,7 +171,7 @@ def _points() -> dict[str, Callable[[], None]]:
 
     return {
         "after_claim": lambda: _wrap(LeaseQueue, "claim", None, lambda leases, *_, **__: inject(_subjects(leases))),
-        "after_begin": lambda: _wrap(Repository, "begin", None, lambda _, __, ids: inject(ids)),
+        "after_begin": lambda: _wrap(Repository, "begin", None, lambda _, __, ids, *___: inject(ids)),
         "after_fetch": lambda: _wrap(Fetcher, "fetch", None, lambda _, __, url: inject([_BY_URL[url]])),
         "in_decode": in_decode,
         "before_store": lambda: _wrap(Repository, "store", lambda _, outcomes, __: inject(outcomes), None),
