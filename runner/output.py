@@ -67,7 +67,7 @@ def _may_be_secret(text: str) -> bool:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether an argument or a variable was valid UTF-8: Python turns other bytes into lone surrogates."""
+    """Return whether UTF-8 can encode `text`: not lone surrogates, as which Python reads invalid bytes of arguments."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -13,6 +13,7 @@ import re
 from typing import Any, NamedTuple, NoReturn
 
 from runner.errors import InvalidJobError
+from runner.output import is_utf8
 
 DEFAULT_THRESHOLD = 0.5
 MAX_ID_LENGTH = 256
@@ -148,16 +149,8 @@ def _check_identifier(value: str, name: str, *, subject: str | None) -> None:
     if len(value) > MAX_ID_LENGTH:
         _reject(f"{name} is longer than {MAX_ID_LENGTH} characters", subject=subject)
     # PostgreSQL cannot store NUL, and UTF-8 cannot encode lone surrogates.
-    if "\0" in value or not _is_encodable(value):
+    if "\0" in value or not is_utf8(value):
         _reject(f"{name} contains a character that is not valid in an id", subject=subject)
-
-
-def _is_encodable(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _stored_ids(value: object, job_id: str) -> tuple[str, ...]:

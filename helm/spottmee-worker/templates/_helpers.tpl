@@ -1,7 +1,7 @@
 {{/*
-The name of every object: that of the release, and for an alias in a parent chart RELEASE-ALIAS. At most 46 characters, so that every suffix fits: a CronJob's name may
-have 52 (-debug), and a ScaledJob's, with KEDA's suffix -xxxxx, 63 (-process). A longer name is truncated and ends in a
-hash of the full name, so that two long names never collide.
+The name of every object: that of the release, and for an alias in a parent chart RELEASE-ALIAS. At most 46 characters,
+so that every suffix fits: a CronJob's name may have 52 (-debug), and a ScaledJob's, with KEDA's suffix -xxxxx, 63
+(-process). A longer name is truncated and ends in a hash of the full name, so that two long names never collide.
 */}}
 {{- define "spottmee-worker.fullname" -}}
 {{- $alias := eq .Chart.Name "spottmee-worker" | ternary "" (printf "-%s" .Chart.Name) -}}
